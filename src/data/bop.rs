@@ -1,0 +1,57 @@
+//! The JSON files of a BOP scene folder, read and written.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// `scene_camera.json`: image number (plain or zero padded) to camera.
+pub type SceneCamera = BTreeMap<String, FrameCamera>;
+/// `scene_gt.json`: image number to the objects in it.
+pub type SceneGt = BTreeMap<String, Vec<FrameObject>>;
+/// `scene_gt_info.json`: image number to visibility, in the order of `scene_gt.json`.
+pub type SceneGtInfo = BTreeMap<String, Vec<FrameObjectInfo>>;
+
+/// A camera of `scene_camera.json`. Other keys of the BOP format are ignored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FrameCamera {
+    /// K, row-major, px.
+    #[serde(rename = "cam_K")]
+    pub cam_k: Vec<f64>,
+    /// What one unit of a depth image is, mm.
+    #[serde(default = "one")]
+    pub depth_scale: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// An object of `scene_gt.json`: `x_cam = R x_model + t`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FrameObject {
+    /// R, row-major.
+    #[serde(rename = "cam_R_m2c")]
+    pub r: Vec<f64>,
+    /// t, mm.
+    #[serde(rename = "cam_t_m2c")]
+    pub t_mm: Vec<f64>,
+    /// Number in the mesh's file name (`obj_000001.ply` is 1).
+    pub obj_id: u32,
+}
+
+/// Visibility of an object, `scene_gt_info.json`. Boxes are x, y, width, height, px; -1 when nothing is visible.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FrameObjectInfo {
+    /// Box of the whole silhouette, also outside the image.
+    pub bbox_obj: [i64; 4],
+    /// Box of the visible part.
+    pub bbox_visib: [i64; 4],
+    /// Pixels of the whole silhouette, also outside the image.
+    pub px_count_all: u64,
+    /// Pixels of the silhouette with a valid depth.
+    pub px_count_valid: u64,
+    /// Visible pixels.
+    pub px_count_visib: u64,
+    /// Visible share of the silhouette, 0 to 1.
+    pub visib_fract: f64,
+}

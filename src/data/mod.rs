@@ -1,0 +1,3 @@
+//! The data path: BOP folders, samples, augmentation, batches.
+
+pub mod bop;

@@ -1,0 +1,33 @@
+//! `mqat`: Modular Quantization-Aware Training of 6D-pose networks.
+//!
+//! Data flows one way; an arrow never points up or sideways (`tests/layering.rs` checks it):
+//!
+//! ```text
+//! cli         commands, log set-up, progress bars              uses experiment
+//! experiment  the whole config, the run folder, the wiring     uses every room below
+//! train       trainer, epoch, step, optimizer, checkpoints     uses model quant data io nn
+//! eval        inference over a split, poses, scores, report    uses model data pose io
+//! synth       renders meshes into a BOP dataset                uses data io geom
+//! model       darknet53, fpn, head, anchors, targets, losses   uses nn geom
+//! quant       quantizers behind the slots of nn, schedules     uses nn
+//! data        BOP reader, samples, augmentation, batches       uses geom io
+//! pose        PnP, RANSAC, pose errors, recalls                uses geom
+//! nn          layers, their keys and quantizer slots           uses tch
+//! geom        cameras, rigid poses, affine maps; f64           uses nalgebra
+//! io          JSON, images, meshes, tensors, atomic writes     uses tch, std
+//! seed        random streams as a function of their place
+//! ```
+
+pub mod cli;
+pub mod data;
+pub mod eval;
+pub mod experiment;
+pub mod geom;
+pub mod io;
+pub mod model;
+pub mod nn;
+pub mod pose;
+pub mod quant;
+pub mod seed;
+pub mod synth;
+pub mod train;

@@ -1,0 +1,11 @@
+//! The parts networks are made of: a store of named tensors, layers, and the slots quantizers plug into.
+//!
+//! Start at [`Store`]: it owns every parameter and buffer under its PyTorch state-dict key, in the order
+//! of construction, and every quantizable layer as a [`Site`]. Layers are built from a [`Path`]
+//! (`root / "fpn" / "inner_convs"`); a name given twice is a bug and panics.
+
+mod slot;
+mod store;
+
+pub use slot::{ActivationSlot, Site, WeightSlot};
+pub use store::{Path, Role, Store, Var};

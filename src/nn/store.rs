@@ -1,0 +1,187 @@
+//! The store of named tensors.
+
+use std::cell::{Ref, RefCell};
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::ops::Div;
+use std::rc::Rc;
+
+use tch::{Device, Tensor};
+
+use super::Site;
+
+/// What a stored tensor is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Learnt by the optimizer.
+    Parameter,
+    /// Part of the state, not learnt (running statistics, counters, anchors).
+    Buffer,
+}
+
+/// A named tensor of the store. Cloning shares the storage.
+#[derive(Debug)]
+pub struct Var {
+    /// The PyTorch state-dict key, for example `fpn.inner_convs.2.weight`.
+    pub name: String,
+    /// The tensor itself: changing it in place changes the network.
+    pub tensor: Tensor,
+    /// Parameter or buffer.
+    pub role: Role,
+}
+
+impl Clone for Var {
+    fn clone(&self) -> Self {
+        Self { name: self.name.clone(), tensor: self.tensor.shallow_clone(), role: self.role }
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    vars: Vec<Var>,
+    by_name: HashMap<String, usize>,
+    sites: Vec<Rc<Site>>,
+}
+
+/// All tensors of a network, in the order of construction.
+#[derive(Clone)]
+pub struct Store {
+    inner: Rc<RefCell<Inner>>,
+    device: Device,
+}
+
+impl Store {
+    /// An empty store whose tensors live on `device`.
+    pub fn new(device: Device) -> Self {
+        Self { inner: Rc::default(), device }
+    }
+
+    /// Where the tensors live.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The root path, from which layers are built.
+    pub fn root(&self) -> Path {
+        Path { store: self.clone(), prefix: String::new() }
+    }
+
+    /// Every tensor, in the order of construction.
+    pub fn vars(&self) -> Vec<Var> {
+        self.inner.borrow().vars.clone()
+    }
+
+    /// The parameters, in the order of construction.
+    pub fn parameters(&self) -> Vec<Var> {
+        self.vars().into_iter().filter(|v| v.role == Role::Parameter).collect()
+    }
+
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Option<Tensor> {
+        let inner = self.inner.borrow();
+        inner.by_name.get(name).map(|&i| inner.vars[i].tensor.shallow_clone())
+    }
+
+    /// The quantizable layers, in the order of construction.
+    pub fn sites(&self) -> Ref<'_, [Rc<Site>]> {
+        Ref::map(self.inner.borrow(), |inner| inner.sites.as_slice())
+    }
+
+    fn insert(&self, var: Var) {
+        let mut inner = self.inner.borrow_mut();
+        let index = inner.vars.len();
+        assert!(
+            inner.by_name.insert(var.name.clone(), index).is_none(),
+            "two tensors are named {}",
+            var.name
+        );
+        inner.vars.push(var);
+    }
+}
+
+/// A place in the store's tree of names.
+#[derive(Clone)]
+pub struct Path {
+    store: Store,
+    prefix: String,
+}
+
+impl Path {
+    /// The full name of `leaf` below this path.
+    pub fn name(&self, leaf: &str) -> String {
+        if self.prefix.is_empty() { leaf.to_owned() } else { format!("{}.{leaf}", self.prefix) }
+    }
+
+    /// This path's own name (`fpn.inner_convs.2`).
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Registers a learnt tensor; `value` is copied to the store's device as a leaf that requires a gradient.
+    pub fn parameter(&self, leaf: &str, value: Tensor) -> Tensor {
+        let tensor = tch::no_grad(|| value.to_device(self.store.device).detach().copy());
+        let tensor = tensor.set_requires_grad(true);
+        self.register(leaf, tensor, Role::Parameter)
+    }
+
+    /// Registers a tensor that is not learnt.
+    pub fn buffer(&self, leaf: &str, value: Tensor) -> Tensor {
+        let tensor = tch::no_grad(|| value.to_device(self.store.device).detach().copy());
+        self.register(leaf, tensor, Role::Buffer)
+    }
+
+    /// Registers a quantizable layer.
+    pub fn site(&self, site: Site) -> Rc<Site> {
+        let site = Rc::new(site);
+        self.store.inner.borrow_mut().sites.push(site.clone());
+        site
+    }
+
+    fn register(&self, leaf: &str, tensor: Tensor, role: Role) -> Tensor {
+        self.store.insert(Var { name: self.name(leaf), tensor: tensor.shallow_clone(), role });
+        tensor
+    }
+}
+
+impl<T: Display> Div<T> for &Path {
+    type Output = Path;
+
+    fn div(self, leaf: T) -> Path {
+        Path { store: self.store.clone(), prefix: self.name(&leaf.to_string()) }
+    }
+}
+
+impl<T: Display> Div<T> for Path {
+    type Output = Path;
+
+    fn div(self, leaf: T) -> Path {
+        &self / leaf
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn names_join_and_keep_their_order() {
+        let store = Store::new(Device::Cpu);
+        let p = store.root() / "fpn" / "inner_convs" / 2;
+        p.parameter("weight", Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)));
+        p.buffer("count", Tensor::from(0i64));
+        let names: Vec<_> = store.vars().into_iter().map(|v| v.name).collect();
+        assert_eq!(names, ["fpn.inner_convs.2.weight", "fpn.inner_convs.2.count"]);
+        assert_eq!(store.parameters().len(), 1);
+        assert!(store.get("fpn.inner_convs.2.weight").unwrap().requires_grad());
+        assert!(store.get("nothing").is_none());
+    }
+
+    #[test]
+    #[should_panic(expected = "two tensors are named a")]
+    fn a_name_given_twice_panics() {
+        let store = Store::new(Device::Cpu);
+        store.root().buffer("a", Tensor::from(0i64));
+        store.root().buffer("a", Tensor::from(0i64));
+    }
+}
