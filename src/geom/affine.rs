@@ -81,8 +81,8 @@ mod tests {
 
     #[test]
     fn the_inverse_undoes_the_map() {
-        let m = Affine2::rotate_scale(&Vec2::new(3.0, 4.0), 0.4, 1.1)
-            .after(&Affine2::shift(5.0, -7.0));
+        let m =
+            Affine2::rotate_scale(&Vec2::new(3.0, 4.0), 0.4, 1.1).after(&Affine2::shift(5.0, -7.0));
         let p = Vec2::new(12.0, 34.0);
         assert!((m.inverse().unwrap().apply(&m.apply(&p)) - p).norm() < 1e-12);
         assert!(Affine2 { m: [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]] }.inverse().is_none());

@@ -111,8 +111,6 @@ mod tests {
         assert!(Camera::from_row_major(&[1.0; 8]).is_err());
         assert!(Camera::new(0.0, 1.0, 0.0, 0.0).is_err());
         assert!(Camera::new(f64::NAN, 1.0, 0.0, 0.0).is_err());
-        assert!(
-            Camera::from_row_major(&[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 2.0]).is_err()
-        );
+        assert!(Camera::from_row_major(&[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 2.0]).is_err());
     }
 }

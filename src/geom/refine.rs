@@ -59,7 +59,8 @@ pub fn refine_pose(
             match squared_cost(camera, points_obj, pixels, &next) {
                 Some(next_cost) if next_cost <= cost && predicted >= 0.0 => {
                     let gain = if predicted > 0.0 { (cost - next_cost) / predicted } else { 1.0 };
-                    damping = (damping * (1.0 - (2.0 * gain - 1.0).powi(3)).max(1.0 / 3.0)).max(1e-15);
+                    damping =
+                        (damping * (1.0 - (2.0 * gain - 1.0).powi(3)).max(1.0 / 3.0)).max(1e-15);
                     grow = 2.0;
                     let small = cost - next_cost <= 1e-12 * cost;
                     pose = next;
@@ -82,11 +83,7 @@ pub fn refine_pose(
         .zip(pixels)
         .map(|(x, p)| (camera.project(&pose.apply(x)) - p).norm())
         .sum();
-    Some(Refined {
-        pose,
-        mean_residual_px: total / points_obj.len() as f64,
-        sum_squared_px2: cost,
-    })
+    Some(Refined { pose, mean_residual_px: total / points_obj.len() as f64, sum_squared_px2: cost })
 }
 
 fn squared_cost(camera: &Camera, points: &[Vec3], pixels: &[Vec2], pose: &Pose) -> Option<f64> {

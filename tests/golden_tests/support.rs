@@ -103,10 +103,16 @@ pub fn arrays(relative: &str) -> BTreeMap<String, Array> {
         .map(|(name, view)| {
             let data = match view.dtype() {
                 safetensors::Dtype::F32 => Data::F32(
-                    view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+                    view.data()
+                        .chunks_exact(4)
+                        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                        .collect(),
                 ),
                 safetensors::Dtype::I64 => Data::I64(
-                    view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect(),
+                    view.data()
+                        .chunks_exact(8)
+                        .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
+                        .collect(),
                 ),
                 other => panic!("{name} has type {other:?}, expected F32 or I64"),
             };
