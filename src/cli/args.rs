@@ -1,0 +1,375 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::experiment::DeviceChoice;
+
+/// Modular Quantization-Aware Training of 6D-pose networks.
+///
+/// Trains a WDR pose network, quantizes it one module at a time along the flow of a config (a 2-bit FPN first), and
+/// evaluates its 6D poses on SwissCube. Each problem has a config: problems/PROBLEM/TOPOLOGY/config.json.
+#[derive(Debug, Parser)]
+#[command(name = "mqat", version, max_term_width = 100, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Say more (-v: every step, -vv: everything). MQAT_LOG takes a tracing filter instead.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Say warnings and errors only.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  mqat synth --out data/SwissCube --train 2000 --val 200 --test 400
+  mqat train --problem SwissCube --topology Widedepth
+  mqat train --topology WidedepthTiny --resume
+  mqat test --topology WidedepthTiny --all-stages
+  mqat inspect --topology Widedepth
+
+Exit codes: 0 done, 1 failed (stderr says why), 2 wrong usage, 130 stopped by a signal (resume with --resume).";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a network: the full-precision stage, then one stage for each module of the quantization flow.
+    Train(TrainArgs),
+    /// Evaluate checkpoints on a split: poses, the accuracy table, plots and overlays.
+    Test(TestArgs),
+    /// Render a synthetic SwissCube dataset.
+    Synth(SynthArgs),
+    /// Show a network (layers, parameters, quantization plan) or a checkpoint's tensors.
+    Inspect(InspectArgs),
+    /// Print a resolved config, or the JSON schema of configs.
+    Config(ConfigArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell to print for.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which config, and what is changed in it.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigSelect {
+    /// The problem: a folder of problems/ [default: SwissCube].
+    #[arg(long, value_name = "NAME")]
+    pub problem: Option<String>,
+
+    /// The topology: a folder of problems/PROBLEM/ [default: Widedepth].
+    #[arg(long, value_name = "NAME")]
+    pub topology: Option<String>,
+
+    /// A config file, instead of problems/PROBLEM/TOPOLOGY/config.json.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Change a config value, by dotted key; repeatable (--set data.bs_train=4 --set quantize.flow.0.epochs=10).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+
+    /// Seed of everything random [default: the config's experiment.seed].
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+/// Where things lie and where to compute.
+#[derive(Debug, Clone, Args)]
+pub struct Places {
+    /// The dataset, or the folder that holds it as DATA/PROBLEM [default: cfg/hard_storage.json].
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+
+    /// Where experiments are written: LOGS/PROBLEM/TOPOLOGY/expNNN [default: cfg/hard_storage.json].
+    #[arg(long, value_name = "DIR")]
+    pub logs: Option<PathBuf>,
+
+    /// Where to compute: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
+    /// Count unreadable images and go on without them, instead of stopping.
+    #[arg(long)]
+    pub skip_bad: bool,
+}
+
+/// Arguments of `mqat train`.
+#[derive(Debug, Clone, Args)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub select: ConfigSelect,
+
+    #[command(flatten)]
+    pub places: Places,
+
+    /// Number of the experiment folder [default: one above the highest; with --resume the highest].
+    #[arg(long, value_name = "N")]
+    pub exp_id: Option<u32>,
+
+    /// Go on with an experiment: from its last checkpoint, its best, or the end of that epoch (counted from 1 over
+    /// all stages). The experiment's own config is used; --set may change it.
+    #[arg(long, value_name = "last|best|EPOCH", num_args = 0..=1, default_missing_value = "last")]
+    pub resume: Option<ResumeFrom>,
+
+    /// Write a checkpoint every so many epochs [default: the config's].
+    #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ckpt_every: Option<u32>,
+
+    /// Write a checkpoint every so many steps as well.
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub ckpt_every_steps: Option<u64>,
+
+    /// Epochs of every stage (schedules of quantization and learning rate are stretched or shrunk to fit).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub epochs: Option<u32>,
+
+    /// Stop after so many steps in all, with a checkpoint.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_steps: Option<u64>,
+
+    /// Print one JSON document on stdout when done; everything else goes to stderr.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where a resumed run goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResumeFrom {
+    /// The newest checkpoint.
+    Last,
+    /// The best checkpoint of the stage that was running.
+    Best,
+    /// The end of that epoch, counted from 1 over all stages.
+    Epoch(u64),
+}
+
+impl std::str::FromStr for ResumeFrom {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "last" => Ok(Self::Last),
+            "best" => Ok(Self::Best),
+            _ => match text.parse() {
+                Ok(epoch) if epoch > 0 => Ok(Self::Epoch(epoch)),
+                _ => Err("expected last, best or an epoch from 1".to_owned()),
+            },
+        }
+    }
+}
+
+/// A split of a dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SplitName {
+    /// The training list.
+    Train,
+    /// The validation list.
+    Valid,
+    /// The testing list.
+    Test,
+}
+
+/// Arguments of `mqat test`.
+#[derive(Debug, Clone, Args)]
+pub struct TestArgs {
+    #[command(flatten)]
+    pub select: ConfigSelect,
+
+    #[command(flatten)]
+    pub places: Places,
+
+    /// A checkpoint to evaluate (safetensors); repeat it to compare several side by side.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["exp_id", "all_stages"])]
+    pub checkpoint: Vec<PathBuf>,
+
+    /// The experiment to evaluate [default: the highest].
+    #[arg(long, value_name = "N")]
+    pub exp_id: Option<u32>,
+
+    /// Evaluate the end of every stage of the experiment, side by side.
+    #[arg(long)]
+    pub all_stages: bool,
+
+    /// The split to evaluate.
+    #[arg(long, value_enum, default_value = "test")]
+    pub split: SplitName,
+
+    /// Write the predictions as JSON lines: image, class, score, R[9], t[3] (mm), inliers, residual (px). With
+    /// several checkpoints the name gets the checkpoint's name before its ending.
+    #[arg(long, value_name = "FILE")]
+    pub predictions: Option<PathBuf>,
+
+    /// Folder for metrics.json, tables, plots and overlays [default: eval/ of the experiment, else only the table is
+    /// printed].
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+
+    /// Print one JSON document on stdout; everything else goes to stderr.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `mqat inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    /// A checkpoint (safetensors); without it the network of the config is shown.
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub select: ConfigSelect,
+
+    /// List every layer or tensor, not only the modules.
+    #[arg(long)]
+    pub layers: bool,
+
+    /// Print one JSON document on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `mqat config`.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    #[command(flatten)]
+    pub select: ConfigSelect,
+
+    /// Print the JSON schema of configs instead.
+    #[arg(long)]
+    pub schema: bool,
+}
+
+/// Arguments of `mqat synth`.
+#[derive(Debug, Clone, Args)]
+pub struct SynthArgs {
+    /// The dataset's folder; must be empty or not there.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Number of training images.
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub train: usize,
+
+    /// Number of validation images.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub val: usize,
+
+    /// Number of test images.
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    pub test: usize,
+
+    /// Side of the square images, px; the camera is SwissCube's, scaled.
+    #[arg(long, default_value_t = 1024, value_name = "PX")]
+    pub size: u32,
+
+    /// Range of depths in mesh diameters (178.46 mm), as NEAR:FAR.
+    #[arg(long, default_value = "1d:10d", value_name = "NEAR:FAR")]
+    pub depth: DepthRange,
+
+    /// Attitudes: `full`, or within so many degrees of one nominal attitude.
+    #[arg(long, default_value = "full", value_name = "full|DEG")]
+    pub attitude: crate::synth::Attitude,
+
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+
+    /// Worker threads; the result does not depend on it [default: all cores].
+    #[arg(long, value_name = "J", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+
+    /// Image format: jpeg (quality 95) or png.
+    #[arg(long, value_enum, default_value = "jpeg")]
+    pub format: ImageFormat,
+
+    /// Write 16-bit depth images as well (BOP: depth/, 0.1 mm).
+    #[arg(long)]
+    pub depth_images: bool,
+
+    /// Replace a dataset that is there.
+    #[arg(long)]
+    pub overwrite: bool,
+
+    /// Print one JSON document on stdout; everything else goes to stderr.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Format of the colour images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImageFormat {
+    /// JPEG, quality 95.
+    Jpeg,
+    /// PNG.
+    Png,
+}
+
+/// A range of depths, in mesh diameters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DepthRange {
+    /// Nearest.
+    pub near_d: f64,
+    /// Farthest.
+    pub far_d: f64,
+}
+
+impl std::str::FromStr for DepthRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || "expected NEAR:FAR in mesh diameters, for example 1d:10d".to_owned();
+        let (near, far) = text.split_once(':').ok_or_else(expected)?;
+        let number = |t: &str| t.trim_end_matches('d').parse::<f64>().map_err(|_| expected());
+        let (near_d, far_d) = (number(near)?, number(far)?);
+        if !(near_d > 0.0 && far_d >= near_d && far_d.is_finite()) {
+            return Err(format!("{near_d}d to {far_d}d is no range; {}", expected()));
+        }
+        Ok(Self { near_d, far_d })
+    }
+}
+
+impl std::fmt::Display for DepthRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}d:{}d", self.near_d, self.far_d)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn resume_needs_no_value() {
+        let parse = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Train(args) => args.resume,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(parse("mqat train"), None);
+        assert_eq!(parse("mqat train --resume"), Some(ResumeFrom::Last));
+        assert_eq!(parse("mqat train --resume best"), Some(ResumeFrom::Best));
+        assert_eq!(parse("mqat train --resume 12"), Some(ResumeFrom::Epoch(12)));
+        assert!(Cli::try_parse_from(["mqat", "train", "--resume", "0"]).is_err());
+    }
+
+    #[test]
+    fn a_depth_range_is_in_diameters() {
+        let range: DepthRange = "1.5d:4".parse().unwrap();
+        assert_eq!(range, DepthRange { near_d: 1.5, far_d: 4.0 });
+        for bad in ["", "1d", "0d:4d", "4d:1d", "1d:infd", "ad:bd"] {
+            assert!(bad.parse::<DepthRange>().is_err(), "{bad}");
+        }
+    }
+}

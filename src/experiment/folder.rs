@@ -1,0 +1,245 @@
+//! The folder of a run: `LOGS/PROBLEM/TOPOLOGY/expNNN`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::io;
+
+/// The folder of one run and the names of what lies in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folder {
+    /// `LOGS/PROBLEM/TOPOLOGY/expNNN`.
+    pub path: PathBuf,
+    /// Its number.
+    pub id: u32,
+}
+
+/// Which run a command works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pick {
+    /// The one with that number.
+    Id(u32),
+    /// The one with the highest number.
+    Latest,
+}
+
+impl Folder {
+    /// Makes a new folder: `id`, or one above the highest.
+    ///
+    /// # Errors
+    /// If the folder with `id` is there already, or cannot be made.
+    pub fn create(logs: &Path, problem: &str, topology: &str, id: Option<u32>) -> Result<Self> {
+        let parent = logs.join(problem).join(topology);
+        fs::create_dir_all(&parent)
+            .with_context(|| format!("making the folder {}", parent.display()))?;
+        let mut next = match id {
+            Some(id) => id,
+            None => ids(&parent)?.last().map_or(0, |last| last + 1),
+        };
+        loop {
+            let path = parent.join(name(next));
+            match fs::create_dir(&path) {
+                Ok(()) => return Ok(Self { path, id: next }),
+                // Two runs started at once: the other one took the number.
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && id.is_none() => next += 1,
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => bail!(
+                    "the experiment {} exists; pass --resume to go on with it, or another --exp-id",
+                    path.display()
+                ),
+                Err(e) => {
+                    return Err(e).with_context(|| format!("making the folder {}", path.display()));
+                }
+            }
+        }
+    }
+
+    /// Finds a folder that is there.
+    ///
+    /// # Errors
+    /// If there is none; the message lists those there are.
+    pub fn find(logs: &Path, problem: &str, topology: &str, pick: Pick) -> Result<Self> {
+        let parent = logs.join(problem).join(topology);
+        let ids = if parent.is_dir() { ids(&parent)? } else { Vec::new() };
+        let id = match pick {
+            Pick::Latest => ids.last().copied(),
+            Pick::Id(id) => ids.contains(&id).then_some(id),
+        };
+        let Some(id) = id else {
+            let wanted = match pick {
+                Pick::Latest => "no experiment".to_owned(),
+                Pick::Id(id) => format!("no experiment {}", name(id)),
+            };
+            let names: Vec<String> = ids.iter().map(|&id| name(id)).collect();
+            let there =
+                if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            bail!("{wanted} in {} (there: {there}); train one first, or name another --logs", parent.display());
+        };
+        Ok(Self { path: parent.join(name(id)), id })
+    }
+
+    /// The resolved config.
+    pub fn config(&self) -> PathBuf {
+        self.path.join("config.json")
+    }
+
+    /// Who made it and how.
+    pub fn provenance(&self) -> PathBuf {
+        self.path.join("provenance.json")
+    }
+
+    /// One JSON object a line: steps, epochs, validations.
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// Checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// TensorBoard event files.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.path.join("tensorboard")
+    }
+
+    /// Plots of the run.
+    pub fn plots(&self) -> PathBuf {
+        self.path.join("plots")
+    }
+
+    /// Evaluations, one folder each.
+    pub fn evaluation(&self, name: &str) -> PathBuf {
+        self.path.join("eval").join(name)
+    }
+
+    /// Takes the run's lock for as long as the result lives, so that two processes never write one run.
+    ///
+    /// # Errors
+    /// If another process holds it.
+    pub fn lock(&self) -> Result<fs::File> {
+        let path = self.path.join(".lock");
+        let file = fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(fs::TryLockError::WouldBlock) => {
+                bail!("{} is in use by another mqat process; wait for it or stop it", self.path.display())
+            }
+            Err(fs::TryLockError::Error(e)) => {
+                Err(e).with_context(|| format!("locking {}", path.display()))
+            }
+        }
+    }
+}
+
+fn name(id: u32) -> String {
+    format!("exp{id:03}")
+}
+
+/// The numbers of the `expNNN` folders, ascending.
+fn ids(parent: &Path) -> Result<Vec<u32>> {
+    let reading = || format!("reading the folder {}", parent.display());
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(parent).with_context(reading)? {
+        let name = entry.with_context(reading)?.file_name();
+        if let Some(id) = name.to_str().and_then(|n| n.strip_prefix("exp")).and_then(|n| n.parse().ok()) {
+            ids.push(id);
+        }
+    }
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Where a run's numbers come from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Version of mqat.
+    pub mqat: String,
+    /// Version of libtorch the program was built for.
+    pub libtorch: String,
+    /// The seed.
+    pub seed: u64,
+    /// Device the run computes on.
+    pub device: String,
+    /// Threads libtorch computes with.
+    pub threads: i32,
+    /// Every start of the run.
+    pub starts: Vec<Start>,
+}
+
+/// One start of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Start {
+    /// Seconds since 1970, UTC.
+    pub unix_seconds: u64,
+    /// The command line.
+    pub command: Vec<String>,
+    /// The checkpoint it went on from.
+    pub resumed_from: Option<String>,
+}
+
+impl Start {
+    /// This process.
+    pub fn now(resumed_from: Option<String>) -> Self {
+        let unix_seconds =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Self { unix_seconds, command: std::env::args().collect(), resumed_from }
+    }
+}
+
+impl Provenance {
+    /// Adds `start` to the file at `path`, which is made when it is not there.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written, or belongs to a run with another seed.
+    pub fn record(mut self, path: &Path, start: Start) -> Result<()> {
+        if path.exists() {
+            let before: Provenance = io::read_json(path)?;
+            ensure!(
+                before.seed == self.seed,
+                "{}: the run's seed is {}, this start has {}; resume with the run's own seed",
+                path.display(),
+                before.seed,
+                self.seed
+            );
+            self.starts = before.starts;
+        }
+        self.starts.push(start);
+        io::write_json(path, &self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_count_up_and_are_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = dir.path();
+        let none = Folder::find(logs, "P", "T", Pick::Latest).unwrap_err().to_string();
+        assert!(none.contains("there: none"), "{none}");
+        assert_eq!(Folder::create(logs, "P", "T", None).unwrap().id, 0);
+        assert_eq!(Folder::create(logs, "P", "T", Some(7)).unwrap().id, 7);
+        assert_eq!(Folder::create(logs, "P", "T", None).unwrap().id, 8);
+        assert_eq!(Folder::find(logs, "P", "T", Pick::Latest).unwrap().id, 8);
+        assert_eq!(Folder::find(logs, "P", "T", Pick::Id(7)).unwrap().id, 7);
+        let taken = Folder::create(logs, "P", "T", Some(7)).unwrap_err().to_string();
+        assert!(taken.contains("--resume"), "{taken}");
+        let missing = Folder::find(logs, "P", "T", Pick::Id(3)).unwrap_err().to_string();
+        assert!(missing.contains("exp000, exp007, exp008"), "{missing}");
+    }
+
+    #[test]
+    fn a_run_in_use_is_not_opened_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::create(dir.path(), "P", "T", None).unwrap();
+        let lock = folder.lock().unwrap();
+        assert!(folder.lock().unwrap_err().to_string().contains("in use"));
+        drop(lock);
+        folder.lock().unwrap();
+    }
+}

@@ -1,0 +1,118 @@
+//! Where things lie: the problems, the data root, the logs root, a dataset.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::io;
+
+/// `cfg/hard_storage.json`: the folders of this machine. Relative ones start at the folder that holds `cfg`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct HardStorage {
+    /// Root of the datasets: `DATA/PROBLEM`.
+    data: PathBuf,
+    /// Root of the experiments: `LOGS/PROBLEM/TOPOLOGY/expNNN`.
+    logs: PathBuf,
+}
+
+impl Default for HardStorage {
+    fn default() -> Self {
+        Self { data: "data".into(), logs: "logs".into() }
+    }
+}
+
+/// The folders a command works with.
+#[derive(Debug, Clone)]
+pub struct Home {
+    /// The folder that holds `problems/` and `cfg/`; the working folder when there is none.
+    pub root: PathBuf,
+    /// Root of the datasets.
+    pub data: PathBuf,
+    /// Root of the experiments.
+    pub logs: PathBuf,
+}
+
+impl Home {
+    /// Finds the home: `MQAT_HOME`, else the working folder or the nearest folder above the program that holds
+    /// `problems/`, else the working folder. `data` and `logs` given by the user win over `cfg/hard_storage.json`.
+    ///
+    /// # Errors
+    /// If `MQAT_HOME` is no folder, or `cfg/hard_storage.json` cannot be read.
+    pub fn find(data: Option<&Path>, logs: Option<&Path>) -> Result<Self> {
+        let root = find_root()?;
+        let file = root.join("cfg/hard_storage.json");
+        let storage: HardStorage =
+            if file.exists() { io::read_json(&file)? } else { HardStorage::default() };
+        let pick = |given: Option<&Path>, stored: &Path| match given {
+            Some(path) => path.to_owned(),
+            None => root.join(stored),
+        };
+        Ok(Self { data: pick(data, &storage.data), logs: pick(logs, &storage.logs), root })
+    }
+
+    /// The folder of a problem's topology, whether it exists or not.
+    pub fn problem_dir(&self, problem: &str, topology: &str) -> PathBuf {
+        self.root.join("problems").join(problem).join(topology)
+    }
+
+    /// The dataset of a problem: the data root itself when `list` lies in it, else `DATA/PROBLEM`.
+    ///
+    /// # Errors
+    /// If neither holds `list`; the message says how to get a dataset.
+    pub fn dataset(&self, problem: &str, list: &str) -> Result<PathBuf> {
+        let nested = self.data.join(problem);
+        for root in [&self.data, &nested] {
+            if root.join(list).is_file() {
+                return Ok(root.clone());
+            }
+        }
+        bail!(
+            "no dataset: neither {} nor {} has {list}; put {problem} there, name its folder with --data, \
+             or make a synthetic one with `mqat synth --out {}`",
+            self.data.display(),
+            nested.display(),
+            nested.display()
+        )
+    }
+}
+
+fn find_root() -> Result<PathBuf> {
+    if let Some(home) = std::env::var_os("MQAT_HOME") {
+        let home = PathBuf::from(home);
+        ensure!(home.is_dir(), "MQAT_HOME is {}, which is no folder", home.display());
+        return Ok(home);
+    }
+    let cwd = std::env::current_dir().context("finding the working folder")?;
+    if cwd.join("problems").is_dir() {
+        return Ok(cwd);
+    }
+    let above_program = std::env::current_exe().ok().and_then(|exe| {
+        exe.ancestors().skip(1).find(|dir| dir.join("problems").is_dir()).map(Path::to_owned)
+    });
+    Ok(above_program.unwrap_or(cwd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn home(data: &Path) -> Home {
+        Home { root: data.to_owned(), data: data.to_owned(), logs: data.join("logs") }
+    }
+
+    #[test]
+    fn a_dataset_is_the_data_root_or_the_problems_folder_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = home(dir.path());
+        let err = home.dataset("SwissCube", "training.txt").unwrap_err().to_string();
+        assert!(err.contains("mqat synth"), "{err}");
+        let nested = dir.path().join("SwissCube");
+        std::fs::create_dir(&nested).unwrap();
+        std::fs::write(nested.join("training.txt"), "x").unwrap();
+        assert_eq!(home.dataset("SwissCube", "training.txt").unwrap(), nested);
+        std::fs::write(dir.path().join("training.txt"), "x").unwrap();
+        assert_eq!(home.dataset("SwissCube", "training.txt").unwrap(), dir.path());
+    }
+}
