@@ -1,14 +1,33 @@
-#[used]
-#[unsafe(link_section = ".preinit_array")]
-static EARLY: extern "C" fn(i32, *const *const std::ffi::c_char, *const *const std::ffi::c_char) = early;
-extern "C" fn early(argc: i32, argv: *const *const std::ffi::c_char, _e: *const *const std::ffi::c_char) {
-    let args: Vec<String> = (0..argc as usize).map(|i| unsafe { std::ffi::CStr::from_ptr(*argv.add(i)) }.to_string_lossy().into_owned()).collect();
-    if args.get(1).is_some_and(|a| a == "--help") {
-        println!("early help {:?}", clap::Command::new("mqat").about("x").render_help().to_string());
-        std::process::exit(0);
+//! Parses the command line, runs the command, picks the exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mqat::cli::{self, Cli};
+
+/// Help and usage errors are answered before the initialisers of libtorch run: the linker puts this pointer where
+/// the loader calls it after relocating the libraries and before starting them up, which saves the half second that
+/// registering a few thousand operators takes.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod early {
+    use std::ffi::{CStr, c_char, c_int};
+
+    #[used]
+    #[unsafe(link_section = ".preinit_array")]
+    static ANSWER: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = answer;
+
+    extern "C" fn answer(argc: c_int, argv: *const *const c_char, _envp: *const *const c_char) {
+        let argc = usize::try_from(argc).unwrap_or(0);
+        // SAFETY: the loader hands over the process's own argument vector: argc valid, terminated strings.
+        let args = (0..argc).map(|i| unsafe { CStr::from_ptr(*argv.add(i)) });
+        // Arguments that are no UTF-8 take the ordinary way.
+        let Some(args) = args.map(|a| a.to_str().ok().map(str::to_owned)).collect() else { return };
+        if let Some(code) = mqat::cli::answer_without_libtorch(args) {
+            std::process::exit(code);
+        }
     }
 }
-fn main() {
-    let t = tch::Tensor::from(1i64);
-    println!("{t:?}");
+
+fn main() -> ExitCode {
+    cli::run(Cli::parse())
 }

@@ -1,1 +1,117 @@
-//! (being built)
+//! The command line: arguments, logs, progress bars, what is printed.
+//!
+//! Start at [`Cli`]; [`run`] hands a parsed command to its file. Results go to stdout, everything else to stderr.
+
+mod args;
+mod completions;
+mod config;
+mod inspect;
+mod stop;
+mod synth;
+mod terminal;
+mod test;
+mod train;
+mod view;
+
+pub use args::Cli;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use args::{Command, ConfigSelect, Places};
+use clap::Parser;
+use serde::Serialize;
+
+use crate::experiment::{Request, Select};
+
+/// How a command ended, when it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Done,
+    /// Stopped by a signal, everything saved.
+    Interrupted,
+}
+
+/// Runs a parsed command line; errors are printed once, here.
+pub fn run(cli: Cli) -> ExitCode {
+    terminal::start_log(cli.verbose, cli.quiet);
+    match dispatch(cli.command) {
+        Ok(Ended::Done) => ExitCode::SUCCESS,
+        Ok(Ended::Interrupted) => ExitCode::from(130),
+        Err(err) => {
+            eprintln!("mqat: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<Ended> {
+    match command {
+        Command::Train(args) => train::run(args),
+        Command::Test(args) => test::run(args).map(|()| Ended::Done),
+        Command::Synth(args) => synth::run(&args).map(|()| Ended::Done),
+        Command::Inspect(args) => inspect::run(args).map(|()| Ended::Done),
+        Command::Config(args) => config::run(args).map(|()| Ended::Done),
+        Command::Completions { shell } => completions::run(shell).map(|()| Ended::Done),
+    }
+}
+
+/// Answers help, version, wrong usage, completions and the schema, which need no libtorch: `None` when the command
+/// line asks for work.
+///
+/// Meant to be called before libtorch's initialisers have run (see `main.rs`), which take longer than the answer.
+pub fn answer_without_libtorch(args: Vec<String>) -> Option<i32> {
+    match Cli::try_parse_from(args) {
+        Err(answer) => {
+            let code = answer.exit_code();
+            // A closed stdout (`mqat --help | head -1`) is no failure.
+            drop(answer.print());
+            Some(code)
+        }
+        Ok(Cli { command: Command::Completions { shell }, .. }) => Some(match completions::run(shell) {
+            Ok(()) => 0,
+            Err(err) => {
+                eprintln!("mqat: {err:#}");
+                1
+            }
+        }),
+        Ok(_) => None,
+    }
+}
+
+/// Prints one JSON document on stdout.
+fn print_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).context("writing the JSON document")?;
+    print_text(&text)
+}
+
+/// Prints text on stdout.
+fn print_text(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        // The reader of a pipe went away: not our failure.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("writing to stdout"),
+    }
+}
+
+fn select(args: ConfigSelect) -> Select {
+    Select {
+        problem: args.problem,
+        topology: args.topology,
+        config: args.config,
+        set: args.set,
+        seed: args.seed,
+    }
+}
+
+fn request(select: ConfigSelect, places: Places) -> Request {
+    Request {
+        select: self::select(select),
+        data: places.data,
+        logs: places.logs,
+        device: places.device,
+        skip_bad: places.skip_bad,
+    }
+}

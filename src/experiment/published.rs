@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::train::StageConfig;
+
 /// A translated config and what a user should know about the translation.
 pub struct Translated {
     /// The document in our form.
@@ -198,6 +200,7 @@ pub fn translate(document: &Value) -> Result<Translated> {
             "quant_start_epoch": ste.quant_start_epoch,
         })
     });
+    let full_precision = (!p.experiment.pretrained).then(StageConfig::full_precision);
     let document = json!({
         "experiment": {
             "pretrained": p.experiment.pretrained,
@@ -208,14 +211,19 @@ pub fn translate(document: &Value) -> Result<Translated> {
         "INPUT": p.input,
         "network": { "class": p.network.class },
         "training": {
-            "LOSS_WEIGHT_CLS": p.training.loss_weight_cls,
-            "LOSS_WEIGHT_REG": p.training.loss_weight_reg,
-            "POSITIVE_LAMBDA": p.training.positive_lambda,
+            "loss": {
+                "weight_cls": p.training.loss_weight_cls,
+                "weight_reg": p.training.loss_weight_reg,
+            },
+            "targets": { "positive_lambda": p.training.positive_lambda },
+            // The published fine-tuning starts from full-precision weights; without them it has to make them.
+            "full_precision": full_precision,
         },
+        "evaluation": { "positive_lambda": p.training.positive_lambda },
         "quantize": {
-            "first_layer": p.network.quantize.first_layer,
-            "last_layer": p.network.quantize.last_layer,
             "flow": [{
+                "first_layer": p.network.quantize.first_layer,
+                "last_layer": p.network.quantize.last_layer,
                 "name": "fpn",
                 "module": "fpn",
                 "epochs": epochs,

@@ -1,0 +1,14 @@
+//! `mqat config`.
+
+use anyhow::Result;
+
+use super::args::ConfigArgs;
+use super::{print_json, select};
+use crate::experiment;
+
+pub(super) fn run(args: ConfigArgs) -> Result<()> {
+    if args.schema {
+        return print_json(&experiment::config_schema());
+    }
+    print_json(&experiment::resolve_config(&select(args.select))?)
+}
