@@ -1,1 +1,115 @@
+//! 11_schedules: learning rates of the original scheduler classes, per epoch and per update.
 
+use std::collections::BTreeMap;
+
+use mqat::train::{Decay, LrConfig, LrPlace};
+use serde_json::Value;
+
+use crate::support;
+
+/// The README's tolerance: 1e-12 relative.
+fn close(ours: f64, theirs: f64, what: &str) {
+    assert!((ours - theirs).abs() <= 1e-12 * theirs.abs(), "{what}: {ours}, expected {theirs}");
+}
+
+fn per_epoch(case: &Value) -> LrConfig {
+    let json = serde_json::json!({
+        "base": case["optimizer"]["params"]["lr"],
+        "decay": { "epochs": case["lr_schedule"] },
+    });
+    serde_json::from_value(json).unwrap()
+}
+
+#[test]
+fn epoch_tables_give_the_rates_of_the_hand_scheduler() {
+    for case in support::json("11_schedules/schedules.json")["hand_scheduler"].as_array().unwrap() {
+        let lr = per_epoch(case);
+        let epochs = case["epochs"].as_array().unwrap();
+        assert_eq!(epochs.len() as u64, case["n_epochs"].as_u64().unwrap());
+        for row in epochs {
+            let epoch = row["epoch"].as_u64().unwrap() as u32;
+            // The rate is the epoch's, whatever the update within it.
+            for step in [0, 1, 100_000] {
+                let place = LrPlace { epoch, step, num_steps: 0 };
+                close(lr.at(place), support::number(&row["lr"]), &format!("epoch {epoch}"));
+            }
+        }
+        // The entry that their 30 epochs never reach does hold from its epoch on.
+        for key in case["keys_never_reached"].as_array().unwrap() {
+            let key = key.as_str().unwrap();
+            let place = LrPlace { epoch: key.parse().unwrap(), step: 0, num_steps: 0 };
+            let factor = support::number(&case["lr_schedule"][key]);
+            close(lr.at(place), lr.base * factor, key);
+        }
+    }
+}
+
+#[test]
+fn the_default_is_the_published_table() {
+    let file = support::json("11_schedules/schedules.json");
+    assert_eq!(LrConfig::default(), per_epoch(&file["hand_scheduler"][0]));
+}
+
+fn warmup(case: &Value) -> LrConfig {
+    let at = case["params"]["steps"].as_array().unwrap().iter().map(|s| s.as_u64().unwrap());
+    LrConfig {
+        base: support::number(&case["lr_base"]),
+        warmup_steps: case["warmup_iter"].as_u64().unwrap(),
+        decay: Decay::Steps { at: at.collect(), factor: support::number(&case["params"]["gamma"]) },
+    }
+}
+
+fn after(lr: &LrConfig, step: u64) -> f64 {
+    lr.at(LrPlace { epoch: 0, step, num_steps: 0 })
+}
+
+/// Theirs is the rate after n calls, which is that of update n (from 0). Deviation: within the warm-up ours is one
+/// call ahead, so that no update has rate 0.
+#[test]
+fn warm_up_and_steps_give_the_rates_of_the_original_without_its_late_call() {
+    let file = support::json("11_schedules/schedules.json");
+    for case in file["warmup"].as_array().unwrap() {
+        let lr = warmup(case);
+        let calls = case["after_calls"].as_array().unwrap();
+        let calls: Vec<u64> = calls.iter().map(|c| c.as_u64().unwrap()).collect();
+        let rates: BTreeMap<u64, f64> =
+            calls.iter().copied().zip(support::numbers(&case["lr"])).collect();
+        assert_eq!(rates.len(), calls.len());
+        let mut in_warmup = 0;
+        for (&call, &rate) in &rates {
+            let what = format!("after {call} calls");
+            if call > 0 && call <= lr.warmup_steps {
+                close(after(&lr, call - 1), rate, &what);
+                in_warmup += 1;
+            }
+            if call >= lr.warmup_steps {
+                close(after(&lr, call), rate, &what);
+            }
+        }
+        assert!(in_warmup > 10 && rates.len() - in_warmup > 10);
+        assert!(after(&lr, 0) > 0.0);
+        // Theirs raises here.
+        let end = case["error_after_the_end"]["call"].as_u64().unwrap();
+        close(after(&lr, end), rates[&case["max_iter"].as_u64().unwrap()], "after the end");
+    }
+}
+
+#[test]
+fn resuming_in_a_row_reaches_the_same_rates() {
+    let file = support::json("11_schedules/schedules.json");
+    for case in file["warmup"].as_array().unwrap() {
+        let lr = warmup(case);
+        let mut calls = 0;
+        for row in case["step_multiple_in_a_row"].as_array().unwrap() {
+            calls += row["steps"].as_u64().unwrap();
+            let update = if calls <= lr.warmup_steps { calls - 1 } else { calls };
+            close(after(&lr, update), support::number(&row["returned_lr"]), &calls.to_string());
+        }
+    }
+}
+
+#[test]
+fn the_full_precision_preset_is_the_original_recipe() {
+    let file = support::json("11_schedules/schedules.json");
+    assert_eq!(LrConfig::full_precision(), warmup(&file["warmup"][0]));
+}
