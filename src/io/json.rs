@@ -1,0 +1,119 @@
+//! JSON files whose errors say where.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::write_atomic;
+
+/// The value that the JSON file holds.
+///
+/// # Errors
+/// If the file cannot be read or does not fit `T`: names the file, the line and the dotted key.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    parse_json(&bytes, &path.display().to_string())
+}
+
+/// The value that `text` (JSON) holds; errors begin with `at`, the name of where it came from.
+///
+/// # Errors
+/// If `text` does not fit `T`: names `at`, the line and the dotted key.
+pub fn parse_json<T: DeserializeOwned>(text: &[u8], at: &str) -> Result<T> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let key = error.path().to_string();
+        describe(at, Some(key.as_str()).filter(|key| *key != "."), error.inner())
+    })?;
+    reader.end().map_err(|error| describe(at, None, &error))?;
+    Ok(value)
+}
+
+/// `file: line 3: section.key: what is wrong`.
+fn describe(at: &str, key: Option<&str>, error: &serde_json::Error) -> anyhow::Error {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let what = text.strip_suffix(&place).unwrap_or(&text);
+    let key = key.map(|key| format!("{key}: ")).unwrap_or_default();
+    match error.line() {
+        0 => anyhow!("{at}: {key}{what}"),
+        line => anyhow!("{at}: line {line}: {key}{what}"),
+    }
+}
+
+/// Writes `value` as indented JSON with a final newline, [whole or not at all](write_atomic).
+///
+/// # Errors
+/// If `value` cannot be JSON (a map key that is no string), or the file cannot be written.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    write_atomic(path, |out| {
+        serde_json::to_writer_pretty(&mut *out, value)?;
+        Ok(out.write_all(b"\n")?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+    use std::collections::BTreeMap;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        bits: u32,
+        rates: Vec<f64>,
+    }
+
+    type Outer = BTreeMap<String, Inner>;
+
+    fn error_of(text: &str) -> String {
+        format!("{:#}", parse_json::<Outer>(text.as_bytes(), "a.json").unwrap_err())
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        let value = Outer::from([("fpn".to_owned(), Inner { bits: 2, rates: vec![0.1, 1e-300] })]);
+        write_json(&path, &value).unwrap();
+        assert_eq!(read_json::<Outer>(&path).unwrap(), value);
+        assert!(fs::read_to_string(&path).unwrap().ends_with("}\n"));
+    }
+
+    #[test]
+    fn errors_name_file_line_and_key() {
+        let cases = [
+            (
+                "{\n\"fpn\": {\"bits\": \"2\", \"rates\": []}}",
+                "a.json: line 2: fpn.bits: invalid type: string",
+            ),
+            (
+                "{\"fpn\": {\"bits\": 2,\n\"rates\": [1,\nnull]}}",
+                "a.json: line 3: fpn.rates[1]: invalid type: null",
+            ),
+            (
+                "{\"fpn\": {\"bits\": 2, \"rate\": []}}",
+                "a.json: line 1: fpn.rate: unknown field `rate`, expected",
+            ),
+            ("{\"fpn\": {\"bits\": 2}}", "a.json: line 1: fpn: missing field `rates`"),
+            ("{\"fpn\": {\"bits\": 2", "a.json: line 1: fpn: EOF while parsing"),
+            ("{}\n{}", "a.json: line 2: trailing characters"),
+            ("", "a.json: line 1: EOF while parsing"),
+        ];
+        for (text, expected) in cases {
+            let error = error_of(text);
+            assert!(error.starts_with(expected), "{error}\nexpected {expected}");
+            assert!(!error.contains(" at line "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = read_json::<Outer>(Path::new("no/such.json")).unwrap_err();
+        assert!(format!("{error:#}").starts_with("reading no/such.json: "), "{error:#}");
+    }
+}

@@ -1,0 +1,366 @@
+//! Safetensors files of `tch` tensors, and strict copying between named tensors.
+//!
+//! The format (<https://github.com/huggingface/safetensors>): the header's length as a little-endian u64, a JSON
+//! header `{"name": {"dtype", "shape", "data_offsets"}, "__metadata__": {..}}`, then the bytes of the tensors
+//! without gaps. Names are written in the order given and come back in it; the bytes are laid out by falling
+//! element size, so that every tensor is aligned for readers that map the file.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tch::{Device, Kind, Tensor};
+
+use super::{parse_json, write_atomic};
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "safetensors holds little-endian numbers, and they are copied as they lie in memory"
+);
+
+/// Longest header that is read, as in the reference implementation.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+const METADATA_KEY: &str = "__metadata__";
+
+/// Names of the element types in a header, with what they are here.
+const DTYPES: [(&str, Kind); 10] = [
+    ("F64", Kind::Double),
+    ("F32", Kind::Float),
+    ("F16", Kind::Half),
+    ("BF16", Kind::BFloat16),
+    ("I64", Kind::Int64),
+    ("I32", Kind::Int),
+    ("I16", Kind::Int16),
+    ("I8", Kind::Int8),
+    ("U8", Kind::Uint8),
+    ("BOOL", Kind::Bool),
+];
+
+/// What a safetensors file holds.
+#[derive(Debug)]
+pub struct TensorFile {
+    /// Names and tensors (on the CPU), in the order of the header.
+    pub tensors: Vec<(String, Tensor)>,
+    /// The free-text entries.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl TensorFile {
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.iter().find(|(n, _)| n == name).map(|(_, tensor)| tensor)
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: [u64; 2],
+}
+
+/// An entry that was checked: its bytes lie inside the file and fill its shape.
+struct Planned {
+    name: String,
+    kind: Kind,
+    shape: Vec<i64>,
+    begin: u64,
+    num_bytes: usize,
+}
+
+/// Reads a safetensors file; the tensors lie on the CPU.
+///
+/// # Errors
+/// If the file cannot be read, is truncated or longer than its header says, has a broken header, overlapping
+/// tensors or gaps, an element type other than f64, f32, f16, bf16, i64, i32, i16, i8, u8, bool, or a boolean
+/// that is neither 0 nor 1. Names the file and, where it is one, the tensor.
+pub fn read(path: &Path) -> Result<TensorFile> {
+    read_inner(path).with_context(|| format!("reading tensors of {}", path.display()))
+}
+
+fn read_inner(path: &Path) -> Result<TensorFile> {
+    let mut file = File::open(path)?;
+    let meta = file.metadata()?;
+    ensure!(meta.is_file(), "not a file");
+    ensure!(meta.len() >= 8, "{} bytes, expected at least 8: the file is truncated", meta.len());
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let header_bytes = u64::from_le_bytes(length);
+    let available = meta.len() - 8;
+    ensure!(
+        header_bytes <= available.min(MAX_HEADER_BYTES),
+        "the header claims {header_bytes} bytes, of which the file has {available}: \
+         it is truncated or not a safetensors file"
+    );
+    let mut header = vec![0; usize::try_from(header_bytes)?];
+    file.read_exact(&mut header)?;
+    let header: Map<String, Value> = parse_json(&header, "header")?;
+    let (planned, metadata) = plan_reading(header, available - header_bytes)?;
+    Ok(TensorFile { tensors: read_planned(&mut file, planned)?, metadata })
+}
+
+/// Checks the header against the number of data bytes before anything is allocated.
+fn plan_reading(
+    header: Map<String, Value>,
+    data_bytes: u64,
+) -> Result<(Vec<Planned>, BTreeMap<String, String>)> {
+    let mut metadata = BTreeMap::new();
+    let mut planned = Vec::with_capacity(header.len());
+    for (name, value) in header {
+        if name == METADATA_KEY {
+            metadata = serde_json::from_value(value)
+                .with_context(|| format!("header: {METADATA_KEY}: expected texts"))?;
+        } else {
+            let entry = serde_json::from_value(value).map_err(anyhow::Error::from);
+            let tensor = entry.and_then(|entry| plan_tensor(&name, entry, data_bytes));
+            planned.push(tensor.with_context(|| format!("tensor {name}"))?);
+        }
+    }
+    let mut in_order: Vec<&Planned> = planned.iter().collect();
+    in_order.sort_by_key(|p| (p.begin, p.num_bytes));
+    let mut end = 0;
+    for p in in_order {
+        let (name, begin) = (&p.name, p.begin);
+        ensure!(begin == end, "tensor {name} begins at byte {begin} of the data, expected {end}");
+        end += p.num_bytes as u64;
+    }
+    ensure!(
+        end == data_bytes,
+        "the tensors take {end} bytes, and the file has {data_bytes}: it is truncated or damaged"
+    );
+    Ok((planned, metadata))
+}
+
+fn plan_tensor(name: &str, entry: Entry, data_bytes: u64) -> Result<Planned> {
+    let kind = DTYPES.iter().find(|(dtype, _)| *dtype == entry.dtype).map(|(_, kind)| *kind);
+    let Some(kind) = kind else {
+        let known: Vec<_> = DTYPES.iter().map(|(dtype, _)| *dtype).collect();
+        bail!("element type {} is not one of {}", entry.dtype, known.join(", "));
+    };
+    let [begin, end] = entry.data_offsets;
+    ensure!(
+        begin <= end && end <= data_bytes,
+        "bytes {begin}..{end} are not inside the {data_bytes} data bytes: the file is truncated or damaged"
+    );
+    // An empty tensor may have any other dimensions; the product of the rest must still be a size.
+    let filled: Vec<u64> = entry.shape.iter().copied().filter(|&d| d != 0).collect();
+    let elements = filled.iter().try_fold(1_u64, |product, &d| product.checked_mul(d));
+    let needed = elements
+        .filter(|&n| n <= i64::MAX as u64)
+        .and_then(|n| n.checked_mul(kind.elt_size_in_bytes() as u64))
+        .map(|n| if filled.len() == entry.shape.len() { n } else { 0 });
+    ensure!(
+        needed == Some(end - begin),
+        "shape {:?} of {} does not fill {} bytes",
+        entry.shape,
+        entry.dtype,
+        end - begin
+    );
+    let shape = entry.shape.iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?;
+    Ok(Planned {
+        name: name.to_owned(),
+        kind,
+        shape,
+        begin,
+        num_bytes: usize::try_from(end - begin)?,
+    })
+}
+
+/// Reads the bytes straight into the memory of the new tensors.
+fn read_planned(file: &mut File, planned: Vec<Planned>) -> Result<Vec<(String, Tensor)>> {
+    let mut by_place: Vec<usize> = (0..planned.len()).collect();
+    by_place.sort_by_key(|&i| planned[i].begin);
+    let mut tensors: Vec<Option<Tensor>> = planned.iter().map(|_| None).collect();
+    for i in by_place {
+        let Planned { name, kind, shape, num_bytes, .. } = &planned[i];
+        let tensor = Tensor::f_empty(shape, (*kind, Device::Cpu))
+            .map_err(|error| anyhow!("tensor {name}: {}", first_line(&error)))?;
+        if *num_bytes > 0 {
+            // SAFETY: a fresh contiguous CPU tensor of `num_bytes` bytes (checked against shape and kind in
+            // `plan_tensor`), to which nobody else has a reference.
+            let bytes = unsafe {
+                std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), *num_bytes)
+            };
+            bytes.fill(0);
+            file.read_exact(bytes).with_context(|| format!("tensor {name}"))?;
+            if *kind == Kind::Bool {
+                let bad = bytes.iter().find(|&&b| b > 1);
+                ensure!(bad.is_none(), "tensor {name}: a boolean is {bad:?}, expected 0 or 1");
+            }
+        }
+        tensors[i] = Some(tensor);
+    }
+    Ok(planned.into_iter().zip(tensors).filter_map(|(p, t)| Some((p.name, t?))).collect())
+}
+
+/// Writes a safetensors file, [whole or not at all](write_atomic), with the names in the order given.
+///
+/// Contiguous CPU tensors are written from their own memory; others are copied one at a time.
+///
+/// # Errors
+/// If a name occurs twice or is reserved, an element type has no place in the format, or the file cannot be
+/// written; names the file and the tensor.
+pub fn write(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    write_atomic(path, |out| {
+        let mut by_size = Vec::with_capacity(tensors.len());
+        let mut entries = BTreeMap::new();
+        for (i, (name, tensor)) in tensors.iter().enumerate() {
+            let (dtype, num_bytes) =
+                dtype_and_bytes(tensor).with_context(|| format!("tensor {name}"))?;
+            by_size.push((i, tensor.kind().elt_size_in_bytes(), num_bytes));
+            let shape = tensor.size().iter().map(|&d| d as u64).collect();
+            entries.insert(i, Entry { dtype: dtype.to_owned(), shape, data_offsets: [0; 2] });
+        }
+        by_size.sort_by_key(|&(_, element, _)| std::cmp::Reverse(element)); // stable
+        let mut end = 0;
+        for &(i, _, num_bytes) in &by_size {
+            let begin = end;
+            end += num_bytes as u64;
+            entries.entry(i).and_modify(|e| e.data_offsets = [begin, end]);
+        }
+        out.write_all(&header(tensors, entries, metadata)?)?;
+        for (i, _, num_bytes) in by_size {
+            let (name, tensor) = &tensors[i];
+            write_bytes(out, tensor, num_bytes).with_context(|| format!("tensor {name}"))?;
+        }
+        Ok(())
+    })
+}
+
+fn dtype_and_bytes(tensor: &Tensor) -> Result<(&'static str, usize)> {
+    ensure!(tensor.defined(), "it has no value");
+    let kind = tensor.f_kind().map_err(|error| anyhow!("{}", first_line(&error)))?;
+    let dtype = DTYPES.iter().find(|(_, k)| *k == kind).map(|(dtype, _)| *dtype);
+    let dtype = dtype.with_context(|| format!("element type {kind:?} cannot be written"))?;
+    Ok((dtype, tensor.numel() * kind.elt_size_in_bytes()))
+}
+
+/// The length and the JSON, padded with spaces to a multiple of 8 bytes.
+fn header(
+    tensors: &[(String, Tensor)],
+    entries: BTreeMap<usize, Entry>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>> {
+    let mut map = Map::new();
+    if !metadata.is_empty() {
+        map.insert(METADATA_KEY.to_owned(), serde_json::to_value(metadata)?);
+    }
+    for ((name, _), entry) in tensors.iter().zip(entries.into_values()) {
+        ensure!(name != METADATA_KEY, "a tensor may not be named {METADATA_KEY}");
+        let former = map.insert(name.clone(), serde_json::to_value(entry)?);
+        ensure!(former.is_none(), "two tensors are named {name}");
+    }
+    let mut json = serde_json::to_vec(&map)?;
+    json.resize(json.len().next_multiple_of(8), b' ');
+    ensure!(json.len() as u64 <= MAX_HEADER_BYTES, "the header has {} bytes, too many", json.len());
+    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+    bytes.append(&mut json);
+    Ok(bytes)
+}
+
+fn write_bytes(out: &mut dyn Write, tensor: &Tensor, num_bytes: usize) -> Result<()> {
+    if num_bytes == 0 {
+        return Ok(());
+    }
+    let plain = tch::no_grad(|| tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous());
+    let plain = plain.map_err(|error| anyhow!("{}", first_line(&error)))?;
+    ensure!(!plain.is_sparse(), "it is sparse, which cannot be written");
+    // SAFETY: a contiguous CPU tensor of `num_bytes` bytes, alive until the end of this function.
+    let bytes = unsafe { std::slice::from_raw_parts(plain.data_ptr().cast::<u8>(), num_bytes) };
+    Ok(out.write_all(bytes)?)
+}
+
+/// What [`load_into`] did with each name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Targets that now hold the source's values.
+    pub applied: Vec<String>,
+    /// Targets that the source lacks; left as they were.
+    pub missing: Vec<String>,
+    /// Names of the source that are no target.
+    pub surplus: Vec<String>,
+    /// Targets whose shape or kind differs from the source's, with how; left as they were.
+    pub mismatched: Vec<(String, String)>,
+}
+
+impl LoadReport {
+    /// Fails unless every target was applied and nothing was left over; `at` names the source.
+    ///
+    /// # Errors
+    /// One message with the count and the first few names of each trouble.
+    pub fn ensure_complete(&self, at: &str) -> Result<()> {
+        let mismatched: Vec<String> =
+            self.mismatched.iter().map(|(name, how)| format!("{name} ({how})")).collect();
+        let troubles: Vec<String> =
+            [("missing", &self.missing), ("surplus", &self.surplus), ("mismatched", &mismatched)]
+                .into_iter()
+                .filter(|(_, names)| !names.is_empty())
+                .map(|(what, names)| format!("{} {what}: {}", names.len(), first_few(names)))
+                .collect();
+        ensure!(troubles.is_empty(), "{at} does not fit the network: {}", troubles.join("; "));
+        Ok(())
+    }
+}
+
+fn first_few(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() > SHOWN { format!("{shown}, ...") } else { shown }
+}
+
+/// Copies each source tensor into the target of the same name, in place and without a gradient.
+///
+/// Only equal shapes and kinds are copied: nothing is broadcast or converted. Devices may differ.
+/// Pass the report to [`LoadReport::ensure_complete`] to refuse a source that does not fit exactly.
+pub fn load_into(targets: &[(String, Tensor)], source: &[(String, Tensor)]) -> LoadReport {
+    let mut by_name: HashMap<&str, &Tensor> = HashMap::with_capacity(source.len());
+    let mut report = LoadReport::default();
+    for (name, tensor) in source {
+        if by_name.insert(name, tensor).is_some() {
+            report.mismatched.push((name.clone(), "occurs twice in the source".to_owned()));
+            by_name.remove(name.as_str());
+        }
+    }
+    for (name, target) in targets {
+        match by_name.get(name.as_str()) {
+            None if report.mismatched.iter().any(|(n, _)| n == name) => {}
+            None => report.missing.push(name.clone()),
+            Some(value) => match copy_into(target, value) {
+                Ok(()) => report.applied.push(name.clone()),
+                Err(how) => report.mismatched.push((name.clone(), how)),
+            },
+        }
+    }
+    let is_target: std::collections::HashSet<&str> =
+        targets.iter().map(|(n, _)| n.as_str()).collect();
+    let surplus = source.iter().map(|(name, _)| name).filter(|n| !is_target.contains(n.as_str()));
+    report.surplus = surplus.cloned().collect();
+    report
+}
+
+fn copy_into(target: &Tensor, value: &Tensor) -> Result<(), String> {
+    if (target.size(), target.kind()) != (value.size(), value.kind()) {
+        return Err(format!(
+            "{:?} {:?} in the source, expected {:?} {:?}",
+            value.kind(),
+            value.size(),
+            target.kind(),
+            target.size()
+        ));
+    }
+    let copied = tch::no_grad(|| target.shallow_clone().f_copy_(value));
+    copied.map_err(|error| first_line(&error))
+}
+
+/// libtorch's message without its stack frames.
+fn first_line(error: &tch::TchError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
