@@ -1,1 +1,26 @@
-//! (being built)
+//! Poses from corner pixels, and how wrong a pose is.
+//!
+//! Start at [`solve_pnp_ransac`] (2D-3D correspondences with outliers to a pose) and at
+//! [`score_targets`] with [`EvalTable`] (predictions against ground truth, the SwissCube table).
+//! The single errors are in [`errors`], VSD in [`vsd`].
+//!
+//! What it refuses: a solver answers `None` where the input does not determine a pose in front of the
+//! camera (too few, identical, collinear, non-finite points, no consensus); it never panics and never
+//! returns a number that is not finite.
+
+mod correspondences;
+mod epnp;
+pub mod errors;
+mod p3p;
+mod ransac;
+mod recall;
+mod table;
+pub mod vsd;
+
+pub use epnp::epnp;
+pub use ransac::{PnpSolution, RansacConfig, solve_pnp_ransac};
+pub use recall::{
+    Counting, Estimate, MISSING_DIAMETERS, MISSING_PX, Recall, Target, TargetErrors, TargetModel,
+    sample_vertices, score_targets,
+};
+pub use table::{Bin, DepthBins, EvalTable, Metric, Section, TableRow};

@@ -1,0 +1,159 @@
+//! Correspondences prepared for the solver: finite ones alone, sorted, in the object's own unit.
+
+use std::ops::Range;
+
+use nalgebra::Matrix3;
+
+use crate::geom::{Camera, Pose, Vec2, Vec3};
+
+/// Points spread less than this share of their largest spread are flat, or on a line.
+const FLATNESS: f64 = 1e-4;
+/// Sightings of each point from which on their median is worth something.
+const MIN_SIGHTINGS: usize = 3;
+
+/// Sorted correspondences: equal points stand together, and the order of the input is gone.
+pub(super) struct Correspondences {
+    /// Points about their mean, in units of their spread.
+    pub points: Vec<Vec3>,
+    /// Pixels.
+    pub pixels: Vec<Vec2>,
+    /// Unit directions of the pixels.
+    pub rays: Vec<Vec3>,
+    /// Ranges of equal points.
+    pub groups: Vec<Range<usize>>,
+    given: Vec<usize>,
+    center: Vec3,
+    unit: f64,
+    /// Normal of the plane that holds all points (about their mean), if one does.
+    plane: Option<Vec3>,
+}
+
+impl Correspondences {
+    /// Keeps what is finite; none when fewer than 4 distinct points are left or they are on a line.
+    pub fn new(camera: &Camera, points: &[Vec3], pixels: &[Vec2]) -> Option<Self> {
+        let finite = |i: &usize| {
+            points[*i].iter().all(|v| v.is_finite()) && pixels[*i].iter().all(|v| v.is_finite())
+        };
+        let mut given: Vec<usize> = (0..points.len()).filter(finite).collect();
+        let key = |i: usize| {
+            let (x, p) = (&points[i], &pixels[i]);
+            // Adding 0 makes -0 equal to 0.
+            [x.x + 0.0, x.y + 0.0, x.z + 0.0, p.x, p.y]
+        };
+        given.sort_by(|&i, &j| {
+            let (a, b) = (key(i), key(j));
+            let pairs = a.iter().zip(&b);
+            pairs.map(|(a, b)| a.total_cmp(b)).find(|o| o.is_ne()).unwrap_or(i.cmp(&j))
+        });
+        let mut groups: Vec<Range<usize>> = Vec::new();
+        for (place, &i) in given.iter().enumerate() {
+            match groups.last_mut() {
+                Some(last) if points[given[last.start]] == points[i] => last.end = place + 1,
+                _ => groups.push(place..place + 1),
+            }
+        }
+        if groups.len() < 4 {
+            return None;
+        }
+        // Over distinct points: how often one is seen is no part of the object's shape.
+        let distinct: Vec<Vec3> = groups.iter().map(|g| points[given[g.start]]).collect();
+        let center = distinct.iter().sum::<Vec3>() / distinct.len() as f64;
+        let squares = distinct.iter().map(|x| (x - center).norm_squared());
+        let unit = (squares.sum::<f64>() / distinct.len() as f64).sqrt();
+        if !(unit > 0.0 && unit.is_finite()) {
+            return None;
+        }
+        let mut covariance = Matrix3::zeros();
+        for x in &distinct {
+            let d = (x - center) / unit;
+            covariance += d * d.transpose();
+        }
+        let svd = covariance.try_svd(true, false, f64::EPSILON, 100)?;
+        let is_flat =
+            |i: usize| svd.singular_values[i] <= FLATNESS.powi(2) * svd.singular_values[0];
+        if is_flat(1) {
+            return None;
+        }
+        let plane = if is_flat(2) { svd.u.map(|u| u.column(2).into_owned()) } else { None };
+        let pixels: Vec<Vec2> = given.iter().map(|&i| pixels[i]).collect();
+        let rays: Vec<Vec3> = pixels.iter().map(|p| camera.ray(p).normalize()).collect();
+        if !rays.iter().all(|r| r.iter().all(|v| v.is_finite())) {
+            return None;
+        }
+        let points = given.iter().map(|&i| (points[i] - center) / unit).collect();
+        Some(Self { points, pixels, rays, groups, given, center, unit, plane })
+    }
+
+    /// Index of a correspondence in the caller's lists.
+    pub fn given_index(&self, i: usize) -> usize {
+        self.given[i]
+    }
+
+    /// A pose of the prepared points as one of the caller's.
+    pub fn in_given_unit(&self, pose: &Pose) -> Pose {
+        Pose { r: pose.r, t_mm: pose.t_mm * self.unit - pose.r * self.center }
+    }
+
+    /// Reprojection distance of a correspondence, px.
+    pub fn distance_px(&self, camera: &Camera, pose: &Pose, i: usize) -> f64 {
+        (camera.project(&pose.apply(&self.points[i])) - self.pixels[i]).norm()
+    }
+
+    /// Correspondences within `inlier_px`; none when a point is not in front of the camera.
+    pub fn inliers(&self, camera: &Camera, pose: &Pose, inlier_px: f64) -> Option<Vec<usize>> {
+        let mut inliers = Vec::with_capacity(self.points.len());
+        for group in &self.groups {
+            let x_cam = pose.apply(&self.points[group.start]);
+            if x_cam.z.is_nan() || x_cam.z <= 0.0 {
+                return None;
+            }
+            let seen = camera.project(&x_cam);
+            let near = |i: &usize| (seen - self.pixels[*i]).norm() < inlier_px;
+            inliers.extend(group.clone().filter(near));
+        }
+        Some(inliers)
+    }
+
+    /// Points and pixels of some correspondences.
+    pub fn subset(&self, indices: &[usize]) -> (Vec<Vec3>, Vec<Vec2>) {
+        indices.iter().map(|&i| (self.points[i], self.pixels[i])).unzip()
+    }
+
+    /// Number of distinct points among some correspondences (ascending).
+    pub fn num_distinct(&self, indices: &[usize]) -> usize {
+        self.groups.iter().filter(|g| indices.iter().any(|i| g.contains(i))).count()
+    }
+
+    /// Each distinct point with the median of its pixels, when every one of at least 4 is seen often enough.
+    pub fn medians(&self) -> Option<(Vec<Vec3>, Vec<Vec2>)> {
+        if self.groups.iter().any(|g| g.len() < MIN_SIGHTINGS) {
+            return None;
+        }
+        let median = |group: &Range<usize>, axis: usize| {
+            let mut values: Vec<f64> = self.pixels[group.clone()].iter().map(|p| p[axis]).collect();
+            let middle = values.len() / 2;
+            *values.select_nth_unstable_by(middle, f64::total_cmp).1
+        };
+        let pair = |g: &Range<usize>| (self.points[g.start], Vec2::new(median(g, 0), median(g, 1)));
+        Some(self.groups.iter().map(pair).unzip())
+    }
+
+    /// For points in a plane: the pose that looks alike from afar, the plane tilted the other way.
+    pub fn other_side(&self, pose: &Pose) -> Option<Pose> {
+        let normal = self.plane?;
+        let reversed = self.depth_reversed(pose);
+        // Points of the plane do not move under their mirror image, which -1 makes a half turn about the normal.
+        let half_turn = normal * normal.transpose() * 2.0 - Matrix3::identity();
+        Some(Pose { r: reversed.r * half_turn, t_mm: reversed.t_mm })
+    }
+
+    /// The pose of the mirrored points (-x) that looks alike from afar: depths about the centre reversed.
+    pub fn depth_reversed(&self, pose: &Pose) -> Pose {
+        // A half turn about the line of sight negates what is across it and keeps what is along it, so that of -x
+        // the depths alone are reversed.
+        let half_turn = pose.t_mm.try_normalize(0.0).map_or_else(Matrix3::identity, |sight| {
+            sight * sight.transpose() * 2.0 - Matrix3::identity()
+        });
+        Pose { r: half_turn * pose.r, t_mm: pose.t_mm }
+    }
+}

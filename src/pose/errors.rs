@@ -1,0 +1,195 @@
+//! Pose errors, as the BOP benchmark and the SPEED challenge define them.
+//!
+//! Everywhere `points` are vertices of the evaluation mesh (object frame, mm), `est` is the estimate and
+//! `gt` the ground truth. An empty list of points gives NaN: there is no mean of nothing.
+//!
+//! # Source
+//! Hodan et al., *BOP: Benchmark for 6D Object Pose Estimation*, ECCV 2018, and the BOP Challenge 2020
+//! report (MSSD, MSPD); Kisantal et al., *Satellite Pose Estimation Challenge*, 2020 (SPEED).
+
+use kiddo::SquaredEuclidean;
+use kiddo::immutable::float::kdtree::ImmutableKdTree;
+use nalgebra::{Matrix3, UnitQuaternion};
+use serde::{Deserialize, Serialize};
+
+use crate::geom::{Camera, Pose, Vec2, Vec3};
+
+/// A translation error (relative, SPEED+) below which the robotic test bed cannot tell: counted as 0.
+pub const SPEED_PLUS_FLOOR_RELATIVE: f64 = 0.002173;
+/// A rotation error (degrees, SPEED+) below which the robotic test bed cannot tell: counted as 0.
+pub const SPEED_PLUS_FLOOR_DEG: f64 = 0.169;
+
+/// ADD, mm: the mean distance of equal model points under the two poses.
+pub fn add_mm(points: &[Vec3], est: &Pose, gt: &Pose) -> f64 {
+    mean(points.iter().map(|x| (est.apply(x) - gt.apply(x)).norm()))
+}
+
+/// Mean distance of the projections of equal model points, px.
+pub fn proj_px(camera: &Camera, points: &[Vec3], est: &Pose, gt: &Pose) -> f64 {
+    mean(points.iter().map(|x| pixel_distance(camera, &est.apply(x), &gt.apply(x))))
+}
+
+/// Rotation error, degrees: the angle of `R_est R_gt^T`.
+pub fn re_deg(est: &Pose, gt: &Pose) -> f64 {
+    let cosine = ((est.r * gt.r.transpose()).trace() - 1.0) / 2.0;
+    cosine.clamp(-1.0, 1.0).acos().to_degrees()
+}
+
+/// Translation error, mm.
+pub fn te_mm(est: &Pose, gt: &Pose) -> f64 {
+    (gt.t_mm - est.t_mm).norm()
+}
+
+/// True when the rotation is off by less than 5 degrees and the translation by less than 50 mm.
+pub fn within_5deg_5cm(est: &Pose, gt: &Pose) -> bool {
+    re_deg(est, gt) < 5.0 && te_mm(est, gt) < 50.0
+}
+
+/// MSSD, mm: the largest distance of equal model points, under the symmetry for which that is least.
+///
+/// `symmetries` are the transforms of the object onto itself, the identity among them; an empty list stands
+/// for the identity alone.
+pub fn mssd_mm(points: &[Vec3], est: &Pose, gt: &Pose, symmetries: &[Pose]) -> f64 {
+    least_over(symmetries, gt, |gt| {
+        largest(points.iter().map(|x| (est.apply(x) - gt.apply(x)).norm()))
+    })
+}
+
+/// MSPD, px: as [`mssd_mm`] with the distances of the projections.
+pub fn mspd_px(
+    camera: &Camera,
+    points: &[Vec3],
+    est: &Pose,
+    gt: &Pose,
+    symmetries: &[Pose],
+) -> f64 {
+    least_over(symmetries, gt, |gt| {
+        largest(points.iter().map(|x| pixel_distance(camera, &est.apply(x), &gt.apply(x))))
+    })
+}
+
+/// The two parts of the SPEED score.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SpeedError {
+    /// `2 acos |<q_est, q_gt>|`, radians.
+    pub e_q_rad: f64,
+    /// `|t_gt - t_est| / |t_gt|`.
+    pub e_t: f64,
+}
+
+impl SpeedError {
+    /// What a missing pose counts: half a turn and the whole distance.
+    pub const MISSING: SpeedError = SpeedError { e_q_rad: std::f64::consts::PI, e_t: 1.0 };
+
+    /// `e_q + e_t`, the score of one image (the SPEED score is its mean over all images).
+    pub fn score(&self) -> f64 {
+        self.e_q_rad + self.e_t
+    }
+
+    /// The error as SPEED+ counts it on its robotic test bed: parts below the bed's accuracy are 0.
+    pub fn with_test_bed_floor(&self) -> SpeedError {
+        let keep = |value: f64, floor: f64| if value < floor { 0.0 } else { value };
+        SpeedError {
+            e_q_rad: keep(self.e_q_rad, SPEED_PLUS_FLOOR_DEG.to_radians()),
+            e_t: keep(self.e_t, SPEED_PLUS_FLOOR_RELATIVE),
+        }
+    }
+}
+
+/// The SPEED errors of one pose. `e_t` is not finite when the ground truth is at the camera's centre.
+pub fn speed(est: &Pose, gt: &Pose) -> SpeedError {
+    let dot = quaternion(&est.r).coords.dot(&quaternion(&gt.r).coords).abs();
+    SpeedError { e_q_rad: 2.0 * dot.min(1.0).acos(), e_t: te_mm(est, gt) / gt.t_mm.norm() }
+}
+
+/// Model points with a k-d tree over them, built once per model for the closest-point errors.
+pub struct ClosestPoints {
+    points: Vec<Vec3>,
+    tree: Option<ImmutableKdTree<f64, u64, 3, 32>>,
+}
+
+impl std::fmt::Debug for ClosestPoints {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClosestPoints").field("num_points", &self.points.len()).finish()
+    }
+}
+
+impl ClosestPoints {
+    /// Builds the tree.
+    pub fn new(points: &[Vec3]) -> Self {
+        let rows: Vec<[f64; 3]> = points.iter().map(|x| [x.x, x.y, x.z]).collect();
+        let finite = rows.iter().flatten().all(|v| v.is_finite());
+        let tree =
+            (finite && !rows.is_empty()).then(|| ImmutableKdTree::new_from_slice(rows.as_slice()));
+        Self { points: points.to_vec(), tree }
+    }
+
+    /// The points.
+    pub fn points(&self) -> &[Vec3] {
+        &self.points
+    }
+
+    /// ADI, mm: the mean, over the points under the ground truth, of the distance to the closest point under
+    /// the estimate. NaN when there are no points or a number is not finite.
+    pub fn adi_mm(&self, est: &Pose, gt: &Pose) -> f64 {
+        self.mean_over_pairs(est, gt, |x_est, x_gt| (x_est - x_gt).norm())
+    }
+
+    /// Mean pixel distance of the projections of the pairs that [`Self::adi_mm`] forms in space.
+    pub fn closest_proj_px(&self, camera: &Camera, est: &Pose, gt: &Pose) -> f64 {
+        self.mean_over_pairs(est, gt, |x_est, x_gt| pixel_distance(camera, x_est, x_gt))
+    }
+
+    fn mean_over_pairs(
+        &self,
+        est: &Pose,
+        gt: &Pose,
+        distance: impl Fn(&Vec3, &Vec3) -> f64,
+    ) -> f64 {
+        // The query moves into the object's frame, so that one tree serves every pose. A rotation read from
+        // float32 is orthonormal to 1e-7 only, hence the true inverse.
+        let (Some(tree), Some(inverse)) = (&self.tree, est.r.try_inverse()) else {
+            return f64::NAN;
+        };
+        if !est.is_finite() || !gt.is_finite() {
+            return f64::NAN;
+        }
+        mean(self.points.iter().map(|x| {
+            let x_gt = gt.apply(x);
+            let query = inverse * (x_gt - est.t_mm);
+            let hit = tree.nearest_one::<SquaredEuclidean>(&[query.x, query.y, query.z]);
+            distance(&est.apply(&self.points[hit.item as usize]), &x_gt)
+        }))
+    }
+}
+
+/// ADI, mm, of a single pair of poses; see [`ClosestPoints`] for many.
+pub fn adi_mm(points: &[Vec3], est: &Pose, gt: &Pose) -> f64 {
+    ClosestPoints::new(points).adi_mm(est, gt)
+}
+
+fn quaternion(r: &Matrix3<f64>) -> UnitQuaternion<f64> {
+    UnitQuaternion::from_rotation_matrix(&nalgebra::Rotation3::from_matrix_unchecked(*r))
+}
+
+fn pixel_distance(camera: &Camera, a: &Vec3, b: &Vec3) -> f64 {
+    let difference: Vec2 = camera.project(a) - camera.project(b);
+    difference.norm()
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0usize), |(sum, count), v| (sum + v, count + 1));
+    sum / count as f64
+}
+
+/// The largest value; NaN when there is none or one of them is NaN.
+fn largest(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(f64::NAN, |most, v| if most.is_nan() || v.is_nan() || v > most { v } else { most })
+}
+
+fn least_over(symmetries: &[Pose], gt: &Pose, error: impl Fn(&Pose) -> f64) -> f64 {
+    if symmetries.is_empty() {
+        return error(gt);
+    }
+    symmetries.iter().map(|s| error(&gt.after(s))).fold(f64::NAN, f64::min)
+}
