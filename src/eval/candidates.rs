@@ -1,0 +1,307 @@
+//! From the network's outputs for one image to the 2D-3D correspondences of each class.
+//!
+//! Pure Rust on slices that lie on the CPU. A cell of class `c` is a candidate when its sigmoid is above the
+//! threshold; the size of the box its 8 predicted corners span says how many cells each pyramid level gives.
+
+use std::cmp::Ordering;
+
+use crate::geom::Vec2;
+
+/// Numbers of one cell and class: 8 x-offsets, then 8 y-offsets.
+pub const REG_CHANNELS: usize = 16;
+
+/// How far below the threshold's logit a cell may lie and still have its sigmoid computed: f32 rounding.
+const LOGIT_SLACK: f32 = 1e-3;
+
+/// What makes a cell a candidate, and how many of them a level gives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CandidateConfig {
+    /// Sigmoid above which (strictly) a cell is a candidate, 0 to 1.
+    pub confidence_threshold: f64,
+    /// Cells wanted of all levels together, per class.
+    pub positive_num: usize,
+    /// Sharpness of their spread over the levels.
+    pub positive_lambda: f64,
+}
+
+impl Default for CandidateConfig {
+    fn default() -> Self {
+        Self { confidence_threshold: 0.3, positive_num: 10, positive_lambda: 1.0 }
+    }
+}
+
+/// One level's outputs for one image, contiguous.
+#[derive(Debug, Clone, Copy)]
+pub struct LevelOutput<'a> {
+    /// Logits, `[classes, h, w]`.
+    pub cls: &'a [f32],
+    /// Corner offsets in anchor sizes, `[16 classes, h, w]`: by class, 8 x then 8 y.
+    pub reg: &'a [f32],
+    /// Rows of cells.
+    pub h: usize,
+    /// Cells a row.
+    pub w: usize,
+    /// Distance of two cells, px; cell (i, j) has its centre at `(stride / 2 + stride j, stride / 2 + stride i)`.
+    pub stride_px: f64,
+    /// Side of the square anchor, px.
+    pub anchor_px: f64,
+}
+
+/// A selected cell.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SelectedCell {
+    /// Index of the level.
+    pub level: usize,
+    /// Row-major cell inside the level.
+    pub cell: usize,
+    /// `sqrt(sigmoid(logit))`.
+    pub score: f32,
+}
+
+/// What one class of an image hands to PnP.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClassCandidates {
+    /// 0-based class.
+    pub class: usize,
+    /// Largest score of the selected cells.
+    pub score: f32,
+    /// Extent that decided the spread over the levels, px.
+    pub box_size_px: f64,
+    /// Candidates per level.
+    pub num_available: Vec<usize>,
+    /// Cells wanted per level.
+    pub num_wanted: Vec<usize>,
+    /// The selected cells: levels ascending, in a level by falling score.
+    pub cells: Vec<SelectedCell>,
+    /// Predicted corners, px of the internal camera: 8 for each of `cells`, in its order.
+    pub pixels: Vec<Vec2>,
+}
+
+/// The correspondences of every class that has a selected cell, ascending by class.
+///
+/// Rules (WDR's post-processor): a cell is a candidate when `sigmoid > confidence_threshold`. The box size of a
+/// class comes from going through the levels in order: when the level's most confident cell beats the best
+/// confidence so far, that confidence is kept, and the cell's box extent (the larger of width and height of its 8
+/// points) is kept *only if it is larger than the extent so far*; so the extent need not be that of the most
+/// confident cell. The extent spreads `positive_num` over the levels ([`wanted_per_level`]); each level gives its
+/// best cells by score, ties by cell number. A pixel is anchor centre + prediction x anchor size.
+///
+/// Deviation: a cell with an offset that is not finite is no candidate.
+///
+/// # Panics
+/// When a slice of `levels` has not the length that `num_classes`, `h` and `w` say.
+pub fn select(
+    levels: &[LevelOutput],
+    num_classes: usize,
+    config: &CandidateConfig,
+) -> Vec<ClassCandidates> {
+    for (k, l) in levels.iter().enumerate() {
+        let num_cells = l.h * l.w;
+        assert_eq!(l.cls.len(), num_classes * num_cells, "level {k}: number of logits");
+        assert_eq!(l.reg.len(), num_classes * REG_CHANNELS * num_cells, "level {k}: regressions");
+    }
+    (0..num_classes).filter_map(|class| select_class(levels, class, config)).collect()
+}
+
+fn select_class(
+    levels: &[LevelOutput],
+    class: usize,
+    config: &CandidateConfig,
+) -> Option<ClassCandidates> {
+    let mut available: Vec<Vec<SelectedCell>> =
+        levels.iter().enumerate().map(|(k, l)| candidates_of_level(l, k, class, config)).collect();
+    for cells in &mut available {
+        cells.sort_by(|a, b| {
+            b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal).then(a.cell.cmp(&b.cell))
+        });
+    }
+    let mut best_score = 0.0;
+    let mut box_size_px = 0.0;
+    for first in available.iter().filter_map(|cells| cells.first()) {
+        if first.score > best_score {
+            best_score = first.score;
+            let corners = corners_px(&levels[first.level], class, first.cell);
+            box_size_px = extent_px(&corners).max(box_size_px);
+        }
+    }
+    if best_score == 0.0 {
+        return None;
+    }
+    let anchors: Vec<f64> = levels.iter().map(|l| l.anchor_px).collect();
+    let num_wanted =
+        wanted_per_level(box_size_px, &anchors, config.positive_num, config.positive_lambda);
+    let num_available = available.iter().map(Vec::len).collect();
+    let cells: Vec<SelectedCell> = available
+        .iter()
+        .zip(&num_wanted)
+        .flat_map(|(cells, &wanted)| cells.iter().take(wanted).copied())
+        .collect();
+    let score = cells.iter().map(|c| c.score).reduce(f32::max)?;
+    let pixels = cells.iter().flat_map(|c| corners_px(&levels[c.level], class, c.cell)).collect();
+    Some(ClassCandidates { class, score, box_size_px, num_available, num_wanted, cells, pixels })
+}
+
+/// How many cells each level gives for a box of extent `span_px`: `n_k = floor(num w_k / sum w + 1/2)` with
+/// `w_k = exp(-lambda d_k^2)`, `d_k = |log2(span / anchor_k)|`; none when the span is not positive and finite.
+///
+/// # Source
+/// Hu et al., *Wide-Depth-Range 6D Object Pose Estimation in Space*, CVPR 2021, section 3.2.
+pub fn wanted_per_level(span_px: f64, anchors_px: &[f64], num: usize, lambda: f64) -> Vec<usize> {
+    if !(span_px > 0.0 && span_px.is_finite()) {
+        return vec![0; anchors_px.len()];
+    }
+    let squared: Vec<f64> =
+        anchors_px.iter().map(|a| (span_px / a).log2().powi(2) * lambda).collect();
+    // The nearest level has weight 1: far from every level all weights would vanish otherwise.
+    let nearest = squared.iter().copied().fold(f64::INFINITY, f64::min);
+    let weights: Vec<f64> = squared.iter().map(|d| (nearest - d).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.iter().map(|w| (num as f64 * w / sum + 0.5) as usize).collect()
+}
+
+fn candidates_of_level(
+    level: &LevelOutput,
+    index: usize,
+    class: usize,
+    config: &CandidateConfig,
+) -> Vec<SelectedCell> {
+    let num_cells = level.h * level.w;
+    let threshold = config.confidence_threshold as f32;
+    let logit_floor = (threshold / (1.0 - threshold)).ln() - LOGIT_SLACK;
+    level.cls[class * num_cells..(class + 1) * num_cells]
+        .iter()
+        .enumerate()
+        .filter(|&(_, &logit)| logit >= logit_floor)
+        .filter_map(|(cell, &logit)| {
+            let sigmoid = 1.0 / (1.0 + (-logit).exp());
+            (sigmoid > threshold && offsets(level, class, cell).all(f32::is_finite))
+                .then(|| SelectedCell { level: index, cell, score: sigmoid.sqrt() })
+        })
+        .collect()
+}
+
+/// The 16 regressions of a cell.
+fn offsets<'a>(
+    level: &LevelOutput<'a>,
+    class: usize,
+    cell: usize,
+) -> impl Iterator<Item = f32> + 'a {
+    let num_cells = level.h * level.w;
+    let reg = level.reg;
+    (0..REG_CHANNELS).map(move |c| reg[(class * REG_CHANNELS + c) * num_cells + cell])
+}
+
+fn corners_px(level: &LevelOutput, class: usize, cell: usize) -> [Vec2; 8] {
+    let center = |i: usize| level.stride_px / 2.0 + level.stride_px * i as f64;
+    let (x, y) = (center(cell % level.w), center(cell / level.w));
+    let mut d = [0.0; REG_CHANNELS];
+    for (d, v) in d.iter_mut().zip(offsets(level, class, cell)) {
+        *d = f64::from(v) * level.anchor_px;
+    }
+    std::array::from_fn(|k| Vec2::new(x + d[k], y + d[k + 8]))
+}
+
+/// The larger of width and height of the points' box, px.
+fn extent_px(points: &[Vec2; 8]) -> f64 {
+    let span = |v: fn(&Vec2) -> f64| {
+        let high = points.iter().map(v).fold(f64::NEG_INFINITY, f64::max);
+        let low = points.iter().map(v).fold(f64::INFINITY, f64::min);
+        high - low
+    };
+    span(|p| p.x).max(span(|p| p.y))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: CandidateConfig =
+        CandidateConfig { confidence_threshold: 0.3, positive_num: 10, positive_lambda: 1.0 };
+
+    fn logit(p: f64) -> f32 {
+        (p / (1.0 - p)).ln() as f32
+    }
+
+    /// Offsets of one class for `num_cells` cells: a box of `half` anchor sizes about each centre.
+    fn boxes(num_cells: usize, half: f32) -> Vec<f32> {
+        (0..REG_CHANNELS)
+            .flat_map(|c| {
+                // x offsets: corner k right when k >= 4; y offsets: corner k below when k is odd.
+                let right = if c < 8 { c >= 4 } else { c % 2 == 1 };
+                std::iter::repeat_n(if right { half } else { -half }, num_cells)
+            })
+            .collect()
+    }
+
+    fn level<'a>(cls: &'a [f32], reg: &'a [f32], w: usize, stride: f64) -> LevelOutput<'a> {
+        let h = cls.len() / w;
+        LevelOutput { cls, reg, h, w, stride_px: stride, anchor_px: 4.0 * stride }
+    }
+
+    #[test]
+    fn an_object_between_two_anchors_takes_cells_of_both() {
+        let anchors = [32.0, 64.0, 128.0, 256.0, 512.0];
+        // d = 1/2 for two levels: exp(-1/4) against exp(-9/4) and exp(-25/4) for the others.
+        let span = 64.0 * 2f64.sqrt();
+        assert_eq!(wanted_per_level(span, &anchors, 10, 1.0), [1, 4, 4, 1, 0]);
+        assert_eq!(wanted_per_level(64.0, &anchors, 10, 1.0), [2, 6, 2, 0, 0]);
+        assert_eq!(wanted_per_level(0.0, &anchors, 10, 1.0), [0; 5]);
+        assert_eq!(wanted_per_level(f64::NAN, &anchors, 10, 1.0), [0; 5]);
+        // So far from every anchor that exp(-d^2) underflows.
+        assert_eq!(wanted_per_level(1e12, &anchors, 10, 1.0), [0, 0, 0, 0, 10]);
+    }
+
+    #[test]
+    fn corners_are_the_center_plus_offset_times_anchor() {
+        let cls = [logit(0.1), logit(0.9)];
+        let reg = boxes(2, 0.5);
+        let found = select(&[level(&cls, &reg, 2, 8.0)], 1, &CONFIG);
+        assert_eq!(found.len(), 1);
+        let f = &found[0];
+        assert_eq!((f.cells.len(), f.cells[0].cell, f.box_size_px), (1, 1, 32.0));
+        assert!((f64::from(f.score) - 0.9f64.sqrt()).abs() < 1e-6);
+        // Centre of cell (0, 1) is (12, 4); half an anchor is 16 px.
+        assert_eq!(f.pixels[0], Vec2::new(-4.0, -12.0));
+        assert_eq!(f.pixels[5], Vec2::new(28.0, 20.0));
+    }
+
+    #[test]
+    fn the_extent_stays_when_a_more_confident_later_level_has_a_smaller_box() {
+        let near = [logit(0.8)];
+        let far = [logit(0.9)];
+        let (large, small) = (boxes(1, 1.0), boxes(1, 0.1));
+        let found =
+            select(&[level(&near, &large, 1, 8.0), level(&far, &small, 1, 16.0)], 1, &CONFIG);
+        assert_eq!(found[0].box_size_px, 64.0);
+        assert!((f64::from(found[0].score) - 0.9f64.sqrt()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn classes_read_their_own_channels() {
+        let cls = [logit(0.01), logit(0.9)]; // two classes, one cell
+        let reg: Vec<f32> = boxes(1, 0.25).into_iter().chain(boxes(1, 0.5)).collect();
+        let level = LevelOutput { h: 1, ..level(&cls, &reg, 1, 8.0) };
+        let found = select(&[level], 2, &CONFIG);
+        assert_eq!((found.len(), found[0].class, found[0].box_size_px), (1, 1, 32.0));
+    }
+
+    #[test]
+    fn cells_that_are_not_finite_or_not_above_the_threshold_are_no_candidates() {
+        let cls = [f32::NAN, logit(0.29), logit(0.9), logit(0.8)];
+        let mut reg = boxes(4, 0.5);
+        reg[3 * 4 + 2] = f32::INFINITY;
+        let found = select(&[level(&cls, &reg, 4, 8.0)], 1, &CONFIG);
+        assert_eq!(found[0].cells.iter().map(|c| c.cell).collect::<Vec<_>>(), [3]);
+        reg.fill(f32::NAN);
+        assert!(select(&[level(&cls, &reg, 4, 8.0)], 1, &CONFIG).is_empty());
+    }
+
+    #[test]
+    fn equal_scores_go_by_cell_so_that_the_order_is_fixed() {
+        let cls = [logit(0.5); 40];
+        let reg = boxes(40, 0.5);
+        let found = select(&[level(&cls, &reg, 8, 8.0)], 1, &CONFIG);
+        assert_eq!(found[0].cells.len(), 10);
+        assert!(found[0].cells.iter().enumerate().all(|(i, c)| c.cell == i));
+    }
+}

@@ -1,0 +1,273 @@
+//! Pictures of predicted and true poses: the projected box and axes drawn over the image.
+
+use image::{Rgb, RgbImage};
+
+use super::draw;
+use crate::geom::{Camera, Corners, Pose, Vec2, Vec3};
+
+/// Side of a panel, px; a picture has two, the image and the object enlarged.
+const PANEL_PX: u32 = 640;
+/// The enlarged view is this many times as wide as the boxes in it.
+const ZOOM_MARGIN: f64 = 1.4;
+/// Smallest side of the enlarged view, px of the image.
+const ZOOM_LEAST_PX: f64 = 16.0;
+/// What is nearer to the camera than this is cut off, mm.
+const NEAR_MM: f64 = 1.0;
+
+/// Colour of the true box.
+pub const TRUTH_COLOR: Rgb<u8> = Rgb([60, 220, 90]);
+/// Colour of the predicted box.
+pub const PREDICTION_COLOR: Rgb<u8> = Rgb([255, 140, 20]);
+/// Colours of the x, y and z axes.
+const AXIS_COLORS: [Rgb<u8>; 3] = [Rgb([240, 60, 60]), Rgb([90, 240, 90]), Rgb([90, 130, 255])];
+const CAPTION_COLOR: Rgb<u8> = Rgb([235, 235, 235]);
+const OUTSIDE_COLOR: Rgb<u8> = Rgb([24, 24, 24]);
+
+/// The pairs of corners that a box's 12 edges join: those whose numbers differ in one bit.
+const EDGES: [(usize, usize); 12] = [
+    (0, 1),
+    (2, 3),
+    (4, 5),
+    (6, 7),
+    (0, 2),
+    (1, 3),
+    (4, 6),
+    (5, 7),
+    (0, 4),
+    (1, 5),
+    (2, 6),
+    (3, 7),
+];
+
+/// What is drawn of one pose.
+#[derive(Debug, Clone, Copy)]
+pub struct Outline<'a> {
+    /// Object to camera.
+    pub pose: Pose,
+    /// The box, mm.
+    pub corners: &'a Corners,
+    /// Length of an axis, mm.
+    pub axis_mm: f64,
+}
+
+/// A square part of the image and the panel it is shown on.
+#[derive(Debug, Clone, Copy)]
+struct View {
+    /// Top-left corner (of the pixel's area, so 0 is the image's edge), px of the image.
+    origin: Vec2,
+    /// Panel px per image px.
+    scale: f64,
+}
+
+impl View {
+    /// The square of `side_px` about `center` (px, as areas), on a whole panel.
+    fn about(center: Vec2, side_px: f64) -> Self {
+        let half = Vec2::new(side_px / 2.0, side_px / 2.0);
+        Self { origin: center - half, scale: f64::from(PANEL_PX) / side_px }
+    }
+
+    /// From image to panel, both with pixel centres at whole numbers.
+    fn to_panel(self, p: Vec2) -> Vec2 {
+        let half = Vec2::new(0.5, 0.5);
+        (p + half - self.origin) * self.scale - half
+    }
+
+    /// The panel's picture, bilinear, dark outside the image.
+    fn picture(&self, image: &RgbImage) -> RgbImage {
+        let (w, h) = (f64::from(image.width()), f64::from(image.height()));
+        RgbImage::from_fn(PANEL_PX, PANEL_PX, |i, j| {
+            let area = Vec2::new(f64::from(i) + 0.5, f64::from(j) + 0.5) / self.scale + self.origin;
+            if area.x < 0.0 || area.y < 0.0 || area.x >= w || area.y >= h {
+                return OUTSIDE_COLOR;
+            }
+            let x = (area.x - 0.5).clamp(0.0, w - 1.0);
+            let y = (area.y - 0.5).clamp(0.0, h - 1.0);
+            let (x0, y0) = (x.floor() as u32, y.floor() as u32);
+            let (x1, y1) = ((x0 + 1).min(image.width() - 1), (y0 + 1).min(image.height() - 1));
+            let (fx, fy) = (x.fract(), y.fract());
+            let at = |x, y, c: usize| f64::from(image.get_pixel(x, y).0[c]);
+            Rgb(std::array::from_fn(|c| {
+                let top = at(x0, y0, c) * (1.0 - fx) + at(x1, y0, c) * fx;
+                let bottom = at(x0, y1, c) * (1.0 - fx) + at(x1, y1, c) * fx;
+                (top * (1.0 - fy) + bottom * fy).round() as u8
+            }))
+        })
+    }
+}
+
+/// The image beside an enlarged view of the object, each with the true boxes (green) and the predicted ones
+/// (orange) and their x, y, z axes in red, green, blue: dim and thin for the truth, bright for the prediction.
+///
+/// `camera` is the image's own. `caption` is written at the bottom (capitals, digits and ` .-:/%=`). Parts behind the
+/// camera are cut off. The result is 1280 x 640 px; an image without pixels gives two dark panels.
+pub fn overlay(
+    image: &RgbImage,
+    camera: &Camera,
+    truth: &[Outline],
+    predicted: &[Outline],
+    caption: &str,
+) -> RgbImage {
+    let whole = whole_view(image);
+    let views = [whole, zoom_view(camera, truth, predicted).unwrap_or(whole)];
+    let mut picture = RgbImage::new(2 * PANEL_PX, PANEL_PX);
+    for (i, view) in views.iter().enumerate() {
+        let mut panel = view.picture(image);
+        for outline in truth {
+            draw_axes(&mut panel, view, camera, outline, 1.5, 0.6);
+            draw_box(&mut panel, view, camera, outline, 2.5, TRUTH_COLOR);
+        }
+        for outline in predicted {
+            draw_box(&mut panel, view, camera, outline, 1.6, PREDICTION_COLOR);
+            draw_axes(&mut panel, view, camera, outline, 2.2, 1.0);
+        }
+        image::imageops::replace(&mut picture, &panel, i64::from(i as u32 * PANEL_PX), 0);
+    }
+    let y = PANEL_PX - 2 * (draw::GLYPH_HEIGHT + 2) - 6;
+    let mut x = 6;
+    x += draw::text(&mut picture, x, y, 2, TRUTH_COLOR, "truth") + 6;
+    x += draw::text(&mut picture, x, y, 2, PREDICTION_COLOR, "prediction") + 6;
+    draw::text(&mut picture, x, y, 2, CAPTION_COLOR, caption);
+    picture
+}
+
+fn whole_view(image: &RgbImage) -> View {
+    let (w, h) = (f64::from(image.width()), f64::from(image.height()));
+    View::about(Vec2::new(w, h) / 2.0, w.max(h).max(1.0))
+}
+
+/// The square that holds the true boxes, or the predicted ones when there is no true one.
+fn zoom_view(camera: &Camera, truth: &[Outline], predicted: &[Outline]) -> Option<View> {
+    let outlines = if truth.is_empty() { predicted } else { truth };
+    let points: Vec<Vec2> = outlines
+        .iter()
+        .flat_map(|o| o.corners.iter().map(|x| o.pose.apply(x)))
+        .filter(|x| x.z > NEAR_MM)
+        .map(|x| camera.project(&x))
+        .filter(|p| p.x.is_finite() && p.y.is_finite())
+        .collect();
+    let first = *points.first()?;
+    let low = points.iter().fold(first, |a, b| a.inf(b));
+    let high = points.iter().fold(first, |a, b| a.sup(b));
+    let side = ((high - low).max() * ZOOM_MARGIN).max(ZOOM_LEAST_PX);
+    Some(View::about((low + high) / 2.0 + Vec2::new(0.5, 0.5), side))
+}
+
+fn draw_box(
+    panel: &mut RgbImage,
+    view: &View,
+    camera: &Camera,
+    outline: &Outline,
+    width_px: f64,
+    color: Rgb<u8>,
+) {
+    let corners = outline.corners.map(|x| outline.pose.apply(&x));
+    for (a, b) in EDGES {
+        draw_edge(panel, view, camera, corners[a], corners[b], width_px, color);
+    }
+}
+
+fn draw_axes(
+    panel: &mut RgbImage,
+    view: &View,
+    camera: &Camera,
+    outline: &Outline,
+    width_px: f64,
+    brightness: f64,
+) {
+    let origin = outline.pose.apply(&Vec3::zeros());
+    for (axis, color) in AXIS_COLORS.iter().enumerate() {
+        let mut tip = Vec3::zeros();
+        tip[axis] = outline.axis_mm;
+        let color = Rgb(color.0.map(|c| (f64::from(c) * brightness) as u8));
+        draw_edge(panel, view, camera, origin, outline.pose.apply(&tip), width_px, color);
+    }
+}
+
+/// Draws the segment between two points of the camera frame, mm.
+fn draw_edge(
+    panel: &mut RgbImage,
+    view: &View,
+    camera: &Camera,
+    a: Vec3,
+    b: Vec3,
+    width_px: f64,
+    color: Rgb<u8>,
+) {
+    let Some((a, b)) = in_front(a, b) else { return };
+    let (a, b) = (view.to_panel(camera.project(&a)), view.to_panel(camera.project(&b)));
+    draw::line(panel, a, b, width_px, color);
+}
+
+/// The part of a segment that lies in front of the camera.
+fn in_front(a: Vec3, b: Vec3) -> Option<(Vec3, Vec3)> {
+    let cut = |inside: Vec3, outside: Vec3| {
+        inside + (outside - inside) * ((inside.z - NEAR_MM) / (inside.z - outside.z))
+    };
+    match (a.z >= NEAR_MM, b.z >= NEAR_MM) {
+        (true, true) => Some((a, b)),
+        (true, false) => Some((a, cut(a, b))),
+        (false, true) => Some((cut(b, a), b)),
+        (false, false) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nalgebra::Rotation3;
+
+    use crate::geom::box_corners;
+
+    fn scene() -> (RgbImage, Camera, Corners, Pose) {
+        let image = RgbImage::from_fn(320, 240, |x, y| Rgb([(x / 4) as u8, (y / 3) as u8, 40]));
+        let camera = Camera::new(300.0, 300.0, 160.0, 120.0).unwrap();
+        let corners = box_corners(&[[-50.0, -50.0, -57.0], [50.0, 50.0, 57.0]]);
+        let r = *Rotation3::from_euler_angles(0.5, 0.4, 0.2).matrix();
+        (image, camera, corners, Pose { r, t_mm: Vec3::new(60.0, -20.0, 600.0) })
+    }
+
+    fn count(picture: &RgbImage, color: Rgb<u8>) -> usize {
+        picture.pixels().filter(|p| **p == color).count()
+    }
+
+    #[test]
+    fn the_true_corner_is_green_where_it_projects_to() {
+        let (image, camera, corners, pose) = scene();
+        let outline = Outline { pose, corners: &corners, axis_mm: 80.0 };
+        let picture = overlay(&image, &camera, &[outline], &[], "");
+        for corner in &corners {
+            let p = whole_view(&image).to_panel(camera.project(&pose.apply(corner)));
+            let pixel = picture.get_pixel(p.x.round() as u32, p.y.round() as u32);
+            assert_eq!(*pixel, TRUTH_COLOR, "{p}");
+        }
+    }
+
+    #[test]
+    fn both_poses_show_and_a_missing_prediction_shows_only_in_the_legend() {
+        let (image, camera, corners, pose) = scene();
+        let truth = Outline { pose, corners: &corners, axis_mm: 80.0 };
+        let mut guess = truth;
+        guess.pose.t_mm.x += 25.0;
+        let with = overlay(&image, &camera, &[truth], &[guess], "ADD 0.14D  Z 3.4D");
+        let without = overlay(&image, &camera, &[truth], &[], "no prediction  Z 3.4D");
+        assert_eq!(with.dimensions(), (1280, 640));
+        assert!(count(&with, PREDICTION_COLOR) > 4 * count(&without, PREDICTION_COLOR));
+        assert!(count(&without, TRUTH_COLOR) > 1000);
+    }
+
+    #[test]
+    fn a_box_around_the_camera_and_an_empty_image_are_drawn_without_harm() {
+        let (image, camera, corners, pose) = scene();
+        let inside = Pose { t_mm: Vec3::zeros(), ..pose };
+        let outline = Outline { pose: inside, corners: &corners, axis_mm: 80.0 };
+        overlay(&image, &camera, &[outline], &[outline], "");
+        let behind =
+            Outline { pose: Pose { t_mm: Vec3::new(0.0, 0.0, -900.0), ..pose }, ..outline };
+        let picture = overlay(&image, &camera, &[behind], &[], "");
+        assert_eq!(
+            count(&picture, TRUTH_COLOR),
+            count(&overlay(&image, &camera, &[], &[], ""), TRUTH_COLOR)
+        );
+        overlay(&RgbImage::new(0, 0), &camera, &[], &[], "");
+    }
+}
