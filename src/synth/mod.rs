@@ -1,1 +1,144 @@
-//! (being built)
+//! The synthetic SwissCube: a 1U CubeSat in orbit, ray cast into a BOP dataset.
+//!
+//! Start at [`generate`]. Each sequence has its own Sun, Earth and stars (`trajectory`, `sky`); each frame is cast
+//! (`render`, with the geometry of `mesh` and the surfaces of `materials`), exposed (`sensor`) and written
+//! (`writer`). An image depends on the settings, the seed and its place only, never on the number of threads.
+//! A folder that holds anything but a synthetic dataset is refused. No list file is there before all images are.
+
+mod materials;
+mod mesh;
+mod options;
+mod render;
+mod sensor;
+mod sky;
+mod trajectory;
+mod writer;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use rayon::prelude::*;
+use serde::Serialize;
+
+pub use mesh::DIAMETER_MM;
+pub use options::{Attitude, Format, SynthOptions, parse_depth_range};
+pub use writer::finished;
+
+use crate::data::bop::FrameObjectInfo;
+use render::Scene;
+use trajectory::SequencePlan;
+use writer::Writer;
+
+/// What [`generate`] did.
+#[derive(Debug, Clone, Serialize)]
+pub struct SynthReport {
+    /// Images written.
+    pub images: usize,
+    /// Wall time, s.
+    pub seconds: f64,
+    /// Threads that rendered.
+    pub jobs: usize,
+    /// Images a second and core in use.
+    pub images_per_second_per_core: f64,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+/// Renders and writes a dataset. `progress` gets the number of images done and the total, from any
+/// thread.
+///
+/// # Errors
+/// If a setting is out of range, the folder holds something that may not be replaced, or a file cannot be
+/// written. What was written by then stays, without list files; `overwrite` replaces it.
+pub fn generate(
+    options: &SynthOptions,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<SynthReport> {
+    options.check()?;
+    let start = Instant::now();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.jobs)
+        .build()
+        .context("starting the rendering threads")?;
+    writer::begin(options)?;
+    let writer = Writer::new(options);
+    let images = pool.install(|| render_all(options, &writer, progress))?;
+
+    let seconds = start.elapsed().as_secs_f64();
+    let jobs = pool.current_num_threads();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(jobs);
+    Ok(SynthReport {
+        images,
+        seconds,
+        jobs,
+        images_per_second_per_core: images as f64 / seconds / cores as f64,
+        bytes: writer.bytes(),
+    })
+}
+
+fn render_all(
+    options: &SynthOptions,
+    writer: &Writer,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<usize> {
+    let scene = Scene::new()?;
+    let done = AtomicUsize::new(0);
+    let total = options.num_images();
+    let splits = plan_splits(options, &scene);
+    for (split, sequences) in splits.iter().enumerate() {
+        let places: Vec<(usize, usize)> = sequences
+            .iter()
+            .enumerate()
+            .flat_map(|(s, plan)| (0..plan.frames.len()).map(move |i| (s, i)))
+            .collect();
+        let infos = places
+            .par_iter()
+            .map(|&(s, i)| {
+                let info = render_frame(options, &scene, writer, split, &sequences[s], i)?;
+                progress(done.fetch_add(1, Ordering::Relaxed) + 1, total);
+                Ok(info)
+            })
+            .collect::<Result<Vec<FrameObjectInfo>>>()?;
+        let mut rest = infos.as_slice();
+        for plan in sequences {
+            let (own, others) = rest.split_at(plan.frames.len());
+            writer.sequence(split, plan, own)?;
+            rest = others;
+        }
+    }
+    writer.finish(&splits)?;
+    Ok(total)
+}
+
+/// The sequences of the three splits, numbered over all of them.
+fn plan_splits(options: &SynthOptions, scene: &Scene) -> [Vec<SequencePlan>; 3] {
+    let mut first = 0;
+    [options.num_train, options.num_val, options.num_test].map(|num_images| {
+        let lengths = trajectory::sequence_lengths(num_images);
+        let numbered: Vec<(usize, usize)> =
+            lengths.into_iter().enumerate().map(|(i, n)| (first + i, n)).collect();
+        first += numbered.len();
+        numbered
+            .par_iter()
+            .map(|&(number, n)| trajectory::plan(options, scene, number, n))
+            .collect()
+    })
+}
+
+fn render_frame(
+    options: &SynthOptions,
+    scene: &Scene,
+    writer: &Writer,
+    split: usize,
+    sequence: &SequencePlan,
+    index: usize,
+) -> Result<FrameObjectInfo> {
+    let plan = &sequence.frames[index];
+    let camera = trajectory::camera(options.size_px);
+    let rendered = scene.render(&camera, options.size_px, &plan.pose, &sequence.lights);
+    let rgb = sensor::expose(rendered.radiance, options.size_px as usize, plan, options.seed);
+    let place = (split, sequence.number, index);
+    writer.frame(place, &rgb, rendered.mask, &rendered.depth_mm)?;
+    Ok(rendered.info)
+}

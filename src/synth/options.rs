@@ -1,0 +1,292 @@
+//! What to render.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Result, ensure};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Nearest allowed depth, in diameters: closer, the camera would be inside the satellite's antennas.
+const NEAREST_D: f64 = 0.9;
+/// Farthest allowed depth, in diameters.
+const FARTHEST_D: f64 = 100.0;
+/// Smallest and largest image side, px.
+const SIZE_PX: std::ops::RangeInclusive<u32> = 32..=8192;
+
+/// The settings of one synthetic dataset.
+///
+/// `out`, `jobs` and `overwrite` say where and how it is made; they do not change what is in it and are
+/// not written to `synthetic.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SynthOptions {
+    /// Folder to write to.
+    #[serde(skip)]
+    pub out: PathBuf,
+    /// Images for training.
+    pub num_train: usize,
+    /// Images for validation.
+    pub num_val: usize,
+    /// Images for testing.
+    pub num_test: usize,
+    /// Side of the square images, px, 32 to 8192. The camera is SwissCube's, scaled.
+    pub size_px: u32,
+    /// Nearest and farthest depth, in mesh diameters (178.46 mm), 0.9 to 100.
+    pub depth_d: (f64, f64),
+    /// Which attitudes to show.
+    pub attitude: Attitude,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Threads; 0 is one per core. Does not change the result.
+    #[serde(skip)]
+    pub jobs: usize,
+    /// File format of the colour images.
+    pub format: Format,
+    /// Also write 16-bit depth images.
+    pub depth_png: bool,
+    /// Replace a synthetic dataset that is there already.
+    #[serde(skip)]
+    pub overwrite: bool,
+}
+
+impl Default for SynthOptions {
+    fn default() -> Self {
+        Self {
+            out: PathBuf::new(),
+            num_train: 1000,
+            num_val: 100,
+            num_test: 200,
+            size_px: 1024,
+            depth_d: (1.0, 10.0),
+            attitude: Attitude::Full,
+            seed: 0,
+            jobs: 0,
+            format: Format::default(),
+            depth_png: false,
+            overwrite: false,
+        }
+    }
+}
+
+impl SynthOptions {
+    /// Images of all splits together.
+    pub fn num_images(&self) -> usize {
+        self.num_train + self.num_val + self.num_test
+    }
+
+    /// True when both settings give the same images, wherever and with however many threads.
+    pub fn same_data(&self, other: &SynthOptions) -> bool {
+        let bare =
+            |o: &SynthOptions| Self { out: PathBuf::new(), jobs: 0, overwrite: false, ..o.clone() };
+        bare(self) == bare(other)
+    }
+
+    /// Refuses settings that cannot be rendered, all of them in one message.
+    ///
+    /// # Errors
+    /// If a value is outside its range.
+    pub fn check(&self) -> Result<()> {
+        let mut problems = Vec::new();
+        if self.num_images() == 0 {
+            problems.push("train, val and test are all 0, expected at least one image".to_owned());
+        }
+        if !SIZE_PX.contains(&self.size_px) {
+            problems.push(format!(
+                "size: {} px is outside {}..={}",
+                self.size_px,
+                SIZE_PX.start(),
+                SIZE_PX.end()
+            ));
+        }
+        let (near, far) = self.depth_d;
+        if !(near >= NEAREST_D && far <= FARTHEST_D && near <= far) {
+            problems.push(format!(
+                "depth: {near}d:{far}d, expected {NEAREST_D}d <= near <= far <= {FARTHEST_D}d"
+            ));
+        }
+        if let Attitude::WithinDeg(deg) = self.attitude
+            && !(0.0..=180.0).contains(&deg)
+        {
+            problems.push(format!("attitude: {deg} is outside 0..=180 degrees"));
+        }
+        if let Format::Jpeg { quality } = self.format
+            && !(1..=100).contains(&quality)
+        {
+            problems.push(format!("format: jpeg quality {quality} is outside 1..=100"));
+        }
+        ensure!(problems.is_empty(), "{}", problems.join("; "));
+        Ok(())
+    }
+
+    /// The command line that makes this dataset again.
+    pub fn command_line(&self) -> String {
+        let (near, far) = self.depth_d;
+        let mut line = format!(
+            "mqat synth --out DIR --train {} --val {} --test {} --size {} --depth {near}d:{far}d \
+             --attitude {} --seed {} --format {}",
+            self.num_train,
+            self.num_val,
+            self.num_test,
+            self.size_px,
+            self.attitude,
+            self.seed,
+            self.format
+        );
+        if self.depth_png {
+            line.push_str(" --depth-png");
+        }
+        line
+    }
+}
+
+/// Which attitudes the satellite takes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Attitude {
+    /// Uniform over all rotations.
+    Full,
+    /// Uniform over the rotations within so many degrees (geodesic, in-plane rotation included) of one
+    /// nominal attitude, the same for all sequences and splits.
+    WithinDeg(f64),
+}
+
+impl fmt::Display for Attitude {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Attitude::Full => write!(f, "full"),
+            Attitude::WithinDeg(deg) => write!(f, "{deg}"),
+        }
+    }
+}
+
+impl FromStr for Attitude {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        if s.eq_ignore_ascii_case("full") {
+            return Ok(Attitude::Full);
+        }
+        match s.trim_end_matches("deg").parse::<f64>() {
+            Ok(deg) if (0.0..=180.0).contains(&deg) => Ok(Attitude::WithinDeg(deg)),
+            _ => Err(format!("attitude is {s:?}, expected full or degrees from 0 to 180")),
+        }
+    }
+}
+
+/// File format of the colour images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// Lossy, as the dataset's own images.
+    Jpeg {
+        /// 1 to 100.
+        quality: u8,
+    },
+    /// Lossless.
+    Png,
+}
+
+impl Default for Format {
+    fn default() -> Self {
+        Format::Jpeg { quality: 95 }
+    }
+}
+
+impl Format {
+    /// The file name's ending, without the dot.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Format::Jpeg { .. } => "jpg",
+            Format::Png => "png",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Format::Jpeg { quality } => write!(f, "jpeg:{quality}"),
+            Format::Png => write!(f, "png"),
+        }
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let wrong = || format!("format is {s:?}, expected png, jpeg or jpeg:QUALITY (1 to 100)");
+        let lower = s.to_ascii_lowercase();
+        let (name, quality) = match lower.split_once(':') {
+            Some((name, q)) => (name, Some(q.parse::<u8>().map_err(|_| wrong())?)),
+            None => (lower.as_str(), None),
+        };
+        match (name, quality) {
+            ("png", None) => Ok(Format::Png),
+            ("jpeg" | "jpg", None) => Ok(Format::default()),
+            ("jpeg" | "jpg", Some(quality @ 1..=100)) => Ok(Format::Jpeg { quality }),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// Depths as a command line gives them: `1d:10d`, in mesh diameters.
+///
+/// # Errors
+/// If the text is not two numbers, each with or without a `d`, joined by a colon.
+pub fn parse_depth_range(s: &str) -> Result<(f64, f64), String> {
+    let number = |t: &str| t.trim().trim_end_matches('d').parse::<f64>().ok();
+    s.split_once(':')
+        .and_then(|(near, far)| Some((number(near)?, number(far)?)))
+        .filter(|(near, far)| near.is_finite() && far.is_finite() && near <= far)
+        .ok_or_else(|| format!("depth range is {s:?}, expected NEAR:FAR in diameters, as 1d:10d"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_a_command_line_come_back() {
+        assert_eq!("full".parse(), Ok(Attitude::Full));
+        assert_eq!("30".parse(), Ok(Attitude::WithinDeg(30.0)));
+        assert!("181".parse::<Attitude>().is_err() && "half".parse::<Attitude>().is_err());
+        assert_eq!("jpeg:80".parse(), Ok(Format::Jpeg { quality: 80 }));
+        assert_eq!("png".parse(), Ok(Format::Png));
+        assert!("jpeg:0".parse::<Format>().is_err() && "gif".parse::<Format>().is_err());
+        assert_eq!(parse_depth_range("1d:10d"), Ok((1.0, 10.0)));
+        assert_eq!(parse_depth_range("2.5:4"), Ok((2.5, 4.0)));
+        assert!(parse_depth_range("10d:1d").is_err() && parse_depth_range("3d").is_err());
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let bad = SynthOptions {
+            num_train: 0,
+            num_val: 0,
+            num_test: 0,
+            size_px: 8,
+            depth_d: (0.1, 2.0),
+            attitude: Attitude::WithinDeg(f64::NAN),
+            format: Format::Jpeg { quality: 0 },
+            ..SynthOptions::default()
+        };
+        let message = bad.check().unwrap_err().to_string();
+        for word in ["at least one image", "size", "depth", "attitude", "quality"] {
+            assert!(message.contains(word), "{word} is not in {message:?}");
+        }
+        assert!(SynthOptions::default().check().is_ok());
+    }
+
+    #[test]
+    fn place_and_threads_are_not_part_of_the_data() {
+        let a = SynthOptions::default();
+        let b = SynthOptions { out: "x".into(), jobs: 3, overwrite: true, ..a.clone() };
+        assert!(a.same_data(&b));
+        assert!(!a.same_data(&SynthOptions { seed: 1, ..a.clone() }));
+        let back: SynthOptions = serde_json::from_str(&serde_json::to_string(&b).unwrap()).unwrap();
+        assert!(back.same_data(&a) && back.out == PathBuf::new());
+    }
+}
