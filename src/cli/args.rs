@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand};
 
+use crate::data::Split;
 use crate::experiment::DeviceChoice;
+use crate::train::ResumeFrom;
+use crate::synth::{Attitude, Format, parse_depth_range};
 
 /// Modular Quantization-Aware Training of 6D-pose networks.
 ///
@@ -139,43 +142,6 @@ pub struct TrainArgs {
     pub json: bool,
 }
 
-/// Where a resumed run goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ResumeFrom {
-    /// The newest checkpoint.
-    Last,
-    /// The best checkpoint of the stage that was running.
-    Best,
-    /// The end of that epoch, counted from 1 over all stages.
-    Epoch(u64),
-}
-
-impl std::str::FromStr for ResumeFrom {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "last" => Ok(Self::Last),
-            "best" => Ok(Self::Best),
-            _ => match text.parse() {
-                Ok(epoch) if epoch > 0 => Ok(Self::Epoch(epoch)),
-                _ => Err("expected last, best or an epoch from 1".to_owned()),
-            },
-        }
-    }
-}
-
-/// A split of a dataset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum SplitName {
-    /// The training list.
-    Train,
-    /// The validation list.
-    Valid,
-    /// The testing list.
-    Test,
-}
-
 /// Arguments of `mqat test`.
 #[derive(Debug, Clone, Args)]
 pub struct TestArgs {
@@ -198,8 +164,8 @@ pub struct TestArgs {
     pub all_stages: bool,
 
     /// The split to evaluate.
-    #[arg(long, value_enum, default_value = "test")]
-    pub split: SplitName,
+    #[arg(long, default_value = "test", value_name = "train|valid|test")]
+    pub split: Split,
 
     /// Write the predictions as JSON lines: image, class, score, R[9], t[3] (mm), inliers, residual (px). With
     /// several checkpoints the name gets the checkpoint's name before its ending.
@@ -270,12 +236,12 @@ pub struct SynthArgs {
     pub size: u32,
 
     /// Range of depths in mesh diameters (178.46 mm), as NEAR:FAR.
-    #[arg(long, default_value = "1d:10d", value_name = "NEAR:FAR")]
-    pub depth: DepthRange,
+    #[arg(long, default_value = "1d:10d", value_name = "NEAR:FAR", value_parser = parse_depth_range)]
+    pub depth: (f64, f64),
 
     /// Attitudes: `full`, or within so many degrees of one nominal attitude.
     #[arg(long, default_value = "full", value_name = "full|DEG")]
-    pub attitude: crate::synth::Attitude,
+    pub attitude: Attitude,
 
     /// Seed of everything random.
     #[arg(long, default_value_t = 1, value_name = "N")]
@@ -285,60 +251,25 @@ pub struct SynthArgs {
     #[arg(long, value_name = "J", value_parser = clap::value_parser!(u16).range(1..))]
     pub jobs: Option<u16>,
 
-    /// Image format: jpeg (quality 95) or png.
-    #[arg(long, value_enum, default_value = "jpeg")]
-    pub format: ImageFormat,
+    /// Image format: jpeg (quality 95), jpeg:QUALITY or png.
+    #[arg(long, default_value = "jpeg", value_name = "FORMAT")]
+    pub format: Format,
 
     /// Write 16-bit depth images as well (BOP: depth/, 0.1 mm).
     #[arg(long)]
     pub depth_images: bool,
 
-    /// Replace a dataset that is there.
+    /// Replace a synthetic dataset that is there.
     #[arg(long)]
     pub overwrite: bool,
+
+    /// Do nothing when a finished dataset with these very settings is there.
+    #[arg(long)]
+    pub keep: bool,
 
     /// Print one JSON document on stdout; everything else goes to stderr.
     #[arg(long)]
     pub json: bool,
-}
-
-/// Format of the colour images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ImageFormat {
-    /// JPEG, quality 95.
-    Jpeg,
-    /// PNG.
-    Png,
-}
-
-/// A range of depths, in mesh diameters.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DepthRange {
-    /// Nearest.
-    pub near_d: f64,
-    /// Farthest.
-    pub far_d: f64,
-}
-
-impl std::str::FromStr for DepthRange {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || "expected NEAR:FAR in mesh diameters, for example 1d:10d".to_owned();
-        let (near, far) = text.split_once(':').ok_or_else(expected)?;
-        let number = |t: &str| t.trim_end_matches('d').parse::<f64>().map_err(|_| expected());
-        let (near_d, far_d) = (number(near)?, number(far)?);
-        if !(near_d > 0.0 && far_d >= near_d && far_d.is_finite()) {
-            return Err(format!("{near_d}d to {far_d}d is no range; {}", expected()));
-        }
-        Ok(Self { near_d, far_d })
-    }
-}
-
-impl std::fmt::Display for DepthRange {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}d:{}d", self.near_d, self.far_d)
-    }
 }
 
 #[cfg(test)]
@@ -362,14 +293,5 @@ mod tests {
         assert_eq!(parse("mqat train --resume best"), Some(ResumeFrom::Best));
         assert_eq!(parse("mqat train --resume 12"), Some(ResumeFrom::Epoch(12)));
         assert!(Cli::try_parse_from(["mqat", "train", "--resume", "0"]).is_err());
-    }
-
-    #[test]
-    fn a_depth_range_is_in_diameters() {
-        let range: DepthRange = "1.5d:4".parse().unwrap();
-        assert_eq!(range, DepthRange { near_d: 1.5, far_d: 4.0 });
-        for bad in ["", "1d", "0d:4d", "4d:1d", "1d:infd", "ad:bd"] {
-            assert!(bad.parse::<DepthRange>().is_err(), "{bad}");
-        }
     }
 }

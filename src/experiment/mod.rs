@@ -1,1 +1,47 @@
-//! (being built)
+//! Experiments: the whole config, the run folder, seeds, the wiring of the rooms below.
+//!
+//! Start at [`train()`] and [`test()`]. A [`Select`] names a config; `config.rs` reads, changes and checks it
+//! (`published.rs` translates the published code's form). `open.rs` turns a [`Request`] into device, dataset and network;
+//! `folder.rs` is `LOGS/PROBLEM/TOPOLOGY/expNNN`; `record.rs` writes what happens there.
+
+mod config;
+mod device;
+mod folder;
+mod home;
+mod inspect;
+mod keys;
+mod open;
+mod overlays;
+mod published;
+mod record;
+mod stretch;
+mod test;
+mod train;
+
+pub use config::{
+    Config, ExperimentConfig, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig, Select,
+    TrainingSection,
+};
+pub use device::DeviceChoice;
+pub use folder::{Folder, Pick, Provenance, Start};
+pub use home::Home;
+pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
+pub use open::Request;
+pub use test::{CheckpointReport, TestReport, TestRequest, test};
+pub use train::{Ended, TrainReport, TrainRequest, train};
+
+/// The libtorch that the program is built for.
+pub const LIBTORCH_VERSION: &str = "2.11.0";
+
+/// The JSON schema of configs.
+pub fn config_schema() -> serde_json::Value {
+    config::schema()
+}
+
+/// Reads and checks the config that `select` names, with its changes.
+///
+/// # Errors
+/// If there is none, it cannot be read, or values are outside their range.
+pub fn resolve_config(select: &Select) -> anyhow::Result<Config> {
+    select.resolve(&Home::find(None, None)?)
+}

@@ -1,0 +1,121 @@
+//! How a training run looks on the terminal.
+
+use anyhow::Result;
+
+use super::terminal::Progress;
+use crate::train::{
+    CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, ValidRecord,
+};
+
+/// Bars and log lines of a training run.
+#[derive(Default)]
+pub(super) struct TrainView {
+    epoch: Option<Progress>,
+}
+
+impl TrainView {
+    fn end_bar(&mut self) {
+        if let Some(bar) = self.epoch.take() {
+            bar.finish();
+        }
+    }
+}
+
+impl Observer for TrainView {
+    fn stage_start(&mut self, start: &StageStart) -> Result<()> {
+        let quantized: usize = start.sites.iter().filter(|s| s.num_levels.is_some()).count();
+        tracing::info!(
+            "stage {} ({}): epochs {}..{} of {} batches, {:.2} M trainable parameters, {quantized} quantized layers",
+            start.stage,
+            start.name,
+            start.epoch,
+            start.num_epochs,
+            start.num_batches,
+            start.num_trainable as f64 / 1e6,
+        );
+        Ok(())
+    }
+
+    fn step(&mut self, step: &StepRecord) -> Result<()> {
+        tracing::debug!(
+            step = step.global_step,
+            loss = step.loss,
+            cls = step.loss_cls,
+            reg = step.loss_reg,
+            lr = step.lr,
+            grad_norm = step.grad_norm,
+            positive = step.num_positive,
+            "step"
+        );
+        let done = step.batch as u64;
+        let bar = self.epoch.get_or_insert_with(|| {
+            let name = format!("{} epoch {}", step.stage_name, step.epoch);
+            Progress::start(&name, "batches", step.num_batches as u64, done)
+        });
+        let note = format!("loss {:.4}  {:.1} images/s", step.loss, step.images_per_s);
+        bar.at(done + 1, &note);
+        Ok(())
+    }
+
+    fn epoch(&mut self, epoch: &EpochRecord) -> Result<()> {
+        self.end_bar();
+        let frozen = epoch.share_frozen.map_or(String::new(), |s| format!(", {:.2} % frozen", s * 100.0));
+        tracing::info!(
+            "{} epoch {}/{}: loss {:.4} (cls {:.4}, reg {:.4}), lr {:.2e}, gradient norm {:.2}{frozen}, {:.1} images/s",
+            epoch.stage_name,
+            epoch.epoch + 1,
+            epoch.num_epochs,
+            epoch.loss,
+            epoch.loss_cls,
+            epoch.loss_reg,
+            epoch.lr,
+            epoch.grad_norm,
+            epoch.images_per_s,
+        );
+        Ok(())
+    }
+
+    fn validation(&mut self, valid: &ValidRecord) -> Result<()> {
+        let best = if valid.best { ", best so far" } else { "" };
+        tracing::info!("validation: {} {:.1} %{best}", valid.score.name, valid.score.value);
+        for (name, value) in &valid.score.details {
+            tracing::debug!("validation: {name} {value:.1}");
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, checkpoint: &CheckpointRecord) -> Result<()> {
+        tracing::debug!(step = checkpoint.global_step, "checkpoint {}", checkpoint.path.display());
+        Ok(())
+    }
+
+    fn stage_end(&mut self, end: &StageEnd) -> Result<()> {
+        self.end_bar();
+        for site in &end.sites {
+            if let Some(num_levels) = site.num_levels {
+                tracing::debug!(
+                    "{}: {} {} bits, {num_levels} levels ({} in use), scale {:?}, {:.1} % frozen",
+                    site.name,
+                    site.method,
+                    site.bits,
+                    site.levels_in_use,
+                    site.scale,
+                    site.share_frozen * 100.0
+                );
+            }
+        }
+        let quantized = end.sites.iter().filter(|s| s.num_levels.is_some()).count();
+        let audit = if quantized > 0 {
+            format!(", every weight of its {quantized} quantized layers on its levels")
+        } else {
+            String::new()
+        };
+        tracing::info!("stage {} ({}) complete{audit}: {}", end.stage, end.name, end.checkpoint.display());
+        Ok(())
+    }
+
+    fn message(&mut self, text: &str) -> Result<()> {
+        tracing::warn!("{text}");
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! From a request to what a command works with: config, device, dataset, network.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tch::Device;
+
+use super::config::{Config, Select};
+use super::device::DeviceChoice;
+use super::home::Home;
+use crate::data::{Dataset, Split};
+use crate::eval::{InferOptions, SYNTHETIC_FILE};
+use crate::model::PoseNet;
+
+/// What every command that computes is asked with.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// The config.
+    pub select: Select,
+    /// The dataset, or the folder of datasets, instead of the machine's.
+    pub data: Option<PathBuf>,
+    /// The root of experiments, instead of the machine's.
+    pub logs: Option<PathBuf>,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Count unreadable images and go on.
+    pub skip_bad: bool,
+}
+
+impl Request {
+    /// The folders of the machine, with the request's own.
+    pub(super) fn home(&self) -> Result<Home> {
+        Home::find(self.data.as_deref(), self.logs.as_deref())
+    }
+
+    /// Opens the device and sets libtorch's threads. Comes before any other use of libtorch.
+    pub(super) fn open_device(&self, config: &Config) -> Result<Device> {
+        let device = self.device.open()?;
+        let cores = num_cores();
+        let threads = match config.runtime.num_threads {
+            0 => cores,
+            n => n,
+        };
+        tch::set_num_threads(i32::try_from(threads).context("RUNTIME.NUM_THREADS")?);
+        tracing::debug!(threads, ?device, "libtorch");
+        Ok(device)
+    }
+
+    /// Opens a split of the config's dataset.
+    pub(super) fn open_split(
+        &self,
+        home: &Home,
+        config: &Config,
+        split: Split,
+    ) -> Result<Dataset> {
+        let list = config.data.list(split);
+        let root = home.dataset(self.select.problem(), list)?;
+        let dataset = Dataset::open(&root, list, &config.data, &config.input, self.skip_bad)?;
+        let synthetic = if is_synthetic(&root) { " (synthetic)" } else { "" };
+        tracing::info!(
+            images = dataset.frames.len(),
+            classes = dataset.models.len(),
+            "{split} split of {}{synthetic}",
+            root.display()
+        );
+        if dataset.skipped.objects_without_mesh > 0 {
+            tracing::warn!(
+                "{list}: {} objects have no mesh in {} and are left out",
+                dataset.skipped.objects_without_mesh,
+                config.data.mesh_dir
+            );
+        }
+        for bad in &dataset.skipped.bad_images {
+            tracing::warn!("left out: {bad}");
+        }
+        Ok(dataset)
+    }
+}
+
+/// Whether a dataset says that it was rendered.
+pub(super) fn is_synthetic(root: &Path) -> bool {
+    root.join(SYNTHETIC_FILE).exists()
+}
+
+fn num_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Threads that load images.
+pub(super) fn num_workers(config: &Config) -> usize {
+    config.runtime.num_workers.min(num_cores())
+}
+
+/// The network of a config, with initial values.
+pub(super) fn new_network(config: &Config, device: Device) -> Result<PoseNet> {
+    let num_classes = i64::try_from(config.data.num_classes()).context("data.N_CLASS")?;
+    PoseNet::new(&config.network.params, num_classes, device, config.experiment.seed)
+}
+
+/// The network of a config, to be loaded.
+pub(super) fn blank_network(config: &Config, device: Device) -> Result<PoseNet> {
+    let num_classes = i64::try_from(config.data.num_classes()).context("data.N_CLASS")?;
+    PoseNet::blank(&config.network.params, num_classes, device)
+}
+
+/// How poses are inferred under a config.
+pub(super) fn infer_options(config: &Config, device: Device, skip_bad: bool) -> InferOptions {
+    InferOptions {
+        input: config.input.clone(),
+        data: config.data.clone(),
+        candidates: config.evaluation.candidates(config.data.confidence_threshold),
+        ransac: config.evaluation.ransac.clone(),
+        seed: config.evaluation.seed,
+        workers: num_workers(config),
+        skip_bad,
+        device,
+    }
+}
+
+/// The first `most` images of a dataset.
+pub(super) fn limited(mut dataset: Dataset, most: Option<usize>) -> Arc<Dataset> {
+    if let Some(most) = most {
+        dataset.frames.truncate(most);
+    }
+    Arc::new(dataset)
+}

@@ -1,0 +1,66 @@
+//! `--epochs`: a stage with another number of epochs, its schedules stretched or shrunk to fit.
+
+use std::collections::BTreeMap;
+
+use crate::quant::FractionSchedule;
+use crate::train::{Decay, StageConfig};
+
+/// Gives `stage` `epochs` epochs; the epochs in its schedules move in proportion.
+///
+/// Where several entries of a schedule fall on one epoch the last one stays. Steps of a learning rate that falls at
+/// given updates move in proportion too.
+pub(super) fn stage(stage: &mut StageConfig, epochs: u32) {
+    let from = stage.epochs;
+    if from == 0 || from == epochs {
+        stage.epochs = epochs;
+        return;
+    }
+    let moved = |at: u64| at * u64::from(epochs) / u64::from(from);
+    let epoch = |at: u32| u32::try_from(moved(u64::from(at))).unwrap_or(u32::MAX);
+    match &mut stage.lr.decay {
+        Decay::Epochs(table) => {
+            *table = table.iter().map(|(&at, &factor)| (epoch(at), factor)).collect();
+        }
+        Decay::Steps { at, .. } => {
+            for step in at.iter_mut() {
+                *step = moved(*step);
+            }
+        }
+        Decay::Constant | Decay::Cosine { .. } => {}
+    }
+    if let Some(weights) = &mut stage.weights {
+        let entries: BTreeMap<u32, f64> =
+            weights.schedule.entries().map(|(at, fraction)| (epoch(at), fraction)).collect();
+        weights.schedule = FractionSchedule::new(entries);
+    }
+    if let Some(activations) = &mut stage.activations {
+        let start = epoch(activations.quant_start_epoch);
+        // The range has to be watched for an epoch before it is used.
+        activations.quant_start_epoch = start.max(1).min(activations.quant_start_epoch);
+    }
+    stage.epochs = epochs;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_stage_shrinks_and_still_ends_fully_quantized() {
+        for epochs in [1, 2, 3, 8, 15, 60] {
+            let mut config = StageConfig::mqat("fpn");
+            stage(&mut config, epochs);
+            let mut problems = Vec::new();
+            config.check("stage", &mut problems);
+            assert_eq!(problems, Vec::<String>::new(), "{epochs} epochs");
+            assert_eq!(config.epochs, epochs);
+        }
+    }
+
+    #[test]
+    fn as_many_epochs_as_before_change_nothing() {
+        let mut config = StageConfig::mqat("fpn");
+        stage(&mut config, 30);
+        assert_eq!(config, StageConfig::mqat("fpn"));
+    }
+}

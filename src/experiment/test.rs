@@ -1,0 +1,259 @@
+//! `mqat test`: checkpoints over a split, one report each, side by side when there are several.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use tch::Device;
+
+use super::config::{self, Config};
+use super::folder::{Folder, Pick};
+use super::home::Home;
+use super::keys;
+use super::open::{Request, blank_network, infer_options};
+use crate::data::{Dataset, Split};
+use crate::eval::{
+    Comparison, Evaluation, Prediction, Progress, Report, RunInfo, evaluate, infer,
+    write_depth_chart, write_errors, write_predictions,
+};
+use crate::io;
+use crate::train::{CheckpointFolder, CheckpointMeta, QuantizedModule, load_for_evaluation};
+
+/// What `mqat test` is asked.
+#[derive(Debug, Clone)]
+pub struct TestRequest {
+    /// Config, places, device.
+    pub run: Request,
+    /// Checkpoints; none takes those of the experiment.
+    pub checkpoints: Vec<PathBuf>,
+    /// The experiment; none is the latest.
+    pub exp_id: Option<u32>,
+    /// The end of every stage, not only of the last.
+    pub all_stages: bool,
+    /// The split.
+    pub split: Split,
+    /// Where predictions go as JSON lines.
+    pub predictions: Option<PathBuf>,
+    /// Folder of the report; none is the experiment's own.
+    pub out: Option<PathBuf>,
+}
+
+/// What `mqat test` found.
+#[derive(Debug, Serialize)]
+pub struct TestReport {
+    /// One for each checkpoint, in their order.
+    pub evaluations: Vec<CheckpointReport>,
+    /// Folder with metrics.json, tables, plots and overlays.
+    pub folder: Option<PathBuf>,
+}
+
+/// The evaluation of one checkpoint.
+#[derive(Debug, Serialize)]
+pub struct CheckpointReport {
+    /// The file.
+    pub checkpoint: PathBuf,
+    /// Where its predictions were written.
+    pub predictions: Option<PathBuf>,
+    /// The scores.
+    pub report: Report,
+}
+
+impl TestReport {
+    /// The tables for a terminal.
+    pub fn text(&self) -> String {
+        let reports: Vec<&Report> = self.evaluations.iter().map(|e| &e.report).collect();
+        match reports.as_slice() {
+            [one] => one.text(),
+            many => Comparison::new(many).text(),
+        }
+    }
+}
+
+/// Evaluates. `progress` gets the name of what is evaluated and how far it is.
+///
+/// # Errors
+/// If a checkpoint, the config or the dataset cannot be read or do not fit each other.
+pub fn test(
+    request: &TestRequest,
+    progress: &mut dyn FnMut(&str, Progress),
+) -> Result<TestReport> {
+    let home = request.run.home()?;
+    let (files, folder) = find_checkpoints(request, &home)?;
+    let first = files.first().context("no checkpoint to evaluate")?;
+    let config = config_for(request, &home, first, folder.as_ref())?;
+    let device = request.run.open_device(&config)?;
+    let dataset = Arc::new(request.run.open_split(&home, &config, request.split)?);
+    let mut runs = Vec::with_capacity(files.len());
+    for file in &files {
+        let run = evaluate_one(request, &config, &dataset, device, file, progress)?;
+        if let Some(path) = predictions_path(request, &files, file) {
+            write_predictions(&path, &run.predictions)?;
+        }
+        runs.push(run);
+    }
+    let out = request.out.clone().or_else(|| {
+        folder.as_ref().map(|f| f.evaluation(&request.split.to_string()))
+    });
+    if let Some(out) = &out {
+        write_report(out, &config, &dataset, &runs)?;
+    }
+    let evaluations = runs
+        .into_iter()
+        .zip(&files)
+        .map(|(run, file)| CheckpointReport {
+            checkpoint: file.clone(),
+            predictions: predictions_path(request, &files, file),
+            report: run.evaluation.report,
+        })
+        .collect();
+    Ok(TestReport { evaluations, folder: out })
+}
+
+/// One checkpoint's predictions and scores.
+struct Run {
+    predictions: Vec<Prediction>,
+    evaluation: Evaluation,
+}
+
+/// The checkpoints to evaluate, and the experiment's folder when it is one's.
+fn find_checkpoints(request: &TestRequest, home: &Home) -> Result<(Vec<PathBuf>, Option<Folder>)> {
+    if !request.checkpoints.is_empty() {
+        // All of them are looked for before the first one is evaluated.
+        for file in &request.checkpoints {
+            ensure!(file.is_file(), "no checkpoint {}", file.display());
+        }
+        return Ok((request.checkpoints.clone(), None));
+    }
+    let select = &request.run.select;
+    let pick = request.exp_id.map_or(Pick::Latest, Pick::Id);
+    let folder = Folder::find(&home.logs, select.problem(), select.topology(), pick)?;
+    let checkpoints = CheckpointFolder::existing(&folder.checkpoints())?;
+    let ends = checkpoints.stage_ends()?;
+    let files = match (request.all_stages, ends.last()) {
+        (true, Some(_)) => ends,
+        (false, Some(last)) => vec![last.clone()],
+        (_, None) => {
+            let (_, last) = checkpoints.list()?.pop().with_context(|| {
+                format!("{} has no checkpoint yet; train it first", folder.path.display())
+            })?;
+            tracing::warn!("no stage of {} is complete, evaluating its last checkpoint", folder.path.display());
+            vec![last]
+        }
+    };
+    Ok((files, Some(folder)))
+}
+
+/// The config to evaluate with: one named by the user, else the experiment's, else the one a checkpoint carries, else
+/// the default.
+fn config_for(
+    request: &TestRequest,
+    home: &Home,
+    checkpoint: &Path,
+    folder: Option<&Folder>,
+) -> Result<Config> {
+    let select = &request.run.select;
+    let named = select.config.is_some() || (folder.is_none() && select.topology.is_some());
+    let stored = match (named, folder) {
+        (true, _) => None,
+        (false, Some(folder)) => Some((io::read_json(&folder.config())?, folder.config().display().to_string())),
+        (false, None) => CheckpointMeta::of_file(checkpoint)?
+            .map(|meta| (meta.config, format!("the config in {}", checkpoint.display()))),
+    };
+    let Some((mut document, at)) = stored else { return select.resolve(home) };
+    for assignment in &select.set {
+        keys::set(&mut document, assignment)?;
+    }
+    config::parse(document, &at)
+}
+
+fn evaluate_one(
+    request: &TestRequest,
+    config: &Config,
+    dataset: &Arc<Dataset>,
+    device: Device,
+    file: &Path,
+    progress: &mut dyn FnMut(&str, Progress),
+) -> Result<Run> {
+    let net = blank_network(config, device)?;
+    let loaded = load_for_evaluation(file, &net)?;
+    let name = run_name(loaded.meta.as_ref());
+    let options = infer_options(config, device, request.run.skip_bad);
+    let inference = infer(&net, dataset, &options, |p| progress(&name, p))?;
+    let info = RunInfo {
+        name: &name,
+        list: config.data.list(request.split),
+        timing: Some(inference.timing),
+    };
+    let evaluation =
+        evaluate(dataset, &config.data, &inference.predictions, &config.evaluation, info)?;
+    Ok(Run { predictions: inference.predictions, evaluation })
+}
+
+/// What a checkpoint is, for people: `full precision`, `fpn 2-bit (3 levels)`.
+fn run_name(meta: Option<&CheckpointMeta>) -> String {
+    match meta.map(module_names) {
+        Some(modules) if !modules.is_empty() => modules.join(" + "),
+        _ => "full precision".to_owned(),
+    }
+}
+
+/// The quantized modules of a checkpoint, each with its bits and levels.
+pub(super) fn module_names(meta: &CheckpointMeta) -> Vec<String> {
+    let name = |module: &QuantizedModule| {
+        let weights = module.weights.as_ref().and_then(|w| w.spacing().ok());
+        let activations = module.activations.as_ref().and_then(|a| a.spacing().ok());
+        let mut text = module.module.clone();
+        if let Some(spacing) = weights {
+            text += &format!(" {}-bit ({} levels)", spacing.bits(), spacing.num_levels());
+        }
+        if let Some(spacing) = activations {
+            text += &format!(", inputs {}-bit ({} levels)", spacing.bits(), spacing.num_levels());
+        }
+        text
+    };
+    meta.quantized.iter().map(name).collect()
+}
+
+/// Where a checkpoint's predictions go: with several checkpoints each has its name in the file's.
+fn predictions_path(request: &TestRequest, files: &[PathBuf], file: &Path) -> Option<PathBuf> {
+    let path = request.predictions.as_ref()?;
+    if files.len() == 1 {
+        return Some(path.clone());
+    }
+    let part = |p: &Path| p.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let ending = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    Some(path.with_file_name(format!("{}_{}{ending}", part(path), part(file))))
+}
+
+/// Writes metrics, tables, the plot over depth and overlays.
+fn write_report(out: &Path, config: &Config, dataset: &Dataset, runs: &[Run]) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("making the folder {}", out.display()))?;
+    let reports: Vec<&Report> = runs.iter().map(|r| &r.evaluation.report).collect();
+    io::write_json(&out.join("metrics.json"), &reports)?;
+    let (text, markdown) = match reports.as_slice() {
+        [one] => (one.text(), one.markdown()),
+        many => (Comparison::new(many).text(), Comparison::new(many).markdown()),
+    };
+    for (name, table) in [("table.txt", &text), ("table.md", &markdown)] {
+        io::write_atomic(&out.join(name), |w| Ok(w.write_all(table.as_bytes())?))?;
+    }
+    let named: Vec<_> = runs
+        .iter()
+        .map(|r| (r.evaluation.report.name.as_str(), r.evaluation.errors.as_slice()))
+        .collect();
+    let synthetic = reports.iter().any(|r| r.dataset.synthetic);
+    let title = if synthetic { "Accuracy over depth (synthetic data)" } else { "Accuracy over depth" };
+    write_depth_chart(out, "accuracy_over_depth", title, &named)?;
+    for (i, run) in runs.iter().enumerate() {
+        write_errors(&out.join(format!("errors_{i}.jsonl")), &run.evaluation.errors)?;
+        super::overlays::write(
+            &out.join(format!("overlays_{i}")),
+            dataset,
+            &run.predictions,
+            config.evaluation.num_overlays,
+        )?;
+    }
+    Ok(())
+}

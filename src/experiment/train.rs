@@ -1,0 +1,331 @@
+//! `mqat train`: a run from its config to its last checkpoint.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use serde_json::Value;
+use tch::Device;
+
+use super::config::{self, Config};
+use super::device::device_name;
+use super::folder::{Folder, Pick, Provenance, Start};
+use super::home::Home;
+use super::open::{Request, infer_options, limited, new_network, num_workers};
+use super::record::{Recorder, make_plots_folder};
+use super::{keys, stretch};
+use crate::data::{Dataset, Loader, LoaderOptions, Split};
+use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
+use crate::io;
+use crate::model::PoseNet;
+use crate::pose::EvalTable;
+use crate::train::{
+    BatchRequest, BatchSource, Batches, Hooks, Observer, Outcome, ResumeFrom, RunInfo, Task,
+    Trainer, ValidScore, load_for_evaluation,
+};
+
+/// What `mqat train` is asked.
+#[derive(Debug, Clone)]
+pub struct TrainRequest {
+    /// Config, places, device.
+    pub run: Request,
+    /// Number of the experiment.
+    pub exp_id: Option<u32>,
+    /// Go on with an experiment instead of starting one.
+    pub resume: Option<ResumeFrom>,
+    /// Checkpoints every so many epochs instead of the config's.
+    pub ckpt_every: Option<u32>,
+    /// Checkpoints every so many steps instead of the config's.
+    pub ckpt_every_steps: Option<u64>,
+    /// Epochs of every stage instead of the config's; schedules are stretched.
+    pub epochs: Option<u32>,
+    /// Stop after so many steps in all instead of the config's.
+    pub max_steps: Option<u64>,
+}
+
+/// What `mqat train` did.
+#[derive(Debug, Serialize)]
+pub struct TrainReport {
+    /// The experiment's folder.
+    pub folder: PathBuf,
+    /// Its number.
+    pub exp_id: u32,
+    /// How it ended.
+    pub outcome: Ended,
+    /// The last checkpoint.
+    pub checkpoint: PathBuf,
+    /// Updates of the run.
+    pub global_step: u64,
+    /// Whether the data are rendered.
+    pub synthetic_data: bool,
+    /// The stages that were completed by this process, with their layers' levels.
+    pub stages: Vec<Value>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// All stages are complete.
+    Finished,
+    /// It was asked to stop; resume it.
+    Interrupted,
+    /// The largest number of steps was reached.
+    MaxSteps,
+}
+
+/// Trains, or goes on with a run.
+///
+/// # Errors
+/// If the config, the dataset, the checkpoint or the device cannot be used, or the training fails; what was written
+/// until the last checkpoint stays and can be resumed.
+pub fn train(
+    request: &TrainRequest,
+    view: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<TrainReport> {
+    let home = request.run.home()?;
+    let config = config_of(request, &home)?;
+    let device = request.run.open_device(&config)?;
+    let training = Arc::new(request.run.open_split(&home, &config, Split::Train)?);
+    let validation = request.run.open_split(&home, &config, Split::Valid)?;
+    let validation = limited(validation, config.training.valid_images);
+    let net = new_network(&config, device)?;
+    // A pretrained start is checked before a folder is made.
+    if request.resume.is_none() && config.experiment.pretrained {
+        load_pretrained(&net, &config)?;
+    }
+    let folder = open_folder(request, &home)?;
+    let _lock = folder.lock()?;
+    let document = write_head(request, &folder, &config, device)?;
+
+    let task = Task {
+        camera: config.input.camera()?,
+        models: training.models.clone(),
+        targets: config.training.targets.clone(),
+        loss: config.training.loss.clone(),
+        pixel_mean: config.input.pixel_mean,
+        pixel_std: config.input.pixel_std,
+    };
+    let run = RunInfo {
+        seed: config.experiment.seed,
+        checkpoints: folder.checkpoints(),
+        config_hash: hash(&document),
+        config: document,
+    };
+    let size = (config.input.width, config.input.height);
+    let mut trainer = Trainer::new(net, config.train_config(), task, size, run)?;
+    let mut recorder = Recorder::new(folder.clone(), view);
+    if let Some(from) = &request.resume {
+        trainer.resume(from, &mut recorder)?;
+    }
+    let synthetic_data = super::open::is_synthetic(&training.root);
+    let mut source = Source { config: &config, dataset: training, skip_bad: request.run.skip_bad };
+    let mut validate = |net: &PoseNet, _: &_| validate(net, &config, &validation, device, request);
+    let hooks = Hooks {
+        source: &mut source,
+        validate: &mut validate,
+        observer: &mut recorder,
+        stop,
+    };
+    let outcome = trainer.run(hooks)?;
+    let global_step = trainer.position().global_step;
+    let (outcome, checkpoint) = match outcome {
+        Outcome::Finished { checkpoint } => (Ended::Finished, checkpoint),
+        Outcome::Interrupted { checkpoint } => (Ended::Interrupted, checkpoint),
+        Outcome::MaxSteps { checkpoint } => (Ended::MaxSteps, checkpoint),
+    };
+    Ok(TrainReport {
+        folder: folder.path.clone(),
+        exp_id: folder.id,
+        outcome,
+        checkpoint,
+        global_step,
+        synthetic_data,
+        stages: recorder.into_stages(),
+    })
+}
+
+/// The config of a new run, or that of the run to go on with; changed by the flags.
+fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
+    let select = &request.run.select;
+    let mut config = match &request.resume {
+        None => select.resolve(home)?,
+        Some(_) => {
+            ensure!(
+                select.config.is_none(),
+                "--resume goes on with the experiment's own config; leave --config out, and change values with --set"
+            );
+            let path = existing_folder(request, home)?.config();
+            let mut document: Value = io::read_json(&path)?;
+            for assignment in &select.set {
+                keys::set(&mut document, assignment)?;
+            }
+            config::parse(document, &path.display().to_string())?
+        }
+    };
+    if let (Some(_), Some(seed)) = (&request.resume, select.seed) {
+        ensure!(
+            seed == config.experiment.seed,
+            "--seed {seed}: the experiment's seed is {}; a resumed run keeps its seed",
+            config.experiment.seed
+        );
+    }
+    let t = &mut config.training;
+    t.ckpt_every = request.ckpt_every.unwrap_or(t.ckpt_every);
+    t.ckpt_every_steps = request.ckpt_every_steps.or(t.ckpt_every_steps);
+    t.max_steps = request.max_steps.or(t.max_steps);
+    if let Some(epochs) = request.epochs {
+        for stage in config.training.full_precision.iter_mut().chain(&mut config.quantize.flow) {
+            stretch::stage(stage, epochs);
+        }
+    }
+    let problems = config.problems();
+    ensure!(problems.is_empty(), "{}", problems.join("; "));
+    Ok(config)
+}
+
+fn existing_folder(request: &TrainRequest, home: &Home) -> Result<Folder> {
+    let select = &request.run.select;
+    let pick = request.exp_id.map_or(Pick::Latest, Pick::Id);
+    Folder::find(&home.logs, select.problem(), select.topology(), pick)
+}
+
+fn open_folder(request: &TrainRequest, home: &Home) -> Result<Folder> {
+    let select = &request.run.select;
+    match request.resume {
+        Some(_) => existing_folder(request, home),
+        None => Folder::create(&home.logs, select.problem(), select.topology(), request.exp_id),
+    }
+}
+
+/// Writes the resolved config and the provenance; returns the config as a document.
+fn write_head(
+    request: &TrainRequest,
+    folder: &Folder,
+    config: &Config,
+    device: Device,
+) -> Result<Value> {
+    let document = serde_json::to_value(config).context("writing the config as JSON")?;
+    io::write_json(&folder.config(), &document)?;
+    make_plots_folder(folder)?;
+    let resumed = request.resume.as_ref().map(|from| format!("{from:?}").to_lowercase());
+    let provenance = Provenance {
+        mqat: env!("CARGO_PKG_VERSION").to_owned(),
+        libtorch: super::LIBTORCH_VERSION.to_owned(),
+        seed: config.experiment.seed,
+        device: device_name(device),
+        threads: tch::get_num_threads(),
+        starts: Vec::new(),
+    };
+    provenance.record(&folder.provenance(), Start::now(resumed))?;
+    tracing::info!("experiment {}", folder.path.display());
+    Ok(document)
+}
+
+/// Loads the weights that a config starts from; quantized ones are refused.
+fn load_pretrained(net: &PoseNet, config: &Config) -> Result<()> {
+    let path = Path::new(&config.experiment.url);
+    ensure!(
+        path.is_file(),
+        "experiment.url: no file {}; put the pretrained weights there, or train from scratch with \
+         --set experiment.pretrained=false",
+        path.display()
+    );
+    let loaded = load_for_evaluation(path, net)
+        .with_context(|| format!("experiment.url: loading {}", path.display()))?;
+    ensure!(
+        loaded.quantizers.is_empty(),
+        "experiment.url: {} is quantized already; start from full-precision weights",
+        path.display()
+    );
+    tracing::info!("starting from {}", path.display());
+    Ok(())
+}
+
+/// Tells configs apart; not a fingerprint against malice.
+fn hash(document: &Value) -> String {
+    let mut hasher = DefaultHasher::new();
+    document.to_string().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// The training split's batches.
+struct Source<'a> {
+    config: &'a Config,
+    dataset: Arc<Dataset>,
+    skip_bad: bool,
+}
+
+impl Source<'_> {
+    fn batch_size(&self, batch_size: Option<usize>) -> usize {
+        batch_size.unwrap_or(self.config.data.bs_train)
+    }
+}
+
+impl BatchSource for Source<'_> {
+    fn num_batches(&self, batch_size: Option<usize>) -> usize {
+        self.dataset.frames.len() / self.batch_size(batch_size)
+    }
+
+    fn open(&mut self, request: BatchRequest) -> Result<Batches> {
+        let batch_size = self.batch_size(request.batch_size);
+        ensure!(
+            batch_size <= self.dataset.frames.len(),
+            "the training split has {} images, fewer than a batch of {batch_size}; lower data.bs_train",
+            self.dataset.frames.len()
+        );
+        let options = LoaderOptions {
+            seed: self.config.experiment.seed,
+            epoch: request.epoch_key,
+            batch_size,
+            augment: self.config.data.augment,
+            shuffle: true,
+            replace_empty: true,
+            first_batch: request.first_batch,
+            drop_last: true,
+            workers: num_workers(self.config),
+            skip_bad: self.skip_bad,
+        };
+        let loader =
+            Loader::start(self.dataset.clone(), &self.config.input, &self.config.data, options)?;
+        Ok(Box::new(loader))
+    }
+}
+
+/// Scores the network on the validation split; the headline chooses the best checkpoint.
+fn validate(
+    net: &PoseNet,
+    config: &Config,
+    dataset: &Arc<Dataset>,
+    device: Device,
+    request: &TrainRequest,
+) -> Result<Option<ValidScore>> {
+    let options = infer_options(config, device, request.run.skip_bad);
+    let inference = infer(net, dataset, &options, |_| ())?;
+    let info = EvalInfo {
+        name: "validation",
+        list: config.data.list(Split::Valid),
+        timing: Some(inference.timing),
+    };
+    let evaluation =
+        evaluate(dataset, &config.data, &inference.predictions, &config.evaluation, info)?;
+    let table = &evaluation.report.table;
+    let Some(value) = evaluation.report.headline_percent else { return Ok(None) };
+    let mut details = Vec::new();
+    for row in [EvalTable::HEADLINE, EvalTable::TRUE_ADI, "REP-5px"] {
+        for (i, bin) in table.bins.iter().enumerate() {
+            if let Some(percent) = table.all.recall(row, i).and_then(|r| r.percent) {
+                details.push((format!("{row} {}", bin.name), percent));
+            }
+        }
+    }
+    let found: usize = table.all.num_found.last().copied().unwrap_or(0);
+    details.push(("found".to_owned(), found as f64));
+    let name = EvalTable::HEADLINE.to_owned();
+    Ok(Some(ValidScore { name, value, higher_is_better: true, details }))
+}
