@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use tch::{Device, Tensor};
 
-use super::Site;
+use super::{Fill, Site};
 
 /// What a stored tensor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,12 +48,19 @@ struct Inner {
 pub struct Store {
     inner: Rc<RefCell<Inner>>,
     device: Device,
+    seed: Option<u64>,
 }
 
 impl Store {
-    /// An empty store whose tensors live on `device`.
+    /// An empty store whose tensors live on `device`; layers with random initial values start at zero, for
+    /// networks that are loaded or only looked at.
     pub fn new(device: Device) -> Self {
-        Self { inner: Rc::default(), device }
+        Self { inner: Rc::default(), device, seed: None }
+    }
+
+    /// An empty store whose layers draw their initial values by `seed` and their names.
+    pub fn seeded(device: Device, seed: u64) -> Self {
+        Self { seed: Some(seed), ..Self::new(device) }
     }
 
     /// Where the tensors live.
@@ -124,6 +131,12 @@ impl Path {
         self.register(leaf, tensor, Role::Parameter)
     }
 
+    /// Registers a learnt f32 tensor with initial values by the store's seed and the tensor's name.
+    pub fn filled(&self, leaf: &str, shape: &[i64], fill: Fill) -> Tensor {
+        let name = self.name(leaf);
+        self.parameter(leaf, fill.tensor(&name, shape, self.store.seed))
+    }
+
     /// Registers a tensor that is not learnt.
     pub fn buffer(&self, leaf: &str, value: Tensor) -> Tensor {
         let tensor = tch::no_grad(|| value.to_device(self.store.device).detach().copy());
@@ -168,8 +181,8 @@ mod tests {
     fn names_join_and_keep_their_order() {
         let store = Store::new(Device::Cpu);
         let p = store.root() / "fpn" / "inner_convs" / 2;
-        p.parameter("weight", Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)));
-        p.buffer("count", Tensor::from(0i64));
+        let _ = p.parameter("weight", Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)));
+        let _ = p.buffer("count", Tensor::from(0i64));
         let names: Vec<_> = store.vars().into_iter().map(|v| v.name).collect();
         assert_eq!(names, ["fpn.inner_convs.2.weight", "fpn.inner_convs.2.count"]);
         assert_eq!(store.parameters().len(), 1);
@@ -181,7 +194,7 @@ mod tests {
     #[should_panic(expected = "two tensors are named a")]
     fn a_name_given_twice_panics() {
         let store = Store::new(Device::Cpu);
-        store.root().buffer("a", Tensor::from(0i64));
-        store.root().buffer("a", Tensor::from(0i64));
+        let _ = store.root().buffer("a", Tensor::from(0i64));
+        let _ = store.root().buffer("a", Tensor::from(0i64));
     }
 }

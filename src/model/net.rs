@@ -1,0 +1,303 @@
+//! The whole network.
+
+use anyhow::{Result, bail, ensure};
+use tch::{Device, Tensor};
+
+use super::anchors::AnchorGrid;
+use super::config::NetworkConfig;
+use super::darknet::Darknet;
+use super::fpn::Fpn;
+use super::head::Head;
+use crate::nn::{LayerSummary, Store};
+
+/// The network's outputs, one tensor a level, finest first.
+#[derive(Debug)]
+pub struct Outputs {
+    /// Class logits `[n, C, h, w]`.
+    pub cls: Vec<Tensor>,
+    /// Corner offsets in anchor sizes `[n, 16 C, h, w]`: class by class 8 x, then 8 y.
+    pub reg: Vec<Tensor>,
+}
+
+/// What lies between images and outputs.
+#[derive(Debug)]
+pub struct Features {
+    /// The backbone's 5 stages, strides 2 to 32.
+    pub backbone: Vec<Tensor>,
+    /// The levels of the FPN, finest first.
+    pub fpn: Vec<Tensor>,
+}
+
+/// A module of the network: what quantization goes by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModuleInfo {
+    /// `backbone`, `fpn` or `head`: the first component of its keys.
+    pub name: &'static str,
+    /// Learnt numbers, the unused ones included.
+    pub num_parameters: usize,
+    /// Learnt numbers that no output depends on (the backbone's classifier).
+    pub num_unused: usize,
+    /// Convolution weights: what can be quantized.
+    pub num_conv_weights: usize,
+    /// Convolutions.
+    pub num_convs: usize,
+}
+
+/// The pose network of the wide-depth-range paper, full or narrow by its config.
+///
+/// State-dict keys: `backbone.*`, `fpn.*`, `head.*`, `anchor_generator.cell_anchors.{level}`.
+pub struct PoseNet {
+    /// Every tensor by its key, and the quantizable layers.
+    pub store: Store,
+    config: NetworkConfig,
+    num_classes: i64,
+    backbone: Darknet,
+    fpn: Fpn,
+    head: Head,
+}
+
+impl PoseNet {
+    /// The modules' names, in the order of the data.
+    pub const MODULES: [&'static str; 3] = ["backbone", "fpn", "head"];
+
+    /// Builds a network of `num_classes` object classes (background not counted), with initial values by `seed`.
+    ///
+    /// # Errors
+    /// If the config is out of range or `num_classes` is not positive.
+    pub fn new(
+        config: &NetworkConfig,
+        num_classes: i64,
+        device: Device,
+        seed: u64,
+    ) -> Result<Self> {
+        Self::build(config, num_classes, Store::seeded(device, seed))
+    }
+
+    /// Builds a network whose random initial values are 0: to be loaded, or only looked at.
+    ///
+    /// # Errors
+    /// As [`PoseNet::new`].
+    pub fn blank(config: &NetworkConfig, num_classes: i64, device: Device) -> Result<Self> {
+        Self::build(config, num_classes, Store::new(device))
+    }
+
+    fn build(config: &NetworkConfig, num_classes: i64, store: Store) -> Result<Self> {
+        let mut problems = vec![];
+        config.check("network", &mut problems);
+        if !problems.is_empty() {
+            bail!("{}", problems.join("; "));
+        }
+        ensure!(
+            num_classes >= 1,
+            "the network has {num_classes} object classes, expected 1 or more"
+        );
+        let root = store.root();
+        let net = Self {
+            backbone: Darknet::new(&(&root / "backbone"), config),
+            fpn: Fpn::new(&(&root / "fpn"), config),
+            head: Head::new(&(&root / "head"), config, num_classes),
+            config: config.clone(),
+            num_classes,
+            store,
+        };
+        // Published checkpoints hold each level's anchor of cell (0, 0).
+        let anchors = root / "anchor_generator" / "cell_anchors";
+        let grid = net.grid(1, 1);
+        for (i, level) in grid.levels.iter().enumerate() {
+            let corners = level.anchor_box(0, 0).map(|v| v as f32);
+            let _ = anchors.buffer(&i.to_string(), Tensor::from_slice(&corners).reshape([1, 4]));
+        }
+        Ok(net)
+    }
+
+    /// The config it was built from.
+    pub fn config(&self) -> &NetworkConfig {
+        &self.config
+    }
+
+    /// Object classes, background not counted.
+    pub fn num_classes(&self) -> i64 {
+        self.num_classes
+    }
+
+    /// Where the outputs for images of `width` x `height` px lie.
+    pub fn grid(&self, width: usize, height: usize) -> AnchorGrid {
+        AnchorGrid::new(&self.config, width, height)
+    }
+
+    /// Logits and offsets for images `[n, 3, h, w]`, normalised; `train` for batch statistics.
+    pub fn forward_t(&self, images: &Tensor, train: bool) -> Outputs {
+        self.head.forward_t(&self.features_t(images, train).fpn, train)
+    }
+
+    /// The features alone.
+    pub fn features_t(&self, images: &Tensor, train: bool) -> Features {
+        let backbone = self.backbone.forward_t(images, train);
+        let fpn = self.fpn.forward_t(&backbone, train);
+        Features { backbone, fpn }
+    }
+
+    /// Every tensor by its key, in the order of published checkpoints; shares storage with the network.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        self.store.vars().into_iter().map(|var| (var.name, var.tensor)).collect()
+    }
+
+    /// The modules, in the order of the data.
+    pub fn modules(&self) -> [ModuleInfo; 3] {
+        let parameters = self.store.parameters();
+        Self::MODULES.map(|name| {
+            let inside = |key: &str| key.split('.').next() == Some(name);
+            let sites = self.store.sites();
+            let sites = sites.iter().filter(|site| inside(&site.name));
+            ModuleInfo {
+                name,
+                num_parameters: parameters
+                    .iter()
+                    .filter(|v| inside(&v.name))
+                    .map(|v| v.tensor.numel())
+                    .sum(),
+                num_unused: if name == "backbone" { self.backbone.num_unused() } else { 0 },
+                num_conv_weights: sites.clone().map(|site| site.num_weights()).sum(),
+                num_convs: sites.count(),
+            }
+        })
+    }
+
+    /// One line a layer, in the order of the state, with costs for one image of `width` x `height` px.
+    pub fn summary(&self, width: usize, height: usize) -> Vec<LayerSummary> {
+        let mut layers = vec![];
+        let stages = self.backbone.summarize((height as i64, width as i64), &mut layers);
+        let levels = self.fpn.summarize(&stages, &mut layers);
+        self.head.summarize(&levels, &mut layers);
+        layers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    fn images(n: i64, h: i64, w: i64) -> Tensor {
+        let values: Vec<f32> = (0..n * 3 * h * w).map(|i| (i % 97) as f32 / 48.0 - 1.0).collect();
+        Tensor::from_slice(&values).reshape([n, 3, h, w])
+    }
+
+    #[test]
+    fn the_published_network_has_the_published_counts() {
+        let net = PoseNet::blank(&NetworkConfig::widedepth(), 1, Device::Cpu).unwrap();
+        let [backbone, fpn, head] = net.modules();
+        assert_eq!((backbone.num_parameters, backbone.num_unused), (41_609_928, 1_025_000));
+        assert_eq!((fpn.num_parameters, fpn.num_unused), (5_179_392, 0));
+        assert_eq!((head.num_parameters, head.num_unused), (4_763_926, 0));
+        let millions = |m: &ModuleInfo| (m.num_conv_weights as f64 / 1e4).round() / 100.0;
+        assert_eq!([&backbone, &fpn, &head].map(millions), [40.55, 5.18, 4.76]);
+        assert_eq!([&backbone, &fpn, &head].map(|m| m.num_convs), [52, 8, 10]);
+        let all: usize = net.store.parameters().iter().map(|v| v.tensor.numel()).sum();
+        let layers = net.summary(512, 512);
+        assert_eq!(layers.iter().map(|l| l.parameters).sum::<usize>(), all);
+        // 66.9 GMAC measured for the original at 512 x 512: backbone 56 %, fpn 6 %, head 39 %.
+        let macs = |module: &str| -> f64 {
+            let of = layers.iter().filter(|l| l.name.starts_with(module));
+            of.map(|l| l.macs as f64 / 1e9).sum()
+        };
+        let total = macs("");
+        assert!((total - 66.9).abs() < 0.05, "{total}");
+        for (module, percent) in [("backbone", 56.0), ("fpn", 6.0), ("head", 39.0)] {
+            assert!((macs(module) / total * 100.0 - percent).abs() < 0.6, "{module}");
+        }
+    }
+
+    #[test]
+    fn the_summary_tells_the_shapes_that_come_out() {
+        let config = NetworkConfig { with_output_layer: true, ..NetworkConfig::widedepth_tiny() };
+        let net = PoseNet::blank(&config, 2, Device::Cpu).unwrap();
+        let layers = net.summary(100, 72);
+        let features = tch::no_grad(|| net.features_t(&images(1, 72, 100), false));
+        let output = |name: &str| layers.iter().find(|l| l.name == name).unwrap().output.to_vec();
+        assert_eq!(output("backbone.features.stage5.unit1.conv"), features.backbone[4].size()[1..]);
+        assert_eq!(output("fpn.out_convs.2"), features.fpn[0].size()[1..]);
+        assert_eq!(output("fpn.top_blocks.p7"), features.fpn[4].size()[1..]);
+        assert_eq!(output("head.pose_pred"), [32, 9, 13]);
+        assert_eq!(layers.iter().find(|l| l.name == "head.cls_tower.0").unwrap().uses, 5);
+        assert_eq!(layers.iter().find(|l| l.name == "backbone.output").unwrap().uses, 0);
+    }
+
+    #[test]
+    fn the_tiny_network_fits_five_megabytes_and_any_image_size() {
+        let net = PoseNet::new(&NetworkConfig::widedepth_tiny(), 2, Device::Cpu, 1).unwrap();
+        let numbers: usize = net.state().iter().map(|(_, t)| t.numel()).sum();
+        assert!((600_000..1_200_000).contains(&numbers), "{numbers}");
+        for (h, w) in [(128, 128), (72, 100), (33, 1), (1, 1)] {
+            let grid = net.grid(w, h);
+            let images = images(1, h as i64, w as i64);
+            let outputs = tch::no_grad(|| net.forward_t(&images, false));
+            for ((level, cls), reg) in grid.levels.iter().zip(&outputs.cls).zip(&outputs.reg) {
+                let (h, w) = (level.h as i64, level.w as i64);
+                assert_eq!((cls.size(), reg.size()), (vec![1, 2, h, w], vec![1, 32, h, w]));
+            }
+        }
+    }
+
+    #[test]
+    fn levels_may_start_finer_and_end_at_p5() {
+        let config = NetworkConfig {
+            finest_level: 2,
+            anchor_sizes: vec![8.0, 16.0, 32.0, 64.0],
+            ..NetworkConfig::widedepth_tiny()
+        };
+        let net = PoseNet::blank(&config, 1, Device::Cpu).unwrap();
+        assert!(net.store.get("fpn.inner_convs.1.weight").is_some());
+        assert!(net.store.get("fpn.top_blocks.p6.weight").is_none());
+        let outputs = tch::no_grad(|| net.forward_t(&images(1, 64, 64), false));
+        let sizes: Vec<i64> = outputs.cls.iter().map(|t| t.size()[2]).collect();
+        assert_eq!(sizes, [16, 8, 4, 2]);
+    }
+
+    #[test]
+    fn an_untrained_network_believes_in_one_cell_of_a_hundred() {
+        let net = PoseNet::new(&NetworkConfig::widedepth_tiny(), 1, Device::Cpu, 3).unwrap();
+        let outputs = tch::no_grad(|| net.forward_t(&images(2, 64, 64), true));
+        let p = outputs.cls[0].sigmoid().mean(Kind::Float).double_value(&[]);
+        assert!((p - 0.01).abs() < 0.005, "{p}");
+        assert!(outputs.reg[0].abs().max().double_value(&[]) < 1.0);
+    }
+
+    #[test]
+    fn every_parameter_that_is_used_gets_a_gradient() {
+        let config = NetworkConfig { with_output_layer: true, ..NetworkConfig::widedepth_tiny() };
+        let net = PoseNet::new(&config, 1, Device::Cpu, 3).unwrap();
+        let outputs = net.forward_t(&images(2, 64, 64), true);
+        let all = outputs.cls.iter().chain(&outputs.reg);
+        all.map(|t| t.square().sum(Kind::Float)).sum::<Tensor>().backward();
+        for var in net.store.parameters() {
+            let grad = var.tensor.grad();
+            let any = grad.defined() && grad.abs().sum(Kind::Float).double_value(&[]) > 0.0;
+            // A bias in front of a group norm of one channel a group would have none; these groups are wider.
+            assert_eq!(any, !var.name.starts_with("backbone.output"), "{}", var.name);
+        }
+    }
+
+    #[test]
+    fn a_layer_more_does_not_change_the_others_initial_values() {
+        let tiny = NetworkConfig::widedepth_tiny();
+        let deeper = NetworkConfig { head_convs: tiny.head_convs + 1, ..tiny.clone() };
+        let build = |config, seed| PoseNet::new(config, 1, Device::Cpu, seed).unwrap();
+        let (a, b, c) = (build(&tiny, 7), build(&deeper, 7), build(&tiny, 8));
+        for var in a.store.vars() {
+            let other = b.store.get(&var.name).unwrap();
+            assert!(other.equal(&var.tensor), "{}", var.name);
+        }
+        let key = "head.pose_pred.weight";
+        assert!(!a.store.get(key).unwrap().equal(&c.store.get(key).unwrap()));
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused_by_name() {
+        let config = NetworkConfig { head_convs: 0, ..NetworkConfig::widedepth_tiny() };
+        let error = PoseNet::new(&config, 1, Device::Cpu, 1).err().unwrap().to_string();
+        assert!(error.contains("network.head_convs: 0 is outside 1..=8"), "{error}");
+        let error = PoseNet::new(&NetworkConfig::widedepth_tiny(), 0, Device::Cpu, 1);
+        assert!(error.err().unwrap().to_string().contains("0 object classes"));
+    }
+}
