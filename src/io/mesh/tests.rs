@@ -109,7 +109,7 @@ fn damage_is_named() {
         ("4 0 1 2 3", "4 0 1 2 -1", "face 0: a corner: -1 is not a whole number"),
         ("4 0 1 2 3", "4 0 1 2 2.5", "2.5 is not a whole number"),
         ("4 0 1 2 3", "2 0 1", "face 0 has 2 corners, expected 3 or more"),
-        ("4 0 1 2 3", "4000000000 0 1 2 3", "face 0: the line has too few numbers"),
+        ("4 0 1 2 3 2 0.5 0.5", "4000000000 0 1 2 3", "face 0: the line has too few numbers"),
         ("property float z", "property float w", "the vertices have no property z"),
         ("property float z", "property quad z", "`quad` is not a type of PLY"),
         ("vertex_indices", "indices", "the faces have no list vertex_indices"),
