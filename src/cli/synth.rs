@@ -25,7 +25,8 @@ pub(super) fn run(args: &SynthArgs) -> Result<()> {
         depth_png: args.depth_images,
         overwrite: args.overwrite,
     };
-    if args.keep && synth::finished(&options)? {
+    let same = |there: SynthOptions| there.same_data(&options);
+    if args.keep && synth::finished(&args.out)?.is_some_and(same) {
         tracing::info!(folder = %args.out.display(), "the dataset is there with these settings, nothing to do");
         return if args.json { print_json(&json!({ "kept": args.out })) } else { Ok(()) };
     }

@@ -1,6 +1,6 @@
 //! Config documents before they are typed: unknown keys, `--set`, merging.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
 /// Sets `dotted` (`quantize.flow.0.epochs`) to `text`, read as JSON where it is JSON and as a string otherwise.
@@ -16,36 +16,33 @@ pub fn set(document: &mut Value, assignment: &str) -> Result<()> {
     let parts: Vec<&str> = dotted.split('.').collect();
     for (depth, part) in parts.iter().enumerate() {
         let place = || parts[..=depth].join(".");
+        // A key that is not in the file is created; one the program does not know is refused later.
+        if at.is_null() && !part.is_empty() {
+            *at = Value::Object(Map::new());
+        }
         at = match at {
             Value::Object(map) if !part.is_empty() => {
-                // A key that is not in the file is created; one the program does not know is refused later.
                 map.entry((*part).to_owned()).or_insert(Value::Null)
             }
             Value::Array(items) => {
-                let num_items = items.len();
                 let index: usize = part
                     .parse()
                     .with_context(|| format!("--set {dotted}: {} is no list index", place()))?;
-                match index.cmp(&num_items) {
-                    std::cmp::Ordering::Less => &mut items[index],
-                    std::cmp::Ordering::Equal => {
-                        items.push(Value::Null);
-                        &mut items[index]
-                    }
-                    std::cmp::Ordering::Greater => bail!(
-                        "--set {dotted}: {} is beyond the list's {num_items} items",
-                        place()
-                    ),
+                let num_items = items.len();
+                ensure!(
+                    index <= num_items,
+                    "--set {dotted}: {} is beyond the list's {num_items} items",
+                    place()
+                );
+                if index == num_items {
+                    items.push(Value::Null);
                 }
+                &mut items[index]
             }
-            Value::Null if !part.is_empty() => {
-                *at = Value::Object(Map::new());
-                match at {
-                    Value::Object(map) => map.entry((*part).to_owned()).or_insert(Value::Null),
-                    _ => unreachable!("just made an object"),
-                }
+            other => {
+                let what = other.to_string();
+                bail!("--set {dotted}: there is nothing below {}, which is {what}", place())
             }
-            other => bail!("--set {dotted}: there is nothing below {}, which is {other}", place()),
         };
     }
     *at = value;

@@ -34,8 +34,8 @@ impl<'a> Recorder<'a> {
     }
 
     /// The ends of the stages that this process completed.
-    pub(super) fn into_stages(self) -> Vec<Value> {
-        self.stages
+    pub(super) fn take_stages(&mut self) -> Vec<Value> {
+        std::mem::take(&mut self.stages)
     }
 
     /// Opens the files at the step the run begins with; what a killed run wrote beyond it is dropped.

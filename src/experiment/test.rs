@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use serde_json::Value;
 use tch::Device;
 
 use super::config::{self, Config};
@@ -155,7 +156,7 @@ fn config_for(
 ) -> Result<Config> {
     let select = &request.run.select;
     let named = select.config.is_some() || (folder.is_none() && select.topology.is_some());
-    let stored = match (named, folder) {
+    let stored: Option<(Value, String)> = match (named, folder) {
         (true, _) => None,
         (false, Some(folder)) => Some((io::read_json(&folder.config())?, folder.config().display().to_string())),
         (false, None) => CheckpointMeta::of_file(checkpoint)?

@@ -146,7 +146,7 @@ pub fn train(
         checkpoint,
         global_step,
         synthetic_data,
-        stages: recorder.into_stages(),
+        stages: recorder.take_stages(),
     })
 }
 
