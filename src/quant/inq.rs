@@ -1,0 +1,312 @@
+//! Incremental network quantization: a growing share of the weights is frozen on its levels.
+//!
+//! "Cheap" INQ: frozen values live in the weight itself and a mask tells the trainer what it may
+//! change, so the forward pass is that of a float layer.
+
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail, ensure};
+use rand::RngCore;
+use tch::{Kind, Tensor, no_grad};
+
+use super::config::{QuantStrategy, WeightQuantConfig};
+use super::levels::{Grid, Spacing};
+use super::method::{SavedState, SiteReport, WeightQuantizer, WeightStep, saved_epoch};
+use super::scale::{ensure_finite, scales};
+use super::ste::check_order;
+use crate::nn::Site;
+use crate::seed;
+
+/// Purpose of this file's random streams.
+const STREAM_INQ: u64 = 0x696e71;
+
+/// The INQ quantizer of one layer's weight.
+///
+/// At each step of the schedule the strategy picks `floor(fraction * n) - frozen` more weights; each
+/// is set to the nearest level, in place, and must not change again (for `RPR`: until the next
+/// step). The scale is found once, from the weights of the first step that freezes any. Before that
+/// step the weight keeps every bit of the float one.
+///
+/// # Source
+/// Zhou et al., *Incremental Network Quantization*, ICLR 2017; Cavigelli and Benini, *RPR: Random
+/// Partition Relaxation*, 2020 (arXiv 2001.01091).
+/// Deviation from the published code: it divides the weights by the scale, which changes the layer's
+/// function; here the levels carry the scale. `RPR` freezes `floor(fraction * n)` weights, not
+/// `n - floor((1 - fraction) n)`, and a weight that thaws goes on from its level.
+pub struct InqWeight {
+    site: Rc<Site>,
+    config: WeightQuantConfig,
+    spacing: Spacing,
+    seed: u64,
+    grid: Option<Grid>,
+    /// 1 where trainable, else 0; shape and memory format of the weight.
+    trainable: Tensor,
+    num_frozen: usize,
+    steps_done: i64,
+    epoch: Option<u32>,
+}
+
+impl InqWeight {
+    /// A quantizer that has not frozen anything yet. `seed` is that of the run.
+    ///
+    /// # Errors
+    /// If the config's width is not valid or the weight is not f32.
+    pub fn new(site: &Rc<Site>, config: &WeightQuantConfig, seed: u64) -> Result<Self> {
+        let spacing = config.spacing().with_context(|| format!("quantizing {}", site.name))?;
+        let kind = site.weight.kind();
+        ensure!(kind == Kind::Float, "{} is {kind:?}, expected Float", site.weight_name());
+        Ok(Self {
+            site: site.clone(),
+            config: config.clone(),
+            spacing,
+            seed,
+            grid: None,
+            trainable: no_grad(|| site.weight.detach().ones_like()),
+            num_frozen: 0,
+            steps_done: 0,
+            epoch: None,
+        })
+    }
+
+    /// Freezes weights until `fraction` of them is frozen; `epoch` places the random strategies.
+    ///
+    /// # Errors
+    /// If the weight holds NaN or infinity.
+    pub fn step(&mut self, fraction: f64, epoch: u32) -> Result<()> {
+        let name = self.site.weight_name();
+        self.steps_done += 1;
+        let target = num_frozen_at(fraction, self.site.num_weights());
+        let repartition = self.config.quant_strategy == QuantStrategy::Rpr;
+        if target == 0 || (target <= self.num_frozen && !repartition) {
+            return Ok(());
+        }
+        ensure_finite(&name, &self.site.weight)?;
+        if self.grid.is_none() {
+            let spacing = self.spacing;
+            let scale = scales(&name, &self.site.weight, self.config.quant_init_method, spacing)?;
+            self.grid =
+                Some(Grid::new(spacing, scale).with_context(|| format!("quantizing {name}"))?);
+        }
+        let grid = self.grid.as_ref().context("the grid was set above")?;
+        no_grad(|| -> Result<()> {
+            let frozen_before = self.trainable.eq(0.0).reshape([-1]);
+            let frozen = self.choose(&frozen_before, target, epoch);
+            let shape = self.site.weight.size();
+            let newly = frozen.logical_and(&frozen_before.logical_not()).reshape(&shape);
+            let weight = self.site.weight.detach();
+            let quantized = grid.nearest(&weight)?.where_self(&newly, &weight);
+            self.site.weight.shallow_clone().copy_(&quantized);
+            self.trainable
+                .shallow_clone()
+                .copy_(&frozen.logical_not().reshape(&shape).to_kind(Kind::Float));
+            Ok(())
+        })?;
+        self.num_frozen = target;
+        Ok(())
+    }
+
+    /// Which weights are frozen after the step, as a flat bool tensor in row-major order.
+    fn choose(&self, frozen: &Tensor, target: usize, epoch: u32) -> Tensor {
+        let n = self.site.num_weights();
+        let strategy = self.config.quant_strategy;
+        if target == n {
+            return frozen.ones_like();
+        }
+        let magnitudes = || self.site.weight.detach().reshape([-1]).abs();
+        // The weights to freeze come first; a stable sort breaks ties by index, on every device.
+        let (ranked, chosen_before) = match strategy {
+            QuantStrategy::Magnitude => {
+                (magnitudes().masked_fill(frozen, -1.0).sort_stable(true, 0, true).1, frozen)
+            }
+            QuantStrategy::LowMagnitude => {
+                let keys = magnitudes().masked_fill(frozen, f64::INFINITY);
+                (keys.sort_stable(true, 0, false).1, frozen)
+            }
+            QuantStrategy::Random => {
+                let keys = self.random_keys(epoch).masked_fill(frozen, i64::MAX);
+                (keys.sort_stable(true, 0, false).1, frozen)
+            }
+            QuantStrategy::Rpr => {
+                (self.random_keys(epoch).sort_stable(true, 0, false).1, &frozen.zeros_like())
+            }
+        };
+        let num_new = match strategy {
+            QuantStrategy::Rpr => target,
+            _ => target - self.num_frozen,
+        };
+        let mut chosen = chosen_before.copy();
+        let _ = chosen.index_fill_(0, &ranked.narrow(0, 0, num_new as i64), 1);
+        chosen
+    }
+
+    /// A random number for each weight, a function of seed, layer, epoch and index.
+    fn random_keys(&self, epoch: u32) -> Tensor {
+        let place = [STREAM_INQ, fnv1a(&self.site.name), u64::from(epoch)];
+        let mut rng = seed::stream(self.seed, &place);
+        let keys: Vec<i64> =
+            (0..self.site.num_weights()).map(|_| (rng.next_u64() >> 1) as i64).collect();
+        Tensor::from_slice(&keys).to_device(self.site.weight.device())
+    }
+
+    /// Number of frozen weights.
+    pub fn num_frozen(&self) -> usize {
+        self.num_frozen
+    }
+
+    /// 1 where the weight is trainable, 0 where frozen; f32, shares storage with the quantizer.
+    pub fn trainable(&self) -> Tensor {
+        self.trainable.shallow_clone()
+    }
+
+    /// The levels; `None` before the first step that freezes weights.
+    pub fn grid(&self) -> Option<&Grid> {
+        self.grid.as_ref()
+    }
+
+    fn fraction(&self) -> f64 {
+        self.epoch.map_or(0.0, |epoch| self.config.schedule.fraction_at(epoch))
+    }
+
+    /// Whether all frozen weights lie on their levels, bit for bit.
+    fn check_frozen(&self) -> Result<()> {
+        let Some(grid) = &self.grid else { return Ok(()) };
+        let weight = self.site.weight.detach();
+        let off = grid.on_grid(&weight)?.logical_not().logical_and(&self.trainable.eq(0.0));
+        if !bool::try_from(off.any())? {
+            return Ok(());
+        }
+        let off = off.reshape([-1]);
+        let index = off.nonzero().int64_value(&[0, 0]);
+        bail!(
+            "{} holds {:e} at index {index}, which is frozen but lies on none of its {} levels ({} \
+             such weights): something changed frozen weights",
+            self.site.weight_name(),
+            weight.reshape([-1]).double_value(&[index]),
+            grid.spacing().num_levels(),
+            off.sum(Kind::Int64).int64_value(&[]),
+        )
+    }
+}
+
+/// Number of frozen weights at a fraction: truncated, in f64, as published.
+pub fn num_frozen_at(fraction: f64, num_weights: usize) -> usize {
+    (fraction * num_weights as f64) as usize
+}
+
+/// FNV-1a, 64 bit: a name as a place of a random stream.
+fn fnv1a(name: &str) -> u64 {
+    name.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |h, c| (h ^ u64::from(c)).wrapping_mul(0x0100_0000_01b3))
+}
+
+impl WeightQuantizer for InqWeight {
+    fn site(&self) -> &Rc<Site> {
+        &self.site
+    }
+
+    fn start_epoch(&mut self, epoch: u32) -> Result<WeightStep> {
+        check_order(&self.site.name, self.epoch, epoch)?;
+        let schedule = &self.config.schedule;
+        let fraction = schedule.fraction_at(epoch);
+        let is_new = self.epoch != Some(epoch);
+        let stepped = is_new && (schedule.steps_at(epoch) || fraction > self.fraction());
+        if stepped {
+            self.step(fraction, epoch)?;
+        }
+        self.epoch = Some(epoch);
+        Ok(WeightStep { fraction: Some(fraction), stepped })
+    }
+
+    fn end_epoch(&mut self, _epoch: u32) -> Result<()> {
+        self.check_frozen()
+    }
+
+    fn trainable(&self) -> Option<Tensor> {
+        Some(InqWeight::trainable(self))
+    }
+
+    fn grid(&self) -> Option<&Grid> {
+        self.grid.as_ref()
+    }
+
+    fn assert_on_grid(&self) -> Result<()> {
+        let (frozen, n) = (self.num_frozen, self.site.num_weights());
+        ensure!(
+            frozen == n,
+            "{} is not fully quantized: {frozen} of {n} weights are frozen",
+            self.site.weight_name()
+        );
+        self.check_frozen()
+    }
+
+    fn state(&self) -> Vec<(&'static str, Tensor)> {
+        let scale = match &self.grid {
+            Some(grid) => Tensor::from_slice(grid.scale()),
+            None => Tensor::from_slice(&[f32::NAN]),
+        };
+        vec![
+            ("weight_frozen", self.trainable.eq(0.0).to_kind(Kind::Uint8).contiguous()),
+            ("weight_scale", scale),
+            ("steps_done", Tensor::from(self.steps_done)),
+            ("epoch", saved_epoch(self.epoch)),
+        ]
+    }
+
+    fn load_state(&mut self, state: &SavedState) -> Result<()> {
+        let at = &state.prefix;
+        let frozen = state.tensor("weight_frozen", Kind::Uint8, &self.site.weight.size())?;
+        let scale = self.load_scale(state)?;
+        let num_frozen = frozen.ne(0).sum(Kind::Int64).int64_value(&[]) as usize;
+        ensure!(
+            num_frozen == 0 || scale.is_some(),
+            "{at}.weight_scale is NaN, but {num_frozen} weights are frozen"
+        );
+        let steps_done = state.counter("steps_done")?;
+        let epoch = state.epoch("epoch")?;
+        self.grid = match scale {
+            Some(scale) => Some(Grid::new(self.spacing, scale).with_context(|| at.clone())?),
+            None => None,
+        };
+        no_grad(|| self.trainable.copy_(&frozen.eq(0).to_kind(Kind::Float)));
+        self.num_frozen = num_frozen;
+        self.steps_done = steps_done;
+        self.epoch = epoch;
+        Ok(())
+    }
+
+    fn report(&self, report: &mut SiteReport) {
+        let num_levels = self.spacing.num_levels();
+        report.method = "inq".to_owned();
+        report.bits = self.spacing.bits();
+        report.num_levels = Some(num_levels);
+        report.share_frozen = self.num_frozen as f64 / self.site.num_weights() as f64;
+        if let Some(grid) = &self.grid {
+            report.scale = grid.scale().to_vec();
+            report.levels = match grid.scale().len() {
+                1 => grid.levels(0),
+                _ => self.spacing.levels(1.0),
+            };
+            let index =
+                grid.index(&self.site.weight).expect("the grid fits: it rounded this weight");
+            let index = index.masked_select(&self.trainable.eq(0.0));
+            let counts = index.bincount::<Tensor>(None, i64::from(num_levels));
+            report.levels_in_use = counts.gt(0).sum(Kind::Int64).int64_value(&[]) as usize;
+        }
+    }
+}
+
+impl InqWeight {
+    /// The saved scale; `None` before the first step.
+    fn load_scale(&self, state: &SavedState) -> Result<Option<Vec<f32>>> {
+        use super::config::QuantInit::UniformL2OptPerChannel;
+        let one = state.tensor("weight_scale", Kind::Float, &[1]);
+        let scale = match (one, self.config.quant_init_method) {
+            (Err(_), UniformL2OptPerChannel) => {
+                state.tensor("weight_scale", Kind::Float, &self.site.weight.size()[..1])?
+            }
+            (one, _) => one?,
+        };
+        let scale: Vec<f32> = Vec::try_from(&scale)?;
+        Ok(if scale[0].is_nan() { None } else { Some(scale) })
+    }
+}

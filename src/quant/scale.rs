@@ -1,0 +1,247 @@
+//! The scale of a grid: the s whose levels fit a weight tensor best.
+//!
+//! The search is exact and fast: magnitudes are sorted once and summed up, so that the error of an s
+//! costs one binary search per level instead of a pass over the weights.
+
+use anyhow::{Context, Result, ensure};
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use super::config::QuantInit;
+use super::levels::Spacing;
+
+/// Points of the first, even search, as published.
+const GRID_POINTS: usize = 1000;
+/// Lower end of the search, as published.
+const GRID_MIN: f64 = 1e-6;
+/// How far the search goes beyond max |W|, in its points: the published refinement is not bounded by
+/// max |W| and sometimes ends up to 2.5 % above it.
+const POINTS_BEYOND_MAX: usize = 50;
+/// The best points of the even search that are refined: the error has many local minima.
+const NUM_REFINED: usize = 8;
+/// Golden-section steps of a refinement: 0.618^40 = 4e-9 of two points' distance.
+const GOLDEN_STEPS: usize = 40;
+/// Magnitudes below this count as zero: their levels would not be normal f32 numbers.
+const ZERO: f32 = 1e-30;
+
+/// Which norm of the rounding error is minimised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norm {
+    /// Sum of absolute errors.
+    L1,
+    /// Root of the sum of squared errors.
+    L2,
+    /// Largest absolute error.
+    Linf,
+}
+
+/// The result of a search.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fit {
+    /// The outermost level.
+    pub scale: f64,
+    /// The norm of the rounding error at that scale.
+    pub loss: f64,
+}
+
+/// Sorted magnitudes with prefix sums.
+#[derive(Debug)]
+pub struct Magnitudes {
+    sorted: Vec<f32>,
+    sum: Vec<f64>,
+    sum_squares: Vec<f64>,
+}
+
+impl Magnitudes {
+    /// Of these values, in any order. They must be finite.
+    pub fn new(values: &[f32]) -> Self {
+        // non-negative floats sort as their bit patterns do
+        let mut bits: Vec<u32> = values.iter().map(|v| v.abs().to_bits()).collect();
+        bits.par_sort_unstable();
+        let sorted: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+        let mut sum = Vec::with_capacity(sorted.len() + 1);
+        let mut sum_squares = Vec::with_capacity(sorted.len() + 1);
+        let (mut s1, mut s2) = (0.0, 0.0);
+        sum.push(s1);
+        sum_squares.push(s2);
+        for &v in &sorted {
+            let v = f64::from(v);
+            s1 += v;
+            s2 += v * v;
+            sum.push(s1);
+            sum_squares.push(s2);
+        }
+        Self { sorted, sum, sum_squares }
+    }
+
+    /// The largest magnitude; 0 when there are no values.
+    pub fn max(&self) -> f32 {
+        self.sorted.last().copied().unwrap_or(0.0)
+    }
+
+    /// The norm of the distances to the nearest of `num_levels` levels evenly spaced over
+    /// `[-scale, scale]`.
+    pub fn loss(&self, norm: Norm, num_levels: u32, scale: f64) -> f64 {
+        let step = 2.0 * scale / f64::from(num_levels - 1);
+        // levels at or above 0: an odd count has 0, an even one starts half a step above it
+        let (first, count) = match num_levels % 2 {
+            1 => (0.0, num_levels.div_ceil(2)),
+            _ => (0.5, num_levels / 2),
+        };
+        let mut total = 0.0f64;
+        let mut start = 0;
+        for i in 0..count {
+            let level = (f64::from(i) + first) * step;
+            let end = match i + 1 == count {
+                true => self.sorted.len(),
+                false => self.count_up_to(start, level + 0.5 * step),
+            };
+            if start == end {
+                continue;
+            }
+            match norm {
+                Norm::L1 => {
+                    let middle = self.count_up_to(start, level).min(end);
+                    let below = level * (middle - start) as f64 - self.sum(start, middle);
+                    let above = self.sum(middle, end) - level * (end - middle) as f64;
+                    total += below + above;
+                }
+                Norm::L2 => {
+                    let squares = self.sum_squares[end] - self.sum_squares[start];
+                    let count = (end - start) as f64;
+                    total += squares - level * (2.0 * self.sum(start, end) - level * count);
+                }
+                Norm::Linf => {
+                    let below = level - f64::from(self.sorted[start]);
+                    let above = f64::from(self.sorted[end - 1]) - level;
+                    total = total.max(below).max(above);
+                }
+            }
+            start = end;
+        }
+        match norm {
+            Norm::L2 => total.max(0.0).sqrt(),
+            _ => total.max(0.0),
+        }
+    }
+
+    /// The scale of smallest loss; `None` when all magnitudes are zero.
+    ///
+    /// An even search over `[1e-6, 1.05 max |W|]`, then golden sections around its best points.
+    pub fn fit(&self, norm: Norm, num_levels: u32) -> Option<Fit> {
+        if self.max() < ZERO {
+            return None;
+        }
+        let max = f64::from(self.max());
+        let low = GRID_MIN.min(1e-3 * max);
+        let step = (max - low) / (GRID_POINTS - 1) as f64;
+        let fit = |scale: f64| Fit { scale, loss: self.loss(norm, num_levels, scale) };
+        let mut points: Vec<Fit> = (0..GRID_POINTS + POINTS_BEYOND_MAX)
+            .into_par_iter()
+            .map(|i| fit(low + i as f64 * step))
+            .collect();
+        points.sort_by(|a, b| a.loss.total_cmp(&b.loss).then(a.scale.total_cmp(&b.scale)));
+        points.truncate(NUM_REFINED);
+        let refined = points
+            .par_iter()
+            .map(|&p| golden_section(&fit, p, (p.scale - step).max(low), p.scale + step));
+        refined.collect::<Vec<_>>().into_iter().min_by(|a, b| a.loss.total_cmp(&b.loss))
+    }
+
+    /// Number of magnitudes up to `limit`, given that the first `from` are.
+    fn count_up_to(&self, from: usize, limit: f64) -> usize {
+        from + self.sorted[from..].partition_point(|&v| f64::from(v) <= limit)
+    }
+
+    fn sum(&self, start: usize, end: usize) -> f64 {
+        self.sum[end] - self.sum[start]
+    }
+}
+
+/// The best scale met on the way to a local minimum in `[low, high]`, starting from a known one.
+fn golden_section(fit: &impl Fn(f64) -> Fit, known: Fit, mut low: f64, mut high: f64) -> Fit {
+    let ratio = (5.0f64.sqrt() - 1.0) / 2.0;
+    let mut best = known;
+    let mut left = fit(high - ratio * (high - low));
+    let mut right = fit(low + ratio * (high - low));
+    for _ in 0..GOLDEN_STEPS {
+        for candidate in [left, right] {
+            if candidate.loss < best.loss {
+                best = candidate;
+            }
+        }
+        if left.loss <= right.loss {
+            high = right.scale;
+            right = left;
+            left = fit(high - ratio * (high - low));
+        } else {
+            low = left.scale;
+            left = right;
+            right = fit(low + ratio * (high - low));
+        }
+    }
+    best
+}
+
+/// The scale of a weight tensor: one, or one per output channel for `uniform-l2-opt-per_ch`.
+///
+/// Zeros alone have no best scale: it is then 1 where 0 is a level (they stay 0, as published), and
+/// 1e-6 where it is not.
+///
+/// # Shapes
+/// - `weight`: `[c_out, ...]`, f32, any memory format and device
+///
+/// # Errors
+/// If the tensor is empty, or holds NaN or infinity; the message names it.
+pub fn scales(name: &str, weight: &Tensor, init: QuantInit, spacing: Spacing) -> Result<Vec<f32>> {
+    ensure_finite(name, weight)?;
+    ensure!(weight.numel() > 0, "{name} has no values to quantize");
+    let flat = weight.detach().reshape([-1]).to_device(Device::Cpu).to_kind(Kind::Float);
+    let values: Vec<f32> = Vec::try_from(&flat).with_context(|| format!("reading {name}"))?;
+    let num_levels = spacing.num_levels();
+    let scale = |values: &[f32]| {
+        let magnitudes = Magnitudes::new(values);
+        let norm = match init {
+            QuantInit::UniformL2Opt | QuantInit::UniformL2OptPerChannel => Norm::L2,
+            QuantInit::UniformL1Opt => Norm::L1,
+            QuantInit::UniformLinfOpt => Norm::Linf,
+            QuantInit::Uniform | QuantInit::PowerOfTwo => {
+                let max = magnitudes.max();
+                return if max < ZERO { scale_of_zeros(spacing) } else { max };
+            }
+        };
+        match magnitudes.fit(norm, num_levels) {
+            Some(fit) => fit.scale as f32,
+            None => scale_of_zeros(spacing),
+        }
+    };
+    Ok(match init {
+        QuantInit::UniformL2OptPerChannel => {
+            let per_channel = values.len() / weight.size()[0] as usize;
+            values.par_chunks(per_channel).map(scale).collect()
+        }
+        _ => vec![scale(&values)],
+    })
+}
+
+fn scale_of_zeros(spacing: Spacing) -> f32 {
+    if spacing.num_levels() % 2 == 1 { 1.0 } else { GRID_MIN as f32 }
+}
+
+/// Refuses NaN and infinity.
+///
+/// # Errors
+/// Names the tensor and its first bad value.
+pub(crate) fn ensure_finite(name: &str, x: &Tensor) -> Result<()> {
+    let finite = x.detach().isfinite();
+    if bool::try_from(finite.all())? {
+        return Ok(());
+    }
+    let flat = x.detach().reshape([-1]);
+    let index = finite.logical_not().reshape([-1]).nonzero().int64_value(&[0, 0]);
+    anyhow::bail!(
+        "{name} holds {} at index {index}: a tensor with values that are not finite cannot be \
+         quantized",
+        flat.double_value(&[index])
+    )
+}

@@ -1,0 +1,266 @@
+//! Activations: clamp to the largest magnitude seen, round, pass the gradient straight through.
+
+use std::cell::{Cell, RefCell};
+
+use anyhow::{Context, Result, bail, ensure};
+use tch::{Device, Kind, Tensor, no_grad};
+use tracing::warn;
+
+use super::config::ActivationQuantConfig;
+use super::levels::bits_of;
+use super::method::{ActivationQuantizer, ActivationReport, SavedState, saved_epoch};
+use crate::nn::{ActivationSlot, Site};
+
+/// What the quantizer does with inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Passes them through; monitoring has not begun.
+    Idle,
+    /// Passes them through and records their largest magnitude (in training).
+    Monitoring,
+    /// Quantizes with the largest magnitude so far while recording it: the stage began quantized.
+    Calibrating,
+    /// Quantizes with the recorded magnitude.
+    Quantizing,
+    /// Passes them through for good: every recorded input was 0.
+    Dead,
+}
+
+impl Mode {
+    const ALL: [Mode; 5] =
+        [Mode::Idle, Mode::Monitoring, Mode::Calibrating, Mode::Quantizing, Mode::Dead];
+}
+
+/// The quantizer of one layer's input.
+///
+/// The epoch before `quant_start_epoch` records max |x| of the training inputs; from then on inputs
+/// are clamped to it and rounded. A stage that begins quantized (`quant_start_epoch` 0, or entered
+/// later) records during its first epoch while already quantizing with the maximum so far.
+/// Deviation: the published code starts such a stage with the range -1..1 whatever the data.
+#[derive(Debug)]
+pub struct SteActivation {
+    name: String,
+    num_levels: u32,
+    quant_start_epoch: u32,
+    mode: Cell<Mode>,
+    num_recorded: Cell<i64>,
+    epoch: Cell<Option<u32>>,
+    abs_max: RefCell<Tensor>,
+}
+
+impl SteActivation {
+    /// A quantizer for the input of `site`, to be plugged in with `Site::set_input_slot`.
+    ///
+    /// # Errors
+    /// If the config's `bits` and `n_levels` are no valid width.
+    pub fn new(site: &Site, config: &ActivationQuantConfig) -> Result<Self> {
+        Ok(Self {
+            name: site.name.clone(),
+            num_levels: config.spacing()?.num_levels(),
+            quant_start_epoch: config.quant_start_epoch,
+            mode: Cell::new(Mode::Idle),
+            num_recorded: Cell::new(0),
+            epoch: Cell::new(None),
+            abs_max: RefCell::new(Tensor::zeros([], (Kind::Float, site.weight.device()))),
+        })
+    }
+
+    /// Takes `abs_max` as the range and quantizes with it from now on.
+    ///
+    /// # Errors
+    /// If it is not positive and finite.
+    pub fn set_abs_max(&self, abs_max: f32) -> Result<()> {
+        ensure!(
+            abs_max.is_finite() && abs_max > 0.0,
+            "input range {abs_max} of {} is not positive and finite",
+            self.name
+        );
+        let _ = no_grad(|| self.abs_max.borrow_mut().fill_(f64::from(abs_max)));
+        self.mode.set(Mode::Quantizing);
+        Ok(())
+    }
+
+    /// The largest magnitude recorded.
+    pub fn abs_max(&self) -> f32 {
+        self.abs_max.borrow().double_value(&[]) as f32
+    }
+
+    /// Before training of an epoch; a second call for the same epoch does nothing.
+    ///
+    /// # Errors
+    /// If epochs go backwards, or the recording that ends here saw nothing or values that are not finite.
+    pub fn start_epoch(&self, epoch: u32) -> Result<()> {
+        if self.epoch.get() == Some(epoch) {
+            return Ok(());
+        }
+        check_order(&self.name, self.epoch.get(), epoch)?;
+        self.settle()?;
+        if self.mode.get() == Mode::Idle {
+            if epoch >= self.quant_start_epoch {
+                self.mode.set(Mode::Calibrating);
+            } else if epoch + 1 == self.quant_start_epoch {
+                self.mode.set(Mode::Monitoring);
+            }
+        }
+        self.epoch.set(Some(epoch));
+        Ok(())
+    }
+
+    /// After training of an epoch: ends a recording.
+    ///
+    /// # Errors
+    /// If the recording saw no input, or one that is not finite.
+    pub fn end_epoch(&self, _epoch: u32) -> Result<()> {
+        self.settle()
+    }
+
+    /// Ends a recording, if one is under way.
+    fn settle(&self) -> Result<()> {
+        if !matches!(self.mode.get(), Mode::Monitoring | Mode::Calibrating) {
+            return Ok(());
+        }
+        let name = &self.name;
+        ensure!(
+            self.num_recorded.get() > 0,
+            "the input range of {name} cannot be set: no training batch passed the layer in the epoch \
+             that records it"
+        );
+        let abs_max = self.abs_max();
+        ensure!(
+            abs_max.is_finite(),
+            "the input of {name} reached {abs_max} while its range was recorded"
+        );
+        if abs_max > 0.0 {
+            self.mode.set(Mode::Quantizing);
+        } else {
+            warn!(layer = %name, "every recorded input is 0: the layer's input stays unquantized");
+            self.mode.set(Mode::Dead);
+        }
+        Ok(())
+    }
+
+    fn record(&self, x: &Tensor) {
+        no_grad(|| {
+            let mut abs_max = self.abs_max.borrow_mut();
+            let larger = abs_max.maximum(&x.detach().abs().max().to_kind(Kind::Float));
+            abs_max.copy_(&larger);
+        });
+        self.num_recorded.set(self.num_recorded.get() + 1);
+    }
+}
+
+impl ActivationSlot for SteActivation {
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let mode = self.mode.get();
+        if train && matches!(mode, Mode::Monitoring | Mode::Calibrating) {
+            self.record(x);
+        }
+        match mode {
+            Mode::Idle | Mode::Monitoring | Mode::Dead => x.shallow_clone(),
+            Mode::Quantizing => fake_quantize(x, &self.abs_max.borrow(), self.num_levels),
+            Mode::Calibrating => {
+                // all inputs so far may be 0; deciding that on the device saves a wait for it
+                let abs_max = self.abs_max.borrow();
+                let usable = abs_max.gt(0.0);
+                let range = abs_max.where_self(&usable, &abs_max.ones_like());
+                fake_quantize(x, &range, self.num_levels).where_self(&usable, x)
+            }
+        }
+    }
+}
+
+/// Clamps to `[-abs_max, abs_max]` and rounds to `num_levels` evenly spaced levels, halves to even.
+///
+/// The result lies on the levels exactly; its gradient in `x` is 1 where `|x / abs_max| <= 1`, else 0.
+///
+/// # Shapes
+/// - `x` and the result: any shape, f32
+/// - `abs_max`: `[]`, f32, positive, on the device of `x`
+///
+/// # Source
+/// The published activation quantizer; the same order of f32 operations.
+pub fn fake_quantize(x: &Tensor, abs_max: &Tensor, num_levels: u32) -> Tensor {
+    let steps = f64::from(num_levels - 1);
+    let (outside, quantized) = no_grad(|| {
+        let mut v = x.detach() / abs_max;
+        let outside = v.abs().gt(1.0);
+        let _ = v.clamp_(-1.0, 1.0);
+        let _ = v.g_add_scalar_(1.0);
+        let _ = v.g_div_scalar_(2.0);
+        let _ = v.g_mul_scalar_(steps);
+        let _ = v.round_();
+        let _ = v.g_div_scalar_(steps);
+        let _ = v.g_mul_scalar_(2.0);
+        let _ = v.g_sub_scalar_(1.0);
+        let _ = v.g_mul_(abs_max);
+        (outside, v)
+    });
+    if !x.requires_grad() {
+        return quantized;
+    }
+    // adds exactly 0 with the gradient of x
+    let inside = x.masked_fill(&outside, 0.0);
+    quantized + (&inside - inside.detach())
+}
+
+/// Refuses an epoch before the last one.
+pub(crate) fn check_order(name: &str, last: Option<u32>, epoch: u32) -> Result<()> {
+    match last {
+        Some(last) if epoch < last => {
+            bail!(
+                "epoch {epoch} of {name}'s quantizer comes after epoch {last}: epochs must not go back"
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
+impl ActivationQuantizer for SteActivation {
+    fn start_epoch(&self, epoch: u32) -> Result<()> {
+        SteActivation::start_epoch(self, epoch)
+    }
+
+    fn end_epoch(&self, epoch: u32) -> Result<()> {
+        SteActivation::end_epoch(self, epoch)
+    }
+
+    fn state(&self) -> Vec<(&'static str, Tensor)> {
+        vec![
+            ("act_max", self.abs_max.borrow().copy()),
+            ("act_mode", Tensor::from(self.mode.get() as i64)),
+            ("act_num_recorded", Tensor::from(self.num_recorded.get())),
+            ("act_epoch", saved_epoch(self.epoch.get())),
+        ]
+    }
+
+    fn load_state(&self, state: &SavedState) -> Result<()> {
+        let abs_max = state.tensor("act_max", Kind::Float, &[])?;
+        let mode = state.counter("act_mode")?;
+        let mode =
+            usize::try_from(mode).ok().and_then(|i| Mode::ALL.get(i)).with_context(|| {
+                format!("{}.act_mode is {mode}, expected 0..{}", state.prefix, Mode::ALL.len())
+            })?;
+        let num_recorded = state.counter("act_num_recorded")?;
+        let epoch = state.epoch("act_epoch")?;
+        if *mode == Mode::Quantizing {
+            let value = f64::try_from(abs_max.to_device(Device::Cpu))?;
+            ensure!(value.is_finite() && value > 0.0, "{}.act_max is {value}", state.prefix);
+        }
+        no_grad(|| self.abs_max.borrow_mut().copy_(&abs_max));
+        self.mode.set(*mode);
+        self.num_recorded.set(num_recorded);
+        self.epoch.set(epoch);
+        Ok(())
+    }
+
+    fn report(&self) -> ActivationReport {
+        ActivationReport {
+            method: "ste".to_owned(),
+            bits: bits_of(self.num_levels),
+            num_levels: self.num_levels,
+            abs_max: (self.num_recorded.get() > 0 || self.mode.get() == Mode::Quantizing)
+                .then(|| self.abs_max()),
+            quantizing: matches!(self.mode.get(), Mode::Quantizing | Mode::Calibrating),
+        }
+    }
+}
