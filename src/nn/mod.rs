@@ -4,8 +4,16 @@
 //! of construction, and every quantizable layer as a [`Site`]. Layers are built from a [`Path`]
 //! (`root / "fpn" / "inner_convs"`); a name given twice is a bug and panics.
 
+mod init;
+mod layers;
 mod slot;
 mod store;
 
+pub use init::Fill;
+pub(crate) use layers::LEAKY_SLOPE;
+pub use layers::{
+    BatchNorm, Conv2d, ConvShape, GroupNorm, LayerSummary, Linear, Scale, images_from_bytes,
+    leaky_relu,
+};
 pub use slot::{ActivationSlot, Site, WeightSlot};
 pub use store::{Path, Role, Store, Var};

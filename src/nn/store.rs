@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use tch::{Device, Tensor};
 
-use super::Site;
+use super::{Fill, Site};
 
 /// What a stored tensor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,12 +48,19 @@ struct Inner {
 pub struct Store {
     inner: Rc<RefCell<Inner>>,
     device: Device,
+    seed: Option<u64>,
 }
 
 impl Store {
-    /// An empty store whose tensors live on `device`.
+    /// An empty store whose tensors live on `device`; layers with random initial values start at zero, for
+    /// networks that are loaded or only looked at.
     pub fn new(device: Device) -> Self {
-        Self { inner: Rc::default(), device }
+        Self { inner: Rc::default(), device, seed: None }
+    }
+
+    /// An empty store whose layers draw their initial values by `seed` and their names.
+    pub fn seeded(device: Device, seed: u64) -> Self {
+        Self { seed: Some(seed), ..Self::new(device) }
     }
 
     /// Where the tensors live.
@@ -122,6 +129,12 @@ impl Path {
         let tensor = tch::no_grad(|| value.to_device(self.store.device).detach().copy());
         let tensor = tensor.set_requires_grad(true);
         self.register(leaf, tensor, Role::Parameter)
+    }
+
+    /// Registers a learnt f32 tensor with initial values by the store's seed and the tensor's name.
+    pub fn filled(&self, leaf: &str, shape: &[i64], fill: Fill) -> Tensor {
+        let name = self.name(leaf);
+        self.parameter(leaf, fill.tensor(&name, shape, self.store.seed))
     }
 
     /// Registers a tensor that is not learnt.

@@ -1,0 +1,239 @@
+//! The losses of a batch.
+
+use anyhow::{Result, ensure};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Reduction, Tensor};
+
+use super::anchors::AnchorGrid;
+use super::head::NUM_OFFSETS;
+use super::net::Outputs;
+use super::targets::Assignment;
+use crate::geom::Camera;
+
+/// Probabilities are kept this far from 0 and 1. In f32 1 - p is then 1.0133e-6 at the upper end; the loss of
+/// saturated logits depends on that.
+const CLAMP: f64 = 1e-6;
+/// 3D errors are counted in units of the diameter times this, so that 1 / 50 of a diameter is where the smooth L1
+/// loss turns from quadratic to linear.
+const LIFT: f64 = 50.0;
+
+/// Weights of the losses; the default is the published setting.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossConfig {
+    /// Factor of the classification loss, 0 or more.
+    #[serde(alias = "LOSS_WEIGHT_CLS")]
+    pub weight_cls: f64,
+    /// Factor of the regression loss, 0 or more.
+    #[serde(alias = "LOSS_WEIGHT_REG")]
+    pub weight_reg: f64,
+    /// Share of the positive cells in the focal loss, 0..=1.
+    #[serde(alias = "FOCAL_ALPHA")]
+    pub focal_alpha: f64,
+    /// Exponent of the focal loss, 0 or more.
+    #[serde(alias = "FOCAL_GAMMA")]
+    pub focal_gamma: f64,
+}
+
+impl Default for LossConfig {
+    fn default() -> Self {
+        Self { weight_cls: 0.01, weight_reg: 0.1, focal_alpha: 0.25, focal_gamma: 2.0 }
+    }
+}
+
+impl LossConfig {
+    /// Adds what is wrong, each with its place below `at`.
+    pub fn check(&self, at: &str, problems: &mut Vec<String>) {
+        for (key, value) in [
+            ("weight_cls", self.weight_cls),
+            ("weight_reg", self.weight_reg),
+            ("focal_gamma", self.focal_gamma),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                problems.push(format!("{at}.{key}: {value} is outside 0 and more"));
+            }
+        }
+        if !(0.0..=1.0).contains(&self.focal_alpha) {
+            problems.push(format!("{at}.focal_alpha: {} is outside 0..=1", self.focal_alpha));
+        }
+    }
+}
+
+/// The losses of a batch, weighted; scalars with a graph.
+#[derive(Debug)]
+pub struct Losses {
+    /// Classification: focal loss, summed over images, cells and classes.
+    pub cls: Tensor,
+    /// Regression: 3D distance in diameters, summed over the cells that answer for an object; 0 if there is none.
+    pub reg: Tensor,
+    /// Cells that answer for an object.
+    pub num_positive: usize,
+}
+
+impl Losses {
+    /// What is minimised.
+    pub fn total(&self) -> Tensor {
+        &self.cls + &self.reg
+    }
+}
+
+/// The losses of a batch of outputs under the internal camera.
+///
+/// Deviation: for a batch without any positive cell the published code returns the plain sum of all regressions;
+/// here the regression loss is 0.
+///
+/// # Errors
+/// If the outputs do not have the shape of the grid and the assignments, or a class is not among the outputs'.
+///
+/// # Source
+/// Hu et al., *Wide-Depth-Range 6D Object Pose Estimation in Space*, CVPR 2021, section 3; the focal loss:
+/// Lin et al., ICCV 2017, equation 5.
+pub fn losses(
+    outputs: &Outputs,
+    grid: &AnchorGrid,
+    camera: &Camera,
+    assignments: &[Assignment],
+    config: &LossConfig,
+) -> Result<Losses> {
+    let (n, num_classes) = check_shapes(outputs, grid, assignments)?;
+    let logits = by_cell(&outputs.cls, num_classes); // [n, cells, C]
+    let labels: Vec<i32> = assignments.iter().flat_map(|a| a.labels.iter().copied()).collect();
+    let labels = Tensor::from_slice(&labels).reshape([n, -1, 1]).to_device(logits.device());
+    let cls = focal_loss(&logits, &labels, config) * config.weight_cls;
+
+    let targets = LiftTargets::collect(grid, assignments, num_classes, logits.device())?;
+    let offsets = by_cell(&outputs.reg, NUM_OFFSETS * num_classes).reshape([-1, NUM_OFFSETS]);
+    let reg = targets.loss(&offsets.index_select(0, &targets.rows), camera) * config.weight_reg;
+    Ok(Losses { cls, reg, num_positive: targets.num })
+}
+
+/// Batch size and number of classes of outputs that fit the grid.
+fn check_shapes(
+    outputs: &Outputs,
+    grid: &AnchorGrid,
+    assignments: &[Assignment],
+) -> Result<(i64, i64)> {
+    let num_levels = grid.levels.len();
+    ensure!(
+        outputs.cls.len() == num_levels && outputs.reg.len() == num_levels && num_levels > 0,
+        "the network has {} and {} levels of outputs, expected {num_levels}",
+        outputs.cls.len(),
+        outputs.reg.len()
+    );
+    let n = assignments.len() as i64;
+    let num_classes = outputs.cls[0].size().get(1).copied().unwrap_or(0);
+    for (i, level) in grid.levels.iter().enumerate() {
+        let (h, w) = (level.h as i64, level.w as i64);
+        for (name, tensor, channels) in [
+            ("class logits", &outputs.cls[i], num_classes),
+            ("regressions", &outputs.reg[i], NUM_OFFSETS * num_classes),
+        ] {
+            let expected = [n, channels, h, w];
+            let found = tensor.size();
+            ensure!(
+                found == expected,
+                "the {name} of level {i} have shape {found:?}, expected {expected:?}"
+            );
+        }
+    }
+    for (i, a) in assignments.iter().enumerate() {
+        ensure!(
+            a.labels.len() == grid.num_cells(),
+            "assignment {i} has {} cells, expected {}",
+            a.labels.len(),
+            grid.num_cells()
+        );
+    }
+    Ok((n, num_classes))
+}
+
+/// The levels' `[n, c, h, w]` as one `[n, cells, c]`.
+fn by_cell(levels: &[Tensor], channels: i64) -> Tensor {
+    let flat: Vec<Tensor> = levels
+        .iter()
+        .map(|t| t.permute([0, 2, 3, 1]).reshape([t.size()[0], -1, channels]))
+        .collect();
+    Tensor::cat(&flat, 1)
+}
+
+/// The sum of `-alpha (1 - p)^gamma ln p` where `labels` (last dimension 1) name the class, and of
+/// `-(1 - alpha) p^gamma ln(1 - p)` elsewhere; nothing where a label is -1.
+fn focal_loss(logits: &Tensor, labels: &Tensor, config: &LossConfig) -> Tensor {
+    let num_classes = logits.size().last().copied().unwrap_or(0);
+    let classes = Tensor::arange_start(1, num_classes + 1, (Kind::Int, logits.device()));
+    let is_class = labels.eq_tensor(&classes); // [.., cells, C]
+    let is_other = labels.ge(0).logical_and(&is_class.logical_not());
+    let p = logits.sigmoid().clamp(CLAMP, 1.0 - CLAMP);
+    let q = 1.0 - &p;
+    let power = |x: &Tensor| {
+        if config.focal_gamma == 2.0 { x * x } else { x.pow_tensor_scalar(config.focal_gamma) }
+    };
+    let hits = power(&q) * p.log() * is_class.to_kind(Kind::Float) * -config.focal_alpha;
+    let misses = power(&p) * q.log() * is_other.to_kind(Kind::Float) * (config.focal_alpha - 1.0);
+    (hits + misses).sum(Kind::Float)
+}
+
+/// What the positive cells of a batch are to regress, on the device of the outputs.
+struct LiftTargets {
+    num: usize,
+    /// `[P]`, rows of the regressions seen as `[n * cells * C, 16]`.
+    rows: Tensor,
+    /// `[P, 1, 3]`: anchor centre x, y and size, px.
+    anchors: Tensor,
+    /// `[P, 8, 3]`: corners in the camera frame, in diameters, times 50.
+    corners: Tensor,
+}
+
+impl LiftTargets {
+    fn collect(
+        grid: &AnchorGrid,
+        assignments: &[Assignment],
+        num_classes: i64,
+        device: Device,
+    ) -> Result<Self> {
+        let mut rows = vec![];
+        let mut numbers = vec![0f32; 0]; // 3 of the anchor and 24 of the corners a cell
+        for (image, a) in assignments.iter().enumerate() {
+            for positive in &a.positives {
+                let object = &a.objects[positive.object];
+                ensure!(
+                    (object.class as i64) < num_classes,
+                    "object {} of image {image} has class {}, but the network has {num_classes}",
+                    positive.object,
+                    object.class
+                );
+                let cell = image * grid.num_cells() + positive.cell;
+                rows.push(cell as i64 * num_classes + object.class as i64);
+                let [x, y] = grid.centers_px[positive.cell];
+                numbers.extend([x, y, grid.level_of(positive.cell).size_px].map(|v| v as f32));
+                let unit = LIFT / object.diameter_mm;
+                numbers.extend(object.corners_cam_mm.iter().flatten().map(|v| (v * unit) as f32));
+            }
+        }
+        let numbers = Tensor::from_slice(&numbers).reshape([-1, 9, 3]).to_device(device);
+        Ok(Self {
+            num: rows.len(),
+            rows: Tensor::from_slice(&rows).to_device(device),
+            anchors: numbers.narrow(1, 0, 1),
+            corners: numbers.narrow(1, 1, 8),
+        })
+    }
+
+    /// The loss of regressions `[P, 16]`: each corner X against its projection `b (b . X) / (b . b)` onto the
+    /// ray b of the regressed pixel; smooth L1, mean over a cell's 24 numbers, sum over cells.
+    fn loss(&self, offsets: &Tensor, camera: &Camera) -> Tensor {
+        let size = self.anchors.select(2, 2); // [P, 1]
+        let u = offsets.narrow(1, 0, 8) * &size + self.anchors.select(2, 0); // [P, 8], px
+        let v = offsets.narrow(1, 8, 8) * &size + self.anchors.select(2, 1);
+        let k_inv = camera.k_inv();
+        let x = &u * k_inv[(0, 0)] + &v * k_inv[(0, 1)] + k_inv[(0, 2)];
+        let y = &v * k_inv[(1, 1)] + k_inv[(1, 2)];
+        let z = y.ones_like();
+        let ray = Tensor::stack(&[x, y, z], 2); // [P, 8, 3]
+        let along = (&ray * &self.corners).sum_dim_intlist(2, true, Kind::Float);
+        let length = (&ray * &ray).sum_dim_intlist(2, true, Kind::Float);
+        let lifted = ray * (along / length);
+        lifted.smooth_l1_loss(&self.corners, Reduction::Sum, 1.0) / (24.0 * LIFT)
+    }
+}
