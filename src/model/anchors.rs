@@ -27,6 +27,11 @@ impl Level {
         self.h * self.w
     }
 
+    /// The level's cells, as indices into the grid's.
+    pub fn cells(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.num_cells()
+    }
+
     /// The centre of a cell's anchor, px.
     pub fn center_px(&self, row: usize, column: usize) -> [f64; 2] {
         let stride = self.stride as f64;
@@ -95,12 +100,6 @@ impl AnchorGrid {
         &self.levels[after - 1]
     }
 
-    /// The cells of a level.
-    pub fn cells(&self, level: usize) -> std::ops::Range<usize> {
-        let level = &self.levels[level];
-        level.offset..level.offset + level.num_cells()
-    }
-
     /// The anchor sizes, px.
     pub fn sizes_px(&self) -> Vec<f64> {
         self.levels.iter().map(|level| level.size_px).collect()
@@ -136,7 +135,7 @@ mod tests {
         assert_eq!(grid.level_of(116).size_px, 32.0);
         assert_eq!(grid.level_of(117).size_px, 64.0);
         assert_eq!(grid.level_of(168).size_px, 512.0);
-        assert_eq!(grid.cells(1), 117..152);
+        assert_eq!(grid.levels[1].cells(), 117..152);
         // The centre of the last cell, (100, 68), lies outside and looks at the nearest pixel.
         assert_eq!(grid.lookup[116], 64 * 100 + 99);
     }

@@ -237,3 +237,135 @@ impl LiftTargets {
         lifted.smooth_l1_loss(&self.corners, Reduction::Sum, 1.0) / (24.0 * LIFT)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geom::{Pose, box_corners};
+    use crate::model::{Draw, NetworkConfig, ObjectTarget, TargetConfig, assign};
+
+    fn scene() -> (AnchorGrid, Camera) {
+        let grid = AnchorGrid::new(&NetworkConfig::widedepth(), 64, 96);
+        (grid, Camera::from_row_major(&[90.0, 2.0, 32.0, 0.0, 80.0, 48.0, 0.0, 0.0, 1.0]).unwrap())
+    }
+
+    fn assignment(class: usize, x_mm: f64) -> Assignment {
+        let (grid, camera) = scene();
+        let mut pose = Pose::identity();
+        pose.t_mm.x = x_mm;
+        pose.t_mm.z = 300.0;
+        let corners = box_corners(&[[-50.0; 3], [50.0; 3]]);
+        let object = ObjectTarget { class, pose, corners, diameter_mm: 173.2 };
+        let mask: Vec<u8> = (0..64 * 96).map(|i| u8::from(i % 64 > 30)).collect();
+        let draw = Draw::FirstInOrder;
+        assign(&grid, &TargetConfig::default(), &camera, &[object], &mask, draw).unwrap()
+    }
+
+    /// Outputs of `n` images and 2 classes: waves, so that no two cells agree.
+    fn outputs(n: i64) -> Outputs {
+        let (grid, _) = scene();
+        let make = |channels: i64| {
+            let level = |l: &super::super::Level| {
+                let size = [n, channels, l.h as i64, l.w as i64];
+                let len = size.iter().product::<i64>();
+                let x = Tensor::arange(len, (Kind::Float, Device::Cpu)) * 0.7;
+                (x.sin() * 2.0).reshape(size).set_requires_grad(true)
+            };
+            grid.levels.iter().map(level).collect()
+        };
+        Outputs { cls: make(2), reg: make(32) }
+    }
+
+    fn image(all: &Outputs, i: i64) -> Outputs {
+        let pick = |levels: &[Tensor]| levels.iter().map(|t| t.narrow(0, i, 1)).collect();
+        Outputs { cls: pick(&all.cls), reg: pick(&all.reg) }
+    }
+
+    #[test]
+    fn a_batch_loses_what_its_images_lose_and_wrong_regressions_lose_more() {
+        let (grid, camera) = scene();
+        let all = outputs(2);
+        let assignments = [assignment(1, 10.0), assignment(0, -40.0)];
+        let config = LossConfig::default();
+        let run = |o: &Outputs, a: &[Assignment]| {
+            let l = losses(o, &grid, &camera, a, &config).unwrap();
+            (l.cls.double_value(&[]), l.reg.double_value(&[]), l.num_positive)
+        };
+        let both = run(&all, &assignments);
+        let one = run(&image(&all, 0), &assignments[..1]);
+        let two = run(&image(&all, 1), &assignments[1..]);
+        assert!((both.0 - one.0 - two.0).abs() < 1e-4 * both.0, "{both:?} {one:?} {two:?}");
+        assert!((both.1 - one.1 - two.1).abs() < 1e-4 * both.1, "{both:?} {one:?} {two:?}");
+        assert_eq!(both.2, one.2 + two.2);
+        assert!(one.2 > 0 && two.2 > 0);
+
+        // The true offsets in place of the regressed ones: nothing is lost.
+        for (b, a) in assignments.iter().enumerate() {
+            for p in &a.positives {
+                let object = &a.objects[p.object];
+                let index = grid.levels.partition_point(|l| l.offset <= p.cell) - 1;
+                let level = &grid.levels[index];
+                let (row, column) = {
+                    let inside = p.cell - level.offset;
+                    ((inside / level.w) as i64, (inside % level.w) as i64)
+                };
+                for (k, value) in grid.encode(p.cell, &object.pixels).into_iter().enumerate() {
+                    let channel = (16 * object.class + k) as i64;
+                    let place = all.reg[index].detach();
+                    let place = place.select(0, b as i64).select(0, channel);
+                    let _ = place.select(0, row).select(0, column).fill_(value);
+                }
+            }
+        }
+        let right = run(&all, &assignments);
+        assert!(right.1 < 1e-6 && both.1 > 1e-3, "{right:?} {both:?}");
+    }
+
+    #[test]
+    fn without_positives_the_regressions_have_zero_gradients() {
+        let (grid, camera) = scene();
+        let all = outputs(1);
+        let draw = Draw::FirstInOrder;
+        let empty = assign(&grid, &TargetConfig::default(), &camera, &[], &[0; 64 * 96], draw);
+        let found =
+            losses(&all, &grid, &camera, &[empty.unwrap()], &LossConfig::default()).unwrap();
+        found.total().backward();
+        assert_eq!((found.reg.double_value(&[]), found.num_positive), (0.0, 0));
+        assert!(all.cls.iter().all(|t| t.grad().abs().sum(Kind::Float).double_value(&[]) > 0.0));
+        assert!(all.reg.iter().all(|t| t.grad().abs().sum(Kind::Float).double_value(&[]) == 0.0));
+    }
+
+    #[test]
+    fn outputs_that_do_not_fit_are_refused() {
+        let (grid, camera) = scene();
+        let run = |outputs: &Outputs, assignments: &[Assignment]| {
+            let result = losses(outputs, &grid, &camera, assignments, &LossConfig::default());
+            result.unwrap_err().to_string()
+        };
+        let a = assignment(2, 0.0);
+        let error = run(&outputs(1), std::slice::from_ref(&a));
+        assert!(error.contains("has class 2, but the network has 2"), "{error}");
+        let error = run(&outputs(2), std::slice::from_ref(&a));
+        assert!(error.contains("class logits of level 0 have shape [2, 2, 12, 8]"), "{error}");
+        let short = Assignment { labels: vec![0], ..a };
+        assert!(run(&outputs(1), &[short]).contains("assignment 0 has 1 cells, expected"));
+        let none = Outputs { cls: vec![], reg: vec![] };
+        assert!(run(&none, &[]).contains("0 and 0 levels of outputs, expected 5"));
+    }
+
+    #[test]
+    fn weights_out_of_range_are_named() {
+        let mut problems = vec![];
+        let config = LossConfig { weight_cls: -1.0, focal_alpha: 2.0, ..LossConfig::default() };
+        config.check("training", &mut problems);
+        LossConfig::default().check("training", &mut problems);
+        let expected = [
+            "training.weight_cls: -1 is outside 0 and more",
+            "training.focal_alpha: 2 is outside 0..=1",
+        ];
+        assert_eq!(problems, expected);
+        let published = r#"{"LOSS_WEIGHT_CLS": 0.5}"#;
+        let config: LossConfig = serde_json::from_str(published).unwrap();
+        assert_eq!(config.weight_cls, 0.5);
+    }
+}

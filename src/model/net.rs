@@ -105,7 +105,7 @@ impl PoseNet {
         let grid = net.grid(1, 1);
         for (i, level) in grid.levels.iter().enumerate() {
             let corners = level.anchor_box(0, 0).map(|v| v as f32);
-            anchors.buffer(&i.to_string(), Tensor::from_slice(&corners).reshape([1, 4]));
+            let _ = anchors.buffer(&i.to_string(), Tensor::from_slice(&corners).reshape([1, 4]));
         }
         Ok(net)
     }
@@ -170,5 +170,134 @@ impl PoseNet {
         let levels = self.fpn.summarize(&stages, &mut layers);
         self.head.summarize(&levels, &mut layers);
         layers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    fn images(n: i64, h: i64, w: i64) -> Tensor {
+        let values: Vec<f32> = (0..n * 3 * h * w).map(|i| (i % 97) as f32 / 48.0 - 1.0).collect();
+        Tensor::from_slice(&values).reshape([n, 3, h, w])
+    }
+
+    #[test]
+    fn the_published_network_has_the_published_counts() {
+        let net = PoseNet::blank(&NetworkConfig::widedepth(), 1, Device::Cpu).unwrap();
+        let [backbone, fpn, head] = net.modules();
+        assert_eq!((backbone.num_parameters, backbone.num_unused), (41_609_928, 1_025_000));
+        assert_eq!((fpn.num_parameters, fpn.num_unused), (5_179_392, 0));
+        assert_eq!((head.num_parameters, head.num_unused), (4_763_926, 0));
+        let millions = |m: &ModuleInfo| (m.num_conv_weights as f64 / 1e4).round() / 100.0;
+        assert_eq!([&backbone, &fpn, &head].map(millions), [40.55, 5.18, 4.76]);
+        assert_eq!([&backbone, &fpn, &head].map(|m| m.num_convs), [52, 8, 10]);
+        let all: usize = net.store.parameters().iter().map(|v| v.tensor.numel()).sum();
+        let layers = net.summary(512, 512);
+        assert_eq!(layers.iter().map(|l| l.parameters).sum::<usize>(), all);
+        // 66.9 GMAC measured for the original at 512 x 512: backbone 56 %, fpn 6 %, head 39 %.
+        let macs = |module: &str| -> f64 {
+            let of = layers.iter().filter(|l| l.name.starts_with(module));
+            of.map(|l| l.macs as f64 / 1e9).sum()
+        };
+        let total = macs("");
+        assert!((total - 66.9).abs() < 0.05, "{total}");
+        for (module, percent) in [("backbone", 56.0), ("fpn", 6.0), ("head", 39.0)] {
+            assert!((macs(module) / total * 100.0 - percent).abs() < 0.6, "{module}");
+        }
+    }
+
+    #[test]
+    fn the_summary_tells_the_shapes_that_come_out() {
+        let config = NetworkConfig { with_output_layer: true, ..NetworkConfig::widedepth_tiny() };
+        let net = PoseNet::blank(&config, 2, Device::Cpu).unwrap();
+        let layers = net.summary(100, 72);
+        let features = tch::no_grad(|| net.features_t(&images(1, 72, 100), false));
+        let output = |name: &str| layers.iter().find(|l| l.name == name).unwrap().output.to_vec();
+        assert_eq!(output("backbone.features.stage5.unit1.conv"), features.backbone[4].size()[1..]);
+        assert_eq!(output("fpn.out_convs.2"), features.fpn[0].size()[1..]);
+        assert_eq!(output("fpn.top_blocks.p7"), features.fpn[4].size()[1..]);
+        assert_eq!(output("head.pose_pred"), [32, 9, 13]);
+        assert_eq!(layers.iter().find(|l| l.name == "head.cls_tower.0").unwrap().uses, 5);
+        assert_eq!(layers.iter().find(|l| l.name == "backbone.output").unwrap().uses, 0);
+    }
+
+    #[test]
+    fn the_tiny_network_fits_five_megabytes_and_any_image_size() {
+        let net = PoseNet::new(&NetworkConfig::widedepth_tiny(), 2, Device::Cpu, 1).unwrap();
+        let numbers: usize = net.state().iter().map(|(_, t)| t.numel()).sum();
+        assert!((600_000..1_200_000).contains(&numbers), "{numbers}");
+        for (h, w) in [(128, 128), (72, 100), (33, 1), (1, 1)] {
+            let grid = net.grid(w, h);
+            let images = images(1, h as i64, w as i64);
+            let outputs = tch::no_grad(|| net.forward_t(&images, false));
+            for ((level, cls), reg) in grid.levels.iter().zip(&outputs.cls).zip(&outputs.reg) {
+                let (h, w) = (level.h as i64, level.w as i64);
+                assert_eq!((cls.size(), reg.size()), (vec![1, 2, h, w], vec![1, 32, h, w]));
+            }
+        }
+    }
+
+    #[test]
+    fn levels_may_start_finer_and_end_at_p5() {
+        let config = NetworkConfig {
+            finest_level: 2,
+            anchor_sizes: vec![8.0, 16.0, 32.0, 64.0],
+            ..NetworkConfig::widedepth_tiny()
+        };
+        let net = PoseNet::blank(&config, 1, Device::Cpu).unwrap();
+        assert!(net.store.get("fpn.inner_convs.1.weight").is_some());
+        assert!(net.store.get("fpn.top_blocks.p6.weight").is_none());
+        let outputs = tch::no_grad(|| net.forward_t(&images(1, 64, 64), false));
+        let sizes: Vec<i64> = outputs.cls.iter().map(|t| t.size()[2]).collect();
+        assert_eq!(sizes, [16, 8, 4, 2]);
+    }
+
+    #[test]
+    fn an_untrained_network_believes_in_one_cell_of_a_hundred() {
+        let net = PoseNet::new(&NetworkConfig::widedepth_tiny(), 1, Device::Cpu, 3).unwrap();
+        let outputs = tch::no_grad(|| net.forward_t(&images(2, 64, 64), true));
+        let p = outputs.cls[0].sigmoid().mean(Kind::Float).double_value(&[]);
+        assert!((p - 0.01).abs() < 0.005, "{p}");
+        assert!(outputs.reg[0].abs().max().double_value(&[]) < 1.0);
+    }
+
+    #[test]
+    fn every_parameter_that_is_used_gets_a_gradient() {
+        let config = NetworkConfig { with_output_layer: true, ..NetworkConfig::widedepth_tiny() };
+        let net = PoseNet::new(&config, 1, Device::Cpu, 3).unwrap();
+        let outputs = net.forward_t(&images(2, 64, 64), true);
+        let all = outputs.cls.iter().chain(&outputs.reg);
+        all.map(|t| t.square().sum(Kind::Float)).sum::<Tensor>().backward();
+        for var in net.store.parameters() {
+            let grad = var.tensor.grad();
+            let any = grad.defined() && grad.abs().sum(Kind::Float).double_value(&[]) > 0.0;
+            // A bias in front of a group norm of one channel a group would have none; these groups are wider.
+            assert_eq!(any, !var.name.starts_with("backbone.output"), "{}", var.name);
+        }
+    }
+
+    #[test]
+    fn a_layer_more_does_not_change_the_others_initial_values() {
+        let tiny = NetworkConfig::widedepth_tiny();
+        let deeper = NetworkConfig { head_convs: tiny.head_convs + 1, ..tiny.clone() };
+        let build = |config, seed| PoseNet::new(config, 1, Device::Cpu, seed).unwrap();
+        let (a, b, c) = (build(&tiny, 7), build(&deeper, 7), build(&tiny, 8));
+        for var in a.store.vars() {
+            let other = b.store.get(&var.name).unwrap();
+            assert!(other.equal(&var.tensor), "{}", var.name);
+        }
+        let key = "head.pose_pred.weight";
+        assert!(!a.store.get(key).unwrap().equal(&c.store.get(key).unwrap()));
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused_by_name() {
+        let config = NetworkConfig { head_convs: 0, ..NetworkConfig::widedepth_tiny() };
+        let error = PoseNet::new(&config, 1, Device::Cpu, 1).err().unwrap().to_string();
+        assert!(error.contains("network.head_convs: 0 is outside 1..=8"), "{error}");
+        let error = PoseNet::new(&NetworkConfig::widedepth_tiny(), 0, Device::Cpu, 1);
+        assert!(error.err().unwrap().to_string().contains("0 object classes"));
     }
 }

@@ -156,8 +156,8 @@ pub fn assign(
     let mut labels = vec![0i32; grid.num_cells()];
     // Cells on the mask, by object and level.
     let mut on_mask = vec![vec![Vec::new(); grid.levels.len()]; objects.len()];
-    for level in 0..grid.levels.len() {
-        for cell in grid.cells(level) {
+    for (i, level) in grid.levels.iter().enumerate() {
+        for cell in level.cells() {
             let value = usize::from(mask[grid.lookup[cell]]);
             if value > 0 {
                 ensure!(
@@ -166,7 +166,7 @@ pub fn assign(
                     objects.len()
                 );
                 labels[cell] = -1;
-                on_mask[value - 1][level].push(cell);
+                on_mask[value - 1][i].push(cell);
             }
         }
     }

@@ -376,7 +376,7 @@ mod tests {
         let store = Store::new(Device::Cpu);
         let bn = BatchNorm::new(&(store.root() / "bn"), 1);
         let x = Tensor::from_slice(&[1.0f32, 3.0]).reshape([2, 1, 1, 1]);
-        bn.forward_t(&x, false);
+        let _ = bn.forward_t(&x, false);
         assert_eq!(bn.num_batches_tracked.int64_value(&[]), 0);
         let y = bn.forward_t(&x, true);
         assert!((floats(&y.detach())[1] - 1.0).abs() < 1e-4);

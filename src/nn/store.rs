@@ -181,8 +181,8 @@ mod tests {
     fn names_join_and_keep_their_order() {
         let store = Store::new(Device::Cpu);
         let p = store.root() / "fpn" / "inner_convs" / 2;
-        p.parameter("weight", Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)));
-        p.buffer("count", Tensor::from(0i64));
+        let _ = p.parameter("weight", Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)));
+        let _ = p.buffer("count", Tensor::from(0i64));
         let names: Vec<_> = store.vars().into_iter().map(|v| v.name).collect();
         assert_eq!(names, ["fpn.inner_convs.2.weight", "fpn.inner_convs.2.count"]);
         assert_eq!(store.parameters().len(), 1);
@@ -194,7 +194,7 @@ mod tests {
     #[should_panic(expected = "two tensors are named a")]
     fn a_name_given_twice_panics() {
         let store = Store::new(Device::Cpu);
-        store.root().buffer("a", Tensor::from(0i64));
-        store.root().buffer("a", Tensor::from(0i64));
+        let _ = store.root().buffer("a", Tensor::from(0i64));
+        let _ = store.root().buffer("a", Tensor::from(0i64));
     }
 }
