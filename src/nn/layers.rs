@@ -2,6 +2,7 @@
 //!
 //! Activations are `[n, c, h, w]`, f32, best in channels-last memory; every layer keeps the memory order it is given.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use anyhow::{Result, ensure};
@@ -125,6 +126,7 @@ pub struct BatchNorm {
     running_mean: Tensor,
     running_var: Tensor,
     num_batches_tracked: Tensor,
+    frozen: Rc<Cell<bool>>,
 }
 
 impl BatchNorm {
@@ -138,11 +140,14 @@ impl BatchNorm {
             running_mean: p.buffer("running_mean", Tensor::zeros([channels], cpu)),
             running_var: p.buffer("running_var", Tensor::ones([channels], cpu)),
             num_batches_tracked: p.buffer("num_batches_tracked", Tensor::from(0i64)),
+            frozen: p.batch_norm_frozen(),
         }
     }
 
-    /// Normalises by the batch (and moves the running statistics) when `train`, by the running statistics else.
+    /// Normalises by the batch (and moves the running statistics) when `train` and not frozen
+    /// ([`super::Store::freeze_batch_norm`]), by the running statistics else.
     pub fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        let train = train && !self.frozen.get();
         if train {
             let _ = tch::no_grad(|| self.num_batches_tracked.shallow_clone().g_add_scalar_(1));
         }

@@ -1,6 +1,6 @@
 //! The store of named tensors.
 
-use std::cell::{Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::ops::Div;
@@ -49,13 +49,14 @@ pub struct Store {
     inner: Rc<RefCell<Inner>>,
     device: Device,
     seed: Option<u64>,
+    batch_norm_frozen: Rc<Cell<bool>>,
 }
 
 impl Store {
     /// An empty store whose tensors live on `device`; layers with random initial values start at zero, for
     /// networks that are loaded or only looked at.
     pub fn new(device: Device) -> Self {
-        Self { inner: Rc::default(), device, seed: None }
+        Self { inner: Rc::default(), device, seed: None, batch_norm_frozen: Rc::default() }
     }
 
     /// An empty store whose layers draw their initial values by `seed` and their names.
@@ -71,6 +72,12 @@ impl Store {
     /// The root path, from which layers are built.
     pub fn root(&self) -> Path {
         Path { store: self.clone(), prefix: String::new() }
+    }
+
+    /// While frozen, the batch norms of this store normalise by their running statistics and leave them as they are,
+    /// in training too.
+    pub fn freeze_batch_norm(&self, frozen: bool) {
+        self.batch_norm_frozen.set(frozen);
     }
 
     /// Every tensor, in the order of construction.
@@ -141,6 +148,11 @@ impl Path {
     pub fn buffer(&self, leaf: &str, value: Tensor) -> Tensor {
         let tensor = tch::no_grad(|| value.to_device(self.store.device).detach().copy());
         self.register(leaf, tensor, Role::Buffer)
+    }
+
+    /// Whether batch norms are frozen, now and later.
+    pub(super) fn batch_norm_frozen(&self) -> Rc<Cell<bool>> {
+        self.store.batch_norm_frozen.clone()
     }
 
     /// Registers a quantizable layer.

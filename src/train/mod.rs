@@ -1,7 +1,37 @@
-//! The training engine.
+//! The training engine: stages, epochs, updates, learning rates, the optimizer, checkpoints.
+//!
+//! Start at [`Trainer`]: it owns the network, the optimizer, the quantizers and the [`Position`], runs the stages of a
+//! [`TrainConfig`], and is handed a [`BatchSource`], a validation and an [`Observer`]. A [`Checkpoint`] is one file;
+//! [`CheckpointFolder`] says which ones stay. [`load_for_evaluation`] puts one into a network.
+//!
+//! It refuses to update on losses that are not finite, to end a stage with a weight off its levels, and to mix two
+//! runs in a folder. It knows no dataset and no metric.
 
+mod checkpoint;
+mod config;
+mod epoch;
+mod folder;
 mod lr;
+mod observer;
+mod prefetch;
 mod sgd;
+mod step;
+mod trainer;
 
+#[cfg(test)]
+mod tests;
+
+pub use checkpoint::{
+    Best, Checkpoint, CheckpointMeta, EpochSums, Loaded, Position, QuantizedModule,
+    load_for_evaluation, load_weights,
+};
+pub use config::{StageConfig, TrainConfig};
+pub use folder::{CheckpointFolder, Found, ResumeFrom};
 pub use lr::{Decay, LrConfig, LrPlace};
+pub use observer::{
+    CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, ValidRecord,
+    ValidScore,
+};
+pub use prefetch::{BatchRequest, BatchSource, Batches, Task};
 pub use sgd::{Sgd, SgdConfig};
+pub use trainer::{Hooks, Outcome, RunInfo, Trainer, Validate};

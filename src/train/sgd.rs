@@ -134,6 +134,14 @@ impl Sgd {
         Ok(&mut self.slots[index])
     }
 
+    /// How many numbers may change.
+    pub fn num_trainable(&self) -> usize {
+        let frozen = |s: &Slot| {
+            s.frozen.as_ref().map_or(0, |f| f.sum(Kind::Int64).int64_value(&[]) as usize)
+        };
+        self.slots.iter().map(|s| s.param.numel() - frozen(s)).sum()
+    }
+
     /// Sets every gradient to none.
     pub fn zero_grad(&self) -> Result<()> {
         self.clearer.zero_grad().context("clearing the gradients")
@@ -241,7 +249,7 @@ impl Slot {
     fn step(&mut self, config: &SgdConfig, lr: f64) {
         let Some(mut d) = self.grad() else { return };
         if config.weight_decay != 0.0 {
-            d = d + &self.param * config.weight_decay;
+            d += &self.param * config.weight_decay;
         }
         if let Some(frozen) = &self.frozen {
             // +0 on frozen entries: subtracting lr x (+0) keeps every bit, the sign of zero too.

@@ -1,0 +1,298 @@
+//! What a checkpoint holds, and its file: safetensors with the position as JSON in the metadata.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::StageConfig;
+use crate::io::tensors;
+use crate::model::PoseNet;
+use crate::nn::Store;
+use crate::quant::{ActivationQuantConfig, ModuleQuantizer, WeightQuantConfig};
+
+/// Number of the layout that this version writes.
+pub(super) const FORMAT: u32 = 1;
+/// The metadata entry that holds the JSON.
+const METADATA_KEY: &str = "mqat";
+/// Begin of the names of quantizer state.
+const QUANT: &str = "quant.";
+/// Begin of the names of momentum, followed by the parameter's key.
+const MOMENTUM: &str = "optim.momentum.";
+
+/// Where a run is: what the next update is, and how many lie behind it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The stage, from 0.
+    pub stage: usize,
+    /// The stage's epoch, from 0; as large as its number of epochs when the stage is complete.
+    pub epoch: u32,
+    /// The epoch's next batch, from 0.
+    pub batch: usize,
+    /// Updates of the stage so far.
+    pub stage_step: u64,
+    /// Updates of the run so far.
+    pub global_step: u64,
+    /// Epochs of the run completed so far.
+    pub global_epoch: u64,
+}
+
+/// Sums over the batches of the current epoch, so that a resumed epoch reports the same means.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EpochSums {
+    /// Updates.
+    pub steps: u64,
+    /// Images.
+    pub images: u64,
+    /// Classification loss.
+    pub loss_cls: f64,
+    /// Regression loss.
+    pub loss_reg: f64,
+    /// Gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Positive cells.
+    pub num_positive: u64,
+    /// Wall time, s.
+    pub seconds: f64,
+    /// Fraction the weight quantizer was at.
+    pub fraction: Option<f64>,
+}
+
+/// The best validation of a stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// The stage, from 0.
+    pub stage: usize,
+    /// What was measured.
+    pub name: String,
+    /// Its value.
+    #[serde(with = "exact")]
+    pub value: f64,
+    /// Updates behind the weights that reached it.
+    pub global_step: u64,
+}
+
+/// A module that carries quantizers, with what built them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QuantizedModule {
+    /// The stage that quantized it, from 0.
+    pub stage: usize,
+    /// The module's path.
+    pub module: String,
+    /// Its weights.
+    pub weights: Option<WeightQuantConfig>,
+    /// Its inputs.
+    pub activations: Option<ActivationQuantConfig>,
+    /// Whether the network's first layer takes part.
+    pub first_layer: bool,
+    /// Whether the network's last layers take part.
+    pub last_layer: bool,
+    /// Seed of random strategies.
+    pub seed: u64,
+}
+
+impl QuantizedModule {
+    /// The module that a stage quantizes, if it does.
+    pub fn of_stage(index: usize, stage: &StageConfig, seed: u64) -> Option<Self> {
+        Some(Self {
+            stage: index,
+            module: stage.module.clone()?,
+            weights: stage.weights.clone(),
+            activations: stage.activations.clone(),
+            first_layer: stage.first_layer,
+            last_layer: stage.last_layer,
+            seed,
+        })
+    }
+
+    /// Plugs the quantizers into the network's layers.
+    pub fn attach(&self, store: &Store) -> Result<ModuleQuantizer> {
+        let quantizer = ModuleQuantizer::attach(
+            &self.module,
+            store,
+            self.weights.as_ref(),
+            self.activations.as_ref(),
+            self.first_layer,
+            self.last_layer,
+            self.seed,
+        );
+        quantizer.with_context(|| format!("quantizing module {}", self.module))
+    }
+}
+
+/// Everything in a checkpoint that is no tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointMeta {
+    /// Layout of the file.
+    pub format: u32,
+    /// Version of the program that wrote it.
+    pub mqat_version: String,
+    /// Name of the stage at `position`.
+    pub stage_name: String,
+    /// What comes next.
+    pub position: Position,
+    /// Sums of the epoch that `position` is in.
+    pub epoch_sums: EpochSums,
+    /// The best validation so far, of the latest stage that has one.
+    pub best: Option<Best>,
+    /// Modules with quantizers, in the order of the flow.
+    pub quantized: Vec<QuantizedModule>,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Threads of libtorch: sums are bit-identical only for equal numbers.
+    pub num_threads: i32,
+    /// Device of the run, for example `Cpu`.
+    pub device: String,
+    /// Hash of the run's configuration.
+    pub config_hash: String,
+    /// The run's resolved configuration.
+    pub config: serde_json::Value,
+}
+
+/// A checkpoint in memory.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Position and provenance.
+    pub meta: CheckpointMeta,
+    /// Parameters and buffers under their PyTorch keys.
+    pub weights: Vec<(String, Tensor)>,
+    /// Quantizer state, names with their `quant.`.
+    pub quant: Vec<(String, Tensor)>,
+    /// Momentum by parameter key.
+    pub momentum: Vec<(String, Tensor)>,
+}
+
+impl Checkpoint {
+    /// Writes the file, whole or not at all.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let json = serde_json::to_string(&self.meta).context("writing the position as JSON")?;
+        let metadata = BTreeMap::from([(METADATA_KEY.to_owned(), json)]);
+        let share = |(name, tensor): &(String, Tensor)| (name.clone(), tensor.shallow_clone());
+        let mut all: Vec<(String, Tensor)> = self.weights.iter().map(share).collect();
+        all.extend(self.quant.iter().map(share));
+        let momentum = self.momentum.iter().map(share);
+        all.extend(momentum.map(|(name, tensor)| (format!("{MOMENTUM}{name}"), tensor)));
+        tensors::write(path, &all, &metadata)
+            .with_context(|| format!("writing checkpoint {}", path.display()))
+    }
+
+    /// Reads a file that [`Checkpoint::write`] wrote.
+    ///
+    /// # Errors
+    /// If the file is unreadable or truncated, is no checkpoint, or of a newer format.
+    pub fn read(path: &Path) -> Result<Self> {
+        let (meta, [weights, quant, momentum]) = read_parts(path)?;
+        let Some(meta) = meta else {
+            bail!(
+                "{} holds weights but no position (metadata {METADATA_KEY}): it is no checkpoint to \
+                 resume from; start a new run from these weights",
+                path.display()
+            )
+        };
+        Ok(Self { meta, weights, quant, momentum })
+    }
+}
+
+type Named = Vec<(String, Tensor)>;
+
+fn read_parts(path: &Path) -> Result<(Option<CheckpointMeta>, [Named; 3])> {
+    let at = path.display();
+    let file = tensors::read(path).with_context(|| format!("reading checkpoint {at}"))?;
+    let meta = file.metadata.get(METADATA_KEY).map(|json| read_meta(json));
+    let meta = meta.transpose().with_context(|| format!("reading checkpoint {at}"))?;
+    let mut parts = [Vec::new(), Vec::new(), Vec::new()];
+    for (name, tensor) in file.tensors {
+        if let Some(key) = name.strip_prefix(MOMENTUM) {
+            parts[2].push((key.to_owned(), tensor));
+        } else if name.starts_with(QUANT) {
+            parts[1].push((name, tensor));
+        } else {
+            parts[0].push((name, tensor));
+        }
+    }
+    Ok((meta, parts))
+}
+
+fn read_meta(json: &str) -> Result<CheckpointMeta> {
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+        mqat_version: String,
+    }
+    let what = || format!("metadata {METADATA_KEY}");
+    let version: Version = serde_json::from_str(json).with_context(what)?;
+    ensure!(
+        version.format <= FORMAT,
+        "it has format {}, written by mqat {}, and this version reads up to {FORMAT}; \
+         use that version or a later one",
+        version.format,
+        version.mqat_version
+    );
+    serde_json::from_str(json).with_context(what)
+}
+
+/// Copies weights into a network's store; every key of the store must be there with its shape and kind.
+///
+/// # Errors
+/// If keys are missing, left over or differ; names them and `at`.
+pub fn load_weights(store: &Store, weights: &[(String, Tensor)], at: &Path) -> Result<()> {
+    let targets: Vec<_> = store.vars().into_iter().map(|v| (v.name, v.tensor)).collect();
+    let report = tensors::load_into(&targets, weights);
+    report.ensure_complete(&at.display().to_string())
+}
+
+/// What [`load_for_evaluation`] found beside the weights.
+pub struct Loaded {
+    /// Position and provenance; `None` for a file of bare weights.
+    pub meta: Option<CheckpointMeta>,
+    /// The quantizers that are plugged into the network now, in the order of the flow.
+    pub quantizers: Vec<ModuleQuantizer>,
+}
+
+/// Loads weights and quantizers of a checkpoint, or of a safetensors file of bare weights, into a network without
+/// quantizers. Momentum and position are left out.
+///
+/// # Errors
+/// If the file is broken or does not fit the network.
+pub fn load_for_evaluation(path: &Path, net: &PoseNet) -> Result<Loaded> {
+    let (meta, [weights, quant, _]) = read_parts(path)?;
+    load_weights(&net.store, &weights, path)?;
+    let quantized = meta.as_ref().map_or(&[][..], |m| &m.quantized);
+    let quantizers = attach_all(quantized, &net.store, &quant)
+        .with_context(|| format!("loading checkpoint {}", path.display()))?;
+    Ok(Loaded { meta, quantizers })
+}
+
+/// Builds the quantizers of a checkpoint and gives them their state. The weights are loaded before.
+pub(super) fn attach_all(
+    quantized: &[QuantizedModule],
+    store: &Store,
+    state: &[(String, Tensor)],
+) -> Result<Vec<ModuleQuantizer>> {
+    let mut quantizers = Vec::with_capacity(quantized.len());
+    for module in quantized {
+        let mut quantizer = module.attach(store)?;
+        let names: Vec<String> = quantizer.state().into_iter().map(|(name, _)| name).collect();
+        let share = state.iter().filter(|(name, _)| names.contains(name));
+        let own: Vec<_> = share.map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        let doing = || format!("restoring the quantizers of module {}", module.module);
+        quantizer.load_state(&own).with_context(doing)?;
+        quantizers.push(quantizer);
+    }
+    Ok(quantizers)
+}
+
+/// f64 as text: serde_json's fast number parser may be off by the last bit.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{value:?}"))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}

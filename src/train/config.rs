@@ -1,0 +1,198 @@
+//! What a training run consists of: its stages and when it saves and validates.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{LrConfig, SgdConfig};
+use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
+
+/// Settings of a training run. The default is the published fine-tuning with the FPN quantized.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// The stages, in the order they run: a full-precision one if the network is not pretrained, then one for each
+    /// module of the flow. A module that a stage has quantized stays quantized and frozen in the later ones.
+    pub stages: Vec<StageConfig>,
+    /// A checkpoint every this many epochs, 1 or more; the end of a stage always writes one.
+    pub ckpt_every: u32,
+    /// Also a checkpoint every this many updates, 1 or more.
+    pub ckpt_every_steps: Option<u64>,
+    /// How many of the numbered checkpoints stay on disk, 1 or more; those of stage ends and the best one stay too.
+    pub keep: usize,
+    /// Validation every this many epochs, 1 or more, and at the end of a stage.
+    pub valid_every: u32,
+    /// Stop after this many updates in all, with a checkpoint.
+    pub max_steps: Option<u64>,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        let published_fpn =
+            WeightQuantConfig { n_levels: Some(15), ..WeightQuantConfig::default() };
+        Self {
+            stages: vec![StageConfig::mqat("fpn", published_fpn)],
+            ckpt_every: 1,
+            ckpt_every_steps: None,
+            keep: 3,
+            valid_every: 1,
+            max_steps: None,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Pushes a line for each value outside its range.
+    pub fn check(&self, at: &str, problems: &mut Vec<String>) {
+        if self.stages.is_empty() {
+            problems.push(format!("{at}.stages: is empty, expected at least one stage"));
+        }
+        for (key, value) in [
+            ("ckpt_every", u64::from(self.ckpt_every)),
+            ("ckpt_every_steps", self.ckpt_every_steps.unwrap_or(1)),
+            ("keep", self.keep as u64),
+            ("valid_every", u64::from(self.valid_every)),
+            ("max_steps", self.max_steps.unwrap_or(1)),
+        ] {
+            if value == 0 {
+                problems.push(format!("{at}.{key}: 0 is below 1"));
+            }
+        }
+        for (i, stage) in self.stages.iter().enumerate() {
+            stage.check(&format!("{at}.stages.{i}"), problems);
+            let same = |other: &&StageConfig| {
+                stage.module.as_deref().is_some_and(|module| {
+                    let theirs = other.module.as_deref().unwrap_or_default();
+                    covers(module, theirs) || covers(theirs, module)
+                })
+            };
+            if let Some(other) = self.stages[..i].iter().find(same) {
+                problems.push(format!(
+                    "{at}.stages.{i}.module: {} was quantized by stage {} before",
+                    stage.module.as_deref().unwrap_or_default(),
+                    other.label()
+                ));
+            }
+        }
+    }
+}
+
+/// Whether `outer` is `inner` or a path above it (`head` covers `head.cls_tower`, never `head2`).
+fn covers(outer: &str, inner: &str) -> bool {
+    inner == outer || inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// One stage: some epochs in full precision, or the quantization of one module.
+///
+/// The default is the published fine-tuning of MQAT without a module; name one and say how to quantize it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StageConfig {
+    /// Name in logs and file names; empty takes the module's, or `full_precision`.
+    pub name: String,
+    /// The module this stage quantizes, by path (`backbone`, `fpn`, `head`); `null` quantizes nothing new.
+    pub module: Option<String>,
+    /// How the module's weights are quantized; `null` leaves them float.
+    pub weights: Option<WeightQuantConfig>,
+    /// How the inputs of the module's layers are quantized; `null` leaves them float.
+    pub activations: Option<ActivationQuantConfig>,
+    /// Whether the network's first layer is quantized too, where the module holds it.
+    pub first_layer: bool,
+    /// Whether the network's last layers are quantized too, where the module holds them.
+    pub last_layer: bool,
+    /// Epochs, 1 or more.
+    pub epochs: u32,
+    /// Images per update, 1 or more; `null` takes that of the data section.
+    pub batch_size: Option<usize>,
+    /// Learning rate.
+    pub lr: LrConfig,
+    /// Optimizer.
+    pub optimizer: SgdConfig,
+    /// Gradients are scaled down to this norm where theirs is larger; above 0.
+    pub clip_norm: f64,
+    /// Normalise by the running statistics of batch norms and leave them as they are. Off as published: also
+    /// fine-tuning normalises by the batch and moves the statistics.
+    pub freeze_bn: bool,
+}
+
+impl Default for StageConfig {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            module: None,
+            weights: None,
+            activations: None,
+            first_layer: true,
+            last_layer: true,
+            epochs: 30,
+            batch_size: None,
+            lr: LrConfig::default(),
+            optimizer: SgdConfig::default(),
+            clip_norm: 5.0,
+            freeze_bn: false,
+        }
+    }
+}
+
+impl StageConfig {
+    /// The published fine-tuning of a module's weights, 30 epochs.
+    pub fn mqat(module: &str, weights: WeightQuantConfig) -> Self {
+        Self { module: Some(module.to_owned()), weights: Some(weights), ..Self::default() }
+    }
+
+    /// The recipe of the Wide-Depth-Range network: 300,000 updates at batch 8 of SwissCube's 30,000 images.
+    pub fn full_precision() -> Self {
+        Self {
+            epochs: 80,
+            batch_size: Some(8),
+            lr: LrConfig::full_precision(),
+            optimizer: SgdConfig::full_precision(),
+            ..Self::default()
+        }
+    }
+
+    /// The name in logs and file names.
+    pub fn label(&self) -> &str {
+        match (self.name.as_str(), &self.module) {
+            ("", Some(module)) => module,
+            ("", None) => "full_precision",
+            (name, _) => name,
+        }
+    }
+
+    /// Pushes a line for each value outside its range.
+    pub fn check(&self, at: &str, problems: &mut Vec<String>) {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if !self.label().chars().all(plain) || self.label().starts_with('.') {
+            let name = self.label();
+            problems.push(format!("{at}.name: {name:?} is not of letters, digits, '.', '_', '-'"));
+        }
+        if self.epochs == 0 {
+            problems.push(format!("{at}.epochs: 0 is below 1"));
+        }
+        if self.batch_size == Some(0) {
+            problems.push(format!("{at}.batch_size: 0 is below 1"));
+        }
+        if !(self.clip_norm > 0.0 && self.clip_norm.is_finite()) {
+            problems.push(format!("{at}.clip_norm: {} is not a number above 0", self.clip_norm));
+        }
+        self.lr.check(&format!("{at}.lr"), problems);
+        self.optimizer.check(&format!("{at}.optimizer"), problems);
+        match (&self.module, &self.weights, &self.activations) {
+            (None, None, None) | (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {}
+            (None, _, _) => problems.push(format!(
+                "{at}.module: is null, but weights or activations are to be quantized; name the module"
+            )),
+            (Some(module), None, None) => problems.push(format!(
+                "{at}.module: {module}, but neither weights nor activations say how to quantize it"
+            )),
+        }
+        if let Some(weights) = &self.weights {
+            weights.check(&format!("{at}.weights"), problems);
+            weights.check_epochs(self.epochs, &format!("{at}.weights"), problems);
+        }
+        if let Some(activations) = &self.activations {
+            activations.check(&format!("{at}.activations"), problems);
+            activations.check_epochs(self.epochs, &format!("{at}.activations"), problems);
+        }
+    }
+}

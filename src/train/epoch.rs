@@ -1,0 +1,252 @@
+//! One epoch: its quantization step, its updates, its validation and its checkpoints.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use super::checkpoint::{Best, EpochSums};
+use super::prefetch::{BatchRequest, Prefetch, Prepared};
+use super::step::{Step, StepNumbers};
+use super::trainer::{Hooks, Outcome, Trainer};
+use super::{EpochRecord, LrPlace, StepRecord, ValidRecord, ValidScore};
+
+impl Trainer {
+    /// Does the rest of the current epoch; `Some` if the run is to stop, with its checkpoint written.
+    pub(super) fn epoch(&mut self, hooks: &mut Hooks<'_>) -> Result<Option<Outcome>> {
+        if self.position.batch == 0 {
+            self.start_epoch()?;
+        }
+        let batch_size = self.stage().batch_size;
+        let num_batches = hooks.source.num_batches(batch_size);
+        ensure!(
+            num_batches > 0,
+            "an epoch has no batch: there are fewer training images than a batch takes"
+        );
+        let request = BatchRequest {
+            epoch_key: self.position.global_epoch,
+            first_batch: self.position.batch,
+            batch_size,
+        };
+        let batches = hooks.source.open(request).context("starting the epoch's batches")?;
+        let first_step = self.position.global_step;
+        let mut batches = Prefetch::start(Arc::clone(&self.assigner), batches, first_step)?;
+        let mut since = Instant::now();
+        loop {
+            // Not before the first update: a checkpoint at batch 0 is one before the epoch's quantization step.
+            let within = 0 < self.position.batch && self.position.batch < num_batches;
+            if within && let Some(outcome) = self.stop_if_asked(hooks)? {
+                return Ok(Some(outcome));
+            }
+            let Some(prepared) = batches.next() else { break };
+            let prepared = prepared?;
+            let (numbers, lr) = self.update(&prepared, num_batches)?;
+            let seconds = since.elapsed().as_secs_f64();
+            since = Instant::now();
+            self.count(&prepared, &numbers, seconds);
+            let record = self.step_record(&prepared, &numbers, lr, num_batches, seconds);
+            hooks.observer.step(&record)?;
+            let every = self.config.ckpt_every_steps;
+            if every.is_some_and(|every| self.position.global_step.is_multiple_of(every)) {
+                self.save(hooks, false)?;
+            }
+        }
+        ensure!(self.position.batch > 0, "the epoch has no batch, expected {num_batches}");
+        drop(batches);
+        self.finish_epoch(hooks, num_batches)?;
+        Ok(None)
+    }
+
+    /// Quantizes the epoch's share of weights, before any of its updates.
+    fn start_epoch(&mut self) -> Result<()> {
+        self.sums = EpochSums::default();
+        let epoch = self.position.epoch;
+        if let Some(quantizer) = self.current_quantizer() {
+            let start = quantizer
+                .start_epoch(epoch)
+                .with_context(|| format!("the quantization step of epoch {epoch}"))?;
+            self.sums.fraction = start.fraction;
+            if start.clear_optimizer {
+                self.sgd.clear_state();
+            }
+            self.freeze()?;
+        }
+        Ok(())
+    }
+
+    fn update(&mut self, prepared: &Prepared, num_batches: usize) -> Result<(StepNumbers, f64)> {
+        let stage = &self.config.stages[self.position.stage];
+        let lr = stage.lr.at(LrPlace {
+            epoch: self.position.epoch,
+            step: self.position.stage_step,
+            num_steps: u64::from(stage.epochs) * num_batches as u64,
+        });
+        let step = Step {
+            net: &self.net,
+            sgd: &mut self.sgd,
+            assigner: &self.assigner,
+            stage,
+            lr,
+            position: &self.position,
+            last_checkpoint: self.last_checkpoint.as_deref(),
+        };
+        Ok((step.run(prepared)?, lr))
+    }
+
+    fn count(&mut self, prepared: &Prepared, numbers: &StepNumbers, seconds: f64) {
+        let sums = &mut self.sums;
+        sums.steps += 1;
+        sums.images += prepared.batch.indices.len() as u64;
+        sums.loss_cls += numbers.loss_cls;
+        sums.loss_reg += numbers.loss_reg;
+        sums.grad_norm += numbers.grad_norm;
+        sums.num_positive += numbers.num_positive as u64;
+        sums.seconds += seconds;
+        self.position.batch += 1;
+        self.position.stage_step += 1;
+        self.position.global_step += 1;
+    }
+
+    /// The record of the update that was just counted.
+    fn step_record(
+        &self,
+        prepared: &Prepared,
+        numbers: &StepNumbers,
+        lr: f64,
+        num_batches: usize,
+        seconds: f64,
+    ) -> StepRecord {
+        let num_images = prepared.batch.indices.len();
+        StepRecord {
+            global_step: self.position.global_step,
+            stage: self.position.stage,
+            stage_name: self.stage().label().to_owned(),
+            epoch: self.position.epoch,
+            batch: self.position.batch - 1,
+            num_batches,
+            loss_cls: numbers.loss_cls,
+            loss_reg: numbers.loss_reg,
+            loss: numbers.loss_cls + numbers.loss_reg,
+            lr,
+            grad_norm: numbers.grad_norm,
+            num_images,
+            num_positive: numbers.num_positive,
+            images_per_s: num_images as f64 / seconds.max(1e-9),
+        }
+    }
+
+    fn finish_epoch(&mut self, hooks: &mut Hooks<'_>, num_batches: usize) -> Result<()> {
+        let epoch = self.position.epoch;
+        if let Some(quantizer) = self.current_quantizer() {
+            let doing = || format!("the end of epoch {epoch} of the quantizers");
+            quantizer.end_epoch(epoch).with_context(doing)?;
+        }
+        self.position.global_epoch += 1;
+        hooks.observer.epoch(&self.epoch_record(num_batches))?;
+        self.position.epoch += 1;
+        self.position.batch = 0;
+        self.sums = EpochSums::default();
+
+        let done = self.position.epoch;
+        let last = done >= self.stage().epochs;
+        let mut best = false;
+        if last || done.is_multiple_of(self.config.valid_every) {
+            best = self.validate(hooks)?;
+        }
+        if last || best || done.is_multiple_of(self.config.ckpt_every) {
+            self.save(hooks, best)?;
+        }
+        Ok(())
+    }
+
+    fn epoch_record(&self, num_batches: usize) -> EpochRecord {
+        let sums = &self.sums;
+        let stage = self.stage();
+        let steps = sums.steps.max(1) as f64;
+        let lr = stage.lr.at(LrPlace {
+            epoch: self.position.epoch,
+            step: self.position.stage_step.saturating_sub(1),
+            num_steps: u64::from(stage.epochs) * num_batches as u64,
+        });
+        EpochRecord {
+            global_step: self.position.global_step,
+            global_epoch: self.position.global_epoch,
+            stage: self.position.stage,
+            stage_name: stage.label().to_owned(),
+            epoch: self.position.epoch,
+            num_epochs: stage.epochs,
+            steps: sums.steps,
+            loss_cls: sums.loss_cls / steps,
+            loss_reg: sums.loss_reg / steps,
+            loss: (sums.loss_cls + sums.loss_reg) / steps,
+            grad_norm: sums.grad_norm / steps,
+            positive_per_image: sums.num_positive as f64 / sums.images.max(1) as f64,
+            lr,
+            inq_fraction: sums.fraction,
+            share_frozen: self.share_frozen(),
+            images_per_s: sums.images as f64 / sums.seconds.max(1e-9),
+        }
+    }
+
+    /// Validates; whether the weights are the stage's best so far.
+    fn validate(&mut self, hooks: &mut Hooks<'_>) -> Result<bool> {
+        let score = tch::no_grad(|| (hooks.validate)(&self.net, &self.position));
+        let Some(score) = score.context("validating")? else { return Ok(false) };
+        let eligible = self.quantization_is_complete();
+        let best = eligible && self.is_best(&score);
+        if best {
+            self.best = Some(Best {
+                stage: self.position.stage,
+                name: score.name.clone(),
+                value: score.value,
+                global_step: self.position.global_step,
+            });
+        }
+        if !score.value.is_finite() {
+            let ValidScore { name, value, .. } = &score;
+            hooks.observer.message(&format!("the validation's {name} is {value}"))?;
+        }
+        hooks.observer.validation(&ValidRecord {
+            global_step: self.position.global_step,
+            global_epoch: self.position.global_epoch,
+            stage: self.position.stage,
+            stage_name: self.stage().label().to_owned(),
+            score,
+            eligible,
+            best,
+        })?;
+        Ok(best)
+    }
+
+    fn is_best(&self, score: &ValidScore) -> bool {
+        if score.value.is_nan() {
+            return false;
+        }
+        match &self.best {
+            Some(best) if best.stage == self.position.stage && best.name == score.name => {
+                if score.higher_is_better {
+                    score.value > best.value
+                } else {
+                    score.value < best.value
+                }
+            }
+            _ => true,
+        }
+    }
+
+    /// Writes a checkpoint and says that the run stops, if it was asked to.
+    pub(super) fn stop_if_asked(&mut self, hooks: &mut Hooks<'_>) -> Result<Option<Outcome>> {
+        let interrupted = hooks.stop.load(Ordering::Relaxed);
+        let enough = self.config.max_steps.is_some_and(|max| self.position.global_step >= max);
+        if !(interrupted || enough) {
+            return Ok(None);
+        }
+        let checkpoint = self.save(hooks, false)?;
+        Ok(Some(if interrupted {
+            Outcome::Interrupted { checkpoint }
+        } else {
+            Outcome::MaxSteps { checkpoint }
+        }))
+    }
+}

@@ -1,0 +1,198 @@
+//! A run that stops and goes on ends with the bits of one that never stopped.
+
+use super::*;
+
+fn undisturbed(config: &TrainConfig) -> (BTreeMap<String, Vec<u64>>, Recorder) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = trainer(config, folder.path());
+    let mut recorder = Recorder::default();
+    let outcome = run(&mut trainer, &mut recorder).unwrap();
+    assert!(matches!(outcome, Outcome::Finished { .. }));
+    (everything(&trainer), recorder)
+}
+
+/// The records of a run with timings left out.
+fn comparable(recorder: &Recorder) -> Vec<String> {
+    let steps = recorder.steps.iter().map(|s| StepRecord { images_per_s: 0.0, ..s.clone() });
+    steps.map(|s| format!("{s:?}")).collect()
+}
+
+fn assert_equal(a: &BTreeMap<String, Vec<u64>>, b: &BTreeMap<String, Vec<u64>>, what: &str) {
+    assert!(a.keys().eq(b.keys()), "{what}: other tensors");
+    let differing: Vec<_> = a.keys().filter(|name| a[*name] != b[*name]).collect();
+    assert!(differing.is_empty(), "{what}: {differing:?} differ");
+}
+
+#[test]
+fn stopping_after_any_update_and_resuming_changes_no_bit() {
+    let config = three_stages();
+    let (expected, reference) = undisturbed(&config);
+    let num_steps = reference.steps.len() as u64;
+    assert_eq!(num_steps, 6 * BATCHES as u64);
+    for stop in 1..num_steps {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first =
+            trainer(&TrainConfig { max_steps: Some(stop), ..config.clone() }, folder.path());
+        let mut recorder = Recorder::default();
+        let outcome = run(&mut first, &mut recorder).unwrap();
+        assert!(matches!(outcome, Outcome::MaxSteps { .. }), "{stop}: {outcome:?}");
+        assert_eq!(recorder.steps.len() as u64, stop);
+        drop(first);
+
+        let mut second = trainer(&config, folder.path());
+        second.resume(&ResumeFrom::Last, &mut recorder).unwrap();
+        assert_eq!(second.position().global_step, stop);
+        run(&mut second, &mut recorder).unwrap();
+        assert_equal(&everything(&second), &expected, &format!("after {stop} updates"));
+        assert_eq!(comparable(&recorder), comparable(&reference));
+        let means = |r: &Recorder| -> Vec<_> {
+            r.epochs.iter().map(|e| (e.loss, e.grad_norm, e.inq_fraction, e.share_frozen)).collect()
+        };
+        assert_eq!(means(&recorder), means(&reference), "after {stop} updates");
+        assert_eq!(recorder.valid, reference.valid, "after {stop} updates");
+        assert_eq!(recorder.messages, [""; 0]);
+    }
+}
+
+#[test]
+fn being_killed_again_and_again_changes_no_bit() {
+    let config = TrainConfig { ckpt_every_steps: Some(2), ..three_stages() };
+    let (expected, reference) = undisturbed(&config);
+    let folder = tempfile::tempdir().unwrap();
+    let mut kills = 0;
+    // Each life does a few updates beyond what the one before reached, then loses those since its checkpoint.
+    for kill_after in (2..).step_by(3) {
+        let mut life = trainer(&config, folder.path());
+        let mut recorder = Recorder { kill_after: Some(kill_after), ..Recorder::default() };
+        if kills > 0 {
+            life.resume(&ResumeFrom::Last, &mut recorder).unwrap();
+        }
+        match run(&mut life, &mut recorder) {
+            Ok(_) => {
+                assert_equal(&everything(&life), &expected, "after the last life");
+                break;
+            }
+            Err(error) => assert_eq!(format!("{error:#}"), "killed"),
+        }
+        kills += 1;
+    }
+    assert!(kills as usize >= reference.steps.len() / 3);
+}
+
+#[test]
+fn two_epochs_and_two_more_equal_four() {
+    let stage = |epochs| StageConfig {
+        epochs,
+        lr: LrConfig { decay: Decay::Epochs([(1, 0.5), (3, 0.1)].into()), ..LrConfig::default() },
+        ..StageConfig::default()
+    };
+    let config = |epochs| TrainConfig { stages: vec![stage(epochs)], ..TrainConfig::default() };
+    let (expected, _) = undisturbed(&config(4));
+    let folder = tempfile::tempdir().unwrap();
+    run(&mut trainer(&config(2), folder.path()), &mut Recorder::default()).unwrap();
+    let mut more = trainer(&config(4), folder.path());
+    more.resume(&ResumeFrom::Last, &mut ()).unwrap();
+    run(&mut more, &mut Recorder::default()).unwrap();
+    assert_equal(&everything(&more), &expected, "2 + 2");
+}
+
+#[test]
+fn an_interrupt_ends_after_the_update_with_a_checkpoint() {
+    let config = three_stages();
+    let folder = tempfile::tempdir().unwrap();
+    let mut recorder =
+        Recorder { interrupt_after: Some((2, Arc::default())), ..Recorder::default() };
+    let mut first = trainer(&config, folder.path());
+    let Outcome::Interrupted { checkpoint } = run(&mut first, &mut recorder).unwrap() else {
+        panic!("not interrupted")
+    };
+    assert_eq!(recorder.steps.len(), 2);
+    let meta = Checkpoint::read(&checkpoint).unwrap().meta;
+    assert_eq!((meta.position.epoch, meta.position.batch, meta.position.global_step), (0, 2, 2));
+    assert_eq!(meta.epoch_sums.steps, 2);
+    assert_eq!(meta.config["training"]["keep"], 3);
+}
+
+#[test]
+fn resuming_a_finished_run_finds_nothing_to_do() {
+    let config = three_stages();
+    let folder = tempfile::tempdir().unwrap();
+    run(&mut trainer(&config, folder.path()), &mut Recorder::default()).unwrap();
+    let mut again = trainer(&config, folder.path());
+    again.resume(&ResumeFrom::Last, &mut ()).unwrap();
+    let before = everything(&again);
+    let mut recorder = Recorder::default();
+    let outcome = run(&mut again, &mut recorder).unwrap();
+    assert!(matches!(outcome, Outcome::Finished { .. }));
+    assert!(recorder.steps.is_empty());
+    assert_equal(&everything(&again), &before, "finished");
+}
+
+#[test]
+fn a_checkpoint_of_other_stages_is_refused_with_the_difference() {
+    let config = three_stages();
+    let folder = tempfile::tempdir().unwrap();
+    run(&mut trainer(&config, folder.path()), &mut Recorder::default()).unwrap();
+    let refusal = |change: &dyn Fn(&mut TrainConfig)| {
+        let mut other = config.clone();
+        change(&mut other);
+        let error = trainer(&other, folder.path()).resume(&ResumeFrom::Last, &mut ()).unwrap_err();
+        format!("{error:#}")
+    };
+    let text = refusal(&|c| c.stages.truncate(2));
+    assert!(text.ends_with("it is in stage 2 (head), and the config has 2 stages"), "{text}");
+    let text = refusal(&|c| c.stages[2].name = "top".to_owned());
+    assert!(text.ends_with("its stage 2 is head, and that of the config is top"), "{text}");
+    let text = refusal(&|c| c.stages[1].weights.as_mut().unwrap().bits = Some(3));
+    assert!(text.contains("stage 1 (fpn) was quantized with other settings"), "{text}");
+}
+
+#[test]
+fn another_seed_or_configuration_is_told() {
+    let config = three_stages();
+    let folder = tempfile::tempdir().unwrap();
+    let first = TrainConfig { max_steps: Some(1), ..config.clone() };
+    run(&mut trainer(&first, folder.path()), &mut Recorder::default()).unwrap();
+    let run = RunInfo {
+        seed: 12,
+        checkpoints: folder.path().to_owned(),
+        config_hash: "other".to_owned(),
+        config: serde_json::Value::Null,
+    };
+    let mut other = Trainer::new(toy_net(), config, task(), (SIZE, SIZE), run).unwrap();
+    let mut recorder = Recorder::default();
+    other.resume(&ResumeFrom::Last, &mut recorder).unwrap();
+    assert_eq!(recorder.messages.len(), 2, "{:?}", recorder.messages);
+    assert!(recorder.messages[0].contains("seed 11, and this run has 12"));
+    assert!(recorder.messages[1].contains("configuration hash, and this run has other"));
+}
+
+#[test]
+fn a_loaded_checkpoint_computes_what_the_trained_network_does() {
+    let config = three_stages();
+    let folder = tempfile::tempdir().unwrap();
+    let mut trained = trainer(&config, folder.path());
+    let Outcome::Finished { checkpoint } = run(&mut trained, &mut Recorder::default()).unwrap()
+    else {
+        panic!("not finished")
+    };
+    let blank = PoseNet::blank(trained.net().config(), 1, Device::Cpu).unwrap();
+    let loaded = load_for_evaluation(&checkpoint, &blank).unwrap();
+    assert_eq!(loaded.quantizers.len(), 2);
+    assert_eq!(loaded.meta.unwrap().stage_name, "head");
+    let sites = loaded.quantizers.iter().flat_map(|q| q.report()).collect::<Vec<_>>();
+    assert_eq!(sites, trained.sites());
+    assert!(sites.iter().all(|s| s.share_frozen == 1.0 && s.num_levels == Some(3)));
+    let x =
+        Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).sin().reshape([2, 3, 32, 32]);
+    let outputs = |net: &PoseNet| {
+        let outputs = tch::no_grad(|| net.forward_t(&x, false));
+        outputs.cls.iter().chain(&outputs.reg).map(bits).collect::<Vec<_>>()
+    };
+    assert_eq!(outputs(&blank), outputs(trained.net()));
+    // The inputs' quantizers take part: without them the outputs differ.
+    let float = PoseNet::blank(trained.net().config(), 1, Device::Cpu).unwrap();
+    load_weights(&float.store, &Checkpoint::read(&checkpoint).unwrap().weights, &checkpoint)
+        .unwrap();
+    assert_ne!(outputs(&float), outputs(trained.net()));
+}

@@ -1,0 +1,425 @@
+//! The stages of a run, its state, and how it is saved and restored.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::checkpoint::{self, Best, EpochSums};
+use super::prefetch::Assigner;
+use super::{
+    BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord, Observer,
+    Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd, StageStart, Task,
+    TrainConfig, ValidScore,
+};
+use crate::model::PoseNet;
+use crate::quant::{ModuleQuantizer, SiteReport};
+
+/// What identifies a run, and where its checkpoints go.
+#[derive(Debug, Clone)]
+pub struct RunInfo {
+    /// Seed of everything random.
+    pub seed: u64,
+    /// The folder of checkpoints, the run's own.
+    pub checkpoints: PathBuf,
+    /// Hash of the resolved configuration.
+    pub config_hash: String,
+    /// The resolved configuration, kept in every checkpoint.
+    pub config: serde_json::Value,
+}
+
+/// Measures the network after an epoch; `None` if there is nothing to measure by. Runs without gradients.
+pub type Validate<'a> = dyn FnMut(&PoseNet, &Position) -> Result<Option<ValidScore>> + 'a;
+
+/// What a run is handed from outside.
+pub struct Hooks<'a> {
+    /// Where batches come from.
+    pub source: &'a mut dyn BatchSource,
+    /// The validation.
+    pub validate: &'a mut Validate<'a>,
+    /// Who is told.
+    pub observer: &'a mut dyn Observer,
+    /// Set (by a signal handler) to stop after the current update.
+    pub stop: &'a AtomicBool,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All stages are complete.
+    Finished {
+        /// The last checkpoint.
+        checkpoint: PathBuf,
+    },
+    /// It was asked to stop.
+    Interrupted {
+        /// The checkpoint to resume from.
+        checkpoint: PathBuf,
+    },
+    /// The largest number of updates was reached.
+    MaxSteps {
+        /// The checkpoint to resume from.
+        checkpoint: PathBuf,
+    },
+}
+
+/// Trains a network through its stages.
+///
+/// Everything that decides the next update (weights, statistics, momentum, quantizers, position) is in a checkpoint,
+/// and nothing depends on a global generator: a run that goes on from a checkpoint ends, on the CPU and with the same
+/// number of threads, with the same bits as one that never stopped.
+pub struct Trainer {
+    pub(super) net: PoseNet,
+    pub(super) config: TrainConfig,
+    pub(super) assigner: Arc<Assigner>,
+    pub(super) sgd: Sgd,
+    pub(super) position: Position,
+    pub(super) sums: EpochSums,
+    pub(super) best: Option<Best>,
+    pub(super) last_checkpoint: Option<PathBuf>,
+    quantizers: Vec<(QuantizedModule, ModuleQuantizer)>,
+    folder: CheckpointFolder,
+    run: RunInfo,
+    /// Where `last_checkpoint` is, if this run wrote or read it.
+    saved: Option<Position>,
+}
+
+impl Trainer {
+    /// A run at its beginning, over a network without quantizers and images of `width` x `height` px.
+    ///
+    /// # Errors
+    /// If the config is out of range, or the folder of checkpoints cannot be made.
+    pub fn new(
+        net: PoseNet,
+        config: TrainConfig,
+        task: Task,
+        (width, height): (usize, usize),
+        run: RunInfo,
+    ) -> Result<Self> {
+        let mut problems = Vec::new();
+        config.check("training", &mut problems);
+        ensure!(problems.is_empty(), "{}", problems.join("; "));
+        let parameters = net.store.parameters().into_iter().map(|v| (v.name, v.tensor)).collect();
+        let sgd = Sgd::new(&config.stages[0].optimizer, parameters)?;
+        let grid = net.grid(width, height);
+        Ok(Self {
+            assigner: Arc::new(Assigner { task, grid, seed: run.seed }),
+            folder: CheckpointFolder::open(&run.checkpoints, config.keep)?,
+            net,
+            config,
+            sgd,
+            position: Position::default(),
+            sums: EpochSums::default(),
+            best: None,
+            last_checkpoint: None,
+            quantizers: Vec::new(),
+            run,
+            saved: None,
+        })
+    }
+
+    /// The network.
+    pub fn net(&self) -> &PoseNet {
+        &self.net
+    }
+
+    /// Where the run is.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// The layers of all modules that carry quantizers.
+    pub fn sites(&self) -> Vec<SiteReport> {
+        self.quantizers.iter().flat_map(|(_, q)| q.report()).collect()
+    }
+
+    /// Goes on from a checkpoint of the run's folder. Numbered checkpoints beyond it are renamed to `*.superseded`.
+    ///
+    /// # Errors
+    /// If there is none that can be read, or it does not fit the network or the stages.
+    pub fn resume(&mut self, from: &ResumeFrom, observer: &mut dyn Observer) -> Result<()> {
+        ensure!(
+            self.quantizers.is_empty() && self.position == Position::default(),
+            "a run that has begun cannot be resumed"
+        );
+        let found = self.folder.find(from)?;
+        for (path, trouble) in &found.skipped {
+            observer.message(&format!(
+                "checkpoint {} cannot be read and is passed over: {trouble}; going on from the older {}",
+                path.display(),
+                found.path.display()
+            ))?;
+        }
+        self.restore(found.checkpoint, &found.path, observer)
+            .with_context(|| format!("resuming from {}", found.path.display()))?;
+        for path in self.folder.set_aside_after(self.position.global_step)? {
+            observer.message(&format!("a newer checkpoint is now {}", path.display()))?;
+        }
+        self.last_checkpoint = Some(found.path);
+        self.saved = Some(self.position.clone());
+        Ok(())
+    }
+
+    fn restore(
+        &mut self,
+        checkpoint: Checkpoint,
+        path: &Path,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let Checkpoint { meta, weights, quant, momentum } = checkpoint;
+        self.check_stages(&meta)?;
+        for difference in self.differences(&meta) {
+            observer.message(&difference)?;
+        }
+        checkpoint::load_weights(&self.net.store, &weights, path)?;
+        let quantizers = checkpoint::attach_all(&meta.quantized, &self.net.store, &quant)?;
+        self.quantizers = meta.quantized.into_iter().zip(quantizers).collect();
+        self.sgd.load_momentum(&momentum)?;
+        self.position = meta.position;
+        self.sums = meta.epoch_sums;
+        self.best = meta.best;
+        Ok(())
+    }
+
+    /// The stages up to the checkpoint's must be those of the config, as far as the state depends on them.
+    fn check_stages(&self, meta: &CheckpointMeta) -> Result<()> {
+        let Position { stage, epoch, .. } = meta.position;
+        let stages = &self.config.stages;
+        let Some(own) = stages.get(stage) else {
+            bail!(
+                "it is in stage {stage} ({}), and the config has {} stages",
+                meta.stage_name,
+                stages.len()
+            )
+        };
+        ensure!(
+            own.label() == meta.stage_name,
+            "its stage {stage} is {}, and that of the config is {}",
+            meta.stage_name,
+            own.label()
+        );
+        ensure!(
+            epoch <= own.epochs,
+            "it is after {epoch} epochs of stage {stage}, and the config has {}",
+            own.epochs
+        );
+        for (i, stage) in stages.iter().enumerate().take(stage + 1) {
+            let theirs = meta.quantized.iter().find(|q| q.stage == i);
+            let ours = QuantizedModule::of_stage(i, stage, self.run.seed);
+            // The stage's quantizers may not be there yet where it is about to begin.
+            let about_to_begin = i == meta.position.stage && epoch == 0 && meta.position.batch == 0;
+            ensure!(
+                theirs == ours.as_ref() || (theirs.is_none() && about_to_begin),
+                "stage {i} ({}) was quantized with other settings; start a new run for these",
+                stage.label()
+            );
+        }
+        Ok(())
+    }
+
+    /// What may make a resumed run differ from one that never stopped.
+    fn differences(&self, meta: &CheckpointMeta) -> Vec<String> {
+        let mut all = Vec::new();
+        let mut compare = |what: &str, theirs: &str, ours: &str| {
+            if theirs != ours {
+                all.push(format!(
+                    "the checkpoint was written with {what} {theirs}, and this run has {ours}: the result may \
+                     differ from that of a run without a stop"
+                ));
+            }
+        };
+        compare("seed", &meta.seed.to_string(), &self.run.seed.to_string());
+        compare("configuration", &meta.config_hash, &self.run.config_hash);
+        compare("mqat version", &meta.mqat_version, env!("CARGO_PKG_VERSION"));
+        compare("device", &meta.device, &self.device());
+        let threads = tch::get_num_threads().to_string();
+        compare("libtorch threads", &meta.num_threads.to_string(), &threads);
+        all
+    }
+
+    fn device(&self) -> String {
+        format!("{:?}", self.net.store.device())
+    }
+
+    /// Runs to the end of the last stage, or until it is asked to stop.
+    ///
+    /// # Errors
+    /// If the folder holds checkpoints of another run and [`Trainer::resume`] was not called; if data cannot be
+    /// read; if a loss is not finite; if a quantized module is off its levels after its stage; if a checkpoint
+    /// cannot be written; and whatever the hooks return.
+    pub fn run(&mut self, mut hooks: Hooks<'_>) -> Result<Outcome> {
+        let hooks = &mut hooks;
+        if self.saved.is_none() && !self.folder.list()?.is_empty() {
+            bail!(
+                "{} holds checkpoints of another run; resume it or choose another folder",
+                self.run.checkpoints.display()
+            );
+        }
+        loop {
+            self.begin_stage(hooks)?;
+            while self.position.epoch < self.stage().epochs {
+                if let Some(outcome) = self.stop_if_asked_between(hooks)? {
+                    return Ok(outcome);
+                }
+                if let Some(outcome) = self.epoch(hooks)? {
+                    return Ok(outcome);
+                }
+            }
+            let checkpoint = self.end_stage(hooks)?;
+            if self.position.stage + 1 == self.config.stages.len() {
+                return Ok(Outcome::Finished { checkpoint });
+            }
+            self.position = Position {
+                stage: self.position.stage + 1,
+                epoch: 0,
+                batch: 0,
+                stage_step: 0,
+                ..self.position
+            };
+        }
+    }
+
+    /// As [`Trainer::stop_if_asked`], between epochs; within one the epoch asks.
+    fn stop_if_asked_between(&mut self, hooks: &mut Hooks<'_>) -> Result<Option<Outcome>> {
+        if self.position.batch == 0 { self.stop_if_asked(hooks) } else { Ok(None) }
+    }
+
+    pub(super) fn stage(&self) -> &StageConfig {
+        &self.config.stages[self.position.stage]
+    }
+
+    /// The quantizers of the stage's module, if it has one.
+    pub(super) fn current_quantizer(&mut self) -> Option<&mut ModuleQuantizer> {
+        let stage = self.position.stage;
+        self.quantizers.iter_mut().find(|(module, _)| module.stage == stage).map(|(_, q)| q)
+    }
+
+    /// Hands the optimizer what is frozen, of all modules.
+    pub(super) fn freeze(&mut self) -> Result<()> {
+        let masks: Vec<_> = self.quantizers.iter().flat_map(|(_, q)| q.trainable_masks()).collect();
+        self.sgd.set_trainable(&masks)
+    }
+
+    fn begin_stage(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
+        let Position { stage: index, epoch, batch, global_step, .. } = self.position;
+        let stage = self.stage().clone();
+        if epoch == 0 && batch == 0 {
+            self.sgd.clear_state();
+        }
+        if let Some(module) = QuantizedModule::of_stage(index, &stage, self.run.seed)
+            && self.current_quantizer().is_none()
+        {
+            let quantizer = module.attach(&self.net.store)?;
+            self.quantizers.push((module, quantizer));
+        }
+        self.sgd.set_config(&stage.optimizer);
+        self.freeze()?;
+        self.net.store.freeze_batch_norm(stage.freeze_bn);
+        hooks.observer.stage_start(&StageStart {
+            stage: index,
+            name: stage.label().to_owned(),
+            module: stage.module.clone(),
+            epoch,
+            num_epochs: stage.epochs,
+            num_batches: hooks.source.num_batches(stage.batch_size),
+            global_step,
+            num_trainable: self.sgd.num_trainable(),
+            sites: self.sites(),
+        })
+    }
+
+    /// Checks that every quantized weight is on its levels, and keeps the stage's checkpoint.
+    fn end_stage(&mut self, hooks: &mut Hooks<'_>) -> Result<PathBuf> {
+        let index = self.position.stage;
+        let name = self.stage().label().to_owned();
+        for (module, quantizer) in &self.quantizers {
+            quantizer.assert_on_grid().with_context(|| {
+                format!("module {} is off its levels after stage {index} ({name})", module.module)
+            })?;
+        }
+        let numbered = self.save(hooks, false)?;
+        let checkpoint = self.folder.mark_stage(&numbered, index, &name)?;
+        hooks.observer.stage_end(&StageEnd {
+            stage: index,
+            name,
+            global_step: self.position.global_step,
+            checkpoint: checkpoint.clone(),
+            sites: self.sites(),
+        })?;
+        Ok(checkpoint)
+    }
+
+    /// Writes the state of this moment, unless its file is there already.
+    pub(super) fn save(&mut self, hooks: &mut Hooks<'_>, best: bool) -> Result<PathBuf> {
+        if let (Some(path), Some(saved)) = (&self.last_checkpoint, &self.saved)
+            && *saved == self.position
+            && path.exists()
+        {
+            return Ok(path.clone());
+        }
+        let path = self.folder.save(&self.checkpoint())?;
+        if best {
+            self.folder.mark_best(&path)?;
+        }
+        self.last_checkpoint = Some(path.clone());
+        self.saved = Some(self.position.clone());
+        hooks.observer.checkpoint(&CheckpointRecord {
+            path: path.clone(),
+            global_step: self.position.global_step,
+            global_epoch: self.position.global_epoch,
+            best,
+        })?;
+        Ok(path)
+    }
+
+    /// The state of this moment.
+    pub(super) fn checkpoint(&self) -> Checkpoint {
+        let meta = CheckpointMeta {
+            format: checkpoint::FORMAT,
+            mqat_version: env!("CARGO_PKG_VERSION").to_owned(),
+            stage_name: self.stage().label().to_owned(),
+            position: self.position.clone(),
+            epoch_sums: self.sums.clone(),
+            best: self.best.clone(),
+            quantized: self.quantizers.iter().map(|(module, _)| module.clone()).collect(),
+            seed: self.run.seed,
+            num_threads: tch::get_num_threads(),
+            device: self.device(),
+            config_hash: self.run.config_hash.clone(),
+            config: self.run.config.clone(),
+        };
+        Checkpoint {
+            meta,
+            weights: self.net.state(),
+            quant: self.quantizers.iter().flat_map(|(_, q)| q.state()).collect(),
+            momentum: self.sgd.momentum(),
+        }
+    }
+
+    fn current_sites(&self) -> Vec<SiteReport> {
+        let of_stage = |(module, _): &&(QuantizedModule, _)| module.stage == self.position.stage;
+        self.quantizers.iter().find(of_stage).map_or_else(Vec::new, |(_, q)| q.report())
+    }
+
+    /// Share of the weights of the stage's module that are frozen on a level; `None` if they stay float.
+    pub(super) fn share_frozen(&self) -> Option<f64> {
+        let sites = self.current_sites();
+        let quantized: Vec<_> = sites.iter().filter(|s| s.num_levels.is_some()).collect();
+        let all: usize = quantized.iter().map(|s| s.num_weights).sum();
+        if quantized.iter().all(|s| s.share_frozen == 1.0) {
+            return (all > 0).then_some(1.0); // exactly, whatever the sum below rounds to
+        }
+        let frozen: f64 = quantized.iter().map(|s| s.share_frozen * s.num_weights as f64).sum();
+        Some(frozen / all as f64)
+    }
+
+    /// Whether the stage's module is quantized as it is to be in the end, so that scores are those of the result.
+    pub(super) fn quantization_is_complete(&self) -> bool {
+        let quantizing = |epochs_done: u32| {
+            let activations = self.stage().activations.as_ref();
+            activations.is_none_or(|a| epochs_done > a.quant_start_epoch)
+        };
+        self.share_frozen().is_none_or(|share| share == 1.0) && quantizing(self.position.epoch)
+    }
+}
