@@ -247,33 +247,30 @@ pub struct TensorReport {
 /// If it cannot be read.
 pub fn inspect_file(path: &Path) -> Result<FileReport> {
     let bytes = std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.len();
-    let file = tensors::read(path)?;
+    let file = tensors::read_head(path)?;
     let meta = CheckpointMeta::of_file(path)?;
     let mut groups: Vec<GroupReport> = Vec::new();
     let mut listed = Vec::with_capacity(file.tensors.len());
-    for (name, tensor) in &file.tensors {
-        let group = match name.split_once('.') {
-            Some((first, _)) => first,
-            None => OTHER,
-        };
-        let size = tensor.numel() * tensor.kind().elt_size_in_bytes();
+    for tensor in file.tensors {
+        let group = tensor.name.split_once('.').map_or(OTHER, |(first, _)| first);
+        let num_elements = tensor.shape.iter().product::<i64>() as usize;
         match groups.iter_mut().find(|g| g.name == group) {
             Some(g) => {
                 g.num_tensors += 1;
-                g.num_elements += tensor.numel();
-                g.bytes += size;
+                g.num_elements += num_elements;
+                g.bytes += tensor.num_bytes;
             }
             None => groups.push(GroupReport {
                 name: group.to_owned(),
                 num_tensors: 1,
-                num_elements: tensor.numel(),
-                bytes: size,
+                num_elements,
+                bytes: tensor.num_bytes,
             }),
         }
         listed.push(TensorReport {
-            name: name.clone(),
-            dtype: format!("{:?}", tensor.kind()).to_lowercase(),
-            shape: tensor.size(),
+            dtype: format!("{:?}", tensor.kind).to_lowercase(),
+            name: tensor.name,
+            shape: tensor.shape,
         });
     }
     Ok(FileReport {

@@ -185,6 +185,7 @@ fn evaluate_one(
     let info = RunInfo {
         name: &name,
         list: config.data.list(request.split),
+        left_out: &inference.left_out,
         timing: Some(inference.timing),
     };
     let evaluation =

@@ -310,6 +310,7 @@ fn validate(
     let info = EvalInfo {
         name: "validation",
         list: config.data.list(Split::Valid),
+        left_out: &inference.left_out,
         timing: Some(inference.timing),
     };
     let evaluation =

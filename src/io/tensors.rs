@@ -83,6 +83,51 @@ pub fn read(path: &Path) -> Result<TensorFile> {
 }
 
 fn read_inner(path: &Path) -> Result<TensorFile> {
+    let (mut file, planned, metadata) = open_planned(path)?;
+    Ok(TensorFile { tensors: read_planned(&mut file, planned)?, metadata })
+}
+
+/// A tensor of a file that was not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub kind: Kind,
+    /// Its shape.
+    pub shape: Vec<i64>,
+    /// Its bytes in the file.
+    pub num_bytes: usize,
+}
+
+/// What a safetensors file says about itself, without the numbers.
+#[derive(Debug, Clone, Default)]
+pub struct TensorHead {
+    /// The tensors, in the header's order.
+    pub tensors: Vec<TensorInfo>,
+    /// The file's metadata.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Reads the header of a safetensors file alone.
+///
+/// # Errors
+/// As [`read`], but for what only the numbers show.
+pub fn read_head(path: &Path) -> Result<TensorHead> {
+    let head = |(_, planned, metadata): (File, Vec<Planned>, _)| {
+        let info = |p: Planned| {
+            let Planned { name, kind, shape, num_bytes, .. } = p;
+            TensorInfo { name, kind, shape, num_bytes }
+        };
+        TensorHead { tensors: planned.into_iter().map(info).collect(), metadata }
+    };
+    open_planned(path)
+        .map(head)
+        .with_context(|| format!("reading the header of {}", path.display()))
+}
+
+/// Opens a file and checks its header; the file stands at the first byte of the data.
+fn open_planned(path: &Path) -> Result<(File, Vec<Planned>, BTreeMap<String, String>)> {
     let mut file = File::open(path)?;
     let meta = file.metadata()?;
     ensure!(meta.is_file(), "not a file");
@@ -100,7 +145,7 @@ fn read_inner(path: &Path) -> Result<TensorFile> {
     file.read_exact(&mut header)?;
     let header: Map<String, Value> = parse_json(&header, "header")?;
     let (planned, metadata) = plan_reading(header, available - header_bytes)?;
-    Ok(TensorFile { tensors: read_planned(&mut file, planned)?, metadata })
+    Ok((file, planned, metadata))
 }
 
 /// Checks the header against the number of data bytes before anything is allocated.

@@ -151,6 +151,18 @@ pub struct CheckpointMeta {
     pub config: serde_json::Value,
 }
 
+impl CheckpointMeta {
+    /// Reads what a file says of itself, without its tensors; `None` for a file of bare weights.
+    ///
+    /// # Errors
+    /// If the file is no safetensors file, or of a newer format.
+    pub fn of_file(path: &Path) -> Result<Option<Self>> {
+        let head = tensors::read_head(path)?;
+        let meta = head.metadata.get(METADATA_KEY).map(|json| read_meta(json)).transpose();
+        meta.with_context(|| format!("reading checkpoint {}", path.display()))
+    }
+}
+
 /// A checkpoint in memory.
 #[derive(Debug)]
 pub struct Checkpoint {

@@ -68,6 +68,33 @@ impl CheckpointFolder {
         Ok(Self { folder: folder.to_owned(), keep })
     }
 
+    /// Opens a folder to look into, and changes nothing in it.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn existing(folder: &Path) -> Result<Self> {
+        ensure!(folder.is_dir(), "no checkpoint folder {}", folder.display());
+        Ok(Self { folder: folder.to_owned(), keep: usize::MAX })
+    }
+
+    /// The checkpoints of the ends of stages, in the order of the stages.
+    pub fn stage_ends(&self) -> Result<Vec<PathBuf>> {
+        let doing = || format!("listing checkpoints in {}", self.folder.display());
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.folder).with_context(doing)? {
+            let name = entry.with_context(doing)?.file_name();
+            let name = name.to_string_lossy();
+            let stage = name
+                .strip_suffix(&format!(".{EXTENSION}"))
+                .and_then(|stem| stem.strip_prefix("stage_")?.split_once('_')?.0.parse::<usize>().ok());
+            if let Some(stage) = stage {
+                found.push((stage, self.folder.join(&*name)));
+            }
+        }
+        found.sort();
+        Ok(found.into_iter().map(|(_, path)| path).collect())
+    }
+
     /// The file of a number of updates.
     pub fn path(&self, global_step: u64) -> PathBuf {
         self.folder.join(format!("ckpt_{global_step:08}.{EXTENSION}"))
