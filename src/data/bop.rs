@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// `scene_camera.json`: image number (plain or zero padded) to camera.
 pub type SceneCamera = BTreeMap<String, FrameCamera>;
@@ -14,8 +14,8 @@ pub type SceneGtInfo = BTreeMap<String, Vec<FrameObjectInfo>>;
 /// A camera of `scene_camera.json`. Other keys of the BOP format are ignored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FrameCamera {
-    /// K, row-major, px.
-    #[serde(rename = "cam_K")]
+    /// K, row-major, px. A `null` is a number that is not finite.
+    #[serde(rename = "cam_K", deserialize_with = "numbers_or_null")]
     pub cam_k: Vec<f64>,
     /// What one unit of a depth image is, mm.
     #[serde(default = "one")]
@@ -26,14 +26,20 @@ fn one() -> f64 {
     1.0
 }
 
+/// JSON has no NaN and `serde_json` writes `null` for it: read back as NaN, so that the error can say which pose it is.
+fn numbers_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+    let numbers = Vec::<Option<f64>>::deserialize(deserializer)?;
+    Ok(numbers.into_iter().map(|v| v.unwrap_or(f64::NAN)).collect())
+}
+
 /// An object of `scene_gt.json`: `x_cam = R x_model + t`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FrameObject {
-    /// R, row-major.
-    #[serde(rename = "cam_R_m2c")]
+    /// R, row-major. A `null` is a number that is not finite, here and in t.
+    #[serde(rename = "cam_R_m2c", deserialize_with = "numbers_or_null")]
     pub r: Vec<f64>,
     /// t, mm.
-    #[serde(rename = "cam_t_m2c")]
+    #[serde(rename = "cam_t_m2c", deserialize_with = "numbers_or_null")]
     pub t_mm: Vec<f64>,
     /// Number in the mesh's file name (`obj_000001.ply` is 1).
     pub obj_id: u32,

@@ -1,0 +1,297 @@
+//! A list of images with everything known about them but their pixels.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use rayon::prelude::*;
+
+use super::config::dataset_relative;
+use super::models::read_models;
+use super::scene::{ImagePath, read_scene};
+use super::{DataConfig, InputConfig, ObjectModel};
+use crate::geom::{Camera, Pose};
+
+/// An object in an image.
+#[derive(Debug, Clone)]
+pub struct Annotation {
+    /// 0-based, without the background.
+    pub class: usize,
+    /// Under the frame's camera, mm.
+    pub pose: Pose,
+    /// File of its visible mask, not 0 inside.
+    pub mask: PathBuf,
+}
+
+/// An image of the list.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// Path as in the list, relative to the root.
+    pub image: String,
+    /// Camera that took it, px.
+    pub camera: Camera,
+    /// Objects with a mesh; none is allowed.
+    pub objects: Vec<Annotation>,
+}
+
+/// What was left out of a dataset.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Skipped {
+    /// Objects whose obj_id has no mesh.
+    pub objects_without_mesh: usize,
+    /// With `skip_bad`: why each image left out is, in the order of the list.
+    pub bad_images: Vec<String>,
+}
+
+/// A split of a dataset in BOP form.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// Folder that the images' paths are relative to.
+    pub root: PathBuf,
+    /// One a class, in the order of the classes.
+    pub models: Arc<Vec<ObjectModel>>,
+    /// In the order of the list.
+    pub frames: Vec<Frame>,
+    /// What was left out.
+    pub skipped: Skipped,
+}
+
+impl Dataset {
+    /// Reads the list (as the config spells it), the meshes and each scene folder's JSON files, once.
+    ///
+    /// With `skip_bad` an image whose annotation is bad is counted and left out. Image files are first looked at
+    /// when they are loaded; masks must exist now.
+    ///
+    /// # Errors
+    /// Names the file: missing, not JSON or truncated; a list without a line; an image number that the JSON files
+    /// lack; a pose that is not finite, no rotation or behind the camera; masks that are not one an object; no
+    /// object with a mesh, or no image at all, left.
+    pub fn open(
+        root: &Path,
+        list: &str,
+        data: &DataConfig,
+        input: &InputConfig,
+        skip_bad: bool,
+    ) -> Result<Dataset> {
+        input.camera()?;
+        let list_path = root.join(dataset_relative(list));
+        let at = list_path.display();
+        let text =
+            fs::read_to_string(&list_path).with_context(|| format!("reading the list {at}"))?;
+        let images: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        ensure!(!images.is_empty(), "{at}: the list is empty, expected one image path a line");
+
+        let models = read_models(root, data)?;
+        let class_of = models.iter().enumerate().map(|(c, m)| (m.obj_id, c)).collect();
+        let (found, without_mesh) = read_frames(root, &images, &class_of);
+
+        let mut frames = Vec::with_capacity(found.len());
+        let mut skipped =
+            Skipped { objects_without_mesh: without_mesh.len(), bad_images: Vec::new() };
+        for (image, frame) in images.iter().zip(found) {
+            match frame.with_context(|| format!("{at}: image {image}")) {
+                Ok(frame) => frames.push(frame),
+                Err(e) if skip_bad => skipped.bad_images.push(format!("{e:#}")),
+                Err(e) => return Err(e),
+            }
+        }
+        if let (true, Some(first)) = (frames.is_empty(), skipped.bad_images.first()) {
+            bail!("{at}: each of the {} images is bad, the first: {first}", images.len());
+        }
+        let num_objects: usize = frames.iter().map(|f| f.objects.len()).sum();
+        if num_objects == 0 && !without_mesh.is_empty() {
+            let ids: BTreeSet<u32> = without_mesh.into_iter().collect();
+            let known: Vec<u32> = models.iter().map(|m| m.obj_id).collect();
+            bail!(
+                "{at}: none of the objects has a mesh: their obj_ids are {ids:?}, the meshes' {known:?}"
+            );
+        }
+        skipped.warn(&list_path);
+        Ok(Dataset { root: root.to_owned(), models: Arc::new(models), frames, skipped })
+    }
+
+    /// Least and greatest depth of the objects, mm; `None` when there are none.
+    pub fn depth_range_mm(&self) -> Option<(f64, f64)> {
+        let depths = self.frames.iter().flat_map(|f| &f.objects).map(|o| o.pose.t_mm.z);
+        depths.fold(None, |range, z| {
+            let (low, high) = range.unwrap_or((z, z));
+            Some((z.min(low), z.max(high)))
+        })
+    }
+}
+
+impl Skipped {
+    fn warn(&self, list: &Path) {
+        let list = list.display();
+        if self.objects_without_mesh > 0 {
+            let count = self.objects_without_mesh;
+            tracing::warn!(%list, count, "left out objects whose obj_id has no mesh");
+        }
+        if let Some(first) = self.bad_images.first() {
+            tracing::warn!(%list, count = self.bad_images.len(), first, "left out bad images");
+        }
+    }
+}
+
+/// The frames of `images`, in their order, and the obj_ids without a mesh; scene folders are read in parallel.
+fn read_frames(
+    root: &Path,
+    images: &[&str],
+    class_of: &HashMap<u32, usize>,
+) -> (Vec<Result<Frame>>, Vec<u32>) {
+    let mut frames: Vec<Option<Result<Frame>>> = images.iter().map(|_| None).collect();
+    let mut scenes: BTreeMap<PathBuf, Vec<(usize, u32)>> = BTreeMap::new();
+    for (i, image) in images.iter().enumerate() {
+        match ImagePath::parse(image) {
+            Ok(path) => scenes.entry(path.scene).or_default().push((i, path.number)),
+            Err(e) => frames[i] = Some(Err(e)),
+        }
+    }
+    let read: Vec<_> = scenes
+        .par_iter()
+        .map(|(scene, wanted)| {
+            let wanted: Vec<_> = wanted.iter().map(|&(i, number)| (images[i], number)).collect();
+            read_scene(root, scene, &wanted, class_of)
+        })
+        .collect();
+    let mut without_mesh = Vec::new();
+    for (wanted, scene) in scenes.values().zip(read) {
+        without_mesh.extend(scene.without_mesh);
+        for (&(i, _), frame) in wanted.iter().zip(scene.frames) {
+            frames[i] = Some(frame);
+        }
+    }
+    // Each index went either to a scene or, above, to an error.
+    (frames.into_iter().flatten().collect(), without_mesh)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::testing::{IMAGE, SCENE, TinyDataset};
+
+    fn error_of(tiny: &TinyDataset) -> String {
+        format!("{:#}", tiny.open(false).unwrap_err())
+    }
+
+    #[test]
+    fn a_list_is_read_with_its_annotations() {
+        let tiny = TinyDataset::new();
+        let dataset = tiny.open(false).unwrap();
+        assert_eq!(dataset.frames.len(), 3);
+        assert_eq!(dataset.models.len(), 1);
+        assert_eq!(dataset.skipped, Skipped::default());
+        let frame = &dataset.frames[1];
+        assert_eq!(frame.image, format!("{SCENE}/rgb/000001.png"));
+        assert_eq!(frame.objects.len(), 1);
+        assert_eq!(frame.objects[0].class, 0);
+        assert_eq!(frame.objects[0].pose.t_mm.z, 900.0);
+        assert!(frame.objects[0].mask.ends_with("mask_visib/000001_000000.png"));
+        assert_eq!(dataset.depth_range_mm(), Some((800.0, 1000.0)));
+    }
+
+    #[test]
+    fn zero_padded_keys_windows_line_ends_and_published_spellings_are_read() {
+        let mut tiny = TinyDataset::new();
+        for file in ["scene_camera.json", "scene_gt.json"] {
+            tiny.edit(&format!("{SCENE}/{file}"), "\"2\":", "\"000002\":");
+        }
+        tiny.edit("training.txt", "\n", "\r\n\r\n");
+        tiny.data.mesh_dir = "./problems/SwissCube/data/models/".into();
+        tiny.list = "./problems/SwissCube/data/training.txt".into();
+        assert_eq!(tiny.open(false).unwrap().frames.len(), 3);
+    }
+
+    #[test]
+    fn missing_and_empty_lists_are_named() {
+        let tiny = TinyDataset::new();
+        tiny.write("training.txt", "\n  \n");
+        assert!(error_of(&tiny).contains("training.txt: the list is empty"), "{}", error_of(&tiny));
+        tiny.remove("training.txt");
+        let error = error_of(&tiny);
+        assert!(error.starts_with("reading the list") && error.contains("training.txt"), "{error}");
+        assert!(tiny.open(true).is_err());
+    }
+
+    #[test]
+    fn bad_annotations_are_named_and_skipped_on_demand() {
+        let gt = format!("{SCENE}/scene_gt.json");
+        let camera = format!("{SCENE}/scene_camera.json");
+        let cases: [(&dyn Fn(&TinyDataset), &[&str], usize); 10] = [
+            (&|t| t.edit(&gt, "\"1\":", "\"7\":"), &["scene_gt.json: image 1 is not in it"], 1),
+            (
+                &|t| t.edit(&camera, "\"1\":", "\"7\":"),
+                &["scene_camera.json: image 1 is not in it"],
+                1,
+            ),
+            (
+                &|t| t.edit(&gt, "900.0", "NaN"),
+                &["000001.png", "scene_gt.json: image 1: object 0", "not finite"],
+                1,
+            ),
+            (&|t| t.edit(&gt, "900.0", "-900.0"), &["image 1: object 0: depth -900 mm"], 1),
+            (&|t| t.edit(&gt, "900.0", "900.0, 1.0"), &["object 0: t has 4 numbers"], 1),
+            (&|t| t.edit(&gt, "\"2\":", "\"01\":"), &["scene_gt.json: image 1 is in it twice"], 3),
+            (&|t| t.edit(&gt, "\"2\":", "\"two\":"), &["scene_gt.json: key \"two\""], 3),
+            (&|t| t.truncate(&gt), &["scene_gt.json: line 1"], 3),
+            (&|t| t.remove(&camera), &["reading", "scene_camera.json"], 3),
+            (
+                &|t| t.edit("training.txt", &format!("{SCENE}/rgb/000001.png"), "rgb.png"),
+                &["training.txt: image rgb.png: expected a path like"],
+                1,
+            ),
+        ];
+        for (i, (damage, expected, num_bad)) in cases.iter().enumerate() {
+            let tiny = TinyDataset::new();
+            damage(&tiny);
+            let error = error_of(&tiny);
+            assert!(expected.iter().all(|e| error.contains(e)), "case {i}: {error}");
+            match tiny.open(true) {
+                Ok(dataset) => {
+                    assert_eq!(dataset.skipped.bad_images.len(), *num_bad, "case {i}");
+                    assert_eq!(dataset.frames.len(), 3 - num_bad, "case {i}");
+                }
+                Err(e) => {
+                    assert_eq!(*num_bad, 3, "case {i}");
+                    assert!(format!("{e:#}").contains("each of the 3 images is bad"), "{e:#}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn masks_must_be_one_an_object() {
+        let tiny = TinyDataset::new();
+        tiny.remove(&format!("{SCENE}/mask_visib/000001_000000.png"));
+        let error = error_of(&tiny);
+        assert!(error.contains("000001_000000.png is missing"), "{error}");
+        let tiny = TinyDataset::new();
+        tiny.write(&format!("{SCENE}/mask_visib/000001_000001.png"), "");
+        let error = error_of(&tiny);
+        assert!(error.contains("mask_visib: 2 masks of image 1, expected 1"), "{error}");
+        assert_eq!(tiny.open(true).unwrap().frames.len(), 2);
+    }
+
+    #[test]
+    fn objects_without_a_mesh_are_counted_but_not_all_may_be() {
+        let tiny = TinyDataset::new();
+        let gt = format!("{SCENE}/scene_gt.json");
+        tiny.edit_first(&gt, "\"obj_id\":1", "\"obj_id\":5");
+        let dataset = tiny.open(false).unwrap();
+        assert_eq!(dataset.skipped.objects_without_mesh, 1);
+        assert_eq!(dataset.frames.iter().filter(|f| f.objects.is_empty()).count(), 1);
+        tiny.edit(&gt, "\"obj_id\":1", "\"obj_id\":5");
+        let error = error_of(&tiny);
+        assert!(error.contains("obj_ids are {5}, the meshes' [1]"), "{error}");
+        assert!(tiny.open(true).is_err());
+    }
+
+    #[test]
+    fn an_image_file_is_not_looked_at_yet() {
+        let tiny = TinyDataset::new();
+        tiny.remove(IMAGE);
+        assert_eq!(tiny.open(false).unwrap().frames.len(), 3);
+    }
+}
