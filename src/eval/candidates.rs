@@ -6,6 +6,7 @@
 use std::cmp::Ordering;
 
 use crate::geom::Vec2;
+use crate::model::{TargetConfig, positives_per_level};
 
 /// Numbers of one cell and class: 8 x-offsets, then 8 y-offsets.
 pub const REG_CHANNELS: usize = 16;
@@ -14,19 +15,17 @@ pub const REG_CHANNELS: usize = 16;
 const LOGIT_SLACK: f32 = 1e-3;
 
 /// What makes a cell a candidate, and how many of them a level gives.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct CandidateConfig {
-    /// Sigmoid above which (strictly) a cell is a candidate, 0 to 1.
+    /// Sigmoid above which (strictly) a cell is a candidate, 0 to 1 (the config's `data.CONFIDENCE_TH`).
     pub confidence_threshold: f64,
-    /// Cells wanted of all levels together, per class.
-    pub positive_num: usize,
-    /// Sharpness of their spread over the levels.
-    pub positive_lambda: f64,
+    /// How many cells of which level: as in training.
+    pub targets: TargetConfig,
 }
 
 impl Default for CandidateConfig {
     fn default() -> Self {
-        Self { confidence_threshold: 0.3, positive_num: 10, positive_lambda: 1.0 }
+        Self { confidence_threshold: 0.3, targets: TargetConfig::default() }
     }
 }
 
@@ -83,8 +82,8 @@ pub struct ClassCandidates {
 /// class comes from going through the levels in order: when the level's most confident cell beats the best
 /// confidence so far, that confidence is kept, and the cell's box extent (the larger of width and height of its 8
 /// points) is kept *only if it is larger than the extent so far*; so the extent need not be that of the most
-/// confident cell. The extent spreads `positive_num` over the levels ([`wanted_per_level`]); each level gives its
-/// best cells by score, ties by cell number. A pixel is anchor centre + prediction x anchor size.
+/// confident cell. The extent says how many cells each level gives
+/// ([`positives_per_level`]): its best ones by score, ties by cell number. A pixel is anchor centre + prediction x anchor size.
 ///
 /// Deviation: a cell with an offset that is not finite is no candidate.
 ///
@@ -128,8 +127,7 @@ fn select_class(
         return None;
     }
     let anchors: Vec<f64> = levels.iter().map(|l| l.anchor_px).collect();
-    let num_wanted =
-        wanted_per_level(box_size_px, &anchors, config.positive_num, config.positive_lambda);
+    let num_wanted = positives_per_level(box_size_px, &anchors, &config.targets);
     let num_available = available.iter().map(Vec::len).collect();
     let cells: Vec<SelectedCell> = available
         .iter()
@@ -139,24 +137,6 @@ fn select_class(
     let score = cells.iter().map(|c| c.score).reduce(f32::max)?;
     let pixels = cells.iter().flat_map(|c| corners_px(&levels[c.level], class, c.cell)).collect();
     Some(ClassCandidates { class, score, box_size_px, num_available, num_wanted, cells, pixels })
-}
-
-/// How many cells each level gives for a box of extent `span_px`: `n_k = floor(num w_k / sum w + 1/2)` with
-/// `w_k = exp(-lambda d_k^2)`, `d_k = |log2(span / anchor_k)|`; none when the span is not positive and finite.
-///
-/// # Source
-/// Hu et al., *Wide-Depth-Range 6D Object Pose Estimation in Space*, CVPR 2021, section 3.2.
-pub fn wanted_per_level(span_px: f64, anchors_px: &[f64], num: usize, lambda: f64) -> Vec<usize> {
-    if !(span_px > 0.0 && span_px.is_finite()) {
-        return vec![0; anchors_px.len()];
-    }
-    let squared: Vec<f64> =
-        anchors_px.iter().map(|a| (span_px / a).log2().powi(2) * lambda).collect();
-    // The nearest level has weight 1: far from every level all weights would vanish otherwise.
-    let nearest = squared.iter().copied().fold(f64::INFINITY, f64::min);
-    let weights: Vec<f64> = squared.iter().map(|d| (nearest - d).exp()).collect();
-    let sum: f64 = weights.iter().sum();
-    weights.iter().map(|w| (num as f64 * w / sum + 0.5) as usize).collect()
 }
 
 fn candidates_of_level(
@@ -215,9 +195,6 @@ fn extent_px(points: &[Vec2; 8]) -> f64 {
 mod tests {
     use super::*;
 
-    const CONFIG: CandidateConfig =
-        CandidateConfig { confidence_threshold: 0.3, positive_num: 10, positive_lambda: 1.0 };
-
     fn logit(p: f64) -> f32 {
         (p / (1.0 - p)).ln() as f32
     }
@@ -239,23 +216,10 @@ mod tests {
     }
 
     #[test]
-    fn an_object_between_two_anchors_takes_cells_of_both() {
-        let anchors = [32.0, 64.0, 128.0, 256.0, 512.0];
-        // d = 1/2 for two levels: exp(-1/4) against exp(-9/4) and exp(-25/4) for the others.
-        let span = 64.0 * 2f64.sqrt();
-        assert_eq!(wanted_per_level(span, &anchors, 10, 1.0), [1, 4, 4, 1, 0]);
-        assert_eq!(wanted_per_level(64.0, &anchors, 10, 1.0), [2, 6, 2, 0, 0]);
-        assert_eq!(wanted_per_level(0.0, &anchors, 10, 1.0), [0; 5]);
-        assert_eq!(wanted_per_level(f64::NAN, &anchors, 10, 1.0), [0; 5]);
-        // So far from every anchor that exp(-d^2) underflows.
-        assert_eq!(wanted_per_level(1e12, &anchors, 10, 1.0), [0, 0, 0, 0, 10]);
-    }
-
-    #[test]
     fn corners_are_the_center_plus_offset_times_anchor() {
         let cls = [logit(0.1), logit(0.9)];
         let reg = boxes(2, 0.5);
-        let found = select(&[level(&cls, &reg, 2, 8.0)], 1, &CONFIG);
+        let found = select(&[level(&cls, &reg, 2, 8.0)], 1, &CandidateConfig::default());
         assert_eq!(found.len(), 1);
         let f = &found[0];
         assert_eq!((f.cells.len(), f.cells[0].cell, f.box_size_px), (1, 1, 32.0));
@@ -270,8 +234,11 @@ mod tests {
         let near = [logit(0.8)];
         let far = [logit(0.9)];
         let (large, small) = (boxes(1, 1.0), boxes(1, 0.1));
-        let found =
-            select(&[level(&near, &large, 1, 8.0), level(&far, &small, 1, 16.0)], 1, &CONFIG);
+        let found = select(
+            &[level(&near, &large, 1, 8.0), level(&far, &small, 1, 16.0)],
+            1,
+            &CandidateConfig::default(),
+        );
         assert_eq!(found[0].box_size_px, 64.0);
         assert!((f64::from(found[0].score) - 0.9f64.sqrt()).abs() < 1e-6);
     }
@@ -281,7 +248,7 @@ mod tests {
         let cls = [logit(0.01), logit(0.9)]; // two classes, one cell
         let reg: Vec<f32> = boxes(1, 0.25).into_iter().chain(boxes(1, 0.5)).collect();
         let level = LevelOutput { h: 1, ..level(&cls, &reg, 1, 8.0) };
-        let found = select(&[level], 2, &CONFIG);
+        let found = select(&[level], 2, &CandidateConfig::default());
         assert_eq!((found.len(), found[0].class, found[0].box_size_px), (1, 1, 32.0));
     }
 
@@ -290,17 +257,17 @@ mod tests {
         let cls = [f32::NAN, logit(0.29), logit(0.9), logit(0.8)];
         let mut reg = boxes(4, 0.5);
         reg[3 * 4 + 2] = f32::INFINITY;
-        let found = select(&[level(&cls, &reg, 4, 8.0)], 1, &CONFIG);
+        let found = select(&[level(&cls, &reg, 4, 8.0)], 1, &CandidateConfig::default());
         assert_eq!(found[0].cells.iter().map(|c| c.cell).collect::<Vec<_>>(), [3]);
         reg.fill(f32::NAN);
-        assert!(select(&[level(&cls, &reg, 4, 8.0)], 1, &CONFIG).is_empty());
+        assert!(select(&[level(&cls, &reg, 4, 8.0)], 1, &CandidateConfig::default()).is_empty());
     }
 
     #[test]
     fn equal_scores_go_by_cell_so_that_the_order_is_fixed() {
         let cls = [logit(0.5); 40];
         let reg = boxes(40, 0.5);
-        let found = select(&[level(&cls, &reg, 8, 8.0)], 1, &CONFIG);
+        let found = select(&[level(&cls, &reg, 8, 8.0)], 1, &CandidateConfig::default());
         assert_eq!(found[0].cells.len(), 10);
         assert!(found[0].cells.iter().enumerate().all(|(i, c)| c.cell == i));
     }

@@ -1,0 +1,86 @@
+//! The section `evaluation` of a problem's config.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::pose::{DepthBins, RansacConfig};
+
+/// Most overlays and mesh vertices that a config may ask for.
+const MOST: usize = 1_000_000;
+
+/// How poses are found in the network's outputs and how they are scored. The confidence threshold is in `data`, the
+/// number of cells and their spread are those of the targets in training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// PnP: reprojection threshold at internal resolution and number of draws.
+    pub ransac: RansacConfig,
+    /// Mesh vertices drawn with replacement, per class, that errors are averaged over; 1 or more.
+    pub num_vertices: usize,
+    /// Seed of that draw and of RANSAC's.
+    pub seed: u64,
+    /// `equal`: three equal widths of the evaluated set's depths (published code); `diameter`: 1d-4d-7d-10d (paper).
+    pub depth_bins: DepthBins,
+    /// Pictures of predicted and true boxes to write.
+    pub num_overlays: usize,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self {
+            ransac: RansacConfig::default(),
+            num_vertices: 1000,
+            seed: 0,
+            depth_bins: DepthBins::default(),
+            num_overlays: 12,
+        }
+    }
+}
+
+impl EvalConfig {
+    /// Pushes `"{at}.key: ..."` for each value outside its range.
+    pub fn check(&self, at: &str, problems: &mut Vec<String>) {
+        for (key, n, least) in
+            [("num_vertices", self.num_vertices, 1), ("num_overlays", self.num_overlays, 0)]
+        {
+            if n < least || n > MOST {
+                problems.push(format!("{at}.{key}: {n} is outside {least}..={MOST}"));
+            }
+        }
+        self.ransac.check(&format!("{at}.ransac"), problems);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_the_published_ones_and_have_no_problem() {
+        let config = EvalConfig::default();
+        let mut problems = Vec::new();
+        config.check("evaluation", &mut problems);
+        assert_eq!(problems, Vec::<String>::new());
+        assert_eq!(config.num_vertices, 1000);
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<EvalConfig>(&text).unwrap(), config);
+        let error = serde_json::from_str::<EvalConfig>(r#"{"num_vertexes": 1}"#).unwrap_err();
+        assert!(error.to_string().contains("num_vertexes"));
+    }
+
+    #[test]
+    fn every_bad_value_is_told_with_its_key() {
+        let config =
+            EvalConfig { num_vertices: 0, num_overlays: MOST + 1, ..EvalConfig::default() };
+        let mut problems = Vec::new();
+        config.check("evaluation", &mut problems);
+        for key in ["num_vertices", "num_overlays"] {
+            let start = format!("evaluation.{key}: ");
+            assert_eq!(
+                problems.iter().filter(|p| p.starts_with(&start)).count(),
+                1,
+                "{problems:?}"
+            );
+        }
+    }
+}
