@@ -27,7 +27,7 @@ const RING_RADIUS: f64 = 19.0;
 const HOLE_STEPS: usize = 28;
 
 /// Longest edge of the evaluation mesh, mm.
-const MAX_EDGE_MM: f64 = 9.0;
+const MAX_EDGE_MM: f64 = 13.0;
 
 /// What a triangle belongs to; decides its material.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -271,7 +271,7 @@ pub(super) fn rods() -> PartMesh {
     m
 }
 
-/// The evaluation mesh with one colour a vertex: the body in triangles with edges up to 9 mm, so that
+/// The evaluation mesh with one colour a vertex: the body in triangles with edges up to 13 mm, so that
 /// its vertices sample the surface.
 pub(super) fn evaluation_mesh() -> (Mesh, Vec<[u8; 3]>) {
     let fine = body().subdivided(MAX_EDGE_MM);

@@ -11,13 +11,17 @@ mod options;
 mod render;
 mod sensor;
 mod sky;
+#[cfg(test)]
+mod tests;
 mod trajectory;
 mod writer;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use image::RgbImage;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -26,9 +30,12 @@ pub use options::{Attitude, Format, SynthOptions, parse_depth_range};
 pub use writer::finished;
 
 use crate::data::bop::FrameObjectInfo;
-use render::Scene;
+use render::{Rendered, Scene};
 use trajectory::SequencePlan;
 use writer::Writer;
+
+/// Linear colour.
+type Rgb = nalgebra::Vector3<f32>;
 
 /// What [`generate`] did.
 #[derive(Debug, Clone, Serialize)]
@@ -87,6 +94,7 @@ fn render_all(
     let total = options.num_images();
     let splits = plan_splits(options, &scene);
     for (split, sequences) in splits.iter().enumerate() {
+        let backgrounds: Vec<_> = sequences.iter().map(Background::new).collect();
         let places: Vec<(usize, usize)> = sequences
             .iter()
             .enumerate()
@@ -95,9 +103,13 @@ fn render_all(
         let infos = places
             .par_iter()
             .map(|&(s, i)| {
-                let info = render_frame(options, &scene, writer, split, &sequences[s], i)?;
+                let background = backgrounds[s].get(options.size_px);
+                let (rgb, rendered) = render_frame(options, &scene, &sequences[s], i, &background);
+                drop(background);
+                let place = (split, sequences[s].number, i);
+                writer.frame(place, &rgb, rendered.mask, &rendered.depth_mm)?;
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1, total);
-                Ok(info)
+                Ok(rendered.info)
             })
             .collect::<Result<Vec<FrameObjectInfo>>>()?;
         let mut rest = infos.as_slice();
@@ -109,6 +121,34 @@ fn render_all(
     }
     writer.finish(&splits)?;
     Ok(total)
+}
+
+/// The sky of a sequence: painted for its first frame, forgotten after its last.
+struct Background<'a> {
+    plan: &'a SequencePlan,
+    /// The image, and how many frames have yet to take it.
+    state: Mutex<(Option<Arc<Vec<Rgb>>>, usize)>,
+}
+
+impl<'a> Background<'a> {
+    fn new(plan: &'a SequencePlan) -> Self {
+        Self { plan, state: Mutex::new((None, plan.frames.len())) }
+    }
+
+    /// The image for one frame; to be called once for each.
+    fn get(&self, size_px: u32) -> Arc<Vec<Rgb>> {
+        // A thread that panicked here cannot have left the state half changed.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let image = state.0.take().unwrap_or_else(|| {
+            let focal_px = trajectory::camera(size_px).focal_px().0;
+            Arc::new(sky::paint(&self.plan.lights, size_px as usize, focal_px as f32))
+        });
+        state.1 = state.1.saturating_sub(1);
+        if state.1 > 0 {
+            state.0 = Some(image.clone());
+        }
+        image
+    }
 }
 
 /// The sequences of the three splits, numbered over all of them.
@@ -129,16 +169,15 @@ fn plan_splits(options: &SynthOptions, scene: &Scene) -> [Vec<SequencePlan>; 3] 
 fn render_frame(
     options: &SynthOptions,
     scene: &Scene,
-    writer: &Writer,
-    split: usize,
     sequence: &SequencePlan,
     index: usize,
-) -> Result<FrameObjectInfo> {
+    background: &[Rgb],
+) -> (RgbImage, Rendered) {
     let plan = &sequence.frames[index];
     let camera = trajectory::camera(options.size_px);
-    let rendered = scene.render(&camera, options.size_px, &plan.pose, &sequence.lights);
-    let rgb = sensor::expose(rendered.radiance, options.size_px as usize, plan, options.seed);
-    let place = (split, sequence.number, index);
-    writer.frame(place, &rgb, rendered.mask, &rendered.depth_mm)?;
-    Ok(rendered.info)
+    let mut rendered =
+        scene.render(&camera, options.size_px, &plan.pose, &sequence.lights, background);
+    let radiance = std::mem::take(&mut rendered.radiance);
+    let rgb = sensor::expose(radiance, options.size_px as usize, plan, options.seed);
+    (rgb, rendered)
 }

@@ -89,6 +89,9 @@ impl SynthOptions {
     /// If a value is outside its range.
     pub fn check(&self) -> Result<()> {
         let mut problems = Vec::new();
+        if self.out.as_os_str().is_empty() {
+            problems.push("out: no folder given".to_owned());
+        }
         if self.num_images() == 0 {
             problems.push("train, val and test are all 0, expected at least one image".to_owned());
         }
@@ -274,10 +277,11 @@ mod tests {
             ..SynthOptions::default()
         };
         let message = bad.check().unwrap_err().to_string();
-        for word in ["at least one image", "size", "depth", "attitude", "quality"] {
+        for word in ["out", "at least one image", "size", "depth", "attitude", "quality"] {
             assert!(message.contains(word), "{word} is not in {message:?}");
         }
-        assert!(SynthOptions::default().check().is_ok());
+        let good = SynthOptions { out: "x".into(), ..SynthOptions::default() };
+        assert!(good.check().is_ok());
     }
 
     #[test]

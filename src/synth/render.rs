@@ -9,12 +9,12 @@ use parry3d::shape::{CompositeShapeRef, TriMesh};
 
 use super::materials::{Material, material};
 use super::mesh::{Part, PartMesh, body, rods};
-use super::sky::{self, Earth, noise};
+use super::sky::{Earth, noise};
 use super::trajectory::Lights;
 use crate::data::bop::FrameObjectInfo;
 use crate::geom::{Camera, Pose};
 
-type Rgb = Vector3<f32>;
+use super::Rgb;
 
 /// Places inside a pixel where its light is sampled (a rotated grid), px from its centre. The mask takes the
 /// centre alone.
@@ -159,10 +159,17 @@ impl Scene {
         inside as f64 / all.max(1) as f64
     }
 
-    /// Renders one frame without the sensor's part.
-    pub fn render(&self, camera: &Camera, size_px: u32, pose: &Pose, lights: &Lights) -> Rendered {
+    /// Renders one frame without the sensor's part, in front of `background` (row-major).
+    pub fn render(
+        &self,
+        camera: &Camera,
+        size_px: u32,
+        pose: &Pose,
+        lights: &Lights,
+        background: &[Rgb],
+    ) -> Rendered {
         let size = size_px as usize;
-        let mut radiance = sky::paint(lights, size, camera.focal_px().0 as f32);
+        let mut radiance = background.to_vec();
         let rays = Rays::new(camera, pose);
         let (mask, depth_mm, info) = self.silhouette(camera, size, pose, &rays);
         let to_object = pose.r.transpose();
@@ -172,41 +179,31 @@ impl Scene {
             earth: (to_object * lights.earth).cast(),
             shine: Earth::new(lights).shine(),
         };
-        for (rows, columns) in self.lit_pixels(camera, size, pose) {
-            for y in rows {
-                for x in columns.clone() {
-                    let pixel = &mut radiance[y * size + x];
-                    let mut sum = Rgb::zeros();
-                    let mut missed = 0.0;
-                    for [du, dv] in SAMPLES {
-                        match shading.light(&rays.at(x as f64 + du, y as f64 + dv)) {
-                            Some(light) => sum += light,
-                            None => missed += 1.0,
-                        }
-                    }
-                    *pixel = (sum + *pixel * missed) / SAMPLES.len() as f32;
-                }
+        let (rows, columns) = self.lit_pixels(camera, size, pose);
+        for y in rows {
+            for x in columns.clone() {
+                let pixel = &mut radiance[y * size + x];
+                *pixel = shading.pixel(&rays, x as f64, y as f64, pixel);
             }
         }
         Rendered { radiance, mask, depth_mm, info }
     }
 
-    /// Blocks of image pixels (rows, columns) that the satellite with its antennas may touch, disjoint.
+    /// Image pixels (rows, columns) that the satellite with its antennas may touch.
     fn lit_pixels(
         &self,
         camera: &Camera,
         size: usize,
         pose: &Pose,
-    ) -> Vec<(Range<usize>, Range<usize>)> {
-        let whole = (0..size as i64, 0..size as i64);
-        let clip = |r: &Range<i64>| {
-            r.start.clamp(0, size as i64) as usize..r.end.clamp(0, size as i64) as usize
-        };
+    ) -> (Range<usize>, Range<usize>) {
+        let side = size as i64;
         let [a, b] =
-            [&self.body, &self.rods].map(|s| s.pixels(camera, pose).unwrap_or(whole.clone()));
-        let rows = clip(&(a.0.start.min(b.0.start)..a.0.end.max(b.0.end)));
-        let columns = clip(&(a.1.start.min(b.1.start)..a.1.end.max(b.1.end)));
-        vec![(rows, columns)]
+            [&self.body, &self.rods].map(|s| s.pixels(camera, pose).unwrap_or((0..side, 0..side)));
+        let join = |p: &Range<i64>, q: &Range<i64>| {
+            let clip = |t: i64| t.clamp(0, side) as usize;
+            clip(p.start.min(q.start))..clip(p.end.max(q.end))
+        };
+        (join(&a.0, &b.0), join(&a.1, &b.1))
     }
 
     /// Mask and depth by the rays through pixel centres, and the counts of `scene_gt_info.json`, for
@@ -277,6 +274,19 @@ impl PixelBox {
 }
 
 impl Shading<'_> {
+    /// The mean radiance of a pixel's samples; those that miss the satellite see `background`.
+    fn pixel(&self, rays: &Rays, x: f64, y: f64, background: &Rgb) -> Rgb {
+        let mut sum = Rgb::zeros();
+        let mut missed = 0.0;
+        for [du, dv] in SAMPLES {
+            match self.light(&rays.at(x + du, y + dv)) {
+                Some(light) => sum += light,
+                None => missed += 1.0,
+            }
+        }
+        (sum + background * missed) / SAMPLES.len() as f32
+    }
+
     /// The radiance of the satellite along a ray, `None` where it misses.
     fn light(&self, ray: &Ray) -> Option<Rgb> {
         let on_body = self.scene.body.cast(ray, FAR_MM);
@@ -330,4 +340,78 @@ fn crumpled(normal: Vector3<f32>, point: &Point3<f32>, amount: f32) -> Vector3<f
     let shift = Vector3::new(19.1, 7.7, -23.3);
     let tilt = Vector3::new(noise(&p), noise(&(p + shift)), noise(&(p - shift))).add_scalar(-0.5);
     (normal + tilt * (2.0 * amount)).normalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::SynthOptions;
+    use super::super::trajectory::{camera, plan};
+    use super::*;
+
+    /// The share of the visible surface that the Sun reaches, on a grid over the silhouette.
+    fn sunlit_share(scene: &Scene, camera: &Camera, pose: &Pose, lights: &Lights) -> f64 {
+        let rays = Rays::new(camera, pose);
+        let to_object = pose.r.transpose();
+        let shading = Shading {
+            scene,
+            sun: (to_object * lights.sun).cast(),
+            earth: (to_object * lights.earth).cast(),
+            shine: Rgb::zeros(),
+        };
+        let (rows, columns) = scene.body.pixels(camera, pose).unwrap();
+        let (mut lit, mut hits) = (0, 0);
+        for y in rows {
+            for x in columns.clone() {
+                let ray = rays.at(x as f64, y as f64);
+                let Some((triangle, z)) = scene.body.cast(&ray, FAR_MM) else { continue };
+                let normal = scene.body.normals[triangle];
+                hits += 1;
+                let faces_sun = normal.dot(&shading.sun) > 0.0;
+                lit += usize::from(faces_sun && !shading.in_shadow(&ray.point_at(z), &normal));
+            }
+        }
+        f64::from(lit as u32) / f64::from(hits)
+    }
+
+    #[test]
+    fn the_satellite_is_mostly_sunlit_and_rarely_dark() {
+        let options = SynthOptions { size_px: 64, depth_d: (3.0, 6.0), ..SynthOptions::default() };
+        let scene = Scene::new().unwrap();
+        let camera = camera(64);
+        let mut shares: Vec<f64> = (0..300)
+            .map(|i| {
+                let sequence = plan(&options, &scene, i, 1);
+                sunlit_share(&scene, &camera, &sequence.frames[0].pose, &sequence.lights)
+            })
+            .collect();
+        shares.sort_by(f64::total_cmp);
+        let dark = shares.iter().filter(|&&s| s < 0.02).count();
+        assert!(dark <= 30, "{dark} of 300 frames are fully shadowed");
+        assert!(shares[150] > 0.5, "half of the frames are sunlit by less than {}", shares[150]);
+    }
+
+    #[test]
+    fn raised_parts_throw_shadows_and_the_rest_is_lit() {
+        let scene = Scene::new().unwrap();
+        // The Sun stands over the +y face, low from the +x side; the telescope's ring is raised by 3.3 mm.
+        let sun = Vector3::new(1.0, 0.25, 0.0).normalize();
+        let shading = Shading { scene: &scene, sun, earth: sun, shine: Rgb::zeros() };
+        let normal = Vector3::y();
+        let beside_ring = |dx: f32| Point3::new(12.0 + dx, 50.6, 22.0);
+        assert!(shading.in_shadow(&beside_ring(-22.0), &normal));
+        assert!(!shading.in_shadow(&beside_ring(22.0), &normal));
+        assert!(!shading.in_shadow(&Point3::new(0.0, 50.6, -30.0), &normal));
+    }
+
+    #[test]
+    fn a_mirror_direction_glints_and_others_do_not() {
+        let m = material(Part::PlusX, Point3::new(52.1, -30.0, -45.0));
+        let normal = Vector3::x();
+        let sun = Vector3::new(1.0, 0.6, 0.0).normalize();
+        let mirror = Vector3::new(1.0, -0.6, 0.0).normalize();
+        let aside = Vector3::new(1.0, 0.2, 0.9).normalize();
+        let (glint, plain) =
+            (sunlight(&m, &normal, &sun, &mirror), sunlight(&m, &normal, &sun, &aside));
+        assert!(glint.x > 1.0 && plain.x < 0.05, "{glint:?} {plain:?}");
+    }
 }

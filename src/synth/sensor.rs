@@ -3,13 +3,12 @@
 use std::sync::LazyLock;
 
 use image::RgbImage;
-use nalgebra::Vector3;
 use rand::RngCore;
 
 use super::trajectory::FramePlan;
 use crate::seed;
 
-type Rgb = Vector3<f32>;
+use super::Rgb;
 
 const GAMMA: f32 = 2.2;
 /// Share of the light above white that spreads around a highlight.

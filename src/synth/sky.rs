@@ -18,7 +18,7 @@ const EARTHSHINE_RGB: Vector3<f32> = Vector3::new(0.85, 0.97, 1.18);
 
 const STREAM_STARS: u64 = 0x5354;
 
-type Rgb = Vector3<f32>;
+use super::Rgb;
 
 /// The Earth as the camera sees it.
 pub(super) struct Earth {
@@ -81,11 +81,11 @@ impl Earth {
     fn ground(&self, q: &Vector3<f32>) -> Rgb {
         let bend =
             Vector3::new(noise(&(q * 7.0)), noise(&(q * 7.0 + OFFSET)), noise(&(q * 7.0 - OFFSET)));
-        let cloud = smooth(0.47, 0.68, fractal(&(q * 11.0 + bend * 1.6), 5));
+        let cloud = smooth(0.47, 0.68, fractal(&(q * 11.0 + bend * 1.6), 7));
         let rgb = if cloud > 0.97 {
             Rgb::zeros()
         } else {
-            let land = smooth(0.50, 0.54, fractal(&(q * 4.0 + OFFSET), 4));
+            let land = smooth(0.50, 0.54, fractal(&(q * 4.0 + OFFSET), 7));
             let dry = noise(&(q * 13.0));
             let earth = Rgb::new(0.10 + 0.16 * dry, 0.13 + 0.06 * dry, 0.06);
             Rgb::new(0.012, 0.035, 0.10).lerp(&earth, land)
@@ -123,9 +123,15 @@ fn lattice(x: i32, y: i32, z: i32) -> f32 {
     (h ^ (h >> 15)) as f32 * (1.0 / 4_294_967_296.0)
 }
 
+/// `f32::floor` within the range of i32, without the call that it is on plain x86-64.
+fn floor(x: f32) -> f32 {
+    let whole = x as i32 as f32;
+    if whole > x { whole - 1.0 } else { whole }
+}
+
 /// Smooth value noise in [0, 1], one lattice cell a unit.
 pub(super) fn noise(p: &Vector3<f32>) -> f32 {
-    let cell = p.map(f32::floor);
+    let cell = p.map(floor);
     let f = (p - cell).map(|t| t * t * (3.0 - 2.0 * t));
     let (x, y, z) = (cell.x as i32, cell.y as i32, cell.z as i32);
     let mix = |a: f32, b: f32, t: f32| a + (b - a) * t;

@@ -123,7 +123,7 @@ fn frame(options: &SynthOptions, number: usize, index: usize, pose: Pose) -> Fra
     FramePlan {
         pose,
         // 4 stops, the brightest of which clips sunlit white surfaces by more than a stop.
-        exposure: 2.0_f64.powf(rng.random_range(-2.4..1.6)),
+        exposure: 2.0_f64.powf(rng.random_range(-2.1..1.9)),
         read_noise: 10.0_f64.powf(rng.random_range(-3.7..-3.0)),
         full_well: 10.0_f64.powf(rng.random_range(3.9..4.5)),
         noise: [n, i, 1],
@@ -156,8 +156,8 @@ fn lights(rng: &mut impl Rng) -> Lights {
         let kind: f64 = rng.random();
         let range = match () {
             _ if backlit => (118.0, 175.0),   // lights the dark side
-            _ if kind < 0.30 => (30.0, 95.0), // limb in the frame
-            _ if kind < 0.36 => (0.0, 15.0),  // fills the frame
+            _ if kind < 0.24 => (30.0, 95.0), // limb in the frame
+            _ if kind < 0.28 => (0.0, 15.0),  // fills the frame
             _ => (116.0, 180.0),
         };
         let earth = direction_at(rng, range);

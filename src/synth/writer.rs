@@ -1,7 +1,6 @@
 //! The dataset's files.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -176,7 +175,11 @@ impl<'a> Writer<'a> {
         image::codecs::png::PngEncoder::new(&mut png)
             .write_image(&bytes, size, size, image::ExtendedColorType::L16)
             .with_context(|| format!("writing {}", path.display()))?;
-        write_atomic(path, |out| Ok(out.write_all(&png)?))
+        // Not synced: the lists, which make the dataset one, come last.
+        let folder = path.parent().context("the path has no folder")?;
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(path, &png))
+            .with_context(|| format!("writing {}", path.display()))
     }
 
     /// Writes the JSON files of a sequence.
