@@ -29,9 +29,12 @@ pub fn proj_px(camera: &Camera, points: &[Vec3], est: &Pose, gt: &Pose) -> f64 {
     mean(points.iter().map(|x| pixel_distance(camera, &est.apply(x), &gt.apply(x))))
 }
 
-/// Rotation error, degrees: the angle of `R_est R_gt^T`.
+/// Rotation error, degrees: the angle of `R_est R_gt^-1`. Below 1e-6 degrees rounding is all there is.
 pub fn re_deg(est: &Pose, gt: &Pose) -> f64 {
-    let cosine = ((est.r * gt.r.transpose()).trace() - 1.0) / 2.0;
+    // The true inverse, as in the toolkit: float32 rotations are orthonormal to 1e-7 only, which near half a
+    // turn would show in the third digit.
+    let inverse = gt.r.try_inverse().unwrap_or_else(|| gt.r.transpose());
+    let cosine = ((est.r * inverse).trace() - 1.0) / 2.0;
     cosine.clamp(-1.0, 1.0).acos().to_degrees()
 }
 

@@ -7,13 +7,24 @@ use serde::{Deserialize, Serialize};
 
 use super::correspondences::Correspondences;
 use super::{epnp, p3p};
-use crate::geom::{Camera, Pose, Vec2, Vec3, refine_pose};
+use crate::geom::{Camera, Pose, Vec2, Vec3, refine_pose, refine_pose_weighted};
 use crate::seed;
 
 /// Iterations of Levenberg-Marquardt for a hypothesis, and for the result.
 const LM_ITERATIONS: (usize, usize) = (3, 20);
 /// How often inliers are chosen anew after the last refinement.
 const NUM_RESELECTIONS: usize = 4;
+/// Rounds of robust reweighting at the end, and Levenberg-Marquardt iterations in each.
+const REWEIGHTING: (usize, usize) = (6, 4);
+/// Fewest inliers for which the spread of the residuals says what an outlier is.
+const MIN_REWEIGHTED: usize = 12;
+/// Residual at which Tukey's weight reaches 0, in standard deviations. Measured on simulated cells (80 points, rms rotation
+/// error against least squares within 5 px): noise of 1 px +1 %, 2 px -9 %, heavy tails -6 %, errors shared by a cell -5 %.
+const TUKEY_LIMIT: f64 = 6.0;
+/// Smallest and largest standard deviation of the residuals, in inlier distances.
+const SIGMA_RANGE: (f64, f64) = (0.02, 0.5);
+/// Median length of a 2D Gaussian error of unit standard deviation: sqrt(2 ln 2).
+const RAYLEIGH_MEDIAN: f64 = 1.177_410_022_515_474_7;
 /// Samples drawn at least: with noise a sample without outliers need not be a good one.
 const MIN_SAMPLES: u32 = 12;
 /// Share of the spread of the inliers' pixels (squared) that may be left unexplained.
@@ -32,7 +43,8 @@ pub struct RansacConfig {
     pub max_iterations: u32,
     /// Wanted probability of one sample without outliers, in (0, 1).
     pub confidence: f64,
-    /// Whether the pose is refined on its inliers (least squares), which are then chosen anew.
+    /// Whether poses are refined: least squares on the inliers, chosen anew, then a robust fit. Without it the
+    /// answer is EPnP on the inliers of the best sample (or that sample's pose where it fits better).
     pub refine: bool,
     /// Smallest share of inliers among the finite correspondences for an answer, in [0, 1].
     pub min_inlier_share: f64,
@@ -87,7 +99,7 @@ pub struct PnpSolution {
 /// Samples of three distinct points give hypotheses (P3P), scored by truncated squared distances over all
 /// correspondences; a hypothesis that leads is refined on its inliers. Where points are seen repeatedly, the pose of the
 /// median pixels is one more hypothesis. The winner is compared with EPnP on its inliers and refined, and its inliers
-/// are chosen anew up to 4 times.
+/// are chosen anew up to 4 times; a last fit weighs all correspondences by Tukey's biweight of their residual.
 ///
 /// The result is a function of the *set* of correspondences and the seed: their order does not matter. Correspondences that are
 /// not finite are left out. `None` when no pose in front of the camera is determined: fewer than 4 usable correspondences or
@@ -112,7 +124,8 @@ pub fn solve_pnp_ransac(
     let data = Correspondences::new(camera, points, pixels)?;
     let search = Search { camera, data: &data, config };
     let leader = search.sample(seed)?;
-    let pose = if config.refine { search.finish(&leader.pose)? } else { leader.pose };
+    let pose =
+        if config.refine { search.finish(&leader.pose)? } else { search.with_epnp(leader)? };
     let inliers = data.inliers(camera, &pose, config.inlier_px)?;
     if !search.is_determined(&pose, &inliers) {
         return None;
@@ -265,7 +278,56 @@ impl Search<'_> {
             pose = found.pose;
             before = inliers;
         }
-        Some(pose)
+        Some(if before.len() < MIN_REWEIGHTED { pose } else { self.reweighted(pose) })
+    }
+
+    /// Least squares weighted by Tukey's biweight: a residual's weight falls smoothly to 0, at a limit that follows the
+    /// noise, where the inlier distance cuts and knows nothing of it.
+    ///
+    /// # Source
+    /// Huber, Ronchetti, *Robust Statistics*, 2009, sections 4.8 and 7.8.
+    fn reweighted(&self, start: Pose) -> Pose {
+        let (data, config) = (self.data, self.config);
+        let (low, high) = (SIGMA_RANGE.0 * config.inlier_px, SIGMA_RANGE.1 * config.inlier_px);
+        let mut pose = start;
+        for _ in 0..REWEIGHTING.0 {
+            let residuals: Vec<f64> =
+                (0..data.points.len()).map(|i| data.distance_px(self.camera, &pose, i)).collect();
+            let mut near: Vec<f64> =
+                residuals.iter().copied().filter(|&r| r < 2.0 * config.inlier_px).collect();
+            if near.len() < MIN_REWEIGHTED {
+                break;
+            }
+            let middle = near.len() / 2;
+            let median = *near.select_nth_unstable_by(middle, f64::total_cmp).1;
+            // Two numbers a point, less the six that were fitted.
+            let freedom = 2.0 * near.len() as f64;
+            let sigma = median / RAYLEIGH_MEDIAN * (freedom / (freedom - 6.0)).sqrt();
+            let limit = TUKEY_LIMIT * sigma.clamp(low, high);
+            let weight = |r: f64| (1.0 - (r / limit).powi(2)).max(0.0).powi(2);
+            let used: Vec<usize> = (0..residuals.len()).filter(|&i| residuals[i] < limit).collect();
+            let weights: Vec<f64> = used.iter().map(|&i| weight(residuals[i])).collect();
+            let (points, pixels) = data.subset(&used);
+            let found =
+                refine_pose_weighted(self.camera, &points, &pixels, &weights, &pose, REWEIGHTING.1);
+            let Some(found) = found else { break };
+            let moved = (found.pose.r - pose.r).norm()
+                + (found.pose.t_mm - pose.t_mm).norm() / pose.t_mm.norm();
+            pose = found.pose;
+            if moved < 1e-8 {
+                break;
+            }
+        }
+        pose
+    }
+
+    /// The leader, or EPnP on its inliers if that costs less.
+    fn with_epnp(&self, leader: Hypothesis) -> Option<Pose> {
+        let inliers = self.data.inliers(self.camera, &leader.pose, self.config.inlier_px)?;
+        let (points, pixels) = self.data.subset(&inliers);
+        let other = epnp(self.camera, &points, &pixels)
+            .filter(|pose| self.cost(pose, leader.cost).is_some());
+        Some(other.unwrap_or(leader.pose))
     }
 
     /// Whether the inliers determine this pose: enough of them, of enough distinct points, with pixels that the pose
