@@ -6,32 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::correspondences::Correspondences;
+use super::fit::Fit;
 use super::{epnp, p3p};
-use crate::geom::{Camera, Pose, Vec2, Vec3, refine_pose, refine_pose_weighted};
+use crate::geom::{Camera, Pose, Vec2, Vec3};
 use crate::seed;
 
-/// Iterations of Levenberg-Marquardt for a hypothesis, and for the result.
-const LM_ITERATIONS: (usize, usize) = (3, 20);
-/// How often inliers are chosen anew after the last refinement.
-const NUM_RESELECTIONS: usize = 4;
-/// Rounds of robust reweighting at the end, and Levenberg-Marquardt iterations in each.
-const REWEIGHTING: (usize, usize) = (6, 4);
-/// Fewest inliers for which the spread of the residuals says what an outlier is.
-const MIN_REWEIGHTED: usize = 12;
-/// Residual at which Tukey's weight reaches 0, in standard deviations. Measured on simulated cells (80 points, rms rotation
-/// error against least squares within 5 px): noise of 1 px +1 %, 2 px -9 %, heavy tails -6 %, errors shared by a cell -5 %.
-const TUKEY_LIMIT: f64 = 6.0;
-/// Smallest and largest standard deviation of the residuals, in inlier distances.
-const SIGMA_RANGE: (f64, f64) = (0.02, 0.5);
-/// Median length of a 2D Gaussian error of unit standard deviation: sqrt(2 ln 2).
-const RAYLEIGH_MEDIAN: f64 = 1.177_410_022_515_474_7;
 /// Samples drawn at least: with noise a sample without outliers need not be a good one.
 const MIN_SAMPLES: u32 = 12;
-/// Share of the spread of the inliers' pixels (squared) that may be left unexplained.
-const MAX_UNEXPLAINED: f64 = 0.25;
-/// How much likelier (log, per distinct point: the errors of repeats may be the same error) a scene behind the
-/// camera must be to refuse the one in front.
-const BEHIND_LOG_RATIO: f64 = 30.0;
 
 /// Settings of [`solve_pnp_ransac`]. The default is the published setting.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -122,16 +103,17 @@ pub fn solve_pnp_ransac(
         return None;
     }
     let data = Correspondences::new(camera, points, pixels)?;
-    let search = Search { camera, data: &data, config };
+    let fit = Fit { camera, data: &data, inlier_px: config.inlier_px };
+    let search = Search { camera, data: &data, config, fit };
     let leader = search.sample(seed)?;
-    let pose =
-        if config.refine { search.finish(&leader.pose)? } else { search.with_epnp(leader)? };
+    let pose = if config.refine { fit.finish(&leader.pose)? } else { search.with_epnp(leader)? };
     let inliers = data.inliers(camera, &pose, config.inlier_px)?;
-    if !search.is_determined(&pose, &inliers) {
+    if !fit.is_determined(&pose, &inliers, config.min_inlier_share) {
         return None;
     }
-    let residuals = inliers.iter().map(|&i| data.distance_px(camera, &pose, i));
-    let mean_residual_px = residuals.sum::<f64>() / inliers.len() as f64;
+    let distances = data.distances_px(camera, &pose);
+    let mean_residual_px =
+        inliers.iter().map(|&i| distances[i]).sum::<f64>() / inliers.len() as f64;
     let pose = data.in_given_unit(&pose);
     let mut inliers: Vec<usize> = inliers.iter().map(|&i| data.given_index(i)).collect();
     inliers.sort_unstable();
@@ -152,6 +134,7 @@ struct Search<'a> {
     camera: &'a Camera,
     data: &'a Correspondences,
     config: &'a RansacConfig,
+    fit: Fit<'a>,
 }
 
 impl Search<'_> {
@@ -217,7 +200,7 @@ impl Search<'_> {
         let Some(cost) = self.cost(&pose, limit) else { return false };
         let mut lead = Hypothesis { pose, cost };
         if self.config.refine
-            && let Some(pose) = self.refined(&lead.pose, LM_ITERATIONS.0)
+            && let Some(pose) = self.fit.refined(&lead.pose)
             && let Some(cost) = self.cost(&pose, lead.cost)
         {
             lead = Hypothesis { pose, cost };
@@ -246,114 +229,12 @@ impl Search<'_> {
         (sum < limit).then_some(sum)
     }
 
-    /// Least squares on the pose's inliers.
-    fn refined(&self, pose: &Pose, iterations: usize) -> Option<Pose> {
-        let inliers = self.data.inliers(self.camera, pose, self.config.inlier_px)?;
-        let (points, pixels) = self.data.subset(&inliers);
-        Some(refine_pose(self.camera, &points, &pixels, pose, iterations)?.pose)
-    }
-
-    /// Refines the winner: EPnP on its inliers as another start, inliers chosen anew until they stay.
-    fn finish(&self, start: &Pose) -> Option<Pose> {
-        let mut pose = *start;
-        let mut before = Vec::new();
-        for round in 0..=NUM_RESELECTIONS {
-            let inliers = self.data.inliers(self.camera, &pose, self.config.inlier_px)?;
-            if inliers == before {
-                break;
-            }
-            let (points, pixels) = self.data.subset(&inliers);
-            let refine =
-                |start: &Pose| refine_pose(self.camera, &points, &pixels, start, LM_ITERATIONS.1);
-            let mut found = refine(&pose);
-            if round == 0 {
-                let starts = [epnp(self.camera, &points, &pixels), self.data.other_side(&pose)];
-                for other in starts.into_iter().flatten().filter_map(|p| refine(&p)) {
-                    if found.is_none_or(|f| other.sum_squared_px2 < f.sum_squared_px2) {
-                        found = Some(other);
-                    }
-                }
-            }
-            let Some(found) = found else { break };
-            pose = found.pose;
-            before = inliers;
-        }
-        Some(if before.len() < MIN_REWEIGHTED { pose } else { self.reweighted(pose) })
-    }
-
-    /// Least squares weighted by Tukey's biweight: a residual's weight falls smoothly to 0, at a limit that follows the
-    /// noise, where the inlier distance cuts and knows nothing of it.
-    ///
-    /// # Source
-    /// Huber, Ronchetti, *Robust Statistics*, 2009, sections 4.8 and 7.8.
-    fn reweighted(&self, start: Pose) -> Pose {
-        let (data, config) = (self.data, self.config);
-        let (low, high) = (SIGMA_RANGE.0 * config.inlier_px, SIGMA_RANGE.1 * config.inlier_px);
-        let mut pose = start;
-        for _ in 0..REWEIGHTING.0 {
-            let residuals: Vec<f64> =
-                (0..data.points.len()).map(|i| data.distance_px(self.camera, &pose, i)).collect();
-            let mut near: Vec<f64> =
-                residuals.iter().copied().filter(|&r| r < 2.0 * config.inlier_px).collect();
-            if near.len() < MIN_REWEIGHTED {
-                break;
-            }
-            let middle = near.len() / 2;
-            let median = *near.select_nth_unstable_by(middle, f64::total_cmp).1;
-            // Two numbers a point, less the six that were fitted.
-            let freedom = 2.0 * near.len() as f64;
-            let sigma = median / RAYLEIGH_MEDIAN * (freedom / (freedom - 6.0)).sqrt();
-            let limit = TUKEY_LIMIT * sigma.clamp(low, high);
-            let weight = |r: f64| (1.0 - (r / limit).powi(2)).max(0.0).powi(2);
-            let used: Vec<usize> = (0..residuals.len()).filter(|&i| residuals[i] < limit).collect();
-            let weights: Vec<f64> = used.iter().map(|&i| weight(residuals[i])).collect();
-            let (points, pixels) = data.subset(&used);
-            let found =
-                refine_pose_weighted(self.camera, &points, &pixels, &weights, &pose, REWEIGHTING.1);
-            let Some(found) = found else { break };
-            let moved = (found.pose.r - pose.r).norm()
-                + (found.pose.t_mm - pose.t_mm).norm() / pose.t_mm.norm();
-            pose = found.pose;
-            if moved < 1e-8 {
-                break;
-            }
-        }
-        pose
-    }
-
     /// The leader, or EPnP on its inliers if that costs less.
     fn with_epnp(&self, leader: Hypothesis) -> Option<Pose> {
         let inliers = self.data.inliers(self.camera, &leader.pose, self.config.inlier_px)?;
-        let (points, pixels) = self.data.subset(&inliers);
-        let other = epnp(self.camera, &points, &pixels)
+        let condensed = self.data.condensed(&self.data.indicator(&inliers));
+        let other = epnp(self.camera, &condensed.points, &condensed.pixels)
             .filter(|pose| self.cost(pose, leader.cost).is_some());
         Some(other.unwrap_or(leader.pose))
-    }
-
-    /// Whether the inliers determine this pose: enough of them, of enough distinct points, with pixels that the pose
-    /// explains, and not better explained by a scene behind the camera.
-    fn is_determined(&self, pose: &Pose, inliers: &[usize]) -> bool {
-        let data = self.data;
-        let num_distinct = data.num_distinct(inliers);
-        let wanted = (data.groups.len() / 2 + 1).clamp(4, 6);
-        let wanted_share = self.config.min_inlier_share * data.points.len() as f64;
-        if num_distinct < wanted || (inliers.len() as f64) < wanted_share {
-            return false;
-        }
-        let (points, pixels) = data.subset(inliers);
-        let center = pixels.iter().sum::<Vec2>() / pixels.len() as f64;
-        let spread: f64 = pixels.iter().map(|p| (p - center).norm_squared()).sum();
-        let left: f64 =
-            inliers.iter().map(|&i| data.distance_px(self.camera, pose, i).powi(2)).sum();
-        if left.is_nan() || left >= MAX_UNEXPLAINED * spread {
-            return false;
-        }
-        // A scene behind the camera looks like the mirrored object (-x) in front of it; seen from afar
-        // it is the same object with its depths reversed.
-        let mirrored: Vec<Vec3> = points.iter().map(|x| -x).collect();
-        let start = data.depth_reversed(pose);
-        let behind = refine_pose(self.camera, &mirrored, &pixels, &start, LM_ITERATIONS.1);
-        let ratio = (BEHIND_LOG_RATIO / num_distinct as f64).exp();
-        behind.is_none_or(|b| b.sum_squared_px2 * ratio >= left)
     }
 }
