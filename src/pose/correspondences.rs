@@ -28,6 +28,21 @@ pub(super) struct Correspondences {
     plane: Option<Vec3>,
 }
 
+/// Correspondences without repeats of a point.
+pub(super) struct Condensed {
+    pub points: Vec<Vec3>,
+    pub pixels: Vec<Vec2>,
+    pub weights: Vec<f64>,
+}
+
+impl Condensed {
+    /// Point, pixel and weight of each.
+    pub fn iter(&self) -> impl Iterator<Item = (&Vec3, &Vec2, f64)> {
+        let pairs = self.points.iter().zip(&self.pixels);
+        pairs.zip(&self.weights).map(|((x, p), w)| (x, p, *w))
+    }
+}
+
 impl Correspondences {
     /// Keeps what is finite; none when fewer than 4 distinct points are left or they are on a line.
     pub fn new(camera: &Camera, points: &[Vec3], pixels: &[Vec2]) -> Option<Self> {
@@ -94,9 +109,14 @@ impl Correspondences {
         Pose { r: pose.r, t_mm: pose.t_mm * self.unit - pose.r * self.center }
     }
 
-    /// Reprojection distance of a correspondence, px.
-    pub fn distance_px(&self, camera: &Camera, pose: &Pose, i: usize) -> f64 {
-        (camera.project(&pose.apply(&self.points[i])) - self.pixels[i]).norm()
+    /// Reprojection distance of each correspondence, px.
+    pub fn distances_px(&self, camera: &Camera, pose: &Pose) -> Vec<f64> {
+        let mut distances = Vec::with_capacity(self.points.len());
+        for group in &self.groups {
+            let seen = camera.project(&pose.apply(&self.points[group.start]));
+            distances.extend(self.pixels[group.clone()].iter().map(|p| (seen - p).norm()));
+        }
+        distances
     }
 
     /// Correspondences within `inlier_px`; none when a point is not in front of the camera.
@@ -114,14 +134,27 @@ impl Correspondences {
         Some(inliers)
     }
 
-    /// Points and pixels of some correspondences.
-    pub fn subset(&self, indices: &[usize]) -> (Vec<Vec3>, Vec<Vec2>) {
-        indices.iter().map(|&i| (self.points[i], self.pixels[i])).unzip()
+    /// Weight 1 for some correspondences, 0 for the others.
+    pub fn indicator(&self, indices: &[usize]) -> Vec<f64> {
+        let mut weights = vec![0.0; self.points.len()];
+        indices.iter().for_each(|&i| weights[i] = 1.0);
+        weights
     }
 
-    /// Number of distinct points among some correspondences (ascending).
-    pub fn num_distinct(&self, indices: &[usize]) -> usize {
-        self.groups.iter().filter(|g| indices.iter().any(|i| g.contains(i))).count()
+    /// Each distinct point once, at the weighted mean of its pixels and with their total weight: the squared
+    /// error of a pose over these differs from that over all by a constant. Points without weight drop out.
+    pub fn condensed(&self, weights: &[f64]) -> Condensed {
+        let mut condensed = Condensed { points: vec![], pixels: vec![], weights: vec![] };
+        for group in &self.groups {
+            let total: f64 = weights[group.clone()].iter().sum();
+            if total > 0.0 {
+                let sum: Vec2 = group.clone().map(|i| self.pixels[i] * weights[i]).sum();
+                condensed.points.push(self.points[group.start]);
+                condensed.pixels.push(sum / total);
+                condensed.weights.push(total);
+            }
+        }
+        condensed
     }
 
     /// Each distinct point with the median of its pixels, when every one of at least 4 is seen often enough.

@@ -6,21 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::correspondences::Correspondences;
+use super::fit::Fit;
 use super::{epnp, p3p};
-use crate::geom::{Camera, Pose, Vec2, Vec3, refine_pose};
+use crate::geom::{Camera, Pose, Vec2, Vec3};
 use crate::seed;
 
-/// Iterations of Levenberg-Marquardt for a hypothesis, and for the result.
-const LM_ITERATIONS: (usize, usize) = (3, 20);
-/// How often inliers are chosen anew after the last refinement.
-const NUM_RESELECTIONS: usize = 4;
 /// Samples drawn at least: with noise a sample without outliers need not be a good one.
 const MIN_SAMPLES: u32 = 12;
-/// Share of the spread of the inliers' pixels (squared) that may be left unexplained.
-const MAX_UNEXPLAINED: f64 = 0.25;
-/// How much likelier (log, per distinct point: the errors of repeats may be the same error) a scene behind the
-/// camera must be to refuse the one in front.
-const BEHIND_LOG_RATIO: f64 = 30.0;
 
 /// Settings of [`solve_pnp_ransac`]. The default is the published setting.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -32,7 +24,8 @@ pub struct RansacConfig {
     pub max_iterations: u32,
     /// Wanted probability of one sample without outliers, in (0, 1).
     pub confidence: f64,
-    /// Whether the pose is refined on its inliers (least squares), which are then chosen anew.
+    /// Whether poses are refined: least squares on the inliers, chosen anew, then a robust fit. Without it the
+    /// answer is EPnP on the inliers of the best sample (or that sample's pose where it fits better).
     pub refine: bool,
     /// Smallest share of inliers among the finite correspondences for an answer, in [0, 1].
     pub min_inlier_share: f64,
@@ -87,7 +80,7 @@ pub struct PnpSolution {
 /// Samples of three distinct points give hypotheses (P3P), scored by truncated squared distances over all
 /// correspondences; a hypothesis that leads is refined on its inliers. Where points are seen repeatedly, the pose of the
 /// median pixels is one more hypothesis. The winner is compared with EPnP on its inliers and refined, and its inliers
-/// are chosen anew up to 4 times.
+/// are chosen anew up to 4 times; a last fit weighs all correspondences by Tukey's biweight of their residual.
 ///
 /// The result is a function of the *set* of correspondences and the seed: their order does not matter. Correspondences that are
 /// not finite are left out. `None` when no pose in front of the camera is determined: fewer than 4 usable correspondences or
@@ -110,15 +103,17 @@ pub fn solve_pnp_ransac(
         return None;
     }
     let data = Correspondences::new(camera, points, pixels)?;
-    let search = Search { camera, data: &data, config };
+    let fit = Fit { camera, data: &data, inlier_px: config.inlier_px };
+    let search = Search { camera, data: &data, config, fit };
     let leader = search.sample(seed)?;
-    let pose = if config.refine { search.finish(&leader.pose)? } else { leader.pose };
+    let pose = if config.refine { fit.finish(&leader.pose)? } else { search.with_epnp(leader)? };
     let inliers = data.inliers(camera, &pose, config.inlier_px)?;
-    if !search.is_determined(&pose, &inliers) {
+    if !fit.is_determined(&pose, &inliers, config.min_inlier_share) {
         return None;
     }
-    let residuals = inliers.iter().map(|&i| data.distance_px(camera, &pose, i));
-    let mean_residual_px = residuals.sum::<f64>() / inliers.len() as f64;
+    let distances = data.distances_px(camera, &pose);
+    let mean_residual_px =
+        inliers.iter().map(|&i| distances[i]).sum::<f64>() / inliers.len() as f64;
     let pose = data.in_given_unit(&pose);
     let mut inliers: Vec<usize> = inliers.iter().map(|&i| data.given_index(i)).collect();
     inliers.sort_unstable();
@@ -139,6 +134,7 @@ struct Search<'a> {
     camera: &'a Camera,
     data: &'a Correspondences,
     config: &'a RansacConfig,
+    fit: Fit<'a>,
 }
 
 impl Search<'_> {
@@ -204,7 +200,7 @@ impl Search<'_> {
         let Some(cost) = self.cost(&pose, limit) else { return false };
         let mut lead = Hypothesis { pose, cost };
         if self.config.refine
-            && let Some(pose) = self.refined(&lead.pose, LM_ITERATIONS.0)
+            && let Some(pose) = self.fit.refined(&lead.pose)
             && let Some(cost) = self.cost(&pose, lead.cost)
         {
             lead = Hypothesis { pose, cost };
@@ -233,65 +229,12 @@ impl Search<'_> {
         (sum < limit).then_some(sum)
     }
 
-    /// Least squares on the pose's inliers.
-    fn refined(&self, pose: &Pose, iterations: usize) -> Option<Pose> {
-        let inliers = self.data.inliers(self.camera, pose, self.config.inlier_px)?;
-        let (points, pixels) = self.data.subset(&inliers);
-        Some(refine_pose(self.camera, &points, &pixels, pose, iterations)?.pose)
-    }
-
-    /// Refines the winner: EPnP on its inliers as another start, inliers chosen anew until they stay.
-    fn finish(&self, start: &Pose) -> Option<Pose> {
-        let mut pose = *start;
-        let mut before = Vec::new();
-        for round in 0..=NUM_RESELECTIONS {
-            let inliers = self.data.inliers(self.camera, &pose, self.config.inlier_px)?;
-            if inliers == before {
-                break;
-            }
-            let (points, pixels) = self.data.subset(&inliers);
-            let refine =
-                |start: &Pose| refine_pose(self.camera, &points, &pixels, start, LM_ITERATIONS.1);
-            let mut found = refine(&pose);
-            if round == 0 {
-                let starts = [epnp(self.camera, &points, &pixels), self.data.other_side(&pose)];
-                for other in starts.into_iter().flatten().filter_map(|p| refine(&p)) {
-                    if found.is_none_or(|f| other.sum_squared_px2 < f.sum_squared_px2) {
-                        found = Some(other);
-                    }
-                }
-            }
-            let Some(found) = found else { break };
-            pose = found.pose;
-            before = inliers;
-        }
-        Some(pose)
-    }
-
-    /// Whether the inliers determine this pose: enough of them, of enough distinct points, with pixels that the pose
-    /// explains, and not better explained by a scene behind the camera.
-    fn is_determined(&self, pose: &Pose, inliers: &[usize]) -> bool {
-        let data = self.data;
-        let num_distinct = data.num_distinct(inliers);
-        let wanted = (data.groups.len() / 2 + 1).clamp(4, 6);
-        let wanted_share = self.config.min_inlier_share * data.points.len() as f64;
-        if num_distinct < wanted || (inliers.len() as f64) < wanted_share {
-            return false;
-        }
-        let (points, pixels) = data.subset(inliers);
-        let center = pixels.iter().sum::<Vec2>() / pixels.len() as f64;
-        let spread: f64 = pixels.iter().map(|p| (p - center).norm_squared()).sum();
-        let left: f64 =
-            inliers.iter().map(|&i| data.distance_px(self.camera, pose, i).powi(2)).sum();
-        if left.is_nan() || left >= MAX_UNEXPLAINED * spread {
-            return false;
-        }
-        // A scene behind the camera looks like the mirrored object (-x) in front of it; seen from afar
-        // it is the same object with its depths reversed.
-        let mirrored: Vec<Vec3> = points.iter().map(|x| -x).collect();
-        let start = data.depth_reversed(pose);
-        let behind = refine_pose(self.camera, &mirrored, &pixels, &start, LM_ITERATIONS.1);
-        let ratio = (BEHIND_LOG_RATIO / num_distinct as f64).exp();
-        behind.is_none_or(|b| b.sum_squared_px2 * ratio >= left)
+    /// The leader, or EPnP on its inliers if that costs less.
+    fn with_epnp(&self, leader: Hypothesis) -> Option<Pose> {
+        let inliers = self.data.inliers(self.camera, &leader.pose, self.config.inlier_px)?;
+        let condensed = self.data.condensed(&self.data.indicator(&inliers));
+        let other = epnp(self.camera, &condensed.points, &condensed.pixels)
+            .filter(|pose| self.cost(pose, leader.cost).is_some());
+        Some(other.unwrap_or(leader.pose))
     }
 }

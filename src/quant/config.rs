@@ -185,3 +185,104 @@ impl ActivationQuantConfig {
 fn width_key(bits: Option<u32>, n_levels: Option<u32>) -> &'static str {
     if bits.is_none() && n_levels.is_some() { "n_levels" } else { "bits" }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weights(json: &str) -> WeightQuantConfig {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn problems(config: &WeightQuantConfig) -> Vec<String> {
+        let mut problems = Vec::new();
+        config.check("fpn.weights", &mut problems);
+        problems
+    }
+
+    #[test]
+    fn the_published_entries_are_read_as_they_are() {
+        let config = weights(
+            r#"{"n_levels": 31, "quant_init_method": "uniform-l2-opt", "quant_strategy": "magnitude"}"#,
+        );
+        assert_eq!(config, WeightQuantConfig { n_levels: Some(31), ..Default::default() });
+        assert!(config.clear_optim_state_on_step && problems(&config).is_empty());
+        let ste: ActivationQuantConfig =
+            serde_json::from_str(r#"{"n_levels": 255, "quant_start_epoch": 1}"#).unwrap();
+        assert_eq!(ste, ActivationQuantConfig { n_levels: Some(255), ..Default::default() });
+    }
+
+    #[test]
+    fn every_published_name_is_known() {
+        for (name, init) in [
+            ("uniform-l2-opt", QuantInit::UniformL2Opt),
+            ("uniform-l1-opt", QuantInit::UniformL1Opt),
+            ("uniform-linf-opt", QuantInit::UniformLinfOpt),
+            ("uniform", QuantInit::Uniform),
+            ("uniform-l2-opt-per_ch", QuantInit::UniformL2OptPerChannel),
+            ("none", QuantInit::PowerOfTwo),
+            ("power-of-two", QuantInit::PowerOfTwo),
+        ] {
+            let config = weights(&format!(r#"{{"quant_init_method": "{name}"}}"#));
+            assert_eq!(config.quant_init_method, init);
+        }
+        for (name, strategy) in [
+            ("magnitude", QuantStrategy::Magnitude),
+            ("low_magnitude", QuantStrategy::LowMagnitude),
+            ("random", QuantStrategy::Random),
+            ("RPR", QuantStrategy::Rpr),
+        ] {
+            let config = weights(&format!(r#"{{"quant_strategy": "{name}"}}"#));
+            assert_eq!(config.quant_strategy, strategy);
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_names_are_refused() {
+        for json in [
+            r#"{"nlevels": 3}"#,
+            r#"{"quant_strategy": "biggest"}"#,
+            r#"{"method": "lsq2"}"#,
+            r#"{"bits": -1}"#,
+        ] {
+            assert!(serde_json::from_str::<WeightQuantConfig>(json).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn every_problem_is_named_with_its_key() {
+        let found = problems(&WeightQuantConfig::default());
+        assert!(found.len() == 1 && found[0].starts_with("fpn.weights.bits: neither"), "{found:?}");
+        let config = weights(r#"{"bits": 9, "schedule": {"0": 0.5}}"#);
+        let found = problems(&config);
+        assert!(found[0].starts_with("fpn.weights.bits: bits 9 is outside 1..=8"), "{found:?}");
+        assert!(found[1].starts_with("fpn.weights.schedule.0: the last fraction"), "{found:?}");
+        let found = problems(&weights(r#"{"n_levels": 4, "quant_init_method": "none"}"#));
+        assert!(found[0].starts_with("fpn.weights.n_levels: n_levels 4 is even"), "{found:?}");
+        let mut found = Vec::new();
+        ActivationQuantConfig::default().check("fpn.activations", &mut found);
+        assert!(found[0].starts_with("fpn.activations.bits: neither"), "{found:?}");
+    }
+
+    #[test]
+    fn a_stage_must_be_long_enough_for_both() {
+        let mut found = Vec::new();
+        WeightQuantConfig::default().check_epochs(29, "w", &mut found);
+        ActivationQuantConfig::default().check_epochs(1, "a", &mut found);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].starts_with("w.schedule.29: "));
+        assert!(found[1].starts_with("a.quant_start_epoch: 1 is never reached"));
+        found.clear();
+        WeightQuantConfig::default().check_epochs(30, "w", &mut found);
+        ActivationQuantConfig::default().check_epochs(2, "a", &mut found);
+        assert!(found.is_empty());
+    }
+
+    #[test]
+    fn defaults_survive_json_and_have_a_schema() {
+        let config = WeightQuantConfig { bits: Some(2), ..Default::default() };
+        assert_eq!(weights(&serde_json::to_string(&config).unwrap()), config);
+        let schema = serde_json::to_string(&schemars::schema_for!(WeightQuantConfig)).unwrap();
+        assert!(schema.contains("schedule") && schema.contains("uniform-l2-opt-per_ch"));
+    }
+}

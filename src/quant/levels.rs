@@ -320,3 +320,167 @@ impl Grid {
         Tensor::from_slice(&levels).reshape([self.scale.len() as i64, -1]).to_device(x.device())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::testing::{bits, channels_last, weights};
+
+    fn grids() -> Vec<Grid> {
+        let uniform =
+            [2, 3, 4, 15, 16, 31, 255, 256].map(|num_levels| Spacing::Uniform { num_levels });
+        let powers = [1, 2, 4, 64].map(|num_exponents| Spacing::PowerOfTwo { num_exponents });
+        let mut grids = Vec::new();
+        for spacing in uniform.into_iter().chain(powers) {
+            for scale in [vec![1.0], vec![0.3712345], vec![0.01, 0.7, 1.9]] {
+                grids.push(Grid::new(spacing, scale).unwrap());
+            }
+        }
+        grids
+    }
+
+    #[test]
+    fn bits_count_symmetric_levels() {
+        let levels = |bits| Spacing::uniform(Some(bits), None).unwrap().num_levels();
+        assert_eq!([1, 2, 3, 4, 8].map(levels), [2, 3, 7, 15, 255]);
+        let levels = |bits| Spacing::power_of_two(Some(bits), None).unwrap().num_levels();
+        assert_eq!([2, 3, 4, 5, 8].map(levels), [3, 5, 9, 17, 129]);
+        assert_eq!([2, 3, 4, 5, 15, 16, 17, 256].map(bits_of), [1, 2, 2, 3, 4, 4, 5, 8]);
+        for bits in 1..=8 {
+            assert_eq!(Spacing::uniform(Some(bits), None).unwrap().bits(), bits);
+        }
+        for bits in 2..=8 {
+            assert_eq!(Spacing::power_of_two(Some(bits), None).unwrap().bits(), bits);
+        }
+    }
+
+    #[test]
+    fn two_bits_may_be_three_or_four_levels_and_no_other_number() {
+        assert_eq!(Spacing::uniform(Some(2), Some(4)).unwrap().num_levels(), 4);
+        assert_eq!(Spacing::uniform(Some(2), Some(3)).unwrap().num_levels(), 3);
+        let refused = |bits, n| Spacing::uniform(bits, n).unwrap_err().to_string();
+        assert!(refused(Some(2), Some(5)).contains("contradict"));
+        assert!(refused(Some(8), Some(15)).contains("15 levels need 4 bits"));
+        assert!(refused(None, None).contains("neither"));
+        assert!(refused(None, Some(1)).contains("one level"));
+        assert!(refused(None, Some(257)).contains("2..=256"));
+        assert!(refused(Some(0), None).contains("1..=8"));
+        assert!(refused(Some(9), None).contains("1..=8"));
+    }
+
+    #[test]
+    fn powers_of_two_need_an_odd_count_and_two_bits() {
+        let refused = |bits, n| Spacing::power_of_two(bits, n).unwrap_err().to_string();
+        assert!(refused(Some(1), None).contains("2..=8"));
+        assert!(refused(None, Some(2)).contains("3..=256"));
+        assert!(refused(None, Some(16)).contains("use 15 or 17"));
+        assert_eq!(Spacing::power_of_two(None, Some(15)).unwrap().num_levels(), 15);
+    }
+
+    #[test]
+    fn powers_of_two_follow_the_paper() {
+        let levels = |scale| Spacing::power_of_two(Some(3), None).unwrap().levels(scale);
+        // 4 s / 3 = 1 exactly: n1 = 0, n2 = 0 + 1 - 2
+        assert_eq!(levels(0.75), [-1.0, -0.5, 0.0, 0.5, 1.0]);
+        assert_eq!(levels(0.75f32.next_down()), [-0.5, -0.25, 0.0, 0.25, 0.5]);
+        assert_eq!(levels(2.9), [-2.0, -1.0, 0.0, 1.0, 2.0]);
+        assert_eq!(levels(3.0), [-4.0, -2.0, 0.0, 2.0, 4.0]);
+    }
+
+    #[test]
+    fn codes_are_symmetric_and_give_the_levels() {
+        for grid in grids() {
+            let codes = grid.spacing().codes();
+            assert_eq!(codes.len() as u32, grid.spacing().num_levels());
+            let mirrored: Vec<i32> = codes.iter().rev().map(|c| -c).collect();
+            assert_eq!(codes, mirrored);
+            let Some(steps) = grid.steps() else { continue };
+            for (channel, step) in steps.into_iter().enumerate() {
+                let levels: Vec<f32> = codes.iter().map(|&code| code as f32 * step).collect();
+                assert_eq!(levels, grid.levels(channel));
+                let (top, s) =
+                    (f64::from(levels[levels.len() - 1]), f64::from(grid.scale()[channel]));
+                // the step and the level are each rounded once
+                assert!((top / s - 1.0).abs() < 1.2e-7, "the outermost level {top} is not {s}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_value_goes_to_its_nearest_level() {
+        for grid in grids() {
+            let x = weights(5, &[3, 200]) * 1.5;
+            let values: Vec<f32> = Vec::try_from(&x.reshape([-1])).unwrap();
+            let nearest: Vec<f32> =
+                Vec::try_from(&grid.nearest(&x).unwrap().reshape([-1])).unwrap();
+            for (i, (&v, &q)) in values.iter().zip(&nearest).enumerate() {
+                let levels = grid.levels(if grid.scale().len() == 1 { 0 } else { i / 200 });
+                let distance = |level: f32| (f64::from(v) - f64::from(level)).abs();
+                let best = levels.iter().map(|&l| distance(l)).fold(f64::INFINITY, f64::min);
+                assert!(levels.contains(&q) && distance(q) == best, "{v} became {q} of {levels:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn quantizing_twice_changes_nothing_and_codes_come_back() {
+        for grid in grids() {
+            let x = weights(6, &[3, 5, 3, 3]);
+            let once = grid.nearest(&x).unwrap();
+            assert_eq!(bits(&grid.nearest(&once).unwrap()), bits(&once));
+            assert!(bool::try_from(grid.on_grid(&once).unwrap().all()).unwrap());
+            assert!(!bool::try_from(grid.on_grid(&(&once + 1e-4)).unwrap().any()).unwrap());
+            let codes = grid.codes(&once).unwrap();
+            assert_eq!(codes.kind(), Kind::Int16);
+            assert_eq!(bits(&grid.values(&codes).unwrap()), bits(&once));
+        }
+    }
+
+    #[test]
+    fn unknown_codes_and_wrong_tensors_are_refused() {
+        let grid = Grid::new(Spacing::Uniform { num_levels: 4 }, vec![1.0, 2.0]).unwrap();
+        let codes = |code: i16| Tensor::from_slice(&[1i16, code]);
+        assert!(grid.values(&codes(3)).is_ok());
+        for unknown in [0, 2, 5, -4] {
+            assert!(grid.values(&codes(unknown)).unwrap_err().to_string().contains("4 levels"));
+        }
+        let wrong = grid.nearest(&weights(1, &[3, 2])).unwrap_err().to_string();
+        assert!(wrong.contains("[3, 2]") && wrong.contains("2 channels"), "{wrong}");
+        let double = weights(1, &[2, 2]).to_kind(Kind::Double);
+        assert!(grid.nearest(&double).unwrap_err().to_string().contains("Double"));
+    }
+
+    #[test]
+    fn values_far_outside_and_zeros_of_both_signs_have_a_level() {
+        let grid = Grid::new(Spacing::Uniform { num_levels: 3 }, vec![0.5]).unwrap();
+        let x = Tensor::from_slice(&[-9.0f32, f32::NEG_INFINITY, -0.0, 0.0, 0.26, f32::INFINITY]);
+        let q = grid.nearest(&x).unwrap();
+        let expected = Tensor::from_slice(&[-0.5f32, -0.5, 0.0, 0.0, 0.5, 0.5]);
+        assert_eq!(bits(&q), bits(&expected));
+    }
+
+    #[test]
+    fn a_memory_format_changes_no_level() {
+        let grid = Grid::new(Spacing::Uniform { num_levels: 7 }, vec![0.4, 0.6, 0.8]).unwrap();
+        let x = weights(7, &[3, 4, 2, 2]);
+        let last = channels_last(&x);
+        assert!(!last.is_contiguous());
+        let q = grid.nearest(&last).unwrap();
+        assert_eq!(bits(&q), bits(&grid.nearest(&x).unwrap()));
+        let on_grid = grid.on_grid(&channels_last(&q)).unwrap();
+        assert!(bool::try_from(on_grid.all()).unwrap());
+    }
+
+    #[test]
+    fn scales_that_hold_no_levels_are_refused() {
+        let spacing = Spacing::Uniform { num_levels: 255 };
+        for scale in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-44] {
+            assert!(Grid::new(spacing, vec![0.5, scale]).is_err(), "{scale}");
+        }
+        assert!(Grid::new(spacing, vec![]).is_err());
+        let deep = Spacing::PowerOfTwo { num_exponents: 127 };
+        assert!(Grid::new(deep, vec![1e-10]).is_err());
+        let one = Grid::new(Spacing::PowerOfTwo { num_exponents: 0 }, vec![1.0]).unwrap_err();
+        assert!(one.to_string().contains("1 levels"));
+    }
+}

@@ -20,6 +20,8 @@ pub mod scale;
 pub mod schedule;
 pub mod select;
 pub mod ste;
+#[cfg(test)]
+mod testing;
 
 pub use config::{
     ActivationMethod, ActivationQuantConfig, QuantInit, QuantStrategy, WeightMethod,

@@ -245,3 +245,143 @@ pub(crate) fn ensure_finite(name: &str, x: &Tensor) -> Result<()> {
         flat.double_value(&[index])
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::levels::Grid;
+    use crate::quant::testing::weights;
+
+    const NORMS: [Norm; 3] = [Norm::L1, Norm::L2, Norm::Linf];
+
+    fn values(seed: u64, count: i64) -> Vec<f32> {
+        Vec::try_from(&weights(seed, &[count])).unwrap()
+    }
+
+    /// The loss by its definition.
+    fn plain_loss(values: &[f32], norm: Norm, num_levels: u32, scale: f64) -> f64 {
+        let level = |i: u32| scale * (2.0 * f64::from(i) / f64::from(num_levels - 1) - 1.0);
+        let distance = |v: f32| {
+            let distances = (0..num_levels).map(|i| (f64::from(v) - level(i)).abs());
+            distances.fold(f64::INFINITY, f64::min)
+        };
+        let distances = values.iter().map(|&v| distance(v));
+        match norm {
+            Norm::L1 => distances.sum(),
+            Norm::L2 => distances.map(|d| d * d).sum::<f64>().sqrt(),
+            Norm::Linf => distances.fold(0.0, f64::max),
+        }
+    }
+
+    #[test]
+    fn the_fast_loss_is_the_plain_one() {
+        let values = values(1, 300);
+        let magnitudes = Magnitudes::new(&values);
+        for norm in NORMS {
+            for num_levels in [2, 3, 4, 15, 16, 255, 256] {
+                for scale in [1e-6, 0.1, 0.5, 1.0, 3.0] {
+                    let expected = plain_loss(&values, norm, num_levels, scale);
+                    let loss = magnitudes.loss(norm, num_levels, scale);
+                    let at = format!("{norm:?}, {num_levels} levels, s {scale}: {loss} {expected}");
+                    assert!((loss - expected).abs() <= 1e-9 * expected.max(1e-3), "{at}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_scale_of_a_fine_search_is_better() {
+        let values = values(2, 200);
+        let magnitudes = Magnitudes::new(&values);
+        for norm in NORMS {
+            for num_levels in [2, 3, 4, 7, 15] {
+                let fit = magnitudes.fit(norm, num_levels).unwrap();
+                let max = f64::from(magnitudes.max());
+                let loss = |i: i32| magnitudes.loss(norm, num_levels, f64::from(i) * 1e-5 * max);
+                let best = (1..105_000).map(loss).fold(f64::INFINITY, f64::min);
+                assert!(fit.loss <= best * (1.0 + 1e-4), "{norm:?} {num_levels}: {fit:?} {best}");
+                assert_eq!(fit.loss, magnitudes.loss(norm, num_levels, fit.scale));
+            }
+        }
+    }
+
+    #[test]
+    fn two_levels_lie_at_the_mean_magnitude_or_the_median() {
+        let magnitudes = Magnitudes::new(&[0.1, -0.2, 0.3, -0.8, 0.9]);
+        let scale = |norm| magnitudes.fit(norm, 2).unwrap().scale;
+        assert!((scale(Norm::L2) - 0.46).abs() < 1e-4);
+        assert!((scale(Norm::L1) - 0.3).abs() < 1e-4);
+        assert!((scale(Norm::Linf) - 0.5).abs() < 1e-4);
+    }
+
+    #[test]
+    fn weights_that_lie_on_a_grid_get_that_grid() {
+        let grid = Grid::new(Spacing::Uniform { num_levels: 15 }, vec![0.8]).unwrap();
+        let w = grid.nearest(&weights(3, &[16, 8, 3, 3])).unwrap();
+        let spacing = Spacing::Uniform { num_levels: 15 };
+        let found = scales("w", &w, QuantInit::UniformL2Opt, spacing).unwrap();
+        assert!(found.len() == 1 && (f64::from(found[0]) - 0.8).abs() < 1e-5, "{found:?}");
+    }
+
+    #[test]
+    fn the_largest_magnitude_is_the_scale_of_plain_and_power_of_two_levels() {
+        let w = Tensor::from_slice(&[0.2f32, -0.7, 0.1]);
+        for (init, spacing) in [
+            (QuantInit::Uniform, Spacing::Uniform { num_levels: 7 }),
+            (QuantInit::PowerOfTwo, Spacing::PowerOfTwo { num_exponents: 3 }),
+        ] {
+            assert_eq!(scales("w", &w, init, spacing).unwrap(), [0.7]);
+        }
+    }
+
+    #[test]
+    fn each_channel_gets_the_scale_it_would_get_alone() {
+        let w = weights(4, &[5, 4, 3, 3]);
+        let spacing = Spacing::Uniform { num_levels: 7 };
+        let all = scales("w", &w, QuantInit::UniformL2OptPerChannel, spacing).unwrap();
+        assert_eq!(all.len(), 5);
+        for (channel, &scale) in all.iter().enumerate() {
+            let alone = w.get(channel as i64);
+            assert_eq!(scales("w", &alone, QuantInit::UniformL2Opt, spacing).unwrap(), [scale]);
+        }
+    }
+
+    #[test]
+    fn zeros_stay_zero_or_nearly_so() {
+        let zeros = Tensor::zeros([2, 3, 1, 1], (Kind::Float, Device::Cpu));
+        let scale =
+            |init, num_levels| scales("w", &zeros, init, Spacing::Uniform { num_levels }).unwrap();
+        for init in [QuantInit::UniformL1Opt, QuantInit::UniformL2Opt, QuantInit::UniformLinfOpt] {
+            assert_eq!(scale(init, 15), [1.0]);
+            assert_eq!(scale(init, 4), [1e-6]);
+        }
+        assert_eq!(scale(QuantInit::Uniform, 15), [1.0]);
+        assert_eq!(scale(QuantInit::UniformL2OptPerChannel, 15), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn very_small_and_large_weights_have_a_scale_in_proportion() {
+        let values = values(5, 500);
+        let scale = |factor: f32| {
+            let scaled: Vec<f32> = values.iter().map(|v| v * factor).collect();
+            Magnitudes::new(&scaled).fit(Norm::L2, 7).unwrap().scale / f64::from(factor)
+        };
+        for factor in [1e-20, 1e-7, 1e4, 1e18] {
+            assert!((scale(factor) / scale(1.0) - 1.0).abs() < 1e-3, "{factor}");
+        }
+    }
+
+    #[test]
+    fn a_weight_that_is_not_finite_is_named() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let w = Tensor::from_slice(&[0.1, 0.2, bad, bad]).reshape([2, 2]);
+            let spacing = Spacing::Uniform { num_levels: 3 };
+            let error = scales("fpn.a.weight", &w, QuantInit::UniformL2Opt, spacing).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("fpn.a.weight") && text.contains("index 2"), "{text}");
+        }
+        let empty = Tensor::zeros([0, 3], (Kind::Float, Device::Cpu));
+        let spacing = Spacing::Uniform { num_levels: 3 };
+        assert!(scales("w", &empty, QuantInit::Uniform, spacing).is_err());
+    }
+}

@@ -117,3 +117,76 @@ impl<'de> Deserialize<'de> for FractionSchedule {
         deserializer.deserialize_map(Entries)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(entries: &[(u32, f64)]) -> Vec<String> {
+        let mut problems = Vec::new();
+        FractionSchedule::new(entries.iter().copied()).check("fpn.schedule", &mut problems);
+        problems
+    }
+
+    #[test]
+    fn a_fraction_holds_until_the_next_entry() {
+        let schedule = FractionSchedule::new([(2, 0.5), (4, 1.0)]);
+        let fractions: Vec<f64> = (0..6).map(|epoch| schedule.fraction_at(epoch)).collect();
+        assert_eq!(fractions, [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]);
+        let steps: Vec<u32> = (0..6).filter(|&epoch| schedule.steps_at(epoch)).collect();
+        assert_eq!(steps, [2, 4]);
+    }
+
+    #[test]
+    fn the_published_schedule_is_the_default_and_survives_json() {
+        let json = r#"{"0":0.2,"5":0.4,"9":0.6,"13":0.8,"17":0.9,"21":0.95,"25":0.9875,"29":1}"#;
+        let parsed: FractionSchedule = serde_json::from_str(json).unwrap();
+        assert_eq!(parsed, FractionSchedule::default());
+        let again = serde_json::to_string(&parsed).unwrap();
+        assert_eq!(serde_json::from_str::<FractionSchedule>(&again).unwrap(), parsed);
+        let mut problems = Vec::new();
+        parsed.check("s", &mut problems);
+        parsed.check_epochs(30, "s", &mut problems);
+        assert!(problems.is_empty(), "{problems:?}");
+    }
+
+    #[test]
+    fn epochs_are_ordered_as_numbers_whatever_their_order_in_the_file() {
+        let parsed: FractionSchedule =
+            serde_json::from_str(r#"{"10": 1, "9": 0.6, "0": 0.2}"#).unwrap();
+        assert_eq!(parsed.entries().collect::<Vec<_>>(), [(0, 0.2), (9, 0.6), (10, 1.0)]);
+    }
+
+    #[test]
+    fn keys_that_are_no_epochs_and_repeated_epochs_are_refused() {
+        let error = |json| serde_json::from_str::<FractionSchedule>(json).unwrap_err().to_string();
+        assert!(error(r#"{"first": 1}"#).contains("\"first\" is no epoch"));
+        assert!(error(r#"{"-1": 1}"#).contains("is no epoch"));
+        assert!(error(r#"{"3": 0.5, "03": 1}"#).contains("epoch 3 is given twice"));
+        assert!(error("[0.5, 1]").contains("an object of epochs"));
+    }
+
+    #[test]
+    fn wrong_fractions_are_all_named() {
+        assert_eq!(problems(&[(0, 0.0), (1, 0.5), (2, 0.5), (3, 1.0)]), Vec::<String>::new());
+        let found = problems(&[(0, 0.6), (1, 0.4), (2, 1.5)]);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].starts_with("fpn.schedule.2: 1.5 is outside"));
+        assert!(found[1].starts_with("fpn.schedule.1: 0.4 is below the 0.6"));
+        assert!(found[2].starts_with("fpn.schedule.2: the last fraction is 1.5"));
+        assert!(problems(&[(0, f64::NAN)])[0].contains("NaN is outside"));
+        assert!(problems(&[])[0].contains("is empty"));
+    }
+
+    #[test]
+    fn a_stage_that_is_too_short_is_refused() {
+        let check = |epochs| {
+            let mut problems = Vec::new();
+            FractionSchedule::default().check_epochs(epochs, "s", &mut problems);
+            problems
+        };
+        assert!(check(30).is_empty());
+        assert!(check(29)[0].starts_with("s.29: fraction 1 is never reached"));
+        assert!(check(3)[0].starts_with("s.5: fraction 0.4"));
+    }
+}

@@ -106,3 +106,80 @@ fn nearest_names(module: &str, convolutions: &[Rc<Site>]) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::quant::testing::{network, store, weights};
+
+    fn names(module: &str, first: bool, last: bool) -> Vec<String> {
+        let sites = sites(&network(), module, first, last).unwrap();
+        sites.iter().map(|site| site.name.clone()).collect()
+    }
+
+    fn error(store: &Store, module: &str, first: bool, last: bool) -> String {
+        sites(store, module, first, last).err().unwrap().to_string()
+    }
+
+    #[test]
+    fn modules_are_chosen_by_whole_components() {
+        let head = ["head.cls_tower.0", "head.cls_logits", "head.pose_pred"];
+        assert_eq!(names("head", true, true), head);
+        assert_eq!(
+            names("fpn.inner_convs", true, true),
+            ["fpn.inner_convs.2", "fpn.inner_convs.3"]
+        );
+        assert_eq!(names("fpn.out_convs.2", true, true), ["fpn.out_convs.2"]);
+        assert!(sites(&network(), "fpn.inner", true, true).is_err());
+    }
+
+    #[test]
+    fn linear_layers_stay_float() {
+        let backbone = names("backbone", true, true);
+        assert_eq!(backbone.len(), 2);
+        assert!(!backbone.contains(&"backbone.output".to_owned()));
+        assert!(sites(&network(), "backbone.output", true, true).is_err());
+    }
+
+    #[test]
+    fn first_and_last_layers_are_those_of_the_network() {
+        assert_eq!(names("backbone", false, true), ["backbone.features.stage1.unit1.conv"]);
+        assert_eq!(names("fpn", false, false), names("fpn", true, true));
+        assert_eq!(names("head", true, false), ["head.cls_tower.0"]);
+        let error = error(&network(), "head.cls_logits", true, false);
+        assert!(error.contains("last_layer"), "{error}");
+    }
+
+    #[test]
+    fn a_network_without_prediction_layers_ends_with_its_last_convolution() {
+        let store = store(&[("a", weights(1, &[2, 2, 1, 1])), ("b", weights(1, &[2, 2, 1, 1]))]);
+        assert!(sites(&store, "b", true, false).is_err());
+        assert!(sites(&store, "a", true, false).is_ok());
+        assert!(sites(&store, "a", false, true).is_err());
+    }
+
+    #[test]
+    fn nothing_matched_names_the_nearest() {
+        let error = |module| error(&network(), module, true, true);
+        assert!(error("fnp").contains("fpn"), "{}", error("fnp"));
+        assert!(error("head.cls_towers").contains("head.cls_tower"));
+        assert!(error("").contains("\"\""));
+        let empty = Store::new(Device::Cpu);
+        let error = sites(&empty, "fpn", true, true).err().unwrap().to_string();
+        assert!(error.contains("has none"), "{error}");
+    }
+
+    #[test]
+    fn a_tensor_claimed_twice_is_named() {
+        let check = |modules: &[&str]| check_disjoint(&network(), modules);
+        check(&["fpn", "head", "head2", "backbone"]).unwrap();
+        let error = check(&["head", "fpn", "fpn.inner_convs"]).unwrap_err().to_string();
+        assert!(error.contains("fpn.inner_convs.2.weight"), "{error}");
+        assert!(error.contains("\"fpn\"") && error.contains("\"fpn.inner_convs\""), "{error}");
+        assert!(check(&["fpn.inner_convs.3", "fpn"]).is_err());
+        assert!(check(&["fpn", "fpn"]).is_err());
+        assert!(check(&["neck"]).is_err());
+    }
+}
