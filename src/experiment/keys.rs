@@ -39,10 +39,7 @@ pub fn set(document: &mut Value, assignment: &str) -> Result<()> {
                 }
                 &mut items[index]
             }
-            other => {
-                let what = other.to_string();
-                bail!("--set {dotted}: there is nothing below {}, which is {what}", place())
-            }
+            _ => bail!("--set {dotted}: nothing can be set at {}", place()),
         };
     }
     *at = value;

@@ -10,6 +10,7 @@ use super::config::{Config, Select};
 use super::device::DeviceChoice;
 use super::home::Home;
 use crate::data::{Dataset, Split};
+use crate::eval::candidates::CandidateConfig;
 use crate::eval::{InferOptions, SYNTHETIC_FILE};
 use crate::model::PoseNet;
 
@@ -109,7 +110,10 @@ pub(super) fn infer_options(config: &Config, device: Device, skip_bad: bool) -> 
     InferOptions {
         input: config.input.clone(),
         data: config.data.clone(),
-        candidates: config.evaluation.candidates(config.data.confidence_threshold),
+        candidates: CandidateConfig {
+            confidence_threshold: config.data.confidence_threshold,
+            targets: config.training.targets.clone(),
+        },
         ransac: config.evaluation.ransac.clone(),
         seed: config.evaluation.seed,
         workers: num_workers(config),

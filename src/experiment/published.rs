@@ -219,7 +219,6 @@ pub fn translate(document: &Value) -> Result<Translated> {
             // The published fine-tuning starts from full-precision weights; without them it has to make them.
             "full_precision": full_precision,
         },
-        "evaluation": { "positive_lambda": p.training.positive_lambda },
         "quantize": {
             "flow": [{
                 "first_layer": p.network.quantize.first_layer,
