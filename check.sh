@@ -19,6 +19,10 @@ step() {
 
 step 'setup' ./setup.sh
 if [[ -x $HOME/.cargo/bin/cargo ]] && ! command -v cargo >/dev/null; then PATH=$HOME/.cargo/bin:$PATH; fi
+# The spelling that was built with: another one of the same folder would have torch-sys compiled again.
+LIBTORCH=$(head -n 1 target/setup.stamp)
+export LIBTORCH
+unset LIBTORCH_USE_PYTORCH LIBTORCH_INCLUDE LIBTORCH_LIB LIBTORCH_STATIC
 for tool in fmt clippy; do
     cargo "$tool" --version >/dev/null 2>&1 || {
         echo "check.sh: cargo $tool is missing: rustup component add rustfmt clippy" >&2

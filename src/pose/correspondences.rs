@@ -190,3 +190,101 @@ impl Correspondences {
         Pose { r: half_turn * pose.r, t_mm: pose.t_mm }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn camera() -> Camera {
+        Camera::new(100.0, 100.0, 50.0, 50.0).unwrap()
+    }
+
+    /// A square with a tip; the first point is seen three times.
+    fn scene() -> (Vec<Vec3>, Vec<Vec2>) {
+        let points = [
+            (1.0, 1.0, 0.0),
+            (-1.0, 1.0, 0.0),
+            (1.0, 1.0, 0.0),
+            (-1.0, -1.0, 0.0),
+            (1.0, -1.0, 0.0),
+            (0.0, 0.0, 1.0),
+            (1.0, 1.0, 0.0),
+        ];
+        let points = points.map(|(x, y, z)| Vec3::new(x, y, z)).to_vec();
+        let pixels = (0..7).map(|i| Vec2::new(f64::from(i), f64::from(i * i))).collect();
+        (points, pixels)
+    }
+
+    #[test]
+    fn repeats_stand_together_and_know_where_they_came_from() {
+        let (points, pixels) = scene();
+        let data = Correspondences::new(&camera(), &points, &pixels).unwrap();
+        let mut lengths: Vec<usize> = data.groups.iter().map(ExactSizeIterator::len).collect();
+        lengths.sort_unstable();
+        assert_eq!(lengths, [1, 1, 1, 1, 3]);
+        for i in 0..7 {
+            let given = data.given_index(i);
+            assert_eq!(data.pixels[i], pixels[given]);
+            assert!((data.points[i] * data.unit + data.center - points[given]).norm() < 1e-12);
+        }
+        assert!(data.medians().is_none());
+    }
+
+    #[test]
+    fn condensing_changes_a_squared_error_by_a_constant() {
+        let (points, pixels) = scene();
+        let camera = camera();
+        let data = Correspondences::new(&camera, &points, &pixels).unwrap();
+        let weights: Vec<f64> = (0..7).map(|i| f64::from(i) * 0.5).collect();
+        let condensed = data.condensed(&weights);
+        assert!(condensed.points.len() <= 5);
+        let difference = |z: f64| {
+            let pose = Pose { t_mm: Vec3::new(0.1, 0.2, z), ..Pose::identity() };
+            let distances = data.distances_px(&camera, &pose);
+            let all: f64 = distances.iter().zip(&weights).map(|(d, w)| w * d * d).sum();
+            let few = condensed
+                .iter()
+                .map(|(x, p, w)| w * (camera.project(&pose.apply(x)) - p).norm_squared());
+            all - few.sum::<f64>()
+        };
+        assert!((difference(5.0) - difference(9.0)).abs() < 1e-9);
+        assert!(difference(5.0) > 1.0);
+    }
+
+    #[test]
+    fn depth_reversed_poses_look_alike_from_afar() {
+        let (points, pixels) = scene();
+        let camera = camera();
+        let data = Correspondences::new(&camera, &points, &pixels).unwrap();
+        let r = *nalgebra::Rotation3::from_euler_angles(0.4, -0.8, 2.0).matrix();
+        let pose = Pose { r, t_mm: Vec3::new(300.0, 200.0, 2000.0) };
+        let mirrored = data.depth_reversed(&pose);
+        for x in &data.points {
+            let (a, b) = (camera.project(&pose.apply(x)), camera.project(&mirrored.apply(&-x)));
+            assert!((a - b).norm() < 1e-3, "{a} {b}");
+        }
+        assert!(data.other_side(&pose).is_none());
+        // Flat: the other side is a pose of the same points.
+        let flat: Vec<Vec3> = points.iter().map(|x| Vec3::new(x.x, x.y, x.x + x.y)).collect();
+        let data = Correspondences::new(&camera, &flat, &pixels).unwrap();
+        let other = data.other_side(&pose).unwrap();
+        assert!((other.r - pose.r).norm() > 0.1 && other.r.determinant() > 0.0);
+        for x in &data.points {
+            let (a, b) = (camera.project(&pose.apply(x)), camera.project(&other.apply(x)));
+            assert!((a - b).norm() < 1e-3, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn medians_need_every_point_seen_thrice() {
+        let (points, _) = scene();
+        let thrice: Vec<Vec3> = points[1..6].iter().flat_map(|x| [*x; 3]).collect();
+        let pixels: Vec<Vec2> = (0..15)
+            .map(|i| Vec2::new(f64::from([1, 9, 2][i % 3]), f64::from([5, 4, 900][i % 3])))
+            .collect();
+        let data = Correspondences::new(&camera(), &thrice, &pixels).unwrap();
+        let (points, pixels) = data.medians().unwrap();
+        assert_eq!(points.len(), 5);
+        assert!(pixels.iter().all(|p| *p == Vec2::new(2.0, 5.0)));
+    }
+}

@@ -238,3 +238,298 @@ impl Search<'_> {
         Some(other.unwrap_or(leader.pose))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geom::{box_corners, refine_pose};
+    use crate::pose::errors;
+    use nalgebra::Rotation3;
+    use rand::seq::SliceRandom;
+
+    fn camera() -> Camera {
+        Camera::from_row_major(&[303.8, 0.5, 256.0, 0.0, 300.0, 250.0, 0.0, 0.0, 1.0]).unwrap()
+    }
+
+    /// Ten cells that see the 8 corners of a box.
+    fn cells() -> Vec<Vec3> {
+        let corners = box_corners(&[[-52.0, -55.0, -57.0], [52.0, 54.0, 58.0]]);
+        (0..80).map(|i| corners[i % 8]).collect()
+    }
+
+    fn some_pose(rng: &mut ChaCha8Rng) -> Pose {
+        let turn = Vec3::from_fn(|_, _| rng.random_range(-3.0..3.0));
+        let z = rng.random_range(300.0..1700.0);
+        let t_mm = Vec3::new(rng.random_range(-0.5..0.5) * z, rng.random_range(-0.5..0.5) * z, z);
+        Pose { r: *Rotation3::from_scaled_axis(turn).matrix(), t_mm }
+    }
+
+    fn gauss(rng: &mut ChaCha8Rng, sigma: f64) -> f64 {
+        let (a, b): (f64, f64) = (rng.random(), rng.random());
+        sigma * (-2.0 * (1.0 - a).ln()).sqrt() * (2.0 * std::f64::consts::PI * b).cos()
+    }
+
+    fn anywhere(rng: &mut ChaCha8Rng) -> Vec2 {
+        Vec2::new(rng.random_range(0.0..512.0), rng.random_range(0.0..512.0))
+    }
+
+    /// Pixels of `points` with noise, of which a share is anywhere in the image; and which are not.
+    fn disturbed(
+        truth: &Pose,
+        points: &[Vec3],
+        sigma: f64,
+        share: f64,
+        rng: &mut ChaCha8Rng,
+    ) -> (Vec<Vec2>, Vec<usize>) {
+        let mut kept = Vec::new();
+        let mut pixels = truth.project(&camera(), points);
+        for (i, p) in pixels.iter_mut().enumerate() {
+            if rng.random_bool(share) {
+                *p = anywhere(rng);
+            } else {
+                kept.push(i);
+                *p += Vec2::new(gauss(rng, sigma), gauss(rng, sigma));
+            }
+        }
+        (pixels, kept)
+    }
+
+    fn solve(points: &[Vec3], pixels: &[Vec2], seed: u64) -> Option<PnpSolution> {
+        solve_pnp_ransac(&camera(), points, pixels, &RansacConfig::default(), seed)
+    }
+
+    #[test]
+    fn without_noise_the_pose_that_made_the_points_comes_back() {
+        let cells = cells();
+        let tetrahedron = [cells[0], cells[3], cells[5], cells[6]];
+        let cloud: Vec<Vec3> = (0..40)
+            .map(|i| Vec3::new(f64::from(i * 7 % 40), f64::from(i * i % 37), f64::from(i)))
+            .collect();
+        let shapes: [(&[Vec3], f64); 7] = [
+            (&cells, 0.0),
+            (&cells, 0.3),
+            (&cells[..8], 0.0),
+            (&tetrahedron, 0.0),
+            (&cells[..4], 0.0), // a face: flat
+            (&cloud, 0.0),
+            (&cloud, 0.3),
+        ];
+        let mut rng = seed::stream(11, &[]);
+        for case in 0..350 {
+            let (points, share) = shapes[case % shapes.len()];
+            let truth = some_pose(&mut rng);
+            let (pixels, kept) = disturbed(&truth, points, 0.0, share, &mut rng);
+            let found = solve(points, &pixels, case as u64).unwrap();
+            assert!((found.pose.r - truth.r).norm() < 1e-6, "case {case}: {found:?}, {truth:?}");
+            let off = (found.pose.t_mm - truth.t_mm).norm();
+            assert!(off < 1e-6 * truth.t_mm.z, "case {case}: {off}");
+            assert!(kept.iter().all(|i| found.inliers.contains(i)), "case {case}");
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_points_does_not_matter() {
+        let points = cells();
+        let mut rng = seed::stream(12, &[]);
+        for case in 0..50 {
+            let truth = some_pose(&mut rng);
+            let (pixels, _) = disturbed(&truth, &points, 1.0, 0.4, &mut rng);
+            let mut order: Vec<usize> = (0..points.len()).collect();
+            order.shuffle(&mut rng);
+            let shuffled: (Vec<Vec3>, Vec<Vec2>) =
+                order.iter().map(|&i| (points[i], pixels[i])).unzip();
+            let given = solve(&points, &pixels, case).unwrap();
+            let other = solve(&shuffled.0, &shuffled.1, case).unwrap();
+            assert_eq!(given.pose, other.pose);
+            let mut inliers: Vec<usize> = other.inliers.iter().map(|&i| order[i]).collect();
+            inliers.sort_unstable();
+            assert_eq!(given.inliers, inliers);
+        }
+    }
+
+    #[test]
+    fn metres_and_micrometres_give_the_same_pose_as_millimetres() {
+        let points = cells();
+        let mut rng = seed::stream(13, &[]);
+        for case in 0..50 {
+            let truth = some_pose(&mut rng);
+            let (pixels, _) = disturbed(&truth, &points, 1.0, 0.3, &mut rng);
+            let given = solve(&points, &pixels, case).unwrap();
+            for unit in [1e-3, 1e3] {
+                let scaled: Vec<Vec3> = points.iter().map(|x| x * unit).collect();
+                let other = solve(&scaled, &pixels, case).unwrap();
+                // Rounding may end an iteration a step earlier or later.
+                let turn = (given.pose.r - other.pose.r).norm();
+                assert!(turn < 1e-6, "case {case}: {turn}");
+                let off = (given.pose.t_mm - other.pose.t_mm / unit).norm();
+                assert!(off < 1e-6 * given.pose.t_mm.norm(), "case {case}: {off}");
+                assert_eq!(given.inliers, other.inliers);
+            }
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_pose_and_seeds_agree_on_a_clear_one() {
+        let points = cells();
+        let mut rng = seed::stream(14, &[]);
+        for _ in 0..30 {
+            let truth = some_pose(&mut rng);
+            let (pixels, _) = disturbed(&truth, &points, 1.0, 0.5, &mut rng);
+            let (a, b) = (solve(&points, &pixels, 1).unwrap(), solve(&points, &pixels, 2).unwrap());
+            assert_eq!(a, solve(&points, &pixels, 1).unwrap());
+            assert!((a.pose.r - b.pose.r).norm() < 1e-5, "{a:?} {b:?}");
+        }
+    }
+
+    #[test]
+    fn with_outliers_errors_stay_near_those_of_known_inliers() {
+        let points = cells();
+        let mut rng = seed::stream(15, &[]);
+        // Noise (px), share of outliers, how much larger the rms errors may be.
+        for (sigma, share, worse) in
+            [(0.5, 0.2, 1.1), (1.0, 0.0, 1.1), (1.0, 0.5, 1.15), (2.0, 0.2, 1.15)]
+        {
+            let (mut ours, mut floor) = ([0.0; 2], [0.0; 2]);
+            for case in 0..200 {
+                let truth = some_pose(&mut rng);
+                let (pixels, kept) = disturbed(&truth, &points, sigma, share, &mut rng);
+                let found = solve(&points, &pixels, case).unwrap().pose;
+                let (x, p): (Vec<Vec3>, Vec<Vec2>) =
+                    kept.iter().map(|&i| (points[i], pixels[i])).unzip();
+                let best = refine_pose(&camera(), &x, &p, &truth, 50).unwrap().pose;
+                for (sums, pose) in [(&mut ours, &found), (&mut floor, &best)] {
+                    sums[0] += errors::re_deg(pose, &truth).powi(2);
+                    sums[1] += errors::add_mm(&points[..8], pose, &truth).powi(2);
+                }
+            }
+            for i in 0..2 {
+                let ratio = (ours[i] / floor[i]).sqrt();
+                assert!(ratio < worse, "noise {sigma} px, {share} outliers, error {i}: {ratio}");
+            }
+        }
+    }
+
+    #[test]
+    fn whole_cells_may_be_wrong() {
+        let points = cells();
+        let mut rng = seed::stream(16, &[]);
+        for case in 0..60 {
+            let truth = some_pose(&mut rng);
+            let wrong = some_pose(&mut rng);
+            let (mut pixels, _) = disturbed(&truth, &points, 0.7, 0.0, &mut rng);
+            // Four of ten cells agree on another pose.
+            let (others, _) = disturbed(&wrong, &points, 0.7, 0.0, &mut rng);
+            pixels[48..].copy_from_slice(&others[48..]);
+            let found = solve(&points, &pixels, case).unwrap();
+            assert!(errors::re_deg(&found.pose, &truth) < 8.0, "case {case}: {found:?} {truth:?}");
+            assert!((found.pose.t_mm - truth.t_mm).norm() < 0.06 * truth.t_mm.z, "case {case}");
+        }
+    }
+
+    #[test]
+    fn without_refinement_the_pose_is_rougher_but_there() {
+        let points = cells();
+        let rough = RansacConfig { refine: false, ..RansacConfig::default() };
+        let mut rng = seed::stream(17, &[]);
+        for case in 0..40 {
+            let truth = some_pose(&mut rng);
+            let (pixels, _) = disturbed(&truth, &points, 1.0, 0.2, &mut rng);
+            let found = solve_pnp_ransac(&camera(), &points, &pixels, &rough, case).unwrap();
+            assert!((found.pose.t_mm - truth.t_mm).norm() < 0.1 * truth.t_mm.z, "case {case}");
+            assert_ne!(found.pose, solve(&points, &pixels, case).unwrap().pose);
+        }
+    }
+
+    #[test]
+    fn what_determines_no_pose_gives_none() {
+        let points = cells();
+        let mut rng = seed::stream(18, &[]);
+        let truth = some_pose(&mut rng);
+        let pixels = truth.project(&camera(), &points);
+        assert!(solve(&[], &[], 0).is_none());
+        assert!(solve(&points, &pixels[..79], 0).is_none());
+        assert!(solve(&points[..3], &pixels[..3], 0).is_none());
+        assert!(solve(&[points[0]; 80], &pixels, 0).is_none());
+        assert!(solve(&points, &[pixels[0]; 80], 0).is_none());
+        let line: Vec<Vec3> = (0..80).map(|i| points[1] * f64::from(i)).collect();
+        assert!(solve(&line, &truth.project(&camera(), &line), 0).is_none());
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX] {
+            assert!(solve(&points, &[Vec2::new(value, 0.0); 80], 0).is_none());
+            assert!(solve(&[Vec3::new(value, 0.0, 0.0); 80], &pixels, 0).is_none());
+        }
+        for case in 0..50 {
+            let noise: Vec<Vec2> = (0..80).map(|_| anywhere(&mut rng)).collect();
+            assert!(solve(&points, &noise, case).is_none(), "case {case}");
+        }
+        for problem in [
+            RansacConfig { inlier_px: f64::NAN, ..RansacConfig::default() },
+            RansacConfig { max_iterations: 0, ..RansacConfig::default() },
+        ] {
+            assert!(solve_pnp_ransac(&camera(), &points, &pixels, &problem, 0).is_none());
+        }
+    }
+
+    #[test]
+    fn an_object_behind_the_camera_is_not_found_in_front() {
+        let points = cells();
+        let mut rng = seed::stream(19, &[]);
+        for case in 0..60 {
+            let mut truth = some_pose(&mut rng);
+            truth.t_mm = -truth.t_mm * 0.5;
+            let pixels = truth.project(&camera(), &points);
+            assert!(solve(&points, &pixels, case).is_none(), "case {case}: {truth:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_comes_in_the_answer_is_finite_in_front_and_within_the_inlier_distance() {
+        let mut rng = seed::stream(20, &[]);
+        let special = [0.0, -0.0, 1.0, -1.0, f64::NAN, f64::INFINITY, 1e-300, 1e300, 50.0, -50.0];
+        for case in 0..3000 {
+            let n = rng.random_range(0..24);
+            let wild = rng.random_range(0.0..1.0);
+            let mut draw = |scale: f64| {
+                if rng.random_bool(wild) {
+                    special[rng.random_range(0..special.len())]
+                } else {
+                    rng.random_range(-scale..scale)
+                }
+            };
+            let points: Vec<Vec3> = (0..n).map(|_| Vec3::from_fn(|_, _| draw(60.0))).collect();
+            let pixels: Vec<Vec2> = (0..n).map(|_| Vec2::from_fn(|_, _| draw(500.0))).collect();
+            let Some(found) = solve(&points, &pixels, case) else { continue };
+            assert!(found.pose.is_finite() && found.inliers.len() >= 4);
+            assert!((0.0..5.0).contains(&found.mean_residual_px));
+            for &i in &found.inliers {
+                let x_cam = found.pose.apply(&points[i]);
+                assert!(x_cam.z > 0.0, "case {case}");
+                assert!((camera().project(&x_cam) - pixels[i]).norm() < 5.0 + 1e-3, "case {case}");
+            }
+        }
+    }
+
+    #[test]
+    fn settings_outside_their_range_are_named() {
+        let broken = RansacConfig {
+            inlier_px: 0.0,
+            max_iterations: 0,
+            confidence: 1.0,
+            refine: true,
+            min_inlier_share: -0.1,
+        };
+        let mut problems = Vec::new();
+        broken.check("pnp", &mut problems);
+        let expected = [
+            "pnp.inlier_px: 0",
+            "pnp.max_iterations: 0",
+            "pnp.confidence: 1",
+            "pnp.min_inlier_share: -0.1",
+        ];
+        assert_eq!(problems.len(), expected.len());
+        for (problem, start) in problems.iter().zip(expected) {
+            assert!(problem.starts_with(start), "{problem}");
+        }
+        RansacConfig::default().check("pnp", &mut problems);
+        assert_eq!(problems.len(), expected.len());
+    }
+}

@@ -70,7 +70,7 @@ pub fn vsd(camera: &Camera, images: &DepthImages, settings: &VsdSettings) -> Res
         images.est.len()
     );
     ensure!(
-        images.width > 0 && num_pixels % images.width == 0,
+        images.width > 0 && num_pixels.is_multiple_of(images.width),
         "a depth image of {num_pixels} pixels has no whole rows of {}",
         images.width
     );

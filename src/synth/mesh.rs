@@ -211,7 +211,7 @@ pub(super) fn body() -> PartMesh {
         (!(axis == 1 && upper)).then_some(Part::AntennaPlate)
     });
     m.add_box([10.0, -30.0, 56.6], [34.0, -4.0, 58.0], |axis, upper| {
-        (!(axis == 2 && !upper)).then_some(Part::Connector)
+        (axis != 2 || upper).then_some(Part::Connector)
     });
     add_telescope_plate(&mut m);
     m

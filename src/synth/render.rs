@@ -256,11 +256,11 @@ struct PixelBox {
 
 impl PixelBox {
     fn add(&mut self, x: i64, y: i64) {
-        let p = [x, y];
-        for a in 0..2 {
-            self.low[a] = if self.count == 0 { p[a] } else { self.low[a].min(p[a]) };
-            self.high[a] = if self.count == 0 { p[a] } else { self.high[a].max(p[a]) };
+        if self.count == 0 {
+            (self.low, self.high) = ([x, y], [x, y]);
         }
+        self.low = [self.low[0].min(x), self.low[1].min(y)];
+        self.high = [self.high[0].max(x), self.high[1].max(y)];
         self.count += 1;
     }
 

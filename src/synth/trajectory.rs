@@ -79,9 +79,10 @@ pub(super) struct SequencePlan {
     pub frames: Vec<FramePlan>,
 }
 
-/// Frames of each sequence of a split: 10 for small splits, up to 100 for large ones, evenly filled.
+/// Frames of each sequence of a split: 5 for small splits, so that they too vary, up to 100 for large ones;
+/// evenly filled.
 pub(super) fn sequence_lengths(num_images: usize) -> Vec<usize> {
-    let wanted = (num_images / 150).clamp(10, 100);
+    let wanted = (num_images / 150).clamp(5, 100);
     let count = num_images.div_ceil(wanted);
     (0..count).map(|i| num_images / count + usize::from(i < num_images % count)).collect()
 }
@@ -293,7 +294,8 @@ mod tests {
             assert!(lengths.iter().all(|&l| (1..=100).contains(&l)));
         }
         assert_eq!(sequence_lengths(30_000), vec![100; 300]);
-        assert_eq!(sequence_lengths(40), vec![10; 4]);
+        assert_eq!(sequence_lengths(40), vec![5; 8]);
+        assert_eq!(sequence_lengths(11), [4, 4, 3]);
     }
 
     #[test]

@@ -32,7 +32,8 @@ const RENDERER: u32 = 1;
 #[derive(Debug, Serialize, Deserialize)]
 struct Description {
     renderer: u32,
-    options: SynthOptions,
+    /// [`SynthOptions`], read only when the number above is this program's.
+    options: serde_json::Value,
 }
 
 /// The settings of the finished synthetic dataset in `root`, `None` when there is none (or it was made
@@ -46,7 +47,11 @@ pub fn finished(root: &Path) -> Result<Option<SynthOptions>> {
         return Ok(None);
     }
     let description: Description = read_json(&path)?;
-    Ok((description.renderer == RENDERER).then_some(description.options))
+    if description.renderer != RENDERER {
+        return Ok(None);
+    }
+    let options = serde_json::from_value(description.options);
+    options.map(Some).with_context(|| format!("reading options of {}", path.display()))
 }
 
 /// Makes the folder ready: empty but for the mark that something was begun.
@@ -228,7 +233,8 @@ impl<'a> Writer<'a> {
             }
             self.text(&format!("{}.txt", SPLITS[split]), &list)?;
         }
-        self.json(DONE, &Description { renderer: RENDERER, options: self.options.clone() })?;
+        let options = serde_json::to_value(self.options).context("writing the options")?;
+        self.json(DONE, &Description { renderer: RENDERER, options })?;
         remove(&self.path(BEGUN), |p| fs::remove_file(p))
     }
 
