@@ -7,14 +7,12 @@ use std::path::{Path, PathBuf};
 /// What each room may use, as `src/lib.rs` tells it.
 fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
-        (
-            "cli",
-            &["experiment", "synth", "eval", "train", "data", "quant", "io"] as &[&str],
-        ),
+        ("cli", &["experiment", "synth", "eval", "train", "data", "quant", "io"] as &[&str]),
         (
             "experiment",
             &[
-                "train", "eval", "synth", "model", "quant", "data", "pose", "nn", "geom", "io", "seed",
+                "train", "eval", "synth", "model", "quant", "data", "pose", "nn", "geom", "io",
+                "seed",
             ],
         ),
         ("train", &["model", "quant", "data", "nn", "io", "seed", "geom"]),
@@ -98,7 +96,9 @@ fn no_room_reads_from_above_or_beside() {
         let may = allowed.get(room).unwrap_or_else(|| panic!("{room} is no room of src/lib.rs"));
         for (i, line) in fs::read_to_string(&file).unwrap().lines().enumerate() {
             for named in rooms_named(line) {
-                if allowed.contains_key(named.as_str()) && named != room && !may.contains(&named.as_str())
+                if allowed.contains_key(named.as_str())
+                    && named != room
+                    && !may.contains(&named.as_str())
                 {
                     wrong.push(format!("{}:{}: {room} uses {named}", relative.display(), i + 1));
                 }

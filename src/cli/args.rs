@@ -6,8 +6,8 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::data::Split;
 use crate::experiment::DeviceChoice;
-use crate::train::ResumeFrom;
 use crate::synth::{Attitude, Format, parse_depth_range};
+use crate::train::ResumeFrom;
 
 /// Modular Quantization-Aware Training of 6D-pose networks.
 ///

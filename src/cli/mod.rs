@@ -69,13 +69,15 @@ pub fn answer_without_libtorch(args: Vec<String>) -> Option<i32> {
             drop(answer.print());
             Some(code)
         }
-        Ok(Cli { command: Command::Completions { shell }, .. }) => Some(match completions::run(shell) {
-            Ok(()) => 0,
-            Err(err) => {
-                eprintln!("mqat: {err:#}");
-                1
-            }
-        }),
+        Ok(Cli { command: Command::Completions { shell }, .. }) => {
+            Some(match completions::run(shell) {
+                Ok(()) => 0,
+                Err(err) => {
+                    eprintln!("mqat: {err:#}");
+                    1
+                }
+            })
+        }
         Ok(_) => None,
     }
 }

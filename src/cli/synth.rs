@@ -42,7 +42,9 @@ pub(super) fn run(args: &SynthArgs) -> Result<()> {
         progress.finish();
     }
     if args.json {
-        return print_json(&json!({ "out": args.out, "synthetic": true, "options": options, "report": report }));
+        return print_json(
+            &json!({ "out": args.out, "synthetic": true, "options": options, "report": report }),
+        );
     }
     print_text(&format!(
         "{} synthetic images in {}: {:.0} s, {:.2} images/s and core, {:.1} MB",

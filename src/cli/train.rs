@@ -27,7 +27,9 @@ pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
         let how = match report.outcome {
             Ended::Finished => "finished",
             Ended::Interrupted => "interrupted, go on with --resume",
-            Ended::MaxSteps => "stopped after the steps asked for, go on with --resume and more --max-steps",
+            Ended::MaxSteps => {
+                "stopped after the steps asked for, go on with --resume and more --max-steps"
+            }
         };
         print_text(&format!(
             "exp{:03} {how}: {} steps, {}",

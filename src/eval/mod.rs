@@ -18,7 +18,7 @@ pub use infer::{InferOptions, Inference, Progress, infer};
 pub use plots::{depth_chart, recall_over_depth, write_depth_chart};
 pub use predictions::{Prediction, read_predictions, write_predictions};
 pub use report::{
-    BinLimits, ClassSummary, DatasetSummary, Definition, Evaluation, Report, RunInfo, Timing,
-    evaluate, write_errors,
+    BinLimits, ClassSummary, DatasetSummary, Definition, Evaluation, Report, RunInfo,
+    SYNTHETIC_FILE, Timing, evaluate, write_errors,
 };
 pub use tables::Comparison;

@@ -23,7 +23,11 @@ const DEFAULT_TOPOLOGY: &str = "Widedepth";
 /// The configs that the program carries, for when no `problems/` folder is at hand.
 const EMBEDDED: [(&str, &str, &str); 2] = [
     ("SwissCube", "Widedepth", include_str!("../../problems/SwissCube/Widedepth/config.json")),
-    ("SwissCube", "WidedepthTiny", include_str!("../../problems/SwissCube/WidedepthTiny/config.json")),
+    (
+        "SwissCube",
+        "WidedepthTiny",
+        include_str!("../../problems/SwissCube/WidedepthTiny/config.json"),
+    ),
 ];
 
 /// The config of an experiment. Every value has a default: the published setting of SwissCube / Widedepth.
@@ -173,7 +177,9 @@ impl Config {
             problems.push(format!("RUNTIME.NUM_THREADS: {n} is outside 0..=1024"));
         }
         if self.experiment.pretrained && self.experiment.url.is_empty() {
-            problems.push("experiment.url: is empty, expected the file of the pretrained weights".into());
+            problems.push(
+                "experiment.url: is empty, expected the file of the pretrained weights".into(),
+            );
         }
         if self.training.valid_images == Some(0) {
             problems.push("training.valid_images: 0 is below 1; null takes all".into());
@@ -280,7 +286,8 @@ impl Select {
         if path.exists() {
             return Ok((io::read_json(&path)?, path.display().to_string(), folder));
         }
-        let embedded = EMBEDDED.iter().find(|(p, t, _)| (*p, *t) == (self.problem(), self.topology()));
+        let embedded =
+            EMBEDDED.iter().find(|(p, t, _)| (*p, *t) == (self.problem(), self.topology()));
         if let Some((problem, topology, text)) = embedded {
             let at = format!("the built-in config of {problem}/{topology}");
             let document = serde_json::from_str(text).with_context(|| format!("parsing {at}"))?;
@@ -370,7 +377,8 @@ mod tests {
 
     #[test]
     fn a_wrong_type_names_its_key() {
-        let err = parse(json!({ "data": { "bs_train": "many" } }), "x.json").unwrap_err().to_string();
+        let err =
+            parse(json!({ "data": { "bs_train": "many" } }), "x.json").unwrap_err().to_string();
         assert!(err.starts_with("x.json: data.bs_train: "), "{err}");
     }
 

@@ -45,7 +45,9 @@ impl Folder {
             match fs::create_dir(&path) {
                 Ok(()) => return Ok(Self { path, id: next }),
                 // Two runs started at once: the other one took the number.
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && id.is_none() => next += 1,
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && id.is_none() => {
+                    next += 1
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => bail!(
                     "the experiment {} exists; pass --resume to go on with it, or another --exp-id",
                     path.display()
@@ -74,9 +76,11 @@ impl Folder {
                 Pick::Id(id) => format!("no experiment {}", name(id)),
             };
             let names: Vec<String> = ids.iter().map(|&id| name(id)).collect();
-            let there =
-                if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            bail!("{wanted} in {} (there: {there}); train one first, or name another --logs", parent.display());
+            let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            bail!(
+                "{wanted} in {} (there: {there}); train one first, or name another --logs",
+                parent.display()
+            );
         };
         Ok(Self { path: parent.join(name(id)), id })
     }
@@ -122,11 +126,15 @@ impl Folder {
     /// If another process holds it.
     pub fn lock(&self) -> Result<fs::File> {
         let path = self.path.join(".lock");
-        let file = fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+        let file =
+            fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(fs::TryLockError::WouldBlock) => {
-                bail!("{} is in use by another mqat process; wait for it or stop it", self.path.display())
+                bail!(
+                    "{} is in use by another mqat process; wait for it or stop it",
+                    self.path.display()
+                )
             }
             Err(fs::TryLockError::Error(e)) => {
                 Err(e).with_context(|| format!("locking {}", path.display()))
@@ -145,7 +153,9 @@ fn ids(parent: &Path) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for entry in fs::read_dir(parent).with_context(reading)? {
         let name = entry.with_context(reading)?.file_name();
-        if let Some(id) = name.to_str().and_then(|n| n.strip_prefix("exp")).and_then(|n| n.parse().ok()) {
+        if let Some(id) =
+            name.to_str().and_then(|n| n.strip_prefix("exp")).and_then(|n| n.parse().ok())
+        {
             ids.push(id);
         }
     }

@@ -142,7 +142,8 @@ fn plan(net: &PoseNet, config: &Config, [width, height]: [usize; 2]) -> Result<V
                 layer.weights = format!("{} {} bits ({num_levels} levels)", site.method, site.bits);
             }
             if let Some(a) = &site.activations {
-                layer.activations = format!("{} {} bits ({} levels)", a.method, a.bits, a.num_levels);
+                layer.activations =
+                    format!("{} {} bits ({} levels)", a.method, a.bits, a.num_levels);
             }
         }
     }
@@ -161,9 +162,15 @@ impl NetworkReport {
             self.num_macs as f64 / 1e9,
             self.paper_compression
         );
-        let _ = writeln!(out, "\n{:<10} {:>12} {:>12} {:>6}  quantization", "module", "parameters", "conv weights", "convs");
+        let _ = writeln!(
+            out,
+            "\n{:<10} {:>12} {:>12} {:>6}  quantization",
+            "module", "parameters", "conv weights", "convs"
+        );
         for m in &self.modules {
-            let inside = |l: &&LayerReport| l.name.split('.').next() == Some(m.name.as_str()) && l.shape.len() == 4;
+            let inside = |l: &&LayerReport| {
+                l.name.split('.').next() == Some(m.name.as_str()) && l.shape.len() == 4
+            };
             let mut kinds: Vec<String> = Vec::new();
             for l in self.layers.iter().filter(inside) {
                 let kind = match l.activations.as_str() {
@@ -185,11 +192,16 @@ impl NetworkReport {
             );
         }
         if all {
-            let _ = writeln!(out, "\n{:<44} {:<20} {:>10}  weights / inputs", "layer", "shape", "MMAC");
+            let _ =
+                writeln!(out, "\n{:<44} {:<20} {:>10}  weights / inputs", "layer", "shape", "MMAC");
             for l in &self.layers {
                 let shape = format!("{:?}", l.shape);
                 let macs = l.num_macs as f64 / 1e6;
-                let _ = writeln!(out, "{:<44} {shape:<20} {macs:>10.2}  {} / {}", l.name, l.weights, l.activations);
+                let _ = writeln!(
+                    out,
+                    "{:<44} {shape:<20} {macs:>10.2}  {} / {}",
+                    l.name, l.weights, l.activations
+                );
             }
         }
         out
@@ -246,7 +258,8 @@ pub struct TensorReport {
 /// # Errors
 /// If it cannot be read.
 pub fn inspect_file(path: &Path) -> Result<FileReport> {
-    let bytes = std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.len();
+    let bytes =
+        std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.len();
     let file = tensors::read_head(path)?;
     let meta = CheckpointMeta::of_file(path)?;
     let mut groups: Vec<GroupReport> = Vec::new();
@@ -290,19 +303,26 @@ impl FileReport {
     pub fn text(&self, all: bool) -> String {
         let mut out = String::new();
         let _ = writeln!(out, "{}: {:.2} MB", self.path.display(), self.bytes as f64 / 1e6);
-        if let (Some(version), Some(stage), Some(at)) = (&self.mqat_version, &self.stage, &self.position) {
+        if let (Some(version), Some(stage), Some(at)) =
+            (&self.mqat_version, &self.stage, &self.position)
+        {
             let _ = writeln!(
                 out,
                 "checkpoint of mqat {version}: stage {} ({stage}), epoch {}, batch {}, step {}",
                 at.stage, at.epoch, at.batch, at.global_step
             );
         }
-        let quantized = if self.quantized.is_empty() { "none".to_owned() } else { self.quantized.join(" + ") };
+        let quantized =
+            if self.quantized.is_empty() { "none".to_owned() } else { self.quantized.join(" + ") };
         let _ = writeln!(out, "quantized modules: {quantized}");
         let _ = writeln!(out, "\n{:<18} {:>8} {:>12} {:>10}", "group", "tensors", "elements", "MB");
         for g in &self.groups {
             let mb = g.bytes as f64 / 1e6;
-            let _ = writeln!(out, "{:<18} {:>8} {:>12} {mb:>10.2}", g.name, g.num_tensors, g.num_elements);
+            let _ = writeln!(
+                out,
+                "{:<18} {:>8} {:>12} {mb:>10.2}",
+                g.name, g.num_tensors, g.num_elements
+            );
         }
         if all {
             let _ = writeln!(out, "\n{:<60} {:<8} shape", "tensor", "dtype");

@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 /// # Errors
 /// If `assignment` has no `=`, a part of the path is empty, goes through a number, text or list end.
 pub fn set(document: &mut Value, assignment: &str) -> Result<()> {
-    let (dotted, text) = assignment
-        .split_once('=')
-        .with_context(|| format!("--set {assignment}: expected KEY=VALUE, for example data.bs_train=4"))?;
+    let (dotted, text) = assignment.split_once('=').with_context(|| {
+        format!("--set {assignment}: expected KEY=VALUE, for example data.bs_train=4")
+    })?;
     let value = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
     let mut at = document;
     let parts: Vec<&str> = dotted.split('.').collect();
@@ -114,11 +114,8 @@ fn alternatives<'a>(schema: &'a Value, root: &'a Value) -> Vec<&'a Value> {
 }
 
 fn unknown(place: &str, key: &str, objects: &[&Value]) -> String {
-    let known: Vec<&String> = objects
-        .iter()
-        .filter_map(|s| s["properties"].as_object())
-        .flat_map(|p| p.keys())
-        .collect();
+    let known: Vec<&String> =
+        objects.iter().filter_map(|s| s["properties"].as_object()).flat_map(|p| p.keys()).collect();
     let near = known
         .iter()
         .map(|k| (strsim::jaro_winkler(&k.to_lowercase(), &key.to_lowercase()), k))

@@ -49,12 +49,7 @@ impl Request {
     }
 
     /// Opens a split of the config's dataset.
-    pub(super) fn open_split(
-        &self,
-        home: &Home,
-        config: &Config,
-        split: Split,
-    ) -> Result<Dataset> {
+    pub(super) fn open_split(&self, home: &Home, config: &Config, split: Split) -> Result<Dataset> {
         let list = config.data.list(split);
         let root = home.dataset(self.select.problem(), list)?;
         let dataset = Dataset::open(&root, list, &config.data, &config.input, self.skip_bad)?;

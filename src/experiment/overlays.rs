@@ -27,7 +27,8 @@ pub(super) fn write(
     if num == 0 || dataset.frames.is_empty() {
         return Ok(());
     }
-    fs::create_dir_all(folder).with_context(|| format!("making the folder {}", folder.display()))?;
+    fs::create_dir_all(folder)
+        .with_context(|| format!("making the folder {}", folder.display()))?;
     let mut by_image: HashMap<&str, Vec<&Prediction>> = HashMap::new();
     for p in predictions {
         by_image.entry(p.image.as_str()).or_default().push(p);

@@ -190,8 +190,10 @@ pub fn translate(document: &Value) -> Result<Translated> {
     )?;
     let mut notes = notes(&p);
     let epochs = p.experiment.n_epochs;
-    let factors = within(&p.training.lr_scheduler.params.schedule, epochs, &mut notes, "the learning rate")?;
-    let fractions = within(&p.training.quantize.inq.schedule, epochs, &mut notes, "the INQ fraction")?;
+    let factors =
+        within(&p.training.lr_scheduler.params.schedule, epochs, &mut notes, "the learning rate")?;
+    let fractions =
+        within(&p.training.quantize.inq.schedule, epochs, &mut notes, "the INQ fraction")?;
     let o = &p.training.optimizer.params;
     let activations = p.network.quantize.ste.as_ref().map(|ste| {
         json!({
@@ -253,7 +255,11 @@ fn refuse_what_we_do_not_do(p: &Published) -> Result<()> {
         "experiment.n_folds is {}, expected 1: cross validation is not supported",
         p.experiment.n_folds
     );
-    ensure!(p.experiment.task == "6D", "experiment.task is {:?}, expected \"6D\"", p.experiment.task);
+    ensure!(
+        p.experiment.task == "6D",
+        "experiment.task is {:?}, expected \"6D\"",
+        p.experiment.task
+    );
     ensure!(
         p.network.class == "Widedepth",
         "network.class is {:?}, expected \"Widedepth\"",
@@ -261,7 +267,11 @@ fn refuse_what_we_do_not_do(p: &Published) -> Result<()> {
     );
     for (at, routine, expected) in [
         ("network.quantize.routine", &p.network.quantize.routine, "layers_ste_inq"),
-        ("training.quantize.routine", &p.training.quantize.routine, "layers_ste_inq_get_controllers"),
+        (
+            "training.quantize.routine",
+            &p.training.quantize.routine,
+            "layers_ste_inq_get_controllers",
+        ),
     ] {
         ensure!(routine == expected, "{at} is {routine:?}, expected {expected:?}");
     }
@@ -334,7 +344,9 @@ fn within(
         if number < epochs {
             reached.insert(epoch.clone(), *value);
         } else {
-            notes.push(format!("the schedule of {what} has epoch {epoch}, which {epochs} epochs never reach"));
+            notes.push(format!(
+                "the schedule of {what} has epoch {epoch}, which {epochs} epochs never reach"
+            ));
         }
     }
     Ok(reached)

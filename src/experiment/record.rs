@@ -116,8 +116,10 @@ impl Observer for Recorder<'_> {
     fn epoch(&mut self, epoch: &EpochRecord) -> Result<()> {
         self.line("epoch", epoch)?;
         self.scalars(epoch.global_step, &[("epoch/loss", epoch.loss), ("epoch/lr", epoch.lr)])?;
-        let fractions =
-            [("quantize/fraction", epoch.inq_fraction), ("quantize/share_frozen", epoch.share_frozen)];
+        let fractions = [
+            ("quantize/fraction", epoch.inq_fraction),
+            ("quantize/share_frozen", epoch.share_frozen),
+        ];
         for (tag, value) in fractions {
             if let Some(value) = value {
                 self.scalars(epoch.global_step, &[(tag, value)])?;
@@ -184,7 +186,9 @@ fn keep_up_to(path: &Path, global_step: u64) -> Result<()> {
     let mut kept = Vec::new();
     for line in BufReader::new(file).split(b'\n') {
         let line = line.with_context(reading)?;
-        let keeps = |p: &Place| p.global_step <= global_step && (p.kind != "stage_start" || p.global_step < global_step);
+        let keeps = |p: &Place| {
+            p.global_step <= global_step && (p.kind != "stage_start" || p.global_step < global_step)
+        };
         if serde_json::from_slice::<Place>(&line).as_ref().is_ok_and(keeps) {
             kept.extend_from_slice(&line);
             kept.push(b'\n');

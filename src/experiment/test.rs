@@ -76,10 +76,7 @@ impl TestReport {
 ///
 /// # Errors
 /// If a checkpoint, the config or the dataset cannot be read or do not fit each other.
-pub fn test(
-    request: &TestRequest,
-    progress: &mut dyn FnMut(&str, Progress),
-) -> Result<TestReport> {
+pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> Result<TestReport> {
     let home = request.run.home()?;
     let (files, folder) = find_checkpoints(request, &home)?;
     let first = files.first().context("no checkpoint to evaluate")?;
@@ -94,9 +91,10 @@ pub fn test(
         }
         runs.push(run);
     }
-    let out = request.out.clone().or_else(|| {
-        folder.as_ref().map(|f| f.evaluation(&request.split.to_string()))
-    });
+    let out = request
+        .out
+        .clone()
+        .or_else(|| folder.as_ref().map(|f| f.evaluation(&request.split.to_string())));
     if let Some(out) = &out {
         write_report(out, &config, &dataset, &runs)?;
     }
@@ -139,7 +137,10 @@ fn find_checkpoints(request: &TestRequest, home: &Home) -> Result<(Vec<PathBuf>,
             let (_, last) = checkpoints.list()?.pop().with_context(|| {
                 format!("{} has no checkpoint yet; train it first", folder.path.display())
             })?;
-            tracing::warn!("no stage of {} is complete, evaluating its last checkpoint", folder.path.display());
+            tracing::warn!(
+                "no stage of {} is complete, evaluating its last checkpoint",
+                folder.path.display()
+            );
             vec![last]
         }
     };
@@ -158,7 +159,9 @@ fn config_for(
     let named = select.config.is_some() || (folder.is_none() && select.topology.is_some());
     let stored: Option<(Value, String)> = match (named, folder) {
         (true, _) => None,
-        (false, Some(folder)) => Some((io::read_json(&folder.config())?, folder.config().display().to_string())),
+        (false, Some(folder)) => {
+            Some((io::read_json(&folder.config())?, folder.config().display().to_string()))
+        }
         (false, None) => CheckpointMeta::of_file(checkpoint)?
             .map(|meta| (meta.config, format!("the config in {}", checkpoint.display()))),
     };
@@ -224,7 +227,8 @@ fn predictions_path(request: &TestRequest, files: &[PathBuf], file: &Path) -> Op
     if files.len() == 1 {
         return Some(path.clone());
     }
-    let part = |p: &Path| p.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let part =
+        |p: &Path| p.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let ending = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
     Some(path.with_file_name(format!("{}_{}{ending}", part(path), part(file))))
 }
@@ -246,7 +250,8 @@ fn write_report(out: &Path, config: &Config, dataset: &Dataset, runs: &[Run]) ->
         .map(|r| (r.evaluation.report.name.as_str(), r.evaluation.errors.as_slice()))
         .collect();
     let synthetic = reports.iter().any(|r| r.dataset.synthetic);
-    let title = if synthetic { "Accuracy over depth (synthetic data)" } else { "Accuracy over depth" };
+    let title =
+        if synthetic { "Accuracy over depth (synthetic data)" } else { "Accuracy over depth" };
     write_depth_chart(out, "accuracy_over_depth", title, &named)?;
     for (i, run) in runs.iter().enumerate() {
         write_errors(&out.join(format!("errors_{i}.jsonl")), &run.evaluation.errors)?;

@@ -126,12 +126,8 @@ pub fn train(
     let synthetic_data = super::open::is_synthetic(&training.root);
     let mut source = Source { config: &config, dataset: training, skip_bad: request.run.skip_bad };
     let mut validate = |net: &PoseNet, _: &_| validate(net, &config, &validation, device, request);
-    let hooks = Hooks {
-        source: &mut source,
-        validate: &mut validate,
-        observer: &mut recorder,
-        stop,
-    };
+    let hooks =
+        Hooks { source: &mut source, validate: &mut validate, observer: &mut recorder, stop };
     let outcome = trainer.run(hooks)?;
     let global_step = trainer.position().global_step;
     let (outcome, checkpoint) = match outcome {

@@ -84,9 +84,9 @@ impl CheckpointFolder {
         for entry in fs::read_dir(&self.folder).with_context(doing)? {
             let name = entry.with_context(doing)?.file_name();
             let name = name.to_string_lossy();
-            let stage = name
-                .strip_suffix(&format!(".{EXTENSION}"))
-                .and_then(|stem| stem.strip_prefix("stage_")?.split_once('_')?.0.parse::<usize>().ok());
+            let stage = name.strip_suffix(&format!(".{EXTENSION}")).and_then(|stem| {
+                stem.strip_prefix("stage_")?.split_once('_')?.0.parse::<usize>().ok()
+            });
             if let Some(stage) = stage {
                 found.push((stage, self.folder.join(&*name)));
             }

@@ -1,0 +1,152 @@
+//! A run that was stopped or killed at any moment ends with the bits of one that was not.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::support::{dataset, mqat, run, small};
+
+/// Kills of the test in the suite; `MQAT_KILLS` sets another number (the measure is 20).
+const KILLS: u32 = 4;
+
+fn places(logs: &Path) -> [String; 4] {
+    ["--data".into(), dataset().display().to_string(), "--logs".into(), logs.display().to_string()]
+}
+
+fn args<'a>(places: &'a [String; 4], more: &[&'a str]) -> Vec<&'a str> {
+    let places: Vec<&str> = places.iter().map(String::as_str).collect();
+    small("train", &[&places[..], more].concat())
+}
+
+fn resumed<'a>(places: &'a [String; 4]) -> Vec<&'a str> {
+    let places: Vec<&str> = places.iter().map(String::as_str).collect();
+    [&["train", "--topology", "WidedepthTiny", "--device", "cpu", "--resume"], &places[..]].concat()
+}
+
+fn last(logs: &Path) -> PathBuf {
+    logs.join("SwissCube/WidedepthTiny/exp000/checkpoints/stage_1_fpn.safetensors")
+}
+
+/// The tensors of a checkpoint; its metadata tells times of the run.
+fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let bytes = fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Vec<_> =
+        file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
+    all.sort();
+    assert!(all.iter().any(|(name, _)| name.starts_with("optim.")));
+    assert!(all.iter().any(|(name, _)| name.starts_with("quant.")));
+    all
+}
+
+fn undisturbed(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let logs = dir.join("undisturbed");
+    run(&args(&places(&logs), &[])).code(0);
+    tensors(&last(&logs))
+}
+
+#[track_caller]
+fn assert_same(expected: &[(String, Vec<u8>)], found: &[(String, Vec<u8>)], what: &str) {
+    let names = |all: &[(String, Vec<u8>)]| all.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
+    assert_eq!(names(expected), names(found), "{what}");
+    for ((name, a), (_, b)) in expected.iter().zip(found) {
+        assert!(a == b, "{what}: {name} differs");
+    }
+}
+
+#[test]
+fn stopping_after_any_number_of_steps_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = undisturbed(dir.path());
+    let logs = dir.path().join("stopped");
+    let places = places(&logs);
+    // In an epoch, at its end, at the end of a stage, in the quantized stage.
+    run(&args(&places, &["--max-steps", "2"])).code(0);
+    for steps in ["4", "8", "11"] {
+        run(&[&resumed(&places)[..], &["--max-steps", steps]].concat()).code(0);
+    }
+    run(&[&resumed(&places)[..], &["--set", "training.max_steps=null"]].concat()).code(0);
+    assert_same(&expected, &tensors(&last(&logs)), "stopped at 2, 4, 8, 11");
+}
+
+#[test]
+fn a_signal_saves_and_exits_with_130() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = dir.path().join("logs");
+    let places = places(&logs);
+    let mut child = mqat(&args(&places, &["--epochs", "400"]))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let metrics = logs.join("SwissCube/WidedepthTiny/exp000/metrics.jsonl");
+    wait_for(&mut child, || metrics.exists());
+    std::thread::sleep(Duration::from_millis(300));
+    let killed =
+        std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    assert!(killed.unwrap().success());
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    run(&[&resumed(&places)[..], &["--max-steps", "1"]].concat()).code(0);
+}
+
+#[test]
+fn a_run_killed_at_random_moments_ends_with_the_same_bits() {
+    let kills: u32 = std::env::var("MQAT_KILLS")
+        .ok()
+        .map_or(KILLS, |text| text.parse().expect("MQAT_KILLS is a number"));
+    let dir = tempfile::tempdir().unwrap();
+    let begun = std::time::Instant::now();
+    let expected = undisturbed(dir.path());
+    let whole = begun.elapsed();
+    let mut num_cut = 0;
+    for kill in 0..kills {
+        let logs = dir.path().join(format!("killed_{kill}"));
+        let places = places(&logs);
+        let mut child = mqat(&args(&places, &["--ckpt-every-steps", "1"]))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Spread over the run, with a jitter that no clock of the program shares.
+        let share =
+            (f64::from(kill) + 0.5 + f64::from(std::process::id() % 97) / 200.0) / f64::from(kills);
+        std::thread::sleep(whole.mul_f64(share * 0.95));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if !last(&logs).exists() {
+            num_cut += 1;
+        }
+        // Killed before the first checkpoint there is nothing to go on from: it says so, and a new run starts.
+        let checkpoints = logs.join("SwissCube/WidedepthTiny/exp000/checkpoints");
+        let any = fs::read_dir(&checkpoints)
+            .map(|entries| {
+                entries.flatten().any(|e| e.file_name().to_string_lossy().starts_with("ckpt_"))
+            })
+            .unwrap_or(false);
+        if any {
+            run(&resumed(&places)).code(0);
+        } else {
+            run(&resumed(&places)).code(1);
+            fs::remove_dir_all(&logs).ok();
+            run(&args(&places, &["--ckpt-every-steps", "1"])).code(0);
+        }
+        assert_same(&expected, &tensors(&last(&logs)), &format!("kill {kill}"));
+    }
+    assert!(num_cut > 0, "every kill came after the end of the run");
+}
+
+fn wait_for(child: &mut std::process::Child, ready: impl Fn() -> bool) {
+    for _ in 0..600 {
+        if ready() {
+            return;
+        }
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("the run ended with {status} before it was ready");
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    child.kill().ok();
+    panic!("the run was not ready after a minute");
+}
