@@ -215,11 +215,14 @@ mod tests {
         assert!(tiny.open(true).is_err());
     }
 
+    /// What is done to the dataset, parts of the error, images lost.
+    type Damage<'a> = (&'a dyn Fn(&TinyDataset), &'a [&'a str], usize);
+
     #[test]
     fn bad_annotations_are_named_and_skipped_on_demand() {
         let gt = format!("{SCENE}/scene_gt.json");
         let camera = format!("{SCENE}/scene_camera.json");
-        let cases: [(&dyn Fn(&TinyDataset), &[&str], usize); 10] = [
+        let cases: [Damage; 10] = [
             (&|t| t.edit(&gt, "\"1\":", "\"7\":"), &["scene_gt.json: image 1 is not in it"], 1),
             (
                 &|t| t.edit(&camera, "\"1\":", "\"7\":"),

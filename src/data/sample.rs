@@ -38,6 +38,8 @@ pub struct Preparer {
 }
 
 impl Preparer {
+    /// For the internal size and camera of `input`.
+    ///
     /// # Errors
     /// If the internal camera is none or the internal size is 0.
     pub fn new(input: &InputConfig, data: &DataConfig) -> Result<Self> {
@@ -63,7 +65,8 @@ impl Preparer {
     /// Objects with too few visible pixels in the end are left out.
     ///
     /// # Errors
-    /// If the image or a mask cannot be read, or their sizes differ; names the file.
+    /// If the image or a mask cannot be read, or is not of the size that the other and the camera have; names the
+    /// file.
     pub fn load(
         &self,
         dataset: &Dataset,
@@ -74,6 +77,15 @@ impl Preparer {
         let path = dataset.root.join(&frame.image);
         let image = picture::read_rgb(&path)?;
         let (width, height) = (image.width() as usize, image.height() as usize);
+        let center = frame.camera.center_px();
+        ensure!(
+            (0.0..width as f64).contains(&center.x) && (0.0..height as f64).contains(&center.y),
+            "{}: the image is {width} x {height} px, but the middle of its camera is at ({}, {}) px: is it of \
+             another size?",
+            path.display(),
+            center.x,
+            center.y
+        );
         let source = Raster { pixels: image.as_raw(), width, height };
         let m = Affine2::between_cameras(&frame.camera, &self.camera);
         let warp = if self.antialias { warp_rgb_antialiased } else { warp_rgb };
@@ -91,7 +103,7 @@ impl Preparer {
         self.move_pixels(&mut sample, &m).with_context(at)?;
         drop_hidden(&mut sample, self.min_visible_px);
         for object in &mut sample.objects {
-            self.move_pose(object, &m, dataset)
+            self.move_pose(object, &m, dataset, &frame.image)
                 .with_context(|| format!("augmenting {} by {augmentation:?}", path.display()))?;
         }
         Ok(sample)
@@ -127,7 +139,13 @@ impl Preparer {
         Ok(())
     }
 
-    fn move_pose(&self, object: &mut SampleObject, m: &Affine2, dataset: &Dataset) -> Result<()> {
+    fn move_pose(
+        &self,
+        object: &mut SampleObject,
+        m: &Affine2,
+        dataset: &Dataset,
+        image: &str,
+    ) -> Result<()> {
         let corners = &dataset.models[object.class].corners;
         let moved = remap_pose(&self.camera, &self.camera, m, &object.pose, corners).with_context(
             || {
@@ -138,6 +156,7 @@ impl Preparer {
             },
         )?;
         tracing::debug!(
+            image,
             class = object.class,
             residual_px = moved.mean_residual_px,
             "remapped an augmented pose"
@@ -278,6 +297,18 @@ mod tests {
         tiny.truncate(MASK);
         let error = format!("{:#}", load(&tiny, None).unwrap_err());
         assert!(error.contains("000000_000000.png"), "{error}");
+    }
+
+    #[test]
+    fn a_picture_smaller_than_its_camera_is_refused() {
+        let tiny = TinyDataset::new();
+        tiny.write_image(IMAGE, 32, 0);
+        tiny.write_image(MASK, 32, 0);
+        let error = format!("{:#}", load(&tiny, None).unwrap_err());
+        assert!(
+            error.contains("rgb/000000.png: the image is 32 x 64 px, but the middle of its camera is at (32, 32)"),
+            "{error}"
+        );
     }
 
     #[test]

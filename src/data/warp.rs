@@ -212,85 +212,93 @@ fn copy_rgb(source: Raster, grid: &IntegerGrid, (width, height): Size) -> Vec<u8
     out
 }
 
+/// R, G, B and one lane of no meaning: four at a time are one vector instruction.
+type Lanes = [f32; 4];
+
 /// The mean over `grids` of bilinear samples.
 fn bilinear(source: Raster, grids: &[Grid], (width, height): Size) -> Vec<u8> {
     let mut out = vec![0; width * height * 3];
-    let mut sums = vec![0f32; width * 3];
+    let mut sums = vec![[0f32; 4]; width];
     let share = 1.0 / grids.len() as f32;
     for (y, out_row) in out.chunks_exact_mut(width * 3).enumerate() {
-        sums.fill(0.0);
+        sums.fill([0.0; 4]);
         for grid in grids {
             add_row(source, grid.row(y), &mut sums);
         }
-        for (pixel, sum) in out_row.iter_mut().zip(&sums) {
-            *pixel = (sum * share + 0.5) as u8;
+        for (pixel, sum) in out_row.chunks_exact_mut(3).zip(&sums) {
+            // By way of i32, which four lanes convert to at once; the values lie in 0.5..256.
+            let rounded = sum.map(|s| (s * share + 0.5) as i32 as u8);
+            pixel.copy_from_slice(&rounded[..3]);
         }
     }
     out
 }
 
-/// Adds the bilinear samples along `run` to `sums` (3 a pixel).
-fn add_row(source: Raster, run: Run, sums: &mut [f32]) {
-    let width = sums.len() / 3;
-    // Here all four neighbours are inside.
-    let last = |side: usize| (side as i64 - 1) << 32;
-    let (start, end) = run.inside(last(source.width), last(source.height), width);
-    let (before, rest) = sums.split_at_mut(start * 3);
-    let (within, after) = rest.split_at_mut((end - start) * 3);
-    for (x, sum) in before.chunks_exact_mut(3).enumerate() {
+/// Adds the bilinear samples along `run` to `sums`.
+fn add_row(source: Raster, run: Run, sums: &mut [Lanes]) {
+    // Here all four neighbours are inside, and a byte more, since pixels are read by four bytes.
+    let last = |side: usize, margin: i64| (side as i64 - margin) << 32;
+    let (start, end) = run.inside(last(source.width, 2), last(source.height, 1), sums.len());
+    let (before, rest) = sums.split_at_mut(start);
+    let (within, after) = rest.split_at_mut(end - start);
+    for (x, sum) in before.iter_mut().enumerate() {
         add_at_border(source, run.at(x), sum);
     }
     let stride = source.width * 3;
     let (mut u, mut v) = run.at(start);
-    for sum in within.chunks_exact_mut(3) {
+    for sum in within {
         let at = ((v >> 32) as usize * source.width + (u >> 32) as usize) * 3;
-        let top = &source.pixels[at..at + 6];
-        let bottom = &source.pixels[at + stride..at + stride + 6];
-        let (fu, fv) = (fraction(u), fraction(v));
-        for c in 0..3 {
-            sum[c] += blend([top[c], top[c + 3], bottom[c], bottom[c + 3]], fu, fv);
-        }
+        let top = &source.pixels[at..at + 7];
+        let bottom = &source.pixels[at + stride..at + stride + 7];
+        let taps = [lanes(&top[..4]), lanes(&top[3..]), lanes(&bottom[..4]), lanes(&bottom[3..])];
+        add_blend(sum, taps, fraction(u), fraction(v));
         u += run.du;
         v += run.dv;
     }
-    for (x, sum) in after.chunks_exact_mut(3).enumerate() {
+    for (x, sum) in after.iter_mut().enumerate() {
         add_at_border(source, run.at(end + x), sum);
     }
 }
 
 #[inline]
+fn lanes(bytes: &[u8]) -> Lanes {
+    // By way of i32, which converts in one instruction.
+    std::array::from_fn(|c| i32::from(bytes[c]) as f32)
+}
+
+#[inline]
 fn fraction(v: i64) -> f32 {
-    // 31 bits: a signed number converts in one instruction.
+    // 31 bits, so that the number is not negative.
     ((v as u32) >> 1) as i32 as f32 * (1.0 / (1u32 << 31) as f32)
 }
 
 #[inline]
-fn blend(p: [u8; 4], fu: f32, fv: f32) -> f32 {
-    let [a, b, c, d] = p.map(f32::from);
-    let top = a + (b - a) * fu;
-    let bottom = c + (d - c) * fu;
-    top + (bottom - top) * fv
+fn add_blend(sum: &mut Lanes, [a, b, c, d]: [Lanes; 4], fu: f32, fv: f32) {
+    for i in 0..4 {
+        let top = a[i] + (b[i] - a[i]) * fu;
+        let bottom = c[i] + (d[i] - c[i]) * fu;
+        sum[i] += top + (bottom - top) * fv;
+    }
 }
 
-fn add_at_border(source: Raster, (u, v): (i64, i64), sum: &mut [f32]) {
+fn add_at_border(source: Raster, (u, v): (i64, i64), sum: &mut Lanes) {
     let (w, h) = (source.width as i64, source.height as i64);
     let (x, y) = (u >> 32, v >> 32);
     if x < -1 || y < -1 || x >= w || y >= h {
-        sum.iter_mut().for_each(|s| *s += f32::from(IMAGE_BORDER));
+        *sum = sum.map(|s| s + f32::from(IMAGE_BORDER));
         return;
     }
-    let tap = |x: i64, y: i64, c: usize| {
+    let tap = |x: i64, y: i64| {
         if (0..w).contains(&x) && (0..h).contains(&y) {
-            source.pixels[(y * w + x) as usize * 3 + c]
+            let at = (y * w + x) as usize * 3;
+            let p = &source.pixels[at..at + 3];
+            lanes(&[p[0], p[1], p[2], 0])
         } else {
-            IMAGE_BORDER
+            [f32::from(IMAGE_BORDER); 4]
         }
     };
-    let (fu, fv) = (fraction(u), fraction(v));
-    for (c, s) in sum.iter_mut().enumerate() {
-        let taps = [tap(x, y, c), tap(x + 1, y, c), tap(x, y + 1, c), tap(x + 1, y + 1, c)];
-        *s += blend(taps, fu, fv);
-    }
+    let taps = [tap(x, y), tap(x + 1, y), tap(x, y + 1), tap(x + 1, y + 1)];
+    add_blend(sum, taps, fraction(u), fraction(v));
 }
 
 /// Calls `put(destination index, source value)` for each pixel whose nearest source pixel exists.

@@ -19,6 +19,8 @@ mod axis;
 /// Size of a chart, in the units of its layout (SVG pixels).
 const WIDTH: f64 = 800.0;
 const HEIGHT: f64 = 500.0;
+/// The SVG's coordinates are whole numbers, so it is drawn that much larger and shown at its size.
+const SVG_STEPS: u32 = 20;
 /// Pixels of the PNG per unit of the layout.
 const PNG_SCALE: u32 = 2;
 /// The PNG is drawn that much larger, then averaged, since the drawing itself has hard edges.
@@ -26,6 +28,8 @@ const SUPERSAMPLING: u32 = 2;
 /// Points of a series are marked up to this many.
 const MOST_MARKED_POINTS: usize = 40;
 
+/// In units of the font size.
+const LETTERS_ABOVE_MIDDLE: f64 = 0.12;
 const FONT: &str = "sans-serif";
 const INK: RGBColor = RGBColor(38, 43, 51);
 const SOFT_INK: RGBColor = RGBColor(95, 103, 114);
@@ -73,9 +77,13 @@ impl Chart {
     /// If the file cannot be written.
     pub fn write_svg(&self, path: &Path) -> Result<()> {
         let mut text = String::new();
-        let root = SVGBackend::with_string(&mut text, (WIDTH as u32, HEIGHT as u32));
-        self.draw(root.into_drawing_area(), 1.0)
+        let drawn = (WIDTH as u32 * SVG_STEPS, HEIGHT as u32 * SVG_STEPS);
+        let root = SVGBackend::with_string(&mut text, drawn);
+        self.draw(root.into_drawing_area(), f64::from(SVG_STEPS), Corners::Exact)
             .with_context(|| format!("drawing {}", path.display()))?;
+        let text = text
+            .replacen(&size(drawn.0, drawn.1), &size(WIDTH as u32, HEIGHT as u32), 1)
+            .replace("<polyline ", "<polyline stroke-linejoin=\"round\" stroke-linecap=\"round\" ");
         replace(path, Durability::Unsynced, |out| Ok(out.write_all(text.as_bytes())?))
     }
 
@@ -88,15 +96,20 @@ impl Chart {
         let (width, height) = (WIDTH as u32 * scale, HEIGHT as u32 * scale);
         let mut pixels = vec![255; (width * height * 3) as usize];
         let root = BitMapBackend::with_buffer(&mut pixels, (width, height));
-        self.draw(root.into_drawing_area(), f64::from(scale))
+        self.draw(root.into_drawing_area(), f64::from(scale), Corners::Discs)
             .with_context(|| format!("drawing {}", path.display()))?;
         let large = RgbImage::from_raw(width, height, pixels).context("the buffer has its size")?;
         write_png(path, &averaged(&large, SUPERSAMPLING))
     }
 
-    fn draw<DB: DrawingBackend>(&self, root: DrawingArea<DB, Shift>, scale: f64) -> Result<()> {
+    fn draw<DB: DrawingBackend>(
+        &self,
+        root: DrawingArea<DB, Shift>,
+        scale: f64,
+        corners: Corners,
+    ) -> Result<()> {
         register_default_font()?;
-        let mut canvas = Canvas { root, scale };
+        let mut canvas = Canvas { root, scale, corners };
         canvas.draw(self).map_err(|error| anyhow!("{error}"))
     }
 
@@ -113,6 +126,10 @@ impl Chart {
         };
         self.series.iter().map(runs).collect()
     }
+}
+
+fn size(width: u32, height: u32) -> String {
+    format!("width=\"{width}\" height=\"{height}\"")
 }
 
 fn register_default_font() -> Result<()> {
@@ -141,6 +158,16 @@ type Drawn<DB> = Result<(), DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorTy
 struct Canvas<DB: DrawingBackend> {
     root: DrawingArea<DB, Shift>,
     scale: f64,
+    corners: Corners,
+}
+
+/// How the corners of a curve become round.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Corners {
+    /// By the viewer of the picture.
+    Exact,
+    /// By a disc on each: the bitmap's own corners have spikes.
+    Discs,
 }
 
 /// The rectangle between the axes, and what its edges stand for.
@@ -260,15 +287,19 @@ impl<DB: DrawingBackend> Canvas<DB> {
         text: &str,
         size: f64,
         color: RGBColor,
-        at: (f64, f64),
+        (x, y): (f64, f64),
         anchor: Anchor,
     ) -> Drawn<DB> {
+        // The bitmap centres the line with its room for accents; the letters themselves sit higher.
+        let lower = if self.corners == Corners::Discs { LETTERS_ABOVE_MIDDLE * size } else { 0.0 };
         let font = (FONT, size * self.scale).into_font();
-        let (font, across) = match anchor {
-            Anchor::Left => (font, HPos::Left),
-            Anchor::Middle => (font, HPos::Center),
-            Anchor::Right => (font, HPos::Right),
-            Anchor::Upwards => (font.transform(FontTransform::Rotate270), HPos::Center),
+        let (font, across, at) = match anchor {
+            Anchor::Left => (font, HPos::Left, (x, y + lower)),
+            Anchor::Middle => (font, HPos::Center, (x, y + lower)),
+            Anchor::Right => (font, HPos::Right, (x, y + lower)),
+            Anchor::Upwards => {
+                (font.transform(FontTransform::Rotate270), HPos::Center, (x + lower, y))
+            }
         };
         let style = TextStyle::from(font).color(&color).pos(Pos::new(across, VPos::Center));
         self.root.draw_text(text, &style, self.pixel(at))
@@ -279,12 +310,12 @@ impl<DB: DrawingBackend> Canvas<DB> {
         self.root.draw(&PathElement::new(vec![self.pixel(from), self.pixel(to)], style))
     }
 
-    /// A polyline. A bitmap draws no clean corners, so there each corner gets a disc.
     fn curve(&mut self, places: &[(f64, f64)], color: RGBColor) -> Drawn<DB> {
         const LINE_WIDTH: f64 = 2.2;
-        if self.scale == 1.0 {
+        if self.corners == Corners::Exact {
             let pixels: Vec<_> = places.iter().map(|&place| self.pixel(place)).collect();
-            return self.root.draw(&PathElement::new(pixels, color.stroke_width(2)));
+            let style = color.stroke_width((LINE_WIDTH * self.scale).round() as u32);
+            return self.root.draw(&PathElement::new(pixels, style));
         }
         for pair in places.windows(2) {
             self.line(pair[0], pair[1], LINE_WIDTH, color)?;
@@ -315,4 +346,85 @@ impl<DB: DrawingBackend> Canvas<DB> {
 
 fn color_of(series: usize) -> RGBColor {
     COLORS[series % COLORS.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Chart {
+        let curve = |name: &str, loss: f64| Series {
+            name: name.to_owned(),
+            points: (1..=10).map(|d| (f64::from(d), 100.0 - loss * f64::from(d * d))).collect(),
+        };
+        Chart {
+            title: "Accuracy over depth".to_owned(),
+            x_label: "depth / d".to_owned(),
+            y_label: "ADI-0.1d / %".to_owned(),
+            series: vec![curve("full precision", 0.5), curve("2 bits < 8 & 4", 0.4)],
+            log_y: false,
+        }
+    }
+
+    fn has_color(image: &RgbImage, RGBColor(r, g, b): RGBColor) -> bool {
+        image.pixels().any(|pixel| pixel.0 == [r, g, b])
+    }
+
+    fn drawn(chart: &Chart) -> RgbImage {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        chart.write_png(&path).unwrap();
+        super::super::picture::read_rgb(&path).unwrap()
+    }
+
+    #[test]
+    fn a_png_has_its_size_each_curve_and_the_text() {
+        let image = drawn(&example());
+        assert_eq!(image.dimensions(), (1600, 1000));
+        assert!(has_color(&image, COLORS[0]) && has_color(&image, COLORS[1]));
+        assert!(!has_color(&image, COLORS[2]));
+        // The title's letters darken the top left, which stays white without one.
+        let dark_in_title = |image: &RgbImage| {
+            let inside = (150..700).flat_map(|x| (30..90).map(move |y| (x, y)));
+            inside.filter(|&(x, y)| image.get_pixel(x, y).0[0] < 128).count()
+        };
+        assert!(dark_in_title(&image) > 500);
+        assert_eq!(dark_in_title(&drawn(&Chart { title: String::new(), ..example() })), 0);
+    }
+
+    #[test]
+    fn an_svg_names_everything_and_escapes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.svg");
+        example().write_svg(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("<svg width=\"800\" height=\"500\" viewBox=\"0 0 16000 10000\""));
+        let words = [
+            "Accuracy over depth",
+            "depth / d",
+            "ADI-0.1d / %",
+            "full precision",
+            "&lt; 8 &amp; 4",
+        ];
+        for word in words {
+            assert!(text.contains(word), "{word} is not in {text}");
+        }
+        // Two curves and two swatches of the legend.
+        assert_eq!(text.matches("stroke=\"#0072B2\" stroke-width=\"44\"").count(), 2);
+    }
+
+    #[test]
+    fn gaps_single_points_and_empty_charts_can_be_drawn() {
+        let mut chart = example();
+        chart.series[0].points =
+            vec![(0.0, f64::NAN), (1.0, 3.0), (f64::INFINITY, 1.0), (2.0, 0.0)];
+        chart.series[1].points = vec![];
+        for log_y in [false, true] {
+            chart.log_y = log_y;
+            assert!(has_color(&drawn(&chart), COLORS[0]));
+        }
+        assert_eq!(chart.runs(), [vec![vec![(1.0, 3.0_f64.log10())]], vec![]]);
+        chart.series.clear();
+        assert!(!has_color(&drawn(&chart), COLORS[0]));
+    }
 }

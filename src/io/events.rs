@@ -164,3 +164,78 @@ fn tf_record(bytes: &[u8]) -> Vec<u8> {
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The events of a file, each record's two checksums compared.
+    fn events_of(path: &Path) -> Vec<Event> {
+        let bytes = fs::read(path).unwrap();
+        let mut rest = bytes.as_slice();
+        let mut events = Vec::new();
+        while !rest.is_empty() {
+            let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+            let crc = |at: usize| u32::from_le_bytes(rest[at..at + 4].try_into().unwrap());
+            assert_eq!(crc(8), masked_crc(&rest[..8]));
+            assert_eq!(crc(12 + length), masked_crc(&rest[12..12 + length]));
+            events.push(Event::decode(&rest[12..12 + length]).unwrap());
+            rest = &rest[16 + length..];
+        }
+        events
+    }
+
+    #[test]
+    fn a_file_begins_with_its_version_and_holds_the_points() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = EventWriter::open(&folder.path().join("events")).unwrap();
+        writer.scalar("loss/total", 7, 0.25).unwrap();
+        writer.scalar("lr", 8, 0.0).unwrap(); // a zero must be in the file, too
+        writer.flush().unwrap();
+        let events = events_of(writer.path());
+        assert_eq!(events[0].what, Some(What::FileVersion("brain.Event:2".to_owned())));
+        let points: Vec<_> = events[1..]
+            .iter()
+            .map(|event| match &event.what {
+                Some(What::Summary(s)) => {
+                    (event.step, s.value[0].tag.as_str(), s.value[0].simple_value)
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(points, [(7, "loss/total", Some(0.25)), (8, "lr", Some(0.0))]);
+        assert!(events.iter().all(|event| event.wall_time > 1.6e9));
+    }
+
+    #[test]
+    fn a_record_has_the_bytes_of_the_format() {
+        // An empty record: CRC-32C of eight zero bytes is 0x8c28b28a, of nothing 0; both masked by hand.
+        let record = tf_record(&[]);
+        assert_eq!(record[..8], [0; 8]);
+        let masked = 0x8c28_b28a_u32.rotate_right(15).wrapping_add(0xa282_ead8);
+        assert_eq!(record[8..12], masked.to_le_bytes());
+        assert_eq!(record[12..], 0xa282_ead8_u32.to_le_bytes());
+    }
+
+    #[test]
+    fn a_resumed_run_opens_another_file_that_says_where() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = EventWriter::open(folder.path()).unwrap();
+        let second = EventWriter::resume(folder.path(), 40).unwrap();
+        assert_ne!(first.path(), second.path());
+        let name = second.path().file_name().unwrap().to_string_lossy().into_owned();
+        assert!(name.starts_with("events.out.tfevents."), "{name}");
+        let log = What::SessionLog(SessionLog { status: SESSION_START });
+        let event = &events_of(second.path())[1];
+        assert_eq!((event.step, &event.what), (40, &Some(log)));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a");
+        fs::write(&file, "").unwrap();
+        let error = EventWriter::open(&file.join("events")).unwrap_err();
+        assert!(format!("{error:#}").contains("a/events"), "{error:#}");
+    }
+}

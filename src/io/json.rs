@@ -25,8 +25,9 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 pub fn parse_json<T: DeserializeOwned>(text: &[u8], at: &str) -> Result<T> {
     let mut reader = serde_json::Deserializer::from_slice(text);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let key = error.path().to_string();
-        describe(at, Some(key.as_str()).filter(|key| *key != "."), error.inner())
+        let path = error.path().to_string(); // "." at the top, "?" where the text ends inside a key
+        let key = path.trim_end_matches('?').trim_end_matches('.');
+        describe(at, Some(key).filter(|key| !key.is_empty()), error.inner())
     })?;
     reader.end().map_err(|error| describe(at, None, &error))?;
     Ok(value)

@@ -57,16 +57,14 @@ fn parse(bytes: &[u8]) -> Result<Mesh> {
                 bail!("triangle strips are not supported, save the mesh with plain faces")
             }
             _ if element.properties.is_empty() => {}
-            _ => read_rows(element, &mut *values, |_, _| Ok(()))?,
+            _ => read_rows(element, &mut *values, |_, _, _| Ok(()))?,
         }
     }
     ensure!(!mesh.vertices.is_empty(), "the mesh has no vertices");
     let num_vertices = mesh.vertices.len();
-    let stray = mesh.faces.iter().flatten().find(|&&corner| corner as usize >= num_vertices);
-    ensure!(
-        stray.is_none(),
-        "a face has the corner {stray:?}, and there are {num_vertices} vertices"
-    );
+    if let Some(stray) = mesh.faces.iter().flatten().find(|&&c| c as usize >= num_vertices) {
+        bail!("a face has the corner {stray}, and there are {num_vertices} vertices");
+    }
     Ok(mesh)
 }
 
@@ -155,11 +153,11 @@ impl Values for BinaryValues<'_> {
     }
 }
 
-/// Hands each number of each row to `take`, with the index of its property.
+/// Hands each number to `take`, with the indices of its row and property.
 fn read_rows(
     element: &Element,
     values: &mut dyn Values,
-    mut take: impl FnMut(usize, f64) -> Result<()>,
+    mut take: impl FnMut(usize, usize, f64) -> Result<()>,
 ) -> Result<()> {
     for row in 0..element.count {
         let mut read = || -> Result<()> {
@@ -171,7 +169,7 @@ fn read_rows(
                         .with_context(|| format!("the length of the list {name}"))?,
                 };
                 for _ in 0..length {
-                    take(i, values.next(*scalar)?)?;
+                    take(row, i, values.next(*scalar)?)?;
                 }
             }
             values.end_row()
@@ -196,7 +194,7 @@ fn read_vertices(element: &Element, values: &mut dyn Values) -> Result<Vec<[f64;
     }
     let mut flat = [Vec::new(), Vec::new(), Vec::new()];
     flat.iter_mut().for_each(|axis| axis.reserve(element.count));
-    read_rows(element, values, |property, value| {
+    read_rows(element, values, |_, property, value| {
         if let Some(axis) = axis_of[property] {
             ensure!(value.is_finite(), "the coordinate is {value}");
             flat[axis].push(value);
@@ -211,23 +209,16 @@ fn read_faces(element: &Element, values: &mut dyn Values) -> Result<Vec<[u32; 3]
     let is_corners = |p: &Property| matches!(p.name.as_str(), "vertex_indices" | "vertex_index");
     let corners_at = element.properties.iter().position(|p| is_corners(p) && p.list.is_some());
     let corners_at = corners_at.context("the faces have no list vertex_indices or vertex_index")?;
+    let mut polygons: Vec<Vec<u32>> = vec![Vec::new(); element.count];
+    read_rows(element, values, |row, property, value| {
+        if property == corners_at {
+            polygons[row].push(whole(value).context("a corner")?);
+        }
+        Ok(())
+    })?;
     let mut faces = Vec::with_capacity(element.count);
-    let row = Element { count: 1, ..element.clone() };
-    let mut corners = Vec::new();
-    for face in 0..element.count {
-        corners.clear();
-        let read = read_rows(&row, values, |property, value| {
-            if property == corners_at {
-                corners.push(whole(value).context("a corner")?);
-            }
-            Ok(())
-        });
-        read.map_err(|error| error.context(format!("face {face}")))?;
-        ensure!(
-            corners.len() >= 3,
-            "face {face} has {} corners, expected 3 or more",
-            corners.len()
-        );
+    for (row, corners) in polygons.iter().enumerate() {
+        ensure!(corners.len() >= 3, "face {row} has {} corners, expected 3 or more", corners.len());
         faces.extend(corners.windows(2).skip(1).map(|pair| [corners[0], pair[0], pair[1]]));
     }
     Ok(faces)
@@ -263,3 +254,6 @@ pub fn write_ply(path: &Path, mesh: &Mesh, colors: Option<&[[u8; 3]]>) -> Result
         Ok(())
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -150,3 +150,6 @@ pub fn write_jpeg(path: &Path, image: &RgbImage, quality: u8) -> Result<()> {
         .with_context(|| format!("writing {at}"))?;
     replace(path, Durability::Unsynced, |out| Ok(out.write_all(&bytes)?))
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,19 +61,10 @@ impl Axis {
                 digits.iter().map(move |m| (f64::from(d) + m.log10(), m * 10_f64.powi(d)))
             })
             .collect();
-        let below = candidates.iter().map(|c| c.0).filter(|&v| v <= low + 1e-9).fold(low, f64::max);
-        let low_tick = candidates
-            .iter()
-            .map(|c| c.0)
-            .filter(|&v| v <= low + 1e-9)
-            .reduce(f64::max)
-            .unwrap_or(below);
-        let high_tick = candidates
-            .iter()
-            .map(|c| c.0)
-            .filter(|&v| v >= high - 1e-9 && v > low_tick)
-            .reduce(f64::min)
-            .unwrap_or(high.max(low_tick + 1.0));
+        let places = || candidates.iter().map(|c| c.0);
+        let low_tick = places().filter(|&v| v <= low + 1e-9).reduce(f64::max).unwrap_or(low);
+        let beyond = places().filter(|&v| v >= high - 1e-9 && v > low_tick);
+        let high_tick = beyond.reduce(f64::min).unwrap_or(high.max(low_tick + 1.0));
         let shown = |v: f64| (low_tick - 1e-9..=high_tick + 1e-9).contains(&v);
         let ticks = candidates.iter().filter(|(at, _)| shown(*at));
         let ticks = ticks.map(|&(at, value)| Tick { value: at, label: label(value, value) });
@@ -113,4 +104,55 @@ fn label(value: f64, step: f64) -> String {
         (shifted - shifted.round()).abs() < 1e-6 * shifted.max(1.0)
     });
     format!("{value:.*}", num_decimals.unwrap_or(9) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(axis: &Axis) -> Vec<&str> {
+        axis.ticks.iter().map(|tick| tick.label.as_str()).collect()
+    }
+
+    #[test]
+    fn a_linear_axis_ends_at_round_ticks() {
+        let axis = Axis::linear([3.0, 97.0].into_iter(), true);
+        assert_eq!(labels(&axis), ["0", "20", "40", "60", "80", "100"]);
+        assert_eq!((axis.low, axis.high), (0.0, 100.0));
+        let axis = Axis::linear([0.91, 0.94].into_iter(), true);
+        assert_eq!(labels(&axis), ["0.910", "0.915", "0.920", "0.925", "0.930", "0.935", "0.940"]);
+        assert_eq!(
+            labels(&Axis::linear([-1.0, 1.0].into_iter(), true)),
+            ["-1.0", "-0.5", "0", "0.5", "1.0"]
+        );
+    }
+
+    #[test]
+    fn whole_values_get_whole_ticks() {
+        assert_eq!(labels(&Axis::linear([0.0, 1.0, 3.0].into_iter(), false)), ["0", "1", "2", "3"]);
+    }
+
+    #[test]
+    fn one_value_and_none_make_an_axis_too() {
+        for values in [vec![], vec![0.0], vec![5.0], vec![-1e-9]] {
+            for to_ticks in [false, true] {
+                let axis = Axis::linear(values.iter().copied(), to_ticks);
+                assert!(axis.low < axis.high && !axis.ticks.is_empty(), "{values:?}: {axis:?}");
+                assert!(values.iter().all(|&v| (0.0..=1.0).contains(&axis.share(v))), "{axis:?}");
+            }
+            let axis = Axis::logarithmic(values.iter().copied());
+            assert!(axis.low < axis.high && !axis.ticks.is_empty(), "{values:?}: {axis:?}");
+        }
+    }
+
+    #[test]
+    fn a_logarithmic_axis_has_one_two_five_or_decades() {
+        let logarithms = |values: [f64; 2]| Axis::logarithmic(values.into_iter().map(f64::log10));
+        assert_eq!(labels(&logarithms([0.3, 12.0])), ["0.2", "0.5", "1", "2", "5", "10", "20"]);
+        assert_eq!(
+            labels(&logarithms([1e-3, 900.0])),
+            ["0.001", "0.01", "0.1", "1", "10", "100", "1000"]
+        );
+        assert_eq!(labels(&logarithms([1e-12, 1e6])).len(), 7); // every third decade
+    }
 }

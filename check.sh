@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The one check command: set-up, format, lints, all tests. Stops at the first that fails.
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+
+# Threads of libtorch that spin while they wait slow down everything that runs beside them.
+export OMP_WAIT_POLICY=PASSIVE
+
+step() {
+    local name=$1 began=$SECONDS
+    shift
+    printf '== %s\n' "$name"
+    if ! "$@"; then
+        printf '== %s: failed after %d s\n' "$name" $((SECONDS - began))
+        exit 1
+    fi
+    printf '== %s: %d s\n' "$name" $((SECONDS - began))
+}
+
+step 'setup' ./setup.sh
+if [[ -x $HOME/.cargo/bin/cargo ]] && ! command -v cargo >/dev/null; then PATH=$HOME/.cargo/bin:$PATH; fi
+for tool in fmt clippy; do
+    cargo "$tool" --version >/dev/null 2>&1 || {
+        echo "check.sh: cargo $tool is missing: rustup component add rustfmt clippy" >&2
+        exit 1
+    }
+done
+if command -v shellcheck >/dev/null; then
+    step 'shellcheck' shellcheck -x setup.sh train.sh test.sh check.sh scripts/common.sh .ci/run
+fi
+step 'format' cargo fmt --check
+step 'lints' cargo clippy --release --locked --all-targets -- -D warnings
+step 'tests' cargo test --release --locked
+printf '== all passed: %d s\n' "$SECONDS"

@@ -1,0 +1,176 @@
+use super::*;
+use image::{DynamicImage, Luma, LumaA, Rgb, Rgba};
+
+/// Files with those contents, one after the other, at one path.
+fn saved<T>(image: DynamicImage, read: impl FnOnce(&Path) -> Result<T>) -> T {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.png");
+    image.save(&path).unwrap();
+    read(&path).unwrap()
+}
+
+fn row<P: Pixel>(pixels: &[P]) -> ImageBuffer<P, Vec<P::Subpixel>> {
+    ImageBuffer::from_fn(pixels.len() as u32, 1, |x, _| pixels[x as usize])
+}
+
+fn error_of(name: &str, bytes: &[u8]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    fs::write(&path, bytes).unwrap();
+    let error = format!("{:#}", read_rgb(&path).unwrap_err());
+    assert!(error.starts_with("reading image ") && error.contains(name), "{error}");
+    let mask_error = format!("{:#}", read_mask(&path).unwrap_err());
+    assert!(mask_error.starts_with("reading mask ") && mask_error.contains(name), "{mask_error}");
+    error
+}
+
+/// A picture with enough detail that its scan has several hundred bytes.
+fn detailed() -> RgbImage {
+    ImageBuffer::from_fn(40, 24, |x, y| Rgb([(x * 6) as u8, (y * 10) as u8, (x * y % 251) as u8]))
+}
+
+#[test]
+fn sixteen_bits_are_scaled_and_rounded() {
+    let values = [0_u16, 128, 129, 257, 32767, 32768, 65406, 65407, 65535];
+    let wide = row(&values.map(|v| Rgb([v, 0, 65535])));
+    let read = saved(DynamicImage::ImageRgb16(wide), read_rgb);
+    let expected = values.map(|v| Rgb([(f64::from(v) * 255.0 / 65535.0).round() as u8, 0, 255]));
+    assert_eq!(read, row(&expected));
+}
+
+#[test]
+fn grey_is_repeated() {
+    let read = saved(DynamicImage::ImageLuma8(row(&[Luma([0]), Luma([77])])), read_rgb);
+    assert_eq!(read, row(&[Rgb([0; 3]), Rgb([77; 3])]));
+    let read = saved(DynamicImage::ImageLuma16(row(&[Luma([257 * 77])])), read_rgb);
+    assert_eq!(read, row(&[Rgb([77; 3])]));
+}
+
+#[test]
+fn transparent_becomes_white_and_half_transparent_stays() {
+    let image = row(&[Rgba([1, 2, 3, 0]), Rgba([1, 2, 3, 1]), Rgba([1, 2, 3, 255])]);
+    let read = saved(DynamicImage::ImageRgba8(image), read_rgb);
+    assert_eq!(read, row(&[Rgb([255; 3]), Rgb([1, 2, 3]), Rgb([1, 2, 3])]));
+    let image = row(&[LumaA([9, 0]), LumaA([9, 200])]);
+    assert_eq!(
+        saved(DynamicImage::ImageLumaA8(image), read_rgb),
+        row(&[Rgb([255; 3]), Rgb([9; 3])])
+    );
+}
+
+#[test]
+fn masks_keep_small_values_whatever_their_type() {
+    let expected = row(&[Luma([0]), Luma([1]), Luma([2]), Luma([255])]);
+    let grey = DynamicImage::ImageLuma8(expected.clone());
+    assert_eq!(saved(grey, read_mask), expected);
+    let wide = row(&[Luma([0_u16]), Luma([1]), Luma([2]), Luma([65535])]);
+    assert_eq!(saved(DynamicImage::ImageLuma16(wide), read_mask), expected);
+    let colored = row(&[Rgb([0, 0, 0]), Rgb([0, 0, 1]), Rgb([2, 1, 0]), Rgb([255; 3])]);
+    assert_eq!(saved(DynamicImage::ImageRgb8(colored), read_mask), expected);
+    let alpha = row(&[Rgba([0, 0, 0, 9]), Rgba([1, 0, 0, 0]), Rgba([2; 4]), Rgba([255; 4])]);
+    assert_eq!(saved(DynamicImage::ImageRgba8(alpha), read_mask), expected);
+}
+
+#[test]
+fn a_png_comes_back_exactly_and_a_jpeg_nearly() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = detailed();
+    let png = folder.path().join("new/a.png");
+    write_png(&png, &image).unwrap();
+    assert_eq!(read_rgb(&png).unwrap(), image);
+    let mask: GrayImage = ImageBuffer::from_fn(5, 4, |x, y| Luma([(x * y) as u8]));
+    write_png(&png, &mask).unwrap();
+    assert_eq!(read_mask(&png).unwrap(), mask);
+
+    let smooth: RgbImage =
+        ImageBuffer::from_fn(64, 48, |x, y| Rgb([(x * 3) as u8, (y * 5) as u8, 90]));
+    // Named .png on purpose: the content decides.
+    let jpeg = folder.path().join("b.png");
+    let size_of = |quality| {
+        write_jpeg(&jpeg, &smooth, quality).unwrap();
+        fs::metadata(&jpeg).unwrap().len()
+    };
+    assert!(size_of(10) < size_of(95));
+    let read = read_rgb(&jpeg).unwrap();
+    let worst = read.iter().zip(smooth.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(worst <= Some(8), "a value is off by {worst:?}");
+    for quality in [0, 101] {
+        let error = format!("{:#}", write_jpeg(&jpeg, &smooth, quality).unwrap_err());
+        assert!(
+            error.ends_with(&format!("b.png: JPEG quality {quality} is outside 1..=100")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_truncated_picture_is_an_error_wherever_it_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a");
+    write_png(&path, &detailed()).unwrap();
+    let png = fs::read(&path).unwrap();
+    write_jpeg(&path, &detailed(), 90).unwrap();
+    let jpeg = fs::read(&path).unwrap();
+    for (name, whole) in [("a.png", png), ("a.jpg", jpeg)] {
+        read_rgb(&path).unwrap();
+        for end in 0..whole.len() - 4 {
+            error_of(name, &whole[..end]);
+        }
+        // Of the PNG's last checksum, and of the JPEG's end marker, nothing may be missing either.
+        for end in whole.len() - 4..whole.len() {
+            assert!(error_of(name, &whole[..end]).contains("truncated"), "{end}");
+        }
+        let mut longer = whole.clone();
+        longer.extend([1, 2, 3]);
+        fs::write(&path, longer).unwrap();
+        read_rgb(&path).unwrap();
+    }
+}
+
+#[test]
+fn jpegs_with_thumbnails_restarts_and_filled_markers_are_complete() {
+    let segment = |marker: u8, body: &[u8]| {
+        let length = (body.len() as u16 + 2).to_be_bytes();
+        [&[0xff, marker], &length[..], body].concat()
+    };
+    let scan = [0x12, 0xff, 0x00, 0x34, 0xff, 0xd0, 0x56];
+    // The thumbnail's own end marker lies inside a segment, and must not count.
+    let parts = [
+        vec![0xff, 0xd8],
+        segment(0xe1, &[0xff, 0xd8, 0xff, 0xd9]),
+        segment(0xda, &[0]),
+        scan.to_vec(),
+        vec![0xff, 0xff, 0xd9],
+    ];
+    let whole = parts.concat();
+    assert!(jpeg_is_complete(&whole));
+    for end in 0..whole.len() {
+        assert!(!jpeg_is_complete(&whole[..end]), "{end} bytes");
+    }
+}
+
+#[test]
+fn other_files_and_huge_claims_are_refused() {
+    assert!(error_of("a.png", b"").contains("the file is empty"));
+    assert!(error_of("a.png", b"GIF89a....").contains("neither PNG nor JPEG"));
+    let error = format!("{:#}", read_rgb(Path::new("no/such.png")).unwrap_err());
+    assert!(error.starts_with("reading image no/such.png: "), "{error}");
+    // A PNG that claims 60,000 x 60,000 pixels, its checksum right (by zlib's crc32).
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.png");
+    write_png(&path, &detailed()).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[16..20].copy_from_slice(&60_000_u32.to_be_bytes());
+    bytes[20..24].copy_from_slice(&60_000_u32.to_be_bytes());
+    let crc = crc32(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+    let error = error_of("a.png", &bytes);
+    assert!(error.to_lowercase().contains("limit"), "{error}");
+}
+
+/// The checksum of PNG chunks (ISO 3309), bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 * (crc & 1)))
+    })
+}
