@@ -12,7 +12,7 @@ mod refine;
 pub use affine::Affine2;
 pub use camera::Camera;
 pub use pose::{Pose, nearest_rotation};
-pub use refine::{Refined, refine_pose};
+pub use refine::{Refined, refine_pose, refine_pose_weighted};
 
 use nalgebra::{Vector2, Vector3};
 

@@ -28,6 +28,21 @@ pub(super) struct Correspondences {
     plane: Option<Vec3>,
 }
 
+/// Correspondences without repeats of a point.
+pub(super) struct Condensed {
+    pub points: Vec<Vec3>,
+    pub pixels: Vec<Vec2>,
+    pub weights: Vec<f64>,
+}
+
+impl Condensed {
+    /// Point, pixel and weight of each.
+    pub fn iter(&self) -> impl Iterator<Item = (&Vec3, &Vec2, f64)> {
+        let pairs = self.points.iter().zip(&self.pixels);
+        pairs.zip(&self.weights).map(|((x, p), w)| (x, p, *w))
+    }
+}
+
 impl Correspondences {
     /// Keeps what is finite; none when fewer than 4 distinct points are left or they are on a line.
     pub fn new(camera: &Camera, points: &[Vec3], pixels: &[Vec2]) -> Option<Self> {
@@ -94,9 +109,14 @@ impl Correspondences {
         Pose { r: pose.r, t_mm: pose.t_mm * self.unit - pose.r * self.center }
     }
 
-    /// Reprojection distance of a correspondence, px.
-    pub fn distance_px(&self, camera: &Camera, pose: &Pose, i: usize) -> f64 {
-        (camera.project(&pose.apply(&self.points[i])) - self.pixels[i]).norm()
+    /// Reprojection distance of each correspondence, px.
+    pub fn distances_px(&self, camera: &Camera, pose: &Pose) -> Vec<f64> {
+        let mut distances = Vec::with_capacity(self.points.len());
+        for group in &self.groups {
+            let seen = camera.project(&pose.apply(&self.points[group.start]));
+            distances.extend(self.pixels[group.clone()].iter().map(|p| (seen - p).norm()));
+        }
+        distances
     }
 
     /// Correspondences within `inlier_px`; none when a point is not in front of the camera.
@@ -114,14 +134,27 @@ impl Correspondences {
         Some(inliers)
     }
 
-    /// Points and pixels of some correspondences.
-    pub fn subset(&self, indices: &[usize]) -> (Vec<Vec3>, Vec<Vec2>) {
-        indices.iter().map(|&i| (self.points[i], self.pixels[i])).unzip()
+    /// Weight 1 for some correspondences, 0 for the others.
+    pub fn indicator(&self, indices: &[usize]) -> Vec<f64> {
+        let mut weights = vec![0.0; self.points.len()];
+        indices.iter().for_each(|&i| weights[i] = 1.0);
+        weights
     }
 
-    /// Number of distinct points among some correspondences (ascending).
-    pub fn num_distinct(&self, indices: &[usize]) -> usize {
-        self.groups.iter().filter(|g| indices.iter().any(|i| g.contains(i))).count()
+    /// Each distinct point once, at the weighted mean of its pixels and with their total weight: the squared
+    /// error of a pose over these differs from that over all by a constant. Points without weight drop out.
+    pub fn condensed(&self, weights: &[f64]) -> Condensed {
+        let mut condensed = Condensed { points: vec![], pixels: vec![], weights: vec![] };
+        for group in &self.groups {
+            let total: f64 = weights[group.clone()].iter().sum();
+            if total > 0.0 {
+                let sum: Vec2 = group.clone().map(|i| self.pixels[i] * weights[i]).sum();
+                condensed.points.push(self.points[group.start]);
+                condensed.pixels.push(sum / total);
+                condensed.weights.push(total);
+            }
+        }
+        condensed
     }
 
     /// Each distinct point with the median of its pixels, when every one of at least 4 is seen often enough.
@@ -155,5 +188,103 @@ impl Correspondences {
             sight * sight.transpose() * 2.0 - Matrix3::identity()
         });
         Pose { r: half_turn * pose.r, t_mm: pose.t_mm }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn camera() -> Camera {
+        Camera::new(100.0, 100.0, 50.0, 50.0).unwrap()
+    }
+
+    /// A square with a tip; the first point is seen three times.
+    fn scene() -> (Vec<Vec3>, Vec<Vec2>) {
+        let points = [
+            (1.0, 1.0, 0.0),
+            (-1.0, 1.0, 0.0),
+            (1.0, 1.0, 0.0),
+            (-1.0, -1.0, 0.0),
+            (1.0, -1.0, 0.0),
+            (0.0, 0.0, 1.0),
+            (1.0, 1.0, 0.0),
+        ];
+        let points = points.map(|(x, y, z)| Vec3::new(x, y, z)).to_vec();
+        let pixels = (0..7).map(|i| Vec2::new(f64::from(i), f64::from(i * i))).collect();
+        (points, pixels)
+    }
+
+    #[test]
+    fn repeats_stand_together_and_know_where_they_came_from() {
+        let (points, pixels) = scene();
+        let data = Correspondences::new(&camera(), &points, &pixels).unwrap();
+        let mut lengths: Vec<usize> = data.groups.iter().map(ExactSizeIterator::len).collect();
+        lengths.sort_unstable();
+        assert_eq!(lengths, [1, 1, 1, 1, 3]);
+        for i in 0..7 {
+            let given = data.given_index(i);
+            assert_eq!(data.pixels[i], pixels[given]);
+            assert!((data.points[i] * data.unit + data.center - points[given]).norm() < 1e-12);
+        }
+        assert!(data.medians().is_none());
+    }
+
+    #[test]
+    fn condensing_changes_a_squared_error_by_a_constant() {
+        let (points, pixels) = scene();
+        let camera = camera();
+        let data = Correspondences::new(&camera, &points, &pixels).unwrap();
+        let weights: Vec<f64> = (0..7).map(|i| f64::from(i) * 0.5).collect();
+        let condensed = data.condensed(&weights);
+        assert!(condensed.points.len() <= 5);
+        let difference = |z: f64| {
+            let pose = Pose { t_mm: Vec3::new(0.1, 0.2, z), ..Pose::identity() };
+            let distances = data.distances_px(&camera, &pose);
+            let all: f64 = distances.iter().zip(&weights).map(|(d, w)| w * d * d).sum();
+            let few = condensed
+                .iter()
+                .map(|(x, p, w)| w * (camera.project(&pose.apply(x)) - p).norm_squared());
+            all - few.sum::<f64>()
+        };
+        assert!((difference(5.0) - difference(9.0)).abs() < 1e-9);
+        assert!(difference(5.0) > 1.0);
+    }
+
+    #[test]
+    fn depth_reversed_poses_look_alike_from_afar() {
+        let (points, pixels) = scene();
+        let camera = camera();
+        let data = Correspondences::new(&camera, &points, &pixels).unwrap();
+        let r = *nalgebra::Rotation3::from_euler_angles(0.4, -0.8, 2.0).matrix();
+        let pose = Pose { r, t_mm: Vec3::new(300.0, 200.0, 2000.0) };
+        let mirrored = data.depth_reversed(&pose);
+        for x in &data.points {
+            let (a, b) = (camera.project(&pose.apply(x)), camera.project(&mirrored.apply(&-x)));
+            assert!((a - b).norm() < 1e-3, "{a} {b}");
+        }
+        assert!(data.other_side(&pose).is_none());
+        // Flat: the other side is a pose of the same points.
+        let flat: Vec<Vec3> = points.iter().map(|x| Vec3::new(x.x, x.y, x.x + x.y)).collect();
+        let data = Correspondences::new(&camera, &flat, &pixels).unwrap();
+        let other = data.other_side(&pose).unwrap();
+        assert!((other.r - pose.r).norm() > 0.1 && other.r.determinant() > 0.0);
+        for x in &data.points {
+            let (a, b) = (camera.project(&pose.apply(x)), camera.project(&other.apply(x)));
+            assert!((a - b).norm() < 1e-3, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn medians_need_every_point_seen_thrice() {
+        let (points, _) = scene();
+        let thrice: Vec<Vec3> = points[1..6].iter().flat_map(|x| [*x; 3]).collect();
+        let pixels: Vec<Vec2> = (0..15)
+            .map(|i| Vec2::new(f64::from([1, 9, 2][i % 3]), f64::from([5, 4, 900][i % 3])))
+            .collect();
+        let data = Correspondences::new(&camera(), &thrice, &pixels).unwrap();
+        let (points, pixels) = data.medians().unwrap();
+        assert_eq!(points.len(), 5);
+        assert!(pixels.iter().all(|p| *p == Vec2::new(2.0, 5.0)));
     }
 }

@@ -271,3 +271,63 @@ fn two_coefficients(b11: f64, b12: f64, b22: f64) -> (f64, f64) {
     let (b1, b2) = (b11.abs().sqrt(), (sign * b22).max(0.0).sqrt());
     if sign * b12 < 0.0 { (-b1, b2) } else { (b1, b2) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geom::box_corners;
+    use crate::seed;
+    use nalgebra::Rotation3;
+    use rand::Rng;
+
+    fn camera() -> Camera {
+        Camera::from_row_major(&[607.0, 1.5, 512.0, 0.0, 590.0, 500.0, 0.0, 0.0, 1.0]).unwrap()
+    }
+
+    #[test]
+    fn without_noise_the_pose_comes_back() {
+        let corners = box_corners(&[[-50.0, -60.0, -40.0], [50.0, 40.0, 70.0]]);
+        let shapes: [Vec<Vec3>; 3] = [
+            corners.to_vec(),
+            corners[..4].to_vec(), // a face: flat
+            (0..30)
+                .map(|i| Vec3::new(f64::from(i), f64::from(i * i % 17), f64::from(i % 5)))
+                .collect(),
+        ];
+        let mut rng = seed::stream(1, &[]);
+        for case in 0..300 {
+            let points = &shapes[case % 3];
+            let turn = Vec3::from_fn(|_, _| rng.random_range(-3.0..3.0));
+            let t_mm = Vec3::new(
+                rng.random_range(-90.0..90.0),
+                rng.random_range(-90.0..90.0),
+                rng.random_range(300.0..2000.0),
+            );
+            let truth = Pose { r: *Rotation3::from_scaled_axis(turn).matrix(), t_mm };
+            let pixels = truth.project(&camera(), points);
+            let found = epnp(&camera(), points, &pixels).unwrap();
+            assert!((found.r - truth.r).norm() < 1e-6, "case {case}: {found:?} {truth:?}");
+            assert!((found.t_mm - truth.t_mm).norm() < 1e-6 * t_mm.z, "case {case}");
+        }
+    }
+
+    #[test]
+    fn what_determines_no_pose_is_refused() {
+        let camera = camera();
+        let points = box_corners(&[[-50.0; 3], [50.0; 3]]).to_vec();
+        let truth = Pose { t_mm: Vec3::new(0.0, 10.0, 900.0), ..Pose::identity() };
+        let pixels = truth.project(&camera, &points);
+        assert!(epnp(&camera, &points, &pixels).is_some());
+        assert!(epnp(&camera, &points[..3], &pixels[..3]).is_none());
+        assert!(epnp(&camera, &points, &pixels[..7]).is_none());
+        assert!(epnp(&camera, &[points[0]; 8], &pixels).is_none());
+        let line: Vec<Vec3> = (0..8).map(|i| points[1] * f64::from(i)).collect();
+        assert!(epnp(&camera, &line, &pixels).is_none());
+        let mut broken = pixels.clone();
+        broken[3].x = f64::NAN;
+        assert!(epnp(&camera, &points, &broken).is_none());
+        let mut broken = points.clone();
+        broken[3].z = f64::INFINITY;
+        assert!(epnp(&camera, &broken, &pixels).is_none());
+    }
+}

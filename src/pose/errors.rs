@@ -29,9 +29,12 @@ pub fn proj_px(camera: &Camera, points: &[Vec3], est: &Pose, gt: &Pose) -> f64 {
     mean(points.iter().map(|x| pixel_distance(camera, &est.apply(x), &gt.apply(x))))
 }
 
-/// Rotation error, degrees: the angle of `R_est R_gt^T`.
+/// Rotation error, degrees: the angle of `R_est R_gt^-1`. Below 1e-6 degrees rounding is all there is.
 pub fn re_deg(est: &Pose, gt: &Pose) -> f64 {
-    let cosine = ((est.r * gt.r.transpose()).trace() - 1.0) / 2.0;
+    // The true inverse, as in the toolkit: float32 rotations are orthonormal to 1e-7 only, which near half a
+    // turn would show in the third digit.
+    let inverse = gt.r.try_inverse().unwrap_or_else(|| gt.r.transpose());
+    let cosine = ((est.r * inverse).trace() - 1.0) / 2.0;
     cosine.clamp(-1.0, 1.0).acos().to_degrees()
 }
 
@@ -192,4 +195,108 @@ fn least_over(symmetries: &[Pose], gt: &Pose, error: impl Fn(&Pose) -> f64) -> f
         return error(gt);
     }
     symmetries.iter().map(|s| error(&gt.after(s))).fold(f64::NAN, f64::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seed;
+    use nalgebra::Rotation3;
+    use rand::Rng;
+
+    fn turned(axis_angle: Vec3, t_mm: Vec3) -> Pose {
+        Pose { r: *Rotation3::from_scaled_axis(axis_angle).matrix(), t_mm }
+    }
+
+    #[test]
+    fn a_shift_counts_fully_in_add_and_less_in_adi() {
+        let points = [Vec3::zeros(), Vec3::new(10.0, 0.0, 0.0)];
+        let gt = turned(Vec3::zeros(), Vec3::new(0.0, 0.0, 500.0));
+        let est = turned(Vec3::zeros(), Vec3::new(8.0, 0.0, 500.0));
+        assert!((add_mm(&points, &est, &gt) - 8.0).abs() < 1e-12);
+        assert!((te_mm(&est, &gt) - 8.0).abs() < 1e-12);
+        // True 0 is 8 from estimated 8, true 10 is 2 from it.
+        assert!((adi_mm(&points, &est, &gt) - 5.0).abs() < 1e-12);
+        // f = 100 px at 500 mm: 8 mm are 1.6 px.
+        let camera = Camera::new(100.0, 100.0, 0.0, 0.0).unwrap();
+        assert!((proj_px(&camera, &points, &est, &gt) - 1.6).abs() < 1e-12);
+        assert!((mspd_px(&camera, &points, &est, &gt, &[]) - 1.6).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_symmetry_forgives_half_a_turn() {
+        let points = [Vec3::new(10.0, 0.0, 0.0), Vec3::new(-10.0, 0.0, 0.0)];
+        let gt = turned(Vec3::zeros(), Vec3::new(0.0, 0.0, 500.0));
+        let est = turned(Vec3::new(0.0, 0.0, std::f64::consts::PI), gt.t_mm);
+        let symmetry = turned(Vec3::new(0.0, 0.0, std::f64::consts::PI), Vec3::zeros());
+        assert!((mssd_mm(&points, &est, &gt, &[]) - 20.0).abs() < 1e-9);
+        assert!(mssd_mm(&points, &est, &gt, &[Pose::identity(), symmetry]) < 1e-9);
+        assert!((re_deg(&est, &gt) - 180.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn five_degrees_and_five_centimetres_are_strict() {
+        let gt = turned(Vec3::zeros(), Vec3::new(0.0, 0.0, 500.0));
+        let est = |deg: f64, mm: f64| {
+            turned(Vec3::new(0.0, deg.to_radians(), 0.0), Vec3::new(mm, 0.0, 500.0))
+        };
+        assert!(within_5deg_5cm(&est(4.9, 49.0), &gt));
+        assert!(!within_5deg_5cm(&est(5.1, 49.0), &gt));
+        assert!(!within_5deg_5cm(&est(4.9, 50.0), &gt));
+    }
+
+    #[test]
+    fn speed_adds_radians_and_relative_distance() {
+        let gt = turned(Vec3::zeros(), Vec3::new(0.0, 0.0, 10.0));
+        let est = turned(Vec3::new(0.0, 0.0, 1.5), Vec3::new(0.0, 0.0, 11.0));
+        let error = speed(&est, &gt);
+        assert!((error.e_q_rad - 1.5).abs() < 1e-12 && (error.e_t - 0.1).abs() < 1e-12);
+        assert!((error.score() - 1.6).abs() < 1e-12);
+        assert_eq!(error.with_test_bed_floor(), error);
+        let small = SpeedError { e_q_rad: 0.0029, e_t: 0.0021 };
+        assert_eq!(small.with_test_bed_floor().score(), 0.0);
+        assert!((SpeedError::MISSING.score() - (std::f64::consts::PI + 1.0)).abs() < 1e-12);
+        // More than half a turn one way is less than half a turn the other way.
+        let far = turned(Vec3::new(0.0, 0.0, 2.0 * std::f64::consts::PI - 1.0), gt.t_mm);
+        assert!((speed(&far, &gt).e_q_rad - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_tree_finds_what_brute_force_finds() {
+        let mut rng = seed::stream(4, &[]);
+        for case in 0..40 {
+            // Repeats, a plane, a grid with many equal distances, and a cloud.
+            let n = rng.random_range(1..400);
+            let points: Vec<Vec3> = (0..n)
+                .map(|_| match case % 4 {
+                    0 => Vec3::new(f64::from(rng.random_range(0..3)), 0.0, 1.0),
+                    1 => Vec3::new(rng.random(), rng.random(), 0.5) * 100.0,
+                    2 => Vec3::from_fn(|_, _| f64::from(rng.random_range(-4..4)) * 10.0),
+                    _ => Vec3::from_fn(|_, _| rng.random_range(-60.0..60.0)),
+                })
+                .collect();
+            let mut draw = |range: f64| Vec3::from_fn(|_, _| rng.random_range(-range..range));
+            let gt = turned(draw(3.0), draw(50.0) + Vec3::new(0.0, 0.0, 900.0));
+            let est = turned(draw(3.0), gt.t_mm + draw(40.0));
+            let brute = |x: &Vec3| {
+                let distance = |y: &Vec3| (est.apply(y) - gt.apply(x)).norm();
+                points.iter().map(distance).fold(f64::INFINITY, f64::min)
+            };
+            let expected = points.iter().map(brute).sum::<f64>() / f64::from(n);
+            let ours = adi_mm(&points, &est, &gt);
+            assert!((ours - expected).abs() < 1e-9, "case {case}: {ours}, expected {expected}");
+            assert!(ours <= add_mm(&points, &est, &gt) + 1e-9);
+        }
+    }
+
+    #[test]
+    fn no_points_and_no_numbers_give_nan_and_no_panic() {
+        let gt = turned(Vec3::zeros(), Vec3::new(0.0, 0.0, 500.0));
+        assert!(add_mm(&[], &gt, &gt).is_nan() && adi_mm(&[], &gt, &gt).is_nan());
+        assert!(mssd_mm(&[], &gt, &gt, &[]).is_nan());
+        let broken = Pose { t_mm: Vec3::new(f64::NAN, 0.0, 1.0), ..gt };
+        assert!(adi_mm(&[Vec3::zeros()], &broken, &gt).is_nan());
+        assert!(adi_mm(&[Vec3::new(f64::NAN, 0.0, 0.0)], &gt, &gt).is_nan());
+        assert!(mssd_mm(&[Vec3::zeros(), Vec3::zeros()], &broken, &gt, &[]).is_nan());
+    }
 }

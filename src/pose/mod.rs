@@ -11,6 +11,7 @@
 mod correspondences;
 mod epnp;
 pub mod errors;
+mod fit;
 mod p3p;
 mod ransac;
 mod recall;

@@ -6,21 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::correspondences::Correspondences;
+use super::fit::Fit;
 use super::{epnp, p3p};
-use crate::geom::{Camera, Pose, Vec2, Vec3, refine_pose};
+use crate::geom::{Camera, Pose, Vec2, Vec3};
 use crate::seed;
 
-/// Iterations of Levenberg-Marquardt for a hypothesis, and for the result.
-const LM_ITERATIONS: (usize, usize) = (3, 20);
-/// How often inliers are chosen anew after the last refinement.
-const NUM_RESELECTIONS: usize = 4;
 /// Samples drawn at least: with noise a sample without outliers need not be a good one.
 const MIN_SAMPLES: u32 = 12;
-/// Share of the spread of the inliers' pixels (squared) that may be left unexplained.
-const MAX_UNEXPLAINED: f64 = 0.25;
-/// How much likelier (log, per distinct point: the errors of repeats may be the same error) a scene behind the
-/// camera must be to refuse the one in front.
-const BEHIND_LOG_RATIO: f64 = 30.0;
 
 /// Settings of [`solve_pnp_ransac`]. The default is the published setting.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -32,7 +24,8 @@ pub struct RansacConfig {
     pub max_iterations: u32,
     /// Wanted probability of one sample without outliers, in (0, 1).
     pub confidence: f64,
-    /// Whether the pose is refined on its inliers (least squares), which are then chosen anew.
+    /// Whether poses are refined: least squares on the inliers, chosen anew, then a robust fit. Without it the
+    /// answer is EPnP on the inliers of the best sample (or that sample's pose where it fits better).
     pub refine: bool,
     /// Smallest share of inliers among the finite correspondences for an answer, in [0, 1].
     pub min_inlier_share: f64,
@@ -87,7 +80,7 @@ pub struct PnpSolution {
 /// Samples of three distinct points give hypotheses (P3P), scored by truncated squared distances over all
 /// correspondences; a hypothesis that leads is refined on its inliers. Where points are seen repeatedly, the pose of the
 /// median pixels is one more hypothesis. The winner is compared with EPnP on its inliers and refined, and its inliers
-/// are chosen anew up to 4 times.
+/// are chosen anew up to 4 times; a last fit weighs all correspondences by Tukey's biweight of their residual.
 ///
 /// The result is a function of the *set* of correspondences and the seed: their order does not matter. Correspondences that are
 /// not finite are left out. `None` when no pose in front of the camera is determined: fewer than 4 usable correspondences or
@@ -110,15 +103,17 @@ pub fn solve_pnp_ransac(
         return None;
     }
     let data = Correspondences::new(camera, points, pixels)?;
-    let search = Search { camera, data: &data, config };
+    let fit = Fit { camera, data: &data, inlier_px: config.inlier_px };
+    let search = Search { camera, data: &data, config, fit };
     let leader = search.sample(seed)?;
-    let pose = if config.refine { search.finish(&leader.pose)? } else { leader.pose };
+    let pose = if config.refine { fit.finish(&leader.pose)? } else { search.with_epnp(leader)? };
     let inliers = data.inliers(camera, &pose, config.inlier_px)?;
-    if !search.is_determined(&pose, &inliers) {
+    if !fit.is_determined(&pose, &inliers, config.min_inlier_share) {
         return None;
     }
-    let residuals = inliers.iter().map(|&i| data.distance_px(camera, &pose, i));
-    let mean_residual_px = residuals.sum::<f64>() / inliers.len() as f64;
+    let distances = data.distances_px(camera, &pose);
+    let mean_residual_px =
+        inliers.iter().map(|&i| distances[i]).sum::<f64>() / inliers.len() as f64;
     let pose = data.in_given_unit(&pose);
     let mut inliers: Vec<usize> = inliers.iter().map(|&i| data.given_index(i)).collect();
     inliers.sort_unstable();
@@ -139,6 +134,7 @@ struct Search<'a> {
     camera: &'a Camera,
     data: &'a Correspondences,
     config: &'a RansacConfig,
+    fit: Fit<'a>,
 }
 
 impl Search<'_> {
@@ -204,7 +200,7 @@ impl Search<'_> {
         let Some(cost) = self.cost(&pose, limit) else { return false };
         let mut lead = Hypothesis { pose, cost };
         if self.config.refine
-            && let Some(pose) = self.refined(&lead.pose, LM_ITERATIONS.0)
+            && let Some(pose) = self.fit.refined(&lead.pose)
             && let Some(cost) = self.cost(&pose, lead.cost)
         {
             lead = Hypothesis { pose, cost };
@@ -233,65 +229,307 @@ impl Search<'_> {
         (sum < limit).then_some(sum)
     }
 
-    /// Least squares on the pose's inliers.
-    fn refined(&self, pose: &Pose, iterations: usize) -> Option<Pose> {
-        let inliers = self.data.inliers(self.camera, pose, self.config.inlier_px)?;
-        let (points, pixels) = self.data.subset(&inliers);
-        Some(refine_pose(self.camera, &points, &pixels, pose, iterations)?.pose)
+    /// The leader, or EPnP on its inliers if that costs less.
+    fn with_epnp(&self, leader: Hypothesis) -> Option<Pose> {
+        let inliers = self.data.inliers(self.camera, &leader.pose, self.config.inlier_px)?;
+        let condensed = self.data.condensed(&self.data.indicator(&inliers));
+        let other = epnp(self.camera, &condensed.points, &condensed.pixels)
+            .filter(|pose| self.cost(pose, leader.cost).is_some());
+        Some(other.unwrap_or(leader.pose))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geom::{box_corners, refine_pose};
+    use crate::pose::errors;
+    use nalgebra::Rotation3;
+    use rand::seq::SliceRandom;
+
+    fn camera() -> Camera {
+        Camera::from_row_major(&[303.8, 0.5, 256.0, 0.0, 300.0, 250.0, 0.0, 0.0, 1.0]).unwrap()
     }
 
-    /// Refines the winner: EPnP on its inliers as another start, inliers chosen anew until they stay.
-    fn finish(&self, start: &Pose) -> Option<Pose> {
-        let mut pose = *start;
-        let mut before = Vec::new();
-        for round in 0..=NUM_RESELECTIONS {
-            let inliers = self.data.inliers(self.camera, &pose, self.config.inlier_px)?;
-            if inliers == before {
-                break;
+    /// Ten cells that see the 8 corners of a box.
+    fn cells() -> Vec<Vec3> {
+        let corners = box_corners(&[[-52.0, -55.0, -57.0], [52.0, 54.0, 58.0]]);
+        (0..80).map(|i| corners[i % 8]).collect()
+    }
+
+    fn some_pose(rng: &mut ChaCha8Rng) -> Pose {
+        let turn = Vec3::from_fn(|_, _| rng.random_range(-3.0..3.0));
+        let z = rng.random_range(300.0..1700.0);
+        let t_mm = Vec3::new(rng.random_range(-0.5..0.5) * z, rng.random_range(-0.5..0.5) * z, z);
+        Pose { r: *Rotation3::from_scaled_axis(turn).matrix(), t_mm }
+    }
+
+    fn gauss(rng: &mut ChaCha8Rng, sigma: f64) -> f64 {
+        let (a, b): (f64, f64) = (rng.random(), rng.random());
+        sigma * (-2.0 * (1.0 - a).ln()).sqrt() * (2.0 * std::f64::consts::PI * b).cos()
+    }
+
+    fn anywhere(rng: &mut ChaCha8Rng) -> Vec2 {
+        Vec2::new(rng.random_range(0.0..512.0), rng.random_range(0.0..512.0))
+    }
+
+    /// Pixels of `points` with noise, of which a share is anywhere in the image; and which are not.
+    fn disturbed(
+        truth: &Pose,
+        points: &[Vec3],
+        sigma: f64,
+        share: f64,
+        rng: &mut ChaCha8Rng,
+    ) -> (Vec<Vec2>, Vec<usize>) {
+        let mut kept = Vec::new();
+        let mut pixels = truth.project(&camera(), points);
+        for (i, p) in pixels.iter_mut().enumerate() {
+            if rng.random_bool(share) {
+                *p = anywhere(rng);
+            } else {
+                kept.push(i);
+                *p += Vec2::new(gauss(rng, sigma), gauss(rng, sigma));
             }
-            let (points, pixels) = self.data.subset(&inliers);
-            let refine =
-                |start: &Pose| refine_pose(self.camera, &points, &pixels, start, LM_ITERATIONS.1);
-            let mut found = refine(&pose);
-            if round == 0 {
-                let starts = [epnp(self.camera, &points, &pixels), self.data.other_side(&pose)];
-                for other in starts.into_iter().flatten().filter_map(|p| refine(&p)) {
-                    if found.is_none_or(|f| other.sum_squared_px2 < f.sum_squared_px2) {
-                        found = Some(other);
-                    }
+        }
+        (pixels, kept)
+    }
+
+    fn solve(points: &[Vec3], pixels: &[Vec2], seed: u64) -> Option<PnpSolution> {
+        solve_pnp_ransac(&camera(), points, pixels, &RansacConfig::default(), seed)
+    }
+
+    #[test]
+    fn without_noise_the_pose_that_made_the_points_comes_back() {
+        let cells = cells();
+        let tetrahedron = [cells[0], cells[3], cells[5], cells[6]];
+        let cloud: Vec<Vec3> = (0..40)
+            .map(|i| Vec3::new(f64::from(i * 7 % 40), f64::from(i * i % 37), f64::from(i)))
+            .collect();
+        let shapes: [(&[Vec3], f64); 7] = [
+            (&cells, 0.0),
+            (&cells, 0.3),
+            (&cells[..8], 0.0),
+            (&tetrahedron, 0.0),
+            (&cells[..4], 0.0), // a face: flat
+            (&cloud, 0.0),
+            (&cloud, 0.3),
+        ];
+        let mut rng = seed::stream(11, &[]);
+        for case in 0..350 {
+            let (points, share) = shapes[case % shapes.len()];
+            let truth = some_pose(&mut rng);
+            let (pixels, kept) = disturbed(&truth, points, 0.0, share, &mut rng);
+            let found = solve(points, &pixels, case as u64).unwrap();
+            assert!((found.pose.r - truth.r).norm() < 1e-6, "case {case}: {found:?}, {truth:?}");
+            let off = (found.pose.t_mm - truth.t_mm).norm();
+            assert!(off < 1e-6 * truth.t_mm.z, "case {case}: {off}");
+            assert!(kept.iter().all(|i| found.inliers.contains(i)), "case {case}");
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_points_does_not_matter() {
+        let points = cells();
+        let mut rng = seed::stream(12, &[]);
+        for case in 0..50 {
+            let truth = some_pose(&mut rng);
+            let (pixels, _) = disturbed(&truth, &points, 1.0, 0.4, &mut rng);
+            let mut order: Vec<usize> = (0..points.len()).collect();
+            order.shuffle(&mut rng);
+            let shuffled: (Vec<Vec3>, Vec<Vec2>) =
+                order.iter().map(|&i| (points[i], pixels[i])).unzip();
+            let given = solve(&points, &pixels, case).unwrap();
+            let other = solve(&shuffled.0, &shuffled.1, case).unwrap();
+            assert_eq!(given.pose, other.pose);
+            let mut inliers: Vec<usize> = other.inliers.iter().map(|&i| order[i]).collect();
+            inliers.sort_unstable();
+            assert_eq!(given.inliers, inliers);
+        }
+    }
+
+    #[test]
+    fn metres_and_micrometres_give_the_same_pose_as_millimetres() {
+        let points = cells();
+        let mut rng = seed::stream(13, &[]);
+        for case in 0..50 {
+            let truth = some_pose(&mut rng);
+            let (pixels, _) = disturbed(&truth, &points, 1.0, 0.3, &mut rng);
+            let given = solve(&points, &pixels, case).unwrap();
+            for unit in [1e-3, 1e3] {
+                let scaled: Vec<Vec3> = points.iter().map(|x| x * unit).collect();
+                let other = solve(&scaled, &pixels, case).unwrap();
+                // Rounding may end an iteration a step earlier or later.
+                let turn = (given.pose.r - other.pose.r).norm();
+                assert!(turn < 1e-6, "case {case}: {turn}");
+                let off = (given.pose.t_mm - other.pose.t_mm / unit).norm();
+                assert!(off < 1e-6 * given.pose.t_mm.norm(), "case {case}: {off}");
+                assert_eq!(given.inliers, other.inliers);
+            }
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_pose_and_seeds_agree_on_a_clear_one() {
+        let points = cells();
+        let mut rng = seed::stream(14, &[]);
+        for _ in 0..30 {
+            let truth = some_pose(&mut rng);
+            let (pixels, _) = disturbed(&truth, &points, 1.0, 0.5, &mut rng);
+            let (a, b) = (solve(&points, &pixels, 1).unwrap(), solve(&points, &pixels, 2).unwrap());
+            assert_eq!(a, solve(&points, &pixels, 1).unwrap());
+            assert!((a.pose.r - b.pose.r).norm() < 1e-5, "{a:?} {b:?}");
+        }
+    }
+
+    #[test]
+    fn with_outliers_errors_stay_near_those_of_known_inliers() {
+        let points = cells();
+        let mut rng = seed::stream(15, &[]);
+        // Noise (px), share of outliers, how much larger the rms errors may be.
+        for (sigma, share, worse) in
+            [(0.5, 0.2, 1.1), (1.0, 0.0, 1.1), (1.0, 0.5, 1.15), (2.0, 0.2, 1.15)]
+        {
+            let (mut ours, mut floor) = ([0.0; 2], [0.0; 2]);
+            for case in 0..200 {
+                let truth = some_pose(&mut rng);
+                let (pixels, kept) = disturbed(&truth, &points, sigma, share, &mut rng);
+                let found = solve(&points, &pixels, case).unwrap().pose;
+                let (x, p): (Vec<Vec3>, Vec<Vec2>) =
+                    kept.iter().map(|&i| (points[i], pixels[i])).unzip();
+                let best = refine_pose(&camera(), &x, &p, &truth, 50).unwrap().pose;
+                for (sums, pose) in [(&mut ours, &found), (&mut floor, &best)] {
+                    sums[0] += errors::re_deg(pose, &truth).powi(2);
+                    sums[1] += errors::add_mm(&points[..8], pose, &truth).powi(2);
                 }
             }
-            let Some(found) = found else { break };
-            pose = found.pose;
-            before = inliers;
+            for i in 0..2 {
+                let ratio = (ours[i] / floor[i]).sqrt();
+                assert!(ratio < worse, "noise {sigma} px, {share} outliers, error {i}: {ratio}");
+            }
         }
-        Some(pose)
     }
 
-    /// Whether the inliers determine this pose: enough of them, of enough distinct points, with pixels that the pose
-    /// explains, and not better explained by a scene behind the camera.
-    fn is_determined(&self, pose: &Pose, inliers: &[usize]) -> bool {
-        let data = self.data;
-        let num_distinct = data.num_distinct(inliers);
-        let wanted = (data.groups.len() / 2 + 1).clamp(4, 6);
-        let wanted_share = self.config.min_inlier_share * data.points.len() as f64;
-        if num_distinct < wanted || (inliers.len() as f64) < wanted_share {
-            return false;
+    #[test]
+    fn whole_cells_may_be_wrong() {
+        let points = cells();
+        let mut rng = seed::stream(16, &[]);
+        for case in 0..60 {
+            let truth = some_pose(&mut rng);
+            let wrong = some_pose(&mut rng);
+            let (mut pixels, _) = disturbed(&truth, &points, 0.7, 0.0, &mut rng);
+            // Four of ten cells agree on another pose.
+            let (others, _) = disturbed(&wrong, &points, 0.7, 0.0, &mut rng);
+            pixels[48..].copy_from_slice(&others[48..]);
+            let found = solve(&points, &pixels, case).unwrap();
+            assert!(errors::re_deg(&found.pose, &truth) < 8.0, "case {case}: {found:?} {truth:?}");
+            assert!((found.pose.t_mm - truth.t_mm).norm() < 0.06 * truth.t_mm.z, "case {case}");
         }
-        let (points, pixels) = data.subset(inliers);
-        let center = pixels.iter().sum::<Vec2>() / pixels.len() as f64;
-        let spread: f64 = pixels.iter().map(|p| (p - center).norm_squared()).sum();
-        let left: f64 =
-            inliers.iter().map(|&i| data.distance_px(self.camera, pose, i).powi(2)).sum();
-        if left.is_nan() || left >= MAX_UNEXPLAINED * spread {
-            return false;
+    }
+
+    #[test]
+    fn without_refinement_the_pose_is_rougher_but_there() {
+        let points = cells();
+        let rough = RansacConfig { refine: false, ..RansacConfig::default() };
+        let mut rng = seed::stream(17, &[]);
+        for case in 0..40 {
+            let truth = some_pose(&mut rng);
+            let (pixels, _) = disturbed(&truth, &points, 1.0, 0.2, &mut rng);
+            let found = solve_pnp_ransac(&camera(), &points, &pixels, &rough, case).unwrap();
+            assert!((found.pose.t_mm - truth.t_mm).norm() < 0.1 * truth.t_mm.z, "case {case}");
+            assert_ne!(found.pose, solve(&points, &pixels, case).unwrap().pose);
         }
-        // A scene behind the camera looks like the mirrored object (-x) in front of it; seen from afar
-        // it is the same object with its depths reversed.
-        let mirrored: Vec<Vec3> = points.iter().map(|x| -x).collect();
-        let start = data.depth_reversed(pose);
-        let behind = refine_pose(self.camera, &mirrored, &pixels, &start, LM_ITERATIONS.1);
-        let ratio = (BEHIND_LOG_RATIO / num_distinct as f64).exp();
-        behind.is_none_or(|b| b.sum_squared_px2 * ratio >= left)
+    }
+
+    #[test]
+    fn what_determines_no_pose_gives_none() {
+        let points = cells();
+        let mut rng = seed::stream(18, &[]);
+        let truth = some_pose(&mut rng);
+        let pixels = truth.project(&camera(), &points);
+        assert!(solve(&[], &[], 0).is_none());
+        assert!(solve(&points, &pixels[..79], 0).is_none());
+        assert!(solve(&points[..3], &pixels[..3], 0).is_none());
+        assert!(solve(&[points[0]; 80], &pixels, 0).is_none());
+        assert!(solve(&points, &[pixels[0]; 80], 0).is_none());
+        let line: Vec<Vec3> = (0..80).map(|i| points[1] * f64::from(i)).collect();
+        assert!(solve(&line, &truth.project(&camera(), &line), 0).is_none());
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX] {
+            assert!(solve(&points, &[Vec2::new(value, 0.0); 80], 0).is_none());
+            assert!(solve(&[Vec3::new(value, 0.0, 0.0); 80], &pixels, 0).is_none());
+        }
+        for case in 0..50 {
+            let noise: Vec<Vec2> = (0..80).map(|_| anywhere(&mut rng)).collect();
+            assert!(solve(&points, &noise, case).is_none(), "case {case}");
+        }
+        for problem in [
+            RansacConfig { inlier_px: f64::NAN, ..RansacConfig::default() },
+            RansacConfig { max_iterations: 0, ..RansacConfig::default() },
+        ] {
+            assert!(solve_pnp_ransac(&camera(), &points, &pixels, &problem, 0).is_none());
+        }
+    }
+
+    #[test]
+    fn an_object_behind_the_camera_is_not_found_in_front() {
+        let points = cells();
+        let mut rng = seed::stream(19, &[]);
+        for case in 0..60 {
+            let mut truth = some_pose(&mut rng);
+            truth.t_mm = -truth.t_mm * 0.5;
+            let pixels = truth.project(&camera(), &points);
+            assert!(solve(&points, &pixels, case).is_none(), "case {case}: {truth:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_comes_in_the_answer_is_finite_in_front_and_within_the_inlier_distance() {
+        let mut rng = seed::stream(20, &[]);
+        let special = [0.0, -0.0, 1.0, -1.0, f64::NAN, f64::INFINITY, 1e-300, 1e300, 50.0, -50.0];
+        for case in 0..3000 {
+            let n = rng.random_range(0..24);
+            let wild = rng.random_range(0.0..1.0);
+            let mut draw = |scale: f64| {
+                if rng.random_bool(wild) {
+                    special[rng.random_range(0..special.len())]
+                } else {
+                    rng.random_range(-scale..scale)
+                }
+            };
+            let points: Vec<Vec3> = (0..n).map(|_| Vec3::from_fn(|_, _| draw(60.0))).collect();
+            let pixels: Vec<Vec2> = (0..n).map(|_| Vec2::from_fn(|_, _| draw(500.0))).collect();
+            let Some(found) = solve(&points, &pixels, case) else { continue };
+            assert!(found.pose.is_finite() && found.inliers.len() >= 4);
+            assert!((0.0..5.0).contains(&found.mean_residual_px));
+            for &i in &found.inliers {
+                let x_cam = found.pose.apply(&points[i]);
+                assert!(x_cam.z > 0.0, "case {case}");
+                assert!((camera().project(&x_cam) - pixels[i]).norm() < 5.0 + 1e-3, "case {case}");
+            }
+        }
+    }
+
+    #[test]
+    fn settings_outside_their_range_are_named() {
+        let broken = RansacConfig {
+            inlier_px: 0.0,
+            max_iterations: 0,
+            confidence: 1.0,
+            refine: true,
+            min_inlier_share: -0.1,
+        };
+        let mut problems = Vec::new();
+        broken.check("pnp", &mut problems);
+        let expected = [
+            "pnp.inlier_px: 0",
+            "pnp.max_iterations: 0",
+            "pnp.confidence: 1",
+            "pnp.min_inlier_share: -0.1",
+        ];
+        assert_eq!(problems.len(), expected.len());
+        for (problem, start) in problems.iter().zip(expected) {
+            assert!(problem.starts_with(start), "{problem}");
+        }
+        RansacConfig::default().check("pnp", &mut problems);
+        assert_eq!(problems.len(), expected.len());
     }
 }

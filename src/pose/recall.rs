@@ -270,3 +270,115 @@ impl Recall {
         Self::new(correct, total)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn camera() -> Camera {
+        Camera::new(100.0, 100.0, 0.0, 0.0).unwrap()
+    }
+
+    fn at(x: f64, z: f64) -> Pose {
+        Pose { t_mm: Vec3::new(x, 0.0, z), ..Pose::identity() }
+    }
+
+    fn target(image: &str, class: usize, z: f64) -> Target {
+        Target { image: image.to_string(), class, pose: at(0.0, z), camera: camera() }
+    }
+
+    fn estimate(image: &str, class: usize, score: f64, pose: Pose) -> Estimate {
+        Estimate { image: image.to_string(), class, score, pose }
+    }
+
+    fn models() -> Vec<TargetModel> {
+        let sample = [Vec3::zeros(), Vec3::new(10.0, 0.0, 0.0)];
+        vec![
+            TargetModel::new("plain", 100.0, false, &sample).unwrap(),
+            TargetModel::new("round", 50.0, true, &sample).unwrap(),
+        ]
+    }
+
+    #[test]
+    fn errors_come_in_millimetres_diameters_and_pixels() {
+        let targets = [target("a", 0, 500.0), target("a", 1, 500.0), target("b", 0, 800.0)];
+        let estimates =
+            [estimate("a", 0, 0.9, at(8.0, 500.0)), estimate("a", 1, 0.8, at(8.0, 500.0))];
+        let errors =
+            score_targets(&targets, &estimates, &models(), Counting::MostConfident).unwrap();
+        let [plain, round, missing] = errors.as_slice() else { panic!() };
+        assert!((plain.add_mm - 8.0).abs() < 1e-12 && (plain.adi_mm - 5.0).abs() < 1e-12);
+        assert_eq!((plain.headline_mm, plain.headline_diameters), (plain.add_mm, 0.08));
+        assert!((plain.reproj_px - 1.6).abs() < 1e-12);
+        assert_eq!((plain.score, plain.depth_diameters), (Some(0.9), 5.0));
+        assert!((plain.te_mm.unwrap() - 8.0).abs() < 1e-12 && plain.re_deg == Some(0.0));
+        // The symmetric class takes the closest point, in the image too: (8 + 2) / 2 mm are 1 px.
+        assert_eq!(round.headline_mm, round.adi_mm);
+        assert!((round.headline_diameters - 0.1).abs() < 1e-12);
+        assert!((round.reproj_px - 1.0).abs() < 1e-12);
+        assert!(!missing.found && missing.re_deg.is_none() && missing.score.is_none());
+        assert_eq!((missing.add_mm, missing.adi_mm, missing.reproj_px), (100.0, 100.0, 50.0));
+        assert_eq!(missing.speed, SpeedError::MISSING);
+    }
+
+    #[test]
+    fn the_first_or_the_most_confident_prediction_counts() {
+        let targets = [target("a", 0, 500.0)];
+        let estimates = [
+            estimate("b", 0, 0.99, at(0.0, 500.0)),
+            estimate("a", 1, 0.99, at(0.0, 500.0)),
+            estimate("a", 0, f64::NAN, at(1.0, 500.0)),
+            estimate("a", 0, 0.5, at(2.0, 500.0)),
+            estimate("a", 0, 0.7, at(3.0, 500.0)),
+            estimate("a", 0, 0.7, at(4.0, 500.0)),
+        ];
+        let off = |counting| {
+            score_targets(&targets, &estimates, &models(), counting).unwrap()[0].te_mm.unwrap()
+        };
+        assert_eq!(off(Counting::FirstInList), 1.0);
+        assert_eq!(off(Counting::MostConfident), 3.0);
+    }
+
+    #[test]
+    fn a_pose_that_is_no_number_is_missing_and_one_in_the_camera_plane_is_far_off() {
+        let targets = [target("a", 0, 500.0), target("b", 0, 500.0)];
+        let estimates =
+            [estimate("a", 0, 0.5, at(f64::NAN, 1.0)), estimate("b", 0, 0.5, at(0.0, 0.0))];
+        let errors = score_targets(&targets, &estimates, &models(), Counting::default()).unwrap();
+        assert!(!errors[0].found && errors[0].reproj_px == 50.0);
+        assert!(errors[1].found && errors[1].reproj_px == f64::MAX);
+        // What is written can be read again.
+        let text = serde_json::to_string(&errors).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<TargetErrors>>(&text).unwrap(), errors);
+    }
+
+    #[test]
+    fn bad_targets_and_models_are_named() {
+        let run = |t: Target| {
+            let error = score_targets(&[t], &[], &models(), Counting::default()).unwrap_err();
+            error.to_string()
+        };
+        assert_eq!(run(target("x.png", 2, 500.0)), "x.png: class 2 has no model, there are 2");
+        assert!(run(target("x.png", 0, f64::NAN)).contains("x.png: the true pose"));
+        let point = [Vec3::zeros()];
+        assert!(TargetModel::new("m", 0.0, false, &point).is_err());
+        assert!(TargetModel::new("m", f64::NAN, false, &point).is_err());
+        assert!(TargetModel::new("m", 1.0, false, &[]).is_err());
+        assert!(TargetModel::new("m", 1.0, false, &[Vec3::new(f64::NAN, 0.0, 0.0)]).is_err());
+        assert!(sample_vertices(&[], 1000, 0, 0).is_empty());
+    }
+
+    #[test]
+    fn wilsons_interval_of_8_in_10() {
+        let recall = Recall::new(8, 10);
+        let (low, high) = recall.interval_95.unwrap();
+        assert!((low - 49.016).abs() < 1e-2 && (high - 94.331).abs() < 1e-2, "{low} {high}");
+        assert!((recall.percent.unwrap() - 80.0).abs() < 1e-12);
+        let all = Recall::new(5, 5).interval_95.unwrap();
+        assert!(all.1 == 100.0 && all.0 < 60.0);
+        assert_eq!(Recall::new(0, 0).percent, None);
+        // Strictly below, and never below with NaN.
+        let recall = Recall::below([0.05, 0.1, f64::NAN, 0.2], 0.1);
+        assert_eq!((recall.num_correct, recall.num_targets), (1, 4));
+    }
+}

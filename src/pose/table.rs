@@ -303,3 +303,123 @@ fn write_section(f: &mut fmt::Formatter<'_>, section: &Section, bins: &[Bin]) ->
     line(f, "median translation, mm", plain(&section.median_te_mm, 1))?;
     line(f, "SPEED score", plain(&section.speed_score, 4))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::recall::{Counting, Estimate, Target, score_targets};
+    use super::*;
+    use crate::geom::{Camera, Pose, Vec3};
+
+    fn models() -> Vec<TargetModel> {
+        let sample = [Vec3::zeros(), Vec3::new(10.0, 0.0, 0.0)];
+        ["a", "b"].map(|name| TargetModel::new(name, 100.0, false, &sample).unwrap()).into()
+    }
+
+    /// Targets of class 0 or 1 (alternating) at these depths (mm), found with these shifts (mm).
+    fn errors(depths: &[(f64, Option<f64>)]) -> Vec<TargetErrors> {
+        let camera = Camera::new(100.0, 100.0, 0.0, 0.0).unwrap();
+        let at = |x: f64, z: f64| Pose { t_mm: Vec3::new(x, 0.0, z), ..Pose::identity() };
+        let name = |i: usize| format!("{i}.png");
+        let (mut targets, mut estimates) = (vec![], vec![]);
+        for (i, (z, shift)) in depths.iter().enumerate() {
+            let (image, class) = (name(i), i % 2);
+            if let Some(x) = shift {
+                let pose = at(*x, *z);
+                estimates.push(Estimate { image: image.clone(), class, score: 0.5, pose });
+            }
+            targets.push(Target { image, class, pose: at(0.0, *z), camera });
+        }
+        score_targets(&targets, &estimates, &models(), Counting::default()).unwrap()
+    }
+
+    fn some_errors() -> Vec<TargetErrors> {
+        errors(&[
+            (100.0, Some(4.0)),
+            (350.0, Some(8.0)),
+            (400.0, None),
+            (999.0, Some(15.0)),
+            (1300.0, Some(0.0)),
+        ])
+    }
+
+    fn correct(table: &EvalTable, row: &str) -> Vec<(usize, usize)> {
+        let row = table.all.rows.iter().find(|r| r.name == row).unwrap();
+        row.recalls.iter().map(|r| (r.num_correct, r.num_targets)).collect()
+    }
+
+    #[test]
+    fn bins_by_diameter_are_the_papers_and_all_counts_what_is_outside() {
+        let table = EvalTable::new(&some_errors(), &models(), DepthBins::Diameter);
+        assert_eq!(table.all.num_targets, [2, 1, 1, 5]); // 4d is medium, 13d is in no bin
+        assert_eq!(table.all.num_found, [2, 0, 1, 4]);
+        assert_eq!(correct(&table, "ADI-0.05d"), [(1, 2), (0, 1), (0, 1), (2, 5)]);
+        assert_eq!(correct(&table, EvalTable::HEADLINE), [(2, 2), (0, 1), (0, 1), (3, 5)]);
+        // 15 mm along the model's edge of 10 mm: 15 and 5 mm to the closest points.
+        assert_eq!(correct(&table, EvalTable::TRUE_ADI), [(2, 2), (0, 1), (0, 1), (3, 5)]);
+        assert_eq!(
+            correct(&table, "true ADI-0.2d (closest point)"),
+            [(2, 2), (0, 1), (1, 1), (4, 5)]
+        );
+        // 4 mm at 100 mm are 4 px.
+        assert_eq!(correct(&table, "REP-2px"), [(0, 2), (0, 1), (1, 1), (2, 5)]);
+        assert_eq!(correct(&table, "REP-5px"), [(2, 2), (0, 1), (1, 1), (4, 5)]);
+        assert_eq!(correct(&table, "5 deg 5 cm"), [(2, 2), (0, 1), (1, 1), (4, 5)]);
+        assert_eq!(table.headline(), Some(60.0));
+        assert_eq!(table.all.median_te_mm, [Some(6.0), None, Some(15.0), Some(6.0)]);
+        let missing = std::f64::consts::PI + 1.0;
+        assert!((table.all.speed_score[1].unwrap() - missing).abs() < 1e-12);
+    }
+
+    #[test]
+    fn equal_bins_split_the_range_of_the_evaluated_set() {
+        let table = EvalTable::new(&some_errors(), &models(), DepthBins::Equal);
+        assert_eq!(table.all.num_targets, [3, 0, 2, 5]); // 100 .. 500 .. 900 .. 1300
+        assert_eq!(table.bins[2].limits.unwrap().1, 1300.0 + 1e-5);
+        assert_eq!(table.bins[3], Bin { name: "all".to_string(), limits: None });
+    }
+
+    #[test]
+    fn classes_stand_beside_all_when_there_are_several() {
+        let table = EvalTable::new(&some_errors(), &models(), DepthBins::Diameter);
+        let [a, b] = table.classes.as_slice() else { panic!() };
+        assert_eq!((a.name.as_str(), a.class, b.class), ("a", Some(0), Some(1)));
+        assert_eq!((a.num_targets[3], b.num_targets[3]), (3, 2));
+        let one = EvalTable::new(&errors(&[(200.0, None)]), &models()[..1], DepthBins::Equal);
+        assert!(one.classes.is_empty());
+    }
+
+    #[test]
+    fn nothing_evaluated_is_a_table_of_dashes() {
+        for bins in [DepthBins::Equal, DepthBins::Diameter] {
+            let table = EvalTable::new(&[], &models(), bins);
+            assert_eq!(table.headline(), None);
+            let text = table.to_string();
+            assert!(text.contains('-') && !text.contains("NaN") && !text.contains("inf"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_printed_table_names_bins_and_both_definitions() {
+        let table = EvalTable::new(&some_errors(), &models(), DepthBins::Diameter);
+        let text = table.to_string();
+        let line = |start: &str| {
+            text.lines().find(|l| l.starts_with(start)).unwrap_or_else(|| panic!("{start}\n{text}"))
+        };
+        assert!(line("depth bins `diameter`").contains("near 1d-4d medium 4d-7d far 7d-10d"));
+        assert!(line("all classes").trim_end().ends_with("all"));
+        assert!(line("ADI-0.1d ").trim_end().ends_with("60.0 [23.1, 88.2]"));
+        assert!(line("true ADI-0.1d (closest point)").contains("100.0"));
+        assert!(line("found / targets").contains("0 / 1"));
+        assert!(text.lines().any(|l| l.starts_with("class b")));
+    }
+
+    #[test]
+    fn the_table_survives_json() {
+        let table = EvalTable::new(&some_errors(), &models(), DepthBins::Equal);
+        let text = serde_json::to_string(&table).unwrap();
+        let read: EvalTable = serde_json::from_str(&text).unwrap();
+        // The JSON reader may miss a number's last bit: compare what is counted and what is printed.
+        assert_eq!(correct(&read, EvalTable::HEADLINE), correct(&table, EvalTable::HEADLINE));
+        assert_eq!(read.to_string(), table.to_string());
+    }
+}

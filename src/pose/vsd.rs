@@ -70,7 +70,7 @@ pub fn vsd(camera: &Camera, images: &DepthImages, settings: &VsdSettings) -> Res
         images.est.len()
     );
     ensure!(
-        images.width > 0 && num_pixels % images.width == 0,
+        images.width > 0 && num_pixels.is_multiple_of(images.width),
         "a depth image of {num_pixels} pixels has no whole rows of {}",
         images.width
     );
@@ -107,4 +107,43 @@ pub fn vsd(camera: &Camera, images: &DepthImages, settings: &VsdSettings) -> Res
             .sum()
     };
     Ok(settings.taus.iter().map(|&tau| (cost(tau) + only_one) / num_union as f64).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_of_one_pose_alone_cost_1_and_shared_ones_by_tau() {
+        let camera = Camera::new(1e6, 1e6, 0.0, 0.0).unwrap(); // so long that distance is depth
+        // Shared and equal, shared and 30 mm off, gt alone, est alone, est hidden behind the measured surface.
+        let images = DepthImages {
+            width: 5,
+            test: &[500.0, 500.0, 500.0, 0.0, 400.0],
+            gt: &[500.0, 500.0, 500.0, 0.0, 0.0],
+            est: &[500.0, 530.0, 0.0, 500.0, 500.0],
+        };
+        let settings = |cost| VsdSettings {
+            taus: vec![20.0, 40.0],
+            diameter_mm: None,
+            cost,
+            ..VsdSettings::bop(1.0)
+        };
+        let step = vsd(&camera, &images, &settings(VsdCost::Step)).unwrap();
+        assert_eq!(step, [3.0 / 4.0, 2.0 / 4.0]);
+        let linear = vsd(&camera, &images, &settings(VsdCost::Tlinear)).unwrap();
+        assert!((linear[1] - 2.75 / 4.0).abs() < 1e-6, "{linear:?}");
+    }
+
+    #[test]
+    fn images_that_do_not_fit_are_refused() {
+        let camera = Camera::new(100.0, 100.0, 0.0, 0.0).unwrap();
+        let run = |width, test: &[f32], gt: &[f32]| {
+            vsd(&camera, &DepthImages { width, test, gt, est: gt }, &VsdSettings::bop(100.0))
+        };
+        assert!(run(2, &[0.0; 4], &[0.0; 4]).is_ok());
+        assert!(run(2, &[0.0; 4], &[0.0; 5]).unwrap_err().to_string().contains("equal sizes"));
+        assert!(run(3, &[0.0; 4], &[0.0; 4]).unwrap_err().to_string().contains("whole rows of 3"));
+        assert!(run(0, &[0.0; 4], &[0.0; 4]).is_err());
+    }
 }
