@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The one check command: set-up, format, lints, all tests. Stops at the first that fails.
 set -euo pipefail
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 
 # Threads of libtorch that spin while they wait slow down everything that runs beside them.
 export OMP_WAIT_POLICY=PASSIVE
@@ -19,6 +19,10 @@ step() {
 
 step 'setup' ./setup.sh
 if [[ -x $HOME/.cargo/bin/cargo ]] && ! command -v cargo >/dev/null; then PATH=$HOME/.cargo/bin:$PATH; fi
+# The spelling that was built with: another one of the same folder would have torch-sys compiled again.
+LIBTORCH=$(head -n 1 target/setup.stamp)
+export LIBTORCH
+unset LIBTORCH_USE_PYTORCH LIBTORCH_INCLUDE LIBTORCH_LIB LIBTORCH_STATIC
 for tool in fmt clippy; do
     cargo "$tool" --version >/dev/null 2>&1 || {
         echo "check.sh: cargo $tool is missing: rustup component add rustfmt clippy" >&2

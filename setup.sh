@@ -15,7 +15,7 @@ readonly CPU_WHEELS=("$TORCH_WHEEL" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cup
 # Room for wheels, their download and the build, GB.
 readonly INSTALL_CPU_GB=6 INSTALL_GPU_GB=12 BUILD_GB=3
 
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 here=$PWD
 readonly here
 readonly binary=target/release/mqat
@@ -153,21 +153,17 @@ torch_of_own_venv() {
 }
 
 install_torch() {
-    local kind=cpu
-    if has_gpu; then kind=gpu; fi
+    local kind=cpu gigabytes=$INSTALL_CPU_GB
+    if has_gpu; then kind=gpu gigabytes=$INSTALL_GPU_GB; fi
     check_python
-    if [[ $(venv_state) != cpu ]]; then # none, or an installation that was cut off
+    need_space "$gigabytes" "installing $TORCH_WHEEL and building"
+    if [[ $(venv_state) != cpu ]]; then # none, or an installation that was cut off; one for CPUs is completed in place
         if [[ -e .venv ]]; then say "removing .venv: its installation was cut off"; fi
-        if [[ $kind == gpu ]]; then need_space "$INSTALL_GPU_GB" "installing $TORCH_WHEEL and building"; fi
-        if [[ $kind == cpu ]]; then need_space "$INSTALL_CPU_GB" "installing $TORCH_WHEEL and building"; fi
         rm -rf .venv
         hash -r # python3 may have been its
         mkdir .venv
         echo installing >"$venv_mark"
         python3 -m venv .venv || fail "python3 -m venv failed: see its message above"
-    else
-        need_space "$INSTALL_GPU_GB" "completing $TORCH_WHEEL for the GPU"
-        echo installing >"$venv_mark"
     fi
     mkdir -p .venv/tmp # /tmp may be too small for the wheels
     local pip=(env "TMPDIR=$here/.venv/tmp" .venv/bin/python -m pip install --disable-pip-version-check --no-input)
@@ -230,6 +226,7 @@ build() {
         say "building $binary; the first time this takes 5 to 15 minutes"
     fi
     mkdir -p target
+    rm -f "$stamp" # until this build has ended well, nothing is up to date
     printf '%s\n' "$torch" >"$stamp.new" # its time is before that of anything changed during the build
     # These would choose another libtorch than the one found here.
     env -u LIBTORCH_USE_PYTORCH -u LIBTORCH_INCLUDE -u LIBTORCH_LIB -u LIBTORCH_STATIC LIBTORCH="$torch" \
