@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The one check command: set-up, format, lints, all tests. Stops at the first that fails.
 set -euo pipefail
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 
 # Threads of libtorch that spin while they wait slow down everything that runs beside them.
 export OMP_WAIT_POLICY=PASSIVE

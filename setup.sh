@@ -15,7 +15,7 @@ readonly CPU_WHEELS=("$TORCH_WHEEL" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cup
 # Room for wheels, their download and the build, GB.
 readonly INSTALL_CPU_GB=6 INSTALL_GPU_GB=12 BUILD_GB=3
 
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 here=$PWD
 readonly here
 readonly binary=target/release/mqat

@@ -5,7 +5,7 @@
 set -euo pipefail
 
 # shellcheck source=scripts/common.sh
-source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/common.sh"
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/scripts/common.sh"
 "$repo/setup.sh"
 if wants_help "$@"; then exec "$mqat" test --help; fi
 

@@ -10,7 +10,7 @@ SYNTHETIC=(--train 1500 --val 100 --test 200 --size 256 --depth 1d:4d --attitude
 DEMONSTRATION=WidedepthTiny
 
 # shellcheck source=scripts/common.sh
-source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/common.sh"
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/scripts/common.sh"
 "$repo/setup.sh"
 if wants_help "$@"; then exec "$mqat" train --help; fi
 

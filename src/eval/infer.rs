@@ -63,7 +63,8 @@ pub struct Inference {
 /// Predicts the poses in every image of `dataset`: network in evaluation mode, selection of cells, one PnP per class.
 ///
 /// The PnP is solved under the internal camera; the image was warped by `K_internal K^-1`, so that the pose holds
-/// under the image's own camera as it is. Results do not depend on batch size, threads or timing. An object that
+/// under the image's own camera as it is. Results do not depend on threads or timing
+/// (on the batch size by what the network's own rounding does). An object that
 /// was not found, or whose PnP has no solution, is simply absent.
 ///
 /// # Errors
@@ -265,4 +266,148 @@ fn split_levels<'a>(
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::testing::dataset;
+    use crate::geom::{Affine2, Pose, Vec2};
+    use crate::model::NetworkConfig;
+
+    fn options() -> InferOptions {
+        let input = InputConfig {
+            width: 128,
+            height: 128,
+            k: [75.0, 0.0, 64.0, 0.0, 75.0, 64.0, 0.0, 0.0, 1.0],
+            ..InputConfig::default()
+        };
+        InferOptions {
+            input,
+            data: DataConfig { bs_valid: 3, ..DataConfig::default() },
+            candidates: CandidateConfig::default(),
+            ransac: RansacConfig::default(),
+            seed: 7,
+            workers: 2,
+            skip_bad: false,
+            device: Device::Cpu,
+        }
+    }
+
+    #[test]
+    fn levels_survive_the_transfer() {
+        let network = NetworkConfig::widedepth_tiny();
+        let grid = AnchorGrid::new(&network, 64, 48);
+        let random = |channels: i64, level: &crate::model::Level| {
+            let shape = [2, channels, level.h as i64, level.w as i64];
+            let count = shape.iter().product::<i64>();
+            // Channels last, as the network's own outputs may be.
+            (Tensor::arange(count, (Kind::Float, Device::Cpu)) + level.offset as f64)
+                .reshape([shape[0], shape[2], shape[3], shape[1]])
+                .permute([0, 3, 1, 2])
+        };
+        let outputs = Outputs {
+            cls: grid.levels.iter().map(|l| random(2, l)).collect(),
+            reg: grid.levels.iter().map(|l| random(32, l)).collect(),
+        };
+        let values = to_host(&outputs, &grid, 2, 2).unwrap();
+        let image = &values[values.len() / 2..];
+        for (k, level) in split_levels(image, &grid, 2).iter().enumerate() {
+            for (own, tensor) in [(level.cls, &outputs.cls[k]), (level.reg, &outputs.reg[k])] {
+                let expected = Vec::<f32>::try_from(tensor.get(1).contiguous().view([-1])).unwrap();
+                assert_eq!(own, expected, "level {k}");
+            }
+        }
+        assert!(to_host(&outputs, &grid, 2, 1).is_err());
+    }
+
+    /// Outputs of a network that knows the answer: every cell predicts the corners of `pose`.
+    fn perfect(grid: &AnchorGrid, pixels: &[Vec2; 8]) -> Vec<f32> {
+        let num_cells = grid.num_cells();
+        let mut values = vec![4.0; num_cells];
+        for level in &grid.levels {
+            let targets: Vec<_> = (level.offset..level.offset + level.num_cells())
+                .map(|cell| grid.encode(cell, pixels))
+                .collect();
+            values.extend((0..16).flat_map(|c| targets.iter().map(move |t| t[c] as f32)));
+        }
+        values
+    }
+
+    #[test]
+    fn a_pose_solved_under_the_internal_camera_holds_in_the_image() {
+        let (dataset, options) = (dataset(), options());
+        let grid = AnchorGrid::new(&NetworkConfig::widedepth_tiny(), 128, 128);
+        let camera = options.input.camera().unwrap();
+        let solver = Solver { dataset: &dataset, grid, camera, options: &options };
+        for index in [0, 12, 29] {
+            let (frame, model) = (&dataset.frames[index], &dataset.models[0]);
+            let truth = frame.objects[0].pose;
+            // What the picture shows of the corners, moved as its pixels are.
+            let warp = Affine2::between_cameras(&frame.camera, &camera);
+            let corners =
+                model.corners.map(|x| warp.apply(&frame.camera.project(&truth.apply(&x))));
+            let solved = solver.solve(index, &perfect(&solver.grid, &corners));
+            let [p] = solved.predictions.as_slice() else { panic!("{:?}", solved.predictions) };
+            let pose = p.pose().unwrap();
+            assert!((pose.t_mm - truth.t_mm).norm() < 1e-3 * truth.t_mm.norm(), "{pose:?}");
+            assert!((pose.r - truth.r).norm() < 1e-2 && p.residual_px < 1e-3);
+            assert_eq!((p.image.as_str(), p.obj_id), (frame.image.as_str(), Some(1)));
+            assert_eq!(p.inliers % 8, 0);
+        }
+    }
+
+    #[test]
+    fn a_network_runs_over_a_split_whatever_the_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut dataset = dataset();
+        dataset.root = folder.path().to_owned();
+        dataset.frames.truncate(5);
+        let dataset_pose = dataset.frames[1].objects[0].pose;
+        for (i, frame) in dataset.frames.iter_mut().enumerate() {
+            frame.objects.clear();
+            let tone = |x: u32, y: u32| image::Rgb([(x / 4) as u8, (y / 4) as u8, 40 * i as u8]);
+            image::RgbImage::from_fn(1024, 1024, tone)
+                .save(folder.path().join(&frame.image))
+                .unwrap();
+        }
+        let network = PoseNet::new(&NetworkConfig::widedepth_tiny(), 1, Device::Cpu, 3).unwrap();
+        // Every cell is a candidate and sees the same large box, so that there are poses to compare.
+        let mut options = options();
+        options.ransac.inlier_px = 400.0;
+        let pose = Pose { t_mm: Vec3::new(0.0, 0.0, 300.0), ..dataset_pose };
+        let unit = Camera::new(1.0, 1.0, 0.0, 0.0).unwrap();
+        let corners = pose.project(&unit, &dataset.models[0].corners);
+        let offsets: Vec<f32> = (0..16).map(|i| 50.0 * corners[i % 8][i / 8] as f32).collect();
+        for (key, values) in [("head.cls_logits.bias", vec![4.0]), ("head.pose_pred.bias", offsets)]
+        {
+            let (_, mut bias) = network.state().into_iter().find(|(k, _)| k == key).unwrap();
+            tch::no_grad(|| bias.copy_(&Tensor::from_slice(&values)));
+        }
+        let run = |network: &PoseNet, dataset: &Dataset, options: &InferOptions| {
+            let mut seen = Vec::new();
+            let found =
+                infer(network, &Arc::new(dataset.clone()), options, |p| seen.push(p.num_done));
+            (found, seen)
+        };
+        let (found, seen) = run(&network, &dataset, &options);
+        let found = found.unwrap();
+        assert_eq!((seen, found.timing.num_images), (vec![3, 5], 5));
+        assert!(!found.predictions.is_empty());
+        options.workers = 0;
+        let (again, _) = run(&network, &dataset, &options);
+        assert_eq!(found.predictions, again.unwrap().predictions);
+
+        std::fs::remove_file(folder.path().join("3.png")).unwrap();
+        let error = run(&network, &dataset, &options).0.unwrap_err();
+        assert!(format!("{error:#}").contains("3.png"), "{error:#}");
+        options.skip_bad = true;
+        let skipped = run(&network, &dataset, &options).0.unwrap();
+        assert_eq!((skipped.left_out[0].index, skipped.timing.num_images), (3, 4));
+        let of = |p: &[Prediction]| {
+            p.iter().map(|p| p.image.clone()).filter(|i| i != "3.png").collect::<Vec<_>>()
+        };
+        assert_eq!(of(&skipped.predictions), of(&found.predictions));
+        assert!(skipped.predictions.iter().all(|p| p.image != "3.png"));
+    }
 }

@@ -1,9 +1,18 @@
 //! Pictures of predicted and true poses: the projected box and axes drawn over the image.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
 use image::{Rgb, RgbImage};
+use rayon::prelude::*;
 
 use super::draw;
+use super::predictions::Prediction;
+use crate::data::{Dataset, Frame};
 use crate::geom::{Camera, Corners, Pose, Vec2, Vec3};
+use crate::io::picture::{read_rgb, write_png};
+use crate::pose::TargetErrors;
 
 /// Side of a panel, px; a picture has two, the image and the object enlarged.
 const PANEL_PX: u32 = 640;
@@ -128,6 +137,104 @@ pub fn overlay(
     x += draw::text(&mut picture, x, y, 2, PREDICTION_COLOR, "prediction") + 6;
     draw::text(&mut picture, x, y, 2, CAPTION_COLOR, caption);
     picture
+}
+
+/// Writes [`overlay`]s of at most `num` of the scored images, spread evenly from the nearest to the farthest object, and
+/// returns their paths: `folder/00_IMAGE.png`, numbered by depth.
+///
+/// Each class is drawn with its most confident prediction; the caption is about the image's nearest object.
+///
+/// # Errors
+/// If an image cannot be read, a prediction holds no pose, or a file cannot be written.
+pub fn write_overlays(
+    folder: &Path,
+    dataset: &Dataset,
+    predictions: &[Prediction],
+    errors: &[TargetErrors],
+    num: usize,
+) -> Result<Vec<PathBuf>> {
+    let chosen = spread_over_depth(errors, num);
+    let places: BTreeMap<&str, usize> =
+        chosen.iter().enumerate().map(|(i, e)| (e.image.as_str(), i)).collect();
+    let mut predicted: Vec<Vec<&Prediction>> = vec![Vec::new(); chosen.len()];
+    for p in predictions {
+        if let Some(&i) = places.get(p.image.as_str()) {
+            predicted[i].push(p);
+        }
+    }
+    let mut frames: Vec<Option<&Frame>> = vec![None; chosen.len()];
+    for frame in &dataset.frames {
+        if let Some(&i) = places.get(frame.image.as_str()) {
+            frames[i] = Some(frame);
+        }
+    }
+    (0..chosen.len())
+        .into_par_iter()
+        .map(|i| {
+            let error = chosen[i];
+            let frame = frames[i].with_context(|| {
+                format!("drawing image {}: it is not in the dataset", error.image)
+            })?;
+            let picture = overlay_of(dataset, frame, &predicted[i], error)?;
+            let name: String = (error.image.chars())
+                .map(|c| if c.is_alphanumeric() || "-_".contains(c) { c } else { '_' })
+                .collect();
+            let path = folder.join(format!("{i:02}_{name}.png"));
+            write_png(&path, &picture)?;
+            Ok(path)
+        })
+        .collect()
+}
+
+/// The nearest object of each image, then `num` of these at equal steps of rank, the nearest and farthest among them.
+fn spread_over_depth(errors: &[TargetErrors], num: usize) -> Vec<&TargetErrors> {
+    let mut nearest: BTreeMap<&str, &TargetErrors> = BTreeMap::new();
+    for e in errors {
+        let kept = nearest.entry(&e.image).or_insert(e);
+        if e.depth_diameters < kept.depth_diameters {
+            *kept = e;
+        }
+    }
+    let mut sorted: Vec<&TargetErrors> = nearest.into_values().collect();
+    sorted.sort_by(|a, b| a.depth_diameters.total_cmp(&b.depth_diameters));
+    let num = num.min(sorted.len());
+    let last = sorted.len().saturating_sub(1);
+    (0..num).map(|i| sorted[i * last / num.saturating_sub(1).max(1)]).collect()
+}
+
+fn overlay_of(
+    dataset: &Dataset,
+    frame: &Frame,
+    predicted: &[&Prediction],
+    error: &TargetErrors,
+) -> Result<RgbImage> {
+    let outline = |class: usize, pose: Pose| {
+        let model = dataset.models.get(class)?;
+        Some(Outline { pose, corners: &model.corners, axis_mm: model.diameter_mm / 2.0 })
+    };
+    let truth: Vec<Outline> =
+        frame.objects.iter().filter_map(|o| outline(o.class, o.pose)).collect();
+    let mut best: BTreeMap<usize, &Prediction> = BTreeMap::new();
+    for &p in predicted {
+        let kept = best.entry(p.class).or_insert(p);
+        if p.score > kept.score {
+            *kept = p;
+        }
+    }
+    let mut guesses = Vec::new();
+    for (class, prediction) in best {
+        guesses.extend(outline(class, prediction.pose()?));
+    }
+    let image = read_rgb(&dataset.root.join(&frame.image))?;
+    let caption = if error.found {
+        format!(
+            "Z={:.1}D  ADD={:.3}D  REP={:.1}PX",
+            error.depth_diameters, error.add_diameters, error.reproj_px
+        )
+    } else {
+        format!("Z={:.1}D  not found", error.depth_diameters)
+    };
+    Ok(overlay(&image, &frame.camera, &truth, &guesses, &caption))
 }
 
 fn whole_view(image: &RgbImage) -> View {
@@ -269,5 +376,36 @@ mod tests {
             count(&overlay(&image, &camera, &[], &[], ""), TRUTH_COLOR)
         );
         overlay(&RgbImage::new(0, 0), &camera, &[], &[], "");
+    }
+
+    #[test]
+    fn overlays_of_a_run_reach_from_the_nearest_to_the_farthest_image() {
+        use crate::data::DataConfig;
+        use crate::eval::testing::{dataset, predictions_of};
+        use crate::eval::{EvalConfig, RunInfo, evaluate};
+
+        let folder = tempfile::tempdir().unwrap();
+        let mut dataset = dataset();
+        dataset.root = folder.path().to_owned();
+        let image = RgbImage::from_pixel(64, 64, Rgb([9, 9, 9]));
+        for name in ["0.png", "14.png", "29.png"] {
+            image.save(dataset.root.join(name)).unwrap();
+        }
+        let mut predictions = predictions_of(&dataset);
+        predictions.remove(14);
+        let config = EvalConfig::default();
+        let info = RunInfo { name: "", list: "", left_out: &[], timing: None };
+        let errors =
+            evaluate(&dataset, &DataConfig::default(), &predictions, &config, info).unwrap().errors;
+        let out = folder.path().join("overlays");
+        let paths = write_overlays(&out, &dataset, &predictions, &errors, 3).unwrap();
+        let names: Vec<_> =
+            paths.iter().map(|p| p.file_name().unwrap().to_str().unwrap()).collect();
+        assert_eq!(names, ["00_0_png.png", "01_14_png.png", "02_29_png.png"]);
+        let orange = |i: usize| count(&image::open(&paths[i]).unwrap().to_rgb8(), PREDICTION_COLOR);
+        assert!(orange(0) > 2 * orange(1), "{} {}", orange(0), orange(1));
+        let error = write_overlays(&out, &dataset, &predictions, &errors, 30).unwrap_err();
+        assert!(format!("{error:#}").contains(".png"), "{error:#}");
+        assert!(write_overlays(&out, &dataset, &predictions, &errors, 0).unwrap().is_empty());
     }
 }

@@ -64,11 +64,14 @@ where
 }
 
 fn decode(path: &Path) -> Result<DynamicImage> {
-    let bytes = fs::read(path)?;
-    let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
+    decode_bytes(&fs::read(path)?)
+}
+
+fn decode_bytes(bytes: &[u8]) -> Result<DynamicImage> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     match reader.format() {
-        Some(ImageFormat::Png) => ensure!(png_is_complete(&bytes), "the PNG is truncated"),
-        Some(ImageFormat::Jpeg) => ensure!(jpeg_is_complete(&bytes), "the JPEG is truncated"),
+        Some(ImageFormat::Png) => ensure!(png_is_complete(bytes), "the PNG is truncated"),
+        Some(ImageFormat::Jpeg) => ensure!(jpeg_is_complete(bytes), "the JPEG is truncated"),
         _ if bytes.is_empty() => bail!("the file is empty"),
         _ => bail!("the content is neither PNG nor JPEG"),
     }

@@ -74,7 +74,6 @@ impl InqWeight {
     /// If the weight holds NaN or infinity.
     pub fn step(&mut self, fraction: f64, epoch: u32) -> Result<()> {
         let name = self.site.weight_name();
-        self.steps_done += 1;
         let target = num_frozen_at(fraction, self.site.num_weights());
         let repartition = self.config.quant_strategy == QuantStrategy::Rpr;
         if target == 0 || (target <= self.num_frozen && !repartition) {
@@ -212,6 +211,7 @@ impl WeightQuantizer for InqWeight {
         let stepped = is_new && (schedule.steps_at(epoch) || fraction > self.fraction());
         if stepped {
             self.step(fraction, epoch)?;
+            self.steps_done += 1;
         }
         self.epoch = Some(epoch);
         Ok(WeightStep { fraction: Some(fraction), stepped })
@@ -308,5 +308,229 @@ impl InqWeight {
         };
         let scale: Vec<f32> = Vec::try_from(&scale)?;
         Ok(if scale[0].is_nan() { None } else { Some(scale) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Store;
+    use crate::quant::config::QuantInit;
+    use crate::quant::schedule::FractionSchedule;
+    use crate::quant::testing::{bits, channels_last, store, train, weights};
+
+    const FRACTIONS: [f64; 5] = [0.0, 0.3, 0.3, 0.8, 1.0];
+    const STRATEGIES: [QuantStrategy; 4] = [
+        QuantStrategy::Magnitude,
+        QuantStrategy::LowMagnitude,
+        QuantStrategy::Random,
+        QuantStrategy::Rpr,
+    ];
+
+    fn config(strategy: QuantStrategy) -> WeightQuantConfig {
+        WeightQuantConfig {
+            bits: Some(3),
+            quant_strategy: strategy,
+            schedule: FractionSchedule::new((0..).zip(FRACTIONS)),
+            ..Default::default()
+        }
+    }
+
+    fn quantizer(weight: &Tensor, config: &WeightQuantConfig, seed: u64) -> InqWeight {
+        let store: Store = store(&[("m.conv", weight.shallow_clone())]);
+        let site = store.sites()[0].clone();
+        InqWeight::new(&site, config, seed).unwrap()
+    }
+
+    fn frozen(inq: &InqWeight) -> Vec<bool> {
+        bits(&inq.trainable).into_iter().map(|v| v == 0).collect()
+    }
+
+    #[test]
+    fn at_fraction_zero_every_bit_is_that_of_the_float_weight() {
+        let w = weights(1, &[6, 5, 3, 3]);
+        for strategy in STRATEGIES {
+            let mut inq = quantizer(&w, &config(strategy), 0);
+            assert_eq!(bits(&inq.site.weight), bits(&w));
+            let step = inq.start_epoch(0).unwrap();
+            assert!(step.stepped && step.fraction == Some(0.0));
+            assert_eq!(bits(&inq.site.weight), bits(&w));
+            assert!(inq.grid().is_none() && frozen(&inq).iter().all(|&f| !f));
+            assert!(inq.assert_on_grid().unwrap_err().to_string().contains("0 of 270"));
+        }
+    }
+
+    #[test]
+    fn masks_grow_and_frozen_values_keep_their_bits_while_the_others_train() {
+        for strategy in &STRATEGIES[..3] {
+            let mut inq = quantizer(&weights(2, &[6, 5, 3, 3]), &config(*strategy), 3);
+            let mut scale = None;
+            for (epoch, fraction) in (0u32..).zip(FRACTIONS) {
+                let (before, values) = (frozen(&inq), bits(&inq.site.weight));
+                inq.start_epoch(epoch).unwrap();
+                let (now, after) = (frozen(&inq), bits(&inq.site.weight));
+                let count = now.iter().filter(|&&f| f).count();
+                assert_eq!(count, (fraction * 270.0) as usize);
+                assert_eq!(count, inq.num_frozen());
+                let nearest = inq.grid().map(|grid| bits(&grid.nearest(&inq.site.weight).unwrap()));
+                for i in 0..now.len() {
+                    assert!(now[i] || !before[i], "{strategy:?}: weight {i} thawed");
+                    if now[i] && !before[i] {
+                        assert_eq!(nearest.as_ref().unwrap()[i], after[i]);
+                    } else {
+                        assert_eq!(after[i], values[i], "{strategy:?}: weight {i} changed");
+                    }
+                }
+                if let Some(grid) = inq.grid() {
+                    let first = scale.get_or_insert_with(|| grid.scale().to_vec());
+                    assert_eq!(grid.scale(), first, "the scale is found once");
+                }
+                train(&inq.site.weight, &inq.trainable, 0.1, u64::from(epoch));
+                inq.end_epoch(epoch).unwrap();
+            }
+            inq.assert_on_grid().unwrap();
+        }
+    }
+
+    #[test]
+    fn equal_magnitudes_freeze_by_index() {
+        let w = Tensor::from_slice(&[0.5f32, -0.5, 0.5, -0.5, 0.5, 0.1, -0.1, 0.1, -0.1, 0.1]);
+        let w = w.reshape([10, 1, 1, 1]);
+        let chosen = |strategy| {
+            let mut inq = quantizer(&w, &config(strategy), 0);
+            inq.start_epoch(1).unwrap();
+            let frozen = frozen(&inq);
+            (0..10).filter(|&i| frozen[i]).collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(QuantStrategy::Magnitude), [0, 1, 2]);
+        assert_eq!(chosen(QuantStrategy::LowMagnitude), [5, 6, 7]);
+    }
+
+    #[test]
+    fn a_random_choice_depends_on_seed_layer_and_epoch_alone() {
+        let w = weights(4, &[6, 5, 3, 3]);
+        for strategy in &STRATEGIES[2..] {
+            let choice = |seed, epoch| {
+                let mut inq = quantizer(&w, &config(*strategy), seed);
+                inq.step(0.3, epoch).unwrap();
+                frozen(&inq)
+            };
+            assert_eq!(choice(1, 2), choice(1, 2));
+            assert_ne!(choice(1, 2), choice(2, 2));
+            assert_ne!(choice(1, 2), choice(1, 3));
+        }
+    }
+
+    #[test]
+    fn rpr_draws_a_new_partition_at_each_step_and_ends_quantized() {
+        let mut inq = quantizer(&weights(5, &[6, 5, 3, 3]), &config(QuantStrategy::Rpr), 7);
+        let mut partitions = Vec::new();
+        for (epoch, fraction) in (0u32..).zip(FRACTIONS) {
+            let start = inq.start_epoch(epoch).unwrap();
+            assert!(start.stepped);
+            assert_eq!(inq.num_frozen(), (fraction * 270.0) as usize);
+            assert_eq!(frozen(&inq).iter().filter(|&&f| f).count(), inq.num_frozen());
+            partitions.push(frozen(&inq));
+            train(&inq.site.weight, &inq.trainable, 0.1, u64::from(epoch));
+            inq.end_epoch(epoch).unwrap();
+        }
+        // epochs 1 and 2 freeze equally many, but others
+        assert_ne!(partitions[1], partitions[2]);
+        inq.assert_on_grid().unwrap();
+    }
+
+    #[test]
+    fn a_weight_is_changed_in_place_and_keeps_its_memory_format() {
+        let w = weights(6, &[6, 5, 3, 3]);
+        let mut inq = quantizer(&channels_last(&w), &config(QuantStrategy::Magnitude), 0);
+        let (stride, address) = (inq.site.weight.stride(), inq.site.weight.data_ptr());
+        assert!(!inq.site.weight.is_contiguous());
+        assert_eq!(inq.trainable.stride(), stride);
+        let mut plain = quantizer(&w, &config(QuantStrategy::Magnitude), 0);
+        for epoch in 0..5 {
+            inq.start_epoch(epoch).unwrap();
+            plain.start_epoch(epoch).unwrap();
+            assert_eq!(bits(&inq.site.weight), bits(&plain.site.weight));
+            assert_eq!(frozen(&inq), frozen(&plain));
+        }
+        assert_eq!(inq.site.weight.stride(), stride);
+        assert_eq!(inq.site.weight.data_ptr(), address);
+        assert_eq!(inq.trainable.stride(), stride);
+        assert!(inq.site.weight.requires_grad() && inq.site.weight.is_leaf());
+        inq.assert_on_grid().unwrap();
+    }
+
+    #[test]
+    fn a_frozen_weight_that_moved_by_one_bit_is_found() {
+        let mut inq = quantizer(&weights(7, &[3, 2, 1, 1]), &config(QuantStrategy::Magnitude), 0);
+        inq.start_epoch(4).unwrap();
+        inq.assert_on_grid().unwrap();
+        let mut element = inq.site.weight.detach().reshape([-1]).get(4);
+        let moved = f32::from_bits((element.double_value(&[]) as f32).to_bits() + 1);
+        let _ = element.fill_(f64::from(moved));
+        for error in [inq.assert_on_grid().unwrap_err(), inq.end_epoch(4).unwrap_err()] {
+            let text = error.to_string();
+            assert!(text.contains("m.conv.weight") && text.contains("index 4"), "{text}");
+            assert!(text.contains("7 levels"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_weight_that_is_not_finite_is_refused_before_anything_changes() {
+        let w = Tensor::from_slice(&[0.5f32, f32::NAN, 0.1, 0.2]).reshape([4, 1, 1, 1]);
+        let mut inq = quantizer(&w, &config(QuantStrategy::Magnitude), 0);
+        inq.start_epoch(0).unwrap();
+        let text = inq.start_epoch(1).unwrap_err().to_string();
+        assert!(text.contains("m.conv.weight") && text.contains("index 1"), "{text}");
+        assert_eq!(bits(&inq.site.weight), bits(&w));
+        assert_eq!(inq.steps_done, 1, "the failed step does not count");
+    }
+
+    #[test]
+    fn an_epoch_is_stepped_once_and_a_missed_step_is_caught_up() {
+        let w = weights(8, &[4, 4, 1, 1]);
+        let mut inq = quantizer(&w, &config(QuantStrategy::Random), 0);
+        assert!(inq.start_epoch(3).unwrap().stepped);
+        let once = bits(&inq.site.weight);
+        assert!(!inq.start_epoch(3).unwrap().stepped);
+        assert_eq!((bits(&inq.site.weight), inq.steps_done), (once, 1));
+        assert!(inq.start_epoch(2).unwrap_err().to_string().contains("must not go back"));
+        let mut late = config(QuantStrategy::Random);
+        late.schedule = FractionSchedule::new([(0, 0.5), (9, 1.0)]);
+        let mut inq = quantizer(&w, &late, 0);
+        assert!(inq.start_epoch(4).unwrap().stepped, "the step of epoch 0 was missed");
+        assert!(!inq.start_epoch(5).unwrap().stepped);
+    }
+
+    #[test]
+    fn every_kind_of_level_ends_on_its_grid() {
+        let inits = [
+            (QuantInit::UniformL2Opt, 1),
+            (QuantInit::UniformL1Opt, 2),
+            (QuantInit::UniformLinfOpt, 8),
+            (QuantInit::Uniform, 4),
+            (QuantInit::UniformL2OptPerChannel, 3),
+            (QuantInit::PowerOfTwo, 5),
+        ];
+        for (init, width) in inits {
+            let mut config = config(QuantStrategy::Magnitude);
+            (config.quant_init_method, config.bits) = (init, Some(width));
+            let mut inq = quantizer(&weights(9, &[6, 5, 3, 3]), &config, 0);
+            for epoch in 0..5 {
+                inq.start_epoch(epoch).unwrap();
+                train(&inq.site.weight, &inq.trainable, 0.1, u64::from(epoch));
+            }
+            inq.assert_on_grid().unwrap();
+            let num_scales = inq.grid().unwrap().scale().len();
+            assert_eq!(num_scales, if init == QuantInit::UniformL2OptPerChannel { 6 } else { 1 });
+        }
+    }
+
+    #[test]
+    fn a_double_weight_is_refused() {
+        let store = store(&[("m.conv", weights(1, &[2, 2, 1, 1]).to_kind(Kind::Double))]);
+        let site = store.sites()[0].clone();
+        let error = InqWeight::new(&site, &config(QuantStrategy::Random), 0).err().unwrap();
+        assert!(error.to_string().contains("m.conv.weight is Double"));
     }
 }

@@ -256,3 +256,224 @@ fn input_quantizer(
         ActivationMethod::Ste => Rc::new(SteActivation::new(site, config)?),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Kind, no_grad};
+
+    use super::*;
+    use crate::quant::config::{QuantInit, QuantStrategy};
+    use crate::quant::schedule::FractionSchedule;
+    use crate::quant::testing::{bits, network, train, weights};
+
+    const EPOCHS: u32 = 5;
+
+    type Saved = Vec<(String, Tensor)>;
+
+    fn weight_config(strategy: QuantStrategy) -> WeightQuantConfig {
+        WeightQuantConfig {
+            n_levels: Some(4),
+            quant_init_method: QuantInit::UniformL2OptPerChannel,
+            quant_strategy: strategy,
+            schedule: FractionSchedule::new([(0, 0.5), (2, 0.75), (4, 1.0)]),
+            ..Default::default()
+        }
+    }
+
+    fn input_config() -> ActivationQuantConfig {
+        ActivationQuantConfig { bits: Some(4), quant_start_epoch: 2, ..Default::default() }
+    }
+
+    fn attach(store: &Store, strategy: QuantStrategy) -> ModuleQuantizer {
+        let (weights, inputs) = (weight_config(strategy), input_config());
+        ModuleQuantizer::attach("fpn", store, Some(&weights), Some(&inputs), true, true, 1).unwrap()
+    }
+
+    /// One batch: every input slot sees data, every trainable weight moves, depending on the outputs.
+    fn batch(store: &Store, quantizer: &ModuleQuantizer, number: u64) {
+        for (layer, (_, mask)) in quantizer.layers.iter().zip(quantizer.trainable_masks()) {
+            let x = weights(number, &[2, 3]) * (1.0 + number as f64);
+            let y = layer.site.effective_input(&x, true);
+            let amount = 0.01 + y.abs().mean(Kind::Float).double_value(&[]) * 0.01;
+            train(&store.get(&layer.site.weight_name()).unwrap(), &mask, amount, number);
+        }
+    }
+
+    /// Trains from `(epoch, batch)` on, two batches an epoch.
+    fn run(store: &Store, quantizer: &mut ModuleQuantizer, from: (u32, u64), to: (u32, u64)) {
+        for epoch in from.0..=to.0.min(EPOCHS - 1) {
+            quantizer.start_epoch(epoch).unwrap();
+            let first = if epoch == from.0 { from.1 } else { 0 };
+            for number in first..2 {
+                if (epoch, number) == to {
+                    return;
+                }
+                batch(store, quantizer, u64::from(epoch) * 2 + number);
+            }
+            quantizer.end_epoch(epoch).unwrap();
+        }
+    }
+
+    fn all_bits(store: &Store) -> Vec<(String, Vec<u32>)> {
+        store.vars().into_iter().map(|v| (v.name, bits(&v.tensor))).collect()
+    }
+
+    fn copies(tensors: Saved) -> Saved {
+        tensors.into_iter().map(|(name, tensor)| (name, tensor.copy())).collect()
+    }
+
+    #[test]
+    fn a_resume_at_any_batch_equals_the_undisturbed_run() {
+        for strategy in [QuantStrategy::Magnitude, QuantStrategy::Random, QuantStrategy::Rpr] {
+            let undisturbed = network();
+            let mut quantizer = attach(&undisturbed, strategy);
+            run(&undisturbed, &mut quantizer, (0, 0), (EPOCHS, 0));
+            quantizer.assert_on_grid().unwrap();
+            for stop in (0..EPOCHS).flat_map(|epoch| [(epoch, 0), (epoch, 1)]) {
+                let first = network();
+                let mut quantizer_before = attach(&first, strategy);
+                run(&first, &mut quantizer_before, (0, 0), stop);
+                let state = copies(quantizer_before.state());
+
+                let second = network();
+                for (from, to) in first.vars().into_iter().zip(second.vars()) {
+                    no_grad(|| to.tensor.shallow_clone().copy_(&from.tensor));
+                }
+                let mut resumed = attach(&second, strategy);
+                resumed.load_state(&state).unwrap();
+                run(&second, &mut resumed, stop, (EPOCHS, 0));
+                assert_eq!(all_bits(&second), all_bits(&undisturbed), "{strategy:?} {stop:?}");
+                assert_eq!(resumed.report(), quantizer.report());
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_module_is_touched() {
+        let (store, float) = (network(), network());
+        let mut quantizer = attach(&store, QuantStrategy::Magnitude);
+        run(&store, &mut quantizer, (0, 0), (EPOCHS, 0));
+        for (now, before) in all_bits(&store).into_iter().zip(all_bits(&float)) {
+            assert_eq!(now.1 == before.1, !now.0.starts_with("fpn."), "{}", now.0);
+        }
+    }
+
+    #[test]
+    fn reports_say_levels_scale_and_share() {
+        let store = network();
+        let mut quantizer = attach(&store, QuantStrategy::Magnitude);
+        assert_eq!(quantizer.module(), "fpn");
+        let before = &quantizer.report()[0];
+        assert_eq!((before.bits, before.num_levels, before.share_frozen), (2, Some(4), 0.0));
+        assert!(before.levels.is_empty() && before.scale.is_empty() && before.levels_in_use == 0);
+        run(&store, &mut quantizer, (0, 0), (EPOCHS, 0));
+        let reports = quantizer.report();
+        let names: Vec<&str> = reports.iter().map(|report| report.name.as_str()).collect();
+        assert_eq!(names, ["fpn.inner_convs.2", "fpn.inner_convs.3", "fpn.out_convs.2"]);
+        let after = &reports[0];
+        assert_eq!((after.method.as_str(), after.num_weights, after.scale.len()), ("inq", 108, 4));
+        assert_eq!(after.levels, [-1.0, -1.0 / 3.0, 1.0 / 3.0, 1.0]);
+        assert_eq!((after.share_frozen, after.levels_in_use), (1.0, 4));
+        let inputs = after.activations.as_ref().unwrap();
+        assert!(inputs.quantizing && inputs.abs_max.unwrap() > 0.0 && inputs.num_levels == 15);
+        serde_json::to_string(&reports).unwrap();
+    }
+
+    #[test]
+    fn codes_are_the_weights_exactly_and_only_of_quantized_ones() {
+        let store = network();
+        let mut quantizer = attach(&store, QuantStrategy::Magnitude);
+        assert!(quantizer.codes().unwrap_err().to_string().contains("not fully quantized"));
+        run(&store, &mut quantizer, (0, 0), (EPOCHS, 0));
+        let codes = quantizer.codes().unwrap();
+        assert_eq!(codes.len(), 3);
+        for layer in codes {
+            let values = layer.grid.values(&layer.codes).unwrap();
+            assert_eq!(bits(&values), bits(&store.get(&layer.name).unwrap()));
+        }
+    }
+
+    #[test]
+    fn the_optimizer_is_cleared_at_steps_and_only_if_wanted() {
+        let mut config = weight_config(QuantStrategy::Magnitude);
+        for clear in [true, false] {
+            config.clear_optim_state_on_step = clear;
+            let store = network();
+            let mut quantizer =
+                ModuleQuantizer::attach("head", &store, Some(&config), None, true, true, 0)
+                    .unwrap();
+            let starts: Vec<EpochStart> =
+                (0..EPOCHS).map(|epoch| quantizer.start_epoch(epoch).unwrap()).collect();
+            let stepped: Vec<bool> = starts.iter().map(|start| start.stepped).collect();
+            assert_eq!(stepped, [true, false, true, false, true]);
+            assert!(starts.iter().all(|s| s.clear_optimizer == (clear && s.stepped)));
+            let fractions: Vec<f64> = starts.iter().map(|s| s.fraction.unwrap()).collect();
+            assert_eq!(fractions, [0.5, 0.5, 0.75, 0.75, 1.0]);
+        }
+    }
+
+    #[test]
+    fn a_module_with_activations_alone_stays_float() {
+        let store = network();
+        let inputs = input_config();
+        let mut quantizer =
+            ModuleQuantizer::attach("fpn", &store, None, Some(&inputs), true, true, 0).unwrap();
+        let start = quantizer.start_epoch(0).unwrap();
+        assert_eq!(start, EpochStart { fraction: None, stepped: false, clear_optimizer: false });
+        assert!(quantizer.trainable_masks().is_empty());
+        let report = &quantizer.report()[0];
+        assert_eq!((report.method.as_str(), report.bits, report.num_levels), ("float", 32, None));
+        assert!(!report.activations.as_ref().unwrap().quantizing);
+    }
+
+    #[test]
+    fn a_quantizer_of_nothing_is_refused() {
+        let attach = |module, weights: Option<&WeightQuantConfig>| {
+            ModuleQuantizer::attach(module, &network(), weights, None, true, true, 0)
+        };
+        let text = |result: Result<ModuleQuantizer>| format!("{:#}", result.err().unwrap());
+        assert!(text(attach("fpn", None)).contains("neither weights nor activations"));
+        let config = weight_config(QuantStrategy::Magnitude);
+        assert!(text(attach("fqn", Some(&config))).contains("fpn"));
+        let unset = WeightQuantConfig::default();
+        assert!(text(attach("fpn", Some(&unset))).contains("neither bits nor n_levels"));
+    }
+
+    #[test]
+    fn a_state_that_does_not_fit_is_refused_by_name() {
+        let store = network();
+        let mut quantizer = attach(&store, QuantStrategy::Magnitude);
+        run(&store, &mut quantizer, (0, 0), (2, 1));
+        let good = copies(quantizer.state());
+        assert!(good.iter().all(|(name, _)| name.starts_with("quant.fpn.")));
+        let refused = |change: &dyn Fn(&mut Saved)| {
+            let mut state = copies(quantizer.state());
+            change(&mut state);
+            let mut other = attach(&network(), QuantStrategy::Magnitude);
+            format!("{:#}", other.load_state(&state).unwrap_err())
+        };
+        for (i, (name, _)) in good.iter().enumerate() {
+            let text = refused(&|state| {
+                drop(state.remove(i));
+            });
+            assert!(text.contains(&format!("{name} is missing")), "{text}");
+            let text = refused(&|state| state[i].1 = weights(1, &[2, 7, 1]));
+            assert!(text.contains(name.as_str()) && text.contains("[2, 7, 1]"), "{text}");
+        }
+        let unknown = "quant.fpn.out_convs.2.step_size".to_owned();
+        let text = refused(&|state| state.push((unknown.clone(), weights(1, &[1]))));
+        assert!(text.contains(&unknown), "{text}");
+        let at = |field: &str| good.iter().position(|(name, _)| name.ends_with(field)).unwrap();
+        let text = refused(&|state| state[at("weight_scale")].1 = Tensor::from_slice(&[f32::NAN]));
+        assert!(text.contains("NaN"), "{text}");
+        let text = refused(&|state| state[at("act_mode")].1 = Tensor::from(17i64));
+        assert!(text.contains("act_mode is 17"), "{text}");
+        let text = refused(&|state| state[at(".epoch")].1 = Tensor::from(-2i64));
+        assert!(text.contains("is no epoch"), "{text}");
+        // what belongs to other modules is not this one's business
+        let mut state = copies(quantizer.state());
+        state.push(("quant.head.cls_logits.weight_scale".to_owned(), weights(1, &[1])));
+        state.push(("fpn.out_convs.2.bias".to_owned(), weights(1, &[4])));
+        attach(&network(), QuantStrategy::Magnitude).load_state(&state).unwrap();
+    }
+}

@@ -264,3 +264,112 @@ impl ActivationQuantizer for SteActivation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(quant_start_epoch: u32) -> SteActivation {
+        let weight = Tensor::zeros([1, 1, 1, 1], (Kind::Float, Device::Cpu));
+        let config =
+            ActivationQuantConfig { bits: Some(2), quant_start_epoch, ..Default::default() };
+        SteActivation::new(&Site::new("m.conv".to_owned(), &weight), &config).unwrap()
+    }
+
+    fn tensor(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values)
+    }
+
+    fn forward(slot: &SteActivation, values: &[f32], train: bool) -> Vec<f32> {
+        Vec::try_from(&slot.forward(&tensor(values), train)).unwrap()
+    }
+
+    #[test]
+    fn the_gradient_is_one_up_to_the_limits_and_zero_outside() {
+        let x = tensor(&[-3.0, -2.0, -0.9, 0.0, 0.9, 1.1, 2.0, 2.1]).set_requires_grad(true);
+        let y = fake_quantize(&x, &Tensor::from(2.0f32), 3);
+        assert!(y.equal(&tensor(&[-2.0, -2.0, 0.0, 0.0, 0.0, 2.0, 2.0, 2.0])));
+        (y * 3.0).sum(Kind::Float).backward();
+        assert!(x.grad().equal(&tensor(&[0.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 0.0])));
+    }
+
+    #[test]
+    fn infinite_inputs_are_clamped_and_nan_is_not_hidden() {
+        let x = tensor(&[f32::INFINITY, f32::NEG_INFINITY, f32::NAN]).set_requires_grad(true);
+        let y: Vec<f32> =
+            Vec::try_from(&fake_quantize(&x, &Tensor::from(1.0f32), 3).detach()).unwrap();
+        assert_eq!(y[..2], [1.0, -1.0]);
+        assert!(y[2].is_nan());
+    }
+
+    #[test]
+    fn a_stage_that_starts_quantized_calibrates_in_its_first_epoch() {
+        let slot = slot(0);
+        slot.start_epoch(0).unwrap();
+        // nothing seen yet: evaluation passes through
+        assert_eq!(forward(&slot, &[0.4, -0.1], false), [0.4, -0.1]);
+        assert_eq!(forward(&slot, &[0.0, 0.0], true), [0.0, 0.0]);
+        assert_eq!(forward(&slot, &[0.4, -0.1], true), [0.4, 0.0]);
+        assert_eq!(forward(&slot, &[0.3, -0.8], true), [0.0, -0.8]);
+        assert_eq!(forward(&slot, &[9.0, -0.8], false), [0.8, -0.8]);
+        slot.end_epoch(0).unwrap();
+        slot.start_epoch(1).unwrap();
+        assert_eq!(forward(&slot, &[9.0, -0.8], true), [0.8, -0.8]);
+        assert_eq!(slot.abs_max(), 0.8);
+    }
+
+    #[test]
+    fn a_stage_entered_late_calibrates_too() {
+        let slot = slot(1);
+        slot.start_epoch(4).unwrap();
+        assert_eq!(forward(&slot, &[0.5, 0.1], true), [0.5, 0.0]);
+        // a missing end of the epoch is made up for by the next begin
+        slot.start_epoch(5).unwrap();
+        assert_eq!(forward(&slot, &[0.9, 0.1], true), [0.5, 0.0]);
+    }
+
+    #[test]
+    fn monitoring_without_a_batch_or_with_nan_is_an_error_that_names_the_layer() {
+        let unseen = slot(1);
+        unseen.start_epoch(0).unwrap();
+        forward(&unseen, &[1.0], false);
+        let text = unseen.end_epoch(0).unwrap_err().to_string();
+        assert!(text.contains("m.conv") && text.contains("no training batch"), "{text}");
+        for bad in [f32::NAN, f32::INFINITY] {
+            let slot = slot(1);
+            slot.start_epoch(0).unwrap();
+            forward(&slot, &[bad, 1.0], true);
+            forward(&slot, &[2.0, 1.0], true);
+            let text = slot.end_epoch(0).unwrap_err().to_string();
+            assert!(text.contains("m.conv"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_input_that_is_always_zero_stays_unquantized() {
+        for start in [0, 1] {
+            let slot = slot(start);
+            slot.start_epoch(0).unwrap();
+            assert_eq!(forward(&slot, &[0.0, 0.0], true), [0.0, 0.0]);
+            slot.end_epoch(0).unwrap();
+            slot.start_epoch(1).unwrap();
+            assert_eq!(forward(&slot, &[0.3, -7.0], true), [0.3, -7.0]);
+            assert!(!ActivationQuantizer::report(&slot).quantizing);
+        }
+    }
+
+    #[test]
+    fn epochs_before_the_recording_leave_no_trace() {
+        let slot = slot(3);
+        for epoch in 0..2 {
+            slot.start_epoch(epoch).unwrap();
+            assert_eq!(forward(&slot, &[50.0], true), [50.0]);
+            slot.end_epoch(epoch).unwrap();
+        }
+        slot.start_epoch(2).unwrap();
+        assert_eq!(ActivationQuantizer::report(&slot).abs_max, None);
+        forward(&slot, &[1.5], true);
+        assert_eq!(ActivationQuantizer::report(&slot).abs_max, Some(1.5));
+        assert!(slot.start_epoch(1).is_err());
+    }
+}
