@@ -44,11 +44,17 @@ pub(super) fn stage(stage: &mut StageConfig, epochs: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::WeightQuantConfig;
+
+    fn published() -> StageConfig {
+        let weights = WeightQuantConfig { bits: Some(2), ..WeightQuantConfig::default() };
+        StageConfig::mqat("fpn", weights)
+    }
 
     #[test]
     fn the_published_stage_shrinks_and_still_ends_fully_quantized() {
         for epochs in [1, 2, 3, 8, 15, 60] {
-            let mut config = StageConfig::mqat("fpn");
+            let mut config = published();
             stage(&mut config, epochs);
             let mut problems = Vec::new();
             config.check("stage", &mut problems);
@@ -59,8 +65,8 @@ mod tests {
 
     #[test]
     fn as_many_epochs_as_before_change_nothing() {
-        let mut config = StageConfig::mqat("fpn");
+        let mut config = published();
         stage(&mut config, 30);
-        assert_eq!(config, StageConfig::mqat("fpn"));
+        assert_eq!(config, published());
     }
 }

@@ -19,7 +19,7 @@ fn args<'a>(places: &'a [String; 4], more: &[&'a str]) -> Vec<&'a str> {
     small("train", &[&places[..], more].concat())
 }
 
-fn resumed<'a>(places: &'a [String; 4]) -> Vec<&'a str> {
+fn resumed(places: &[String; 4]) -> Vec<&str> {
     let places: Vec<&str> = places.iter().map(String::as_str).collect();
     [&["train", "--topology", "WidedepthTiny", "--device", "cpu", "--resume"], &places[..]].concat()
 }
