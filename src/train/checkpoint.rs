@@ -47,10 +47,13 @@ pub struct EpochSums {
     /// Images.
     pub images: u64,
     /// Classification loss.
+    #[serde(with = "exact")]
     pub loss_cls: f64,
     /// Regression loss.
+    #[serde(with = "exact")]
     pub loss_reg: f64,
     /// Gradient norm before clipping.
+    #[serde(with = "exact")]
     pub grad_norm: f64,
     /// Positive cells.
     pub num_positive: u64,

@@ -134,15 +134,26 @@ impl Trainer {
         self.quantizers.iter().flat_map(|(_, q)| q.report()).collect()
     }
 
-    /// Goes on from a checkpoint of the run's folder. Numbered checkpoints beyond it are renamed to `*.superseded`.
+    /// Goes on from a checkpoint of the run's folder, and returns its path. Numbered checkpoints beyond it are renamed
+    /// to `*.superseded`. With [`ResumeFrom::Last`] a run that was killed before its first checkpoint begins anew:
+    /// `None`.
     ///
     /// # Errors
     /// If there is none that can be read, or it does not fit the network or the stages.
-    pub fn resume(&mut self, from: &ResumeFrom, observer: &mut dyn Observer) -> Result<()> {
+    pub fn resume(
+        &mut self,
+        from: &ResumeFrom,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<PathBuf>> {
         ensure!(
             self.quantizers.is_empty() && self.position == Position::default(),
             "a run that has begun cannot be resumed"
         );
+        if *from == ResumeFrom::Last && self.folder.list()?.is_empty() {
+            let folder = self.run.checkpoints.display();
+            observer.message(&format!("no checkpoint in {folder} yet: the run begins anew"))?;
+            return Ok(None);
+        }
         let found = self.folder.find(from)?;
         for (path, trouble) in &found.skipped {
             observer.message(&format!(
@@ -156,9 +167,13 @@ impl Trainer {
         for path in self.folder.set_aside_after(self.position.global_step)? {
             observer.message(&format!("a newer checkpoint is now {}", path.display()))?;
         }
-        self.last_checkpoint = Some(found.path);
+        if self.best.as_ref().is_some_and(|b| b.global_step == self.position.global_step) {
+            // A process that was killed right after writing it may not have come to this.
+            self.folder.mark_best(&found.path)?;
+        }
+        self.last_checkpoint = Some(found.path.clone());
         self.saved = Some(self.position.clone());
-        Ok(())
+        Ok(Some(found.path))
     }
 
     fn restore(
@@ -211,7 +226,7 @@ impl Trainer {
             let about_to_begin = i == meta.position.stage && epoch == 0 && meta.position.batch == 0;
             ensure!(
                 theirs == ours.as_ref() || (theirs.is_none() && about_to_begin),
-                "stage {i} ({}) was quantized with other settings; start a new run for these",
+                "stage {i} ({}) was quantized with other settings or another seed; start a new run for these",
                 stage.label()
             );
         }

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use mqat::model::{NetworkConfig, PoseNet};
+use mqat::quant::{ModuleQuantizer, WeightQuantConfig};
 use mqat::train::{Decay, LrConfig, LrPlace};
 use serde_json::Value;
+use tch::Device;
 
 use crate::support;
 
@@ -112,4 +115,44 @@ fn resuming_in_a_row_reaches_the_same_rates() {
 fn the_full_precision_preset_is_the_original_recipe() {
     let file = support::json("11_schedules/schedules.json");
     assert_eq!(LrConfig::full_precision(), warmup(&file["warmup"][0]));
+}
+
+/// The quantizers tell the trainer when to clear the momentum; a run resumed after an epoch goes on with the next.
+#[test]
+fn momentum_is_cleared_in_the_epochs_of_the_original() {
+    let network = NetworkConfig {
+        stage_channels: [4, 4, 8, 8, 8],
+        stem_channels: 4,
+        fpn_channels: 8,
+        head_channels: 8,
+        group_norm_groups: 2,
+        ..NetworkConfig::widedepth_tiny()
+    };
+    let file = support::json("11_schedules/schedules.json");
+    for case in file["hand_scheduler"].as_array().unwrap() {
+        let json = serde_json::json!({
+            "n_levels": file["quantize_settings"]["INQF"]["n_levels"],
+            "schedule": case["inq_schedule"],
+            "clear_optim_state_on_step": case["clear_optim_state_on_step"],
+        });
+        let config: WeightQuantConfig = serde_json::from_value(json).unwrap();
+        let net = PoseNet::new(&network, 1, Device::Cpu, 3).unwrap();
+        let attach = || {
+            ModuleQuantizer::attach("fpn", &net.store, Some(&config), None, true, true, 3).unwrap()
+        };
+        let mut quantizer = attach();
+        for row in case["epochs"].as_array().unwrap() {
+            let epoch = row["epoch"].as_u64().unwrap() as u32;
+            let start = quantizer.start_epoch(epoch).unwrap();
+            let fraction = support::number(&row["inq_fraction"]);
+            close(start.fraction.unwrap(), fraction, &format!("epoch {epoch}"));
+            assert_eq!(start.stepped, row["modules_stepped"], "epoch {epoch}");
+            assert_eq!(start.clear_optimizer, row["optimizer_state_cleared"], "epoch {epoch}");
+            quantizer.end_epoch(epoch).unwrap();
+            let state = quantizer.state();
+            quantizer = attach();
+            quantizer.load_state(&state).unwrap();
+        }
+        quantizer.assert_on_grid().unwrap();
+    }
 }

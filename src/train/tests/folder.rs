@@ -65,12 +65,14 @@ fn a_broken_newest_checkpoint_is_passed_over_aloud() {
 }
 
 #[test]
-fn all_broken_or_none_there_is_an_error_that_says_so() {
+fn none_there_is_a_new_beginning_and_all_broken_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let config = three_stages();
-    let error = resumed(&config, folder.path(), ResumeFrom::Last).unwrap_err();
-    let expected = format!("no checkpoint in {} to resume from", folder.path().display());
-    assert_eq!(format!("{error:#}"), expected);
+    let (position, recorder) = resumed(&config, folder.path(), ResumeFrom::Last).unwrap();
+    assert_eq!(position, Position::default());
+    assert!(recorder.messages[0].ends_with("yet: the run begins anew"), "{:?}", recorder.messages);
+    let error = resumed(&config, folder.path(), ResumeFrom::Epoch(1)).unwrap_err();
+    assert!(format!("{error:#}").contains("there are those after []"), "{error:#}");
     let error = resumed(&config, folder.path(), ResumeFrom::Best).unwrap_err();
     assert!(format!("{error:#}").contains("no epoch has been validated yet"));
     fs::write(folder.path().join("ckpt_00000007.safetensors"), "x").unwrap();
@@ -93,6 +95,21 @@ fn an_epoch_and_the_best_are_found_and_newer_ones_set_aside() {
     assert!(text.ends_with("there are those after [2, 5, 6]"), "{text}");
     let (position, _) = resumed(&config, folder.path(), ResumeFrom::Best).unwrap();
     assert_eq!(position.global_epoch, 6);
+}
+
+#[test]
+fn a_kill_between_a_checkpoint_and_its_mark_as_the_best_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = complete(folder.path());
+    let best = folder.path().join("best.safetensors");
+    fs::remove_file(&best).unwrap();
+    resumed(&config, folder.path(), ResumeFrom::Last).unwrap();
+    assert_eq!(Checkpoint::read(&best).unwrap().meta.position.global_epoch, 6);
+    // A checkpoint that is not the best one is not made so.
+    let (position, _) = resumed(&config, folder.path(), ResumeFrom::Epoch(5)).unwrap();
+    assert_eq!(position.stage, 1);
+    resumed(&config, folder.path(), ResumeFrom::Epoch(4)).unwrap();
+    assert_ne!(Checkpoint::read(&best).unwrap().meta.position.global_epoch, 4);
 }
 
 #[test]

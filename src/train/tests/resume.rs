@@ -29,7 +29,8 @@ fn stopping_after_any_update_and_resuming_changes_no_bit() {
     let (expected, reference) = undisturbed(&config);
     let num_steps = reference.steps.len() as u64;
     assert_eq!(num_steps, 6 * BATCHES as u64);
-    for stop in 1..num_steps {
+    // Within, at the end of, and right after the begin of epochs and stages.
+    for stop in [1, 3, 6, 7, 9, 11, 14, 15, 17] {
         let folder = tempfile::tempdir().unwrap();
         let mut first =
             trainer(&TrainConfig { max_steps: Some(stop), ..config.clone() }, folder.path());
@@ -61,7 +62,7 @@ fn being_killed_again_and_again_changes_no_bit() {
     let folder = tempfile::tempdir().unwrap();
     let mut kills = 0;
     // Each life does a few updates beyond what the one before reached, then loses those since its checkpoint.
-    for kill_after in (2..).step_by(3) {
+    for kill_after in (1..).step_by(4) {
         let mut life = trainer(&config, folder.path());
         let mut recorder = Recorder { kill_after: Some(kill_after), ..Recorder::default() };
         if kills > 0 {
@@ -72,11 +73,12 @@ fn being_killed_again_and_again_changes_no_bit() {
                 assert_equal(&everything(&life), &expected, "after the last life");
                 break;
             }
+            // The first life ends before its first checkpoint.
             Err(error) => assert_eq!(format!("{error:#}"), "killed"),
         }
         kills += 1;
     }
-    assert!(kills as usize >= reference.steps.len() / 3);
+    assert!(kills as usize >= reference.steps.len() / 4);
 }
 
 #[test]
