@@ -11,7 +11,7 @@ const NUM_RESELECTIONS: usize = 4;
 /// Rounds of robust reweighting at the end, and Levenberg-Marquardt iterations in each.
 const REWEIGHTING: (usize, usize) = (6, 4);
 /// Fewest inliers for which the spread of the residuals says what an outlier is.
-const MIN_REWEIGHTED: usize = 12;
+const MIN_REWEIGHTED: usize = 6;
 /// Residual at which Tukey's weight reaches 0, in standard deviations. Measured on simulated cells
 /// (80 points; rms rotation error against least squares within 5 px): Gaussian noise of 1 px +1 %, of
 /// 2 px -9 %, heavy tails -6 %, errors shared by the points of a cell -5 %.
@@ -21,7 +21,7 @@ const SIGMA_RANGE: (f64, f64) = (0.02, 0.5);
 /// Median length of a 2D Gaussian error of unit standard deviation: sqrt(2 ln 2).
 const RAYLEIGH_MEDIAN: f64 = 1.177_410_022_515_474_7;
 /// Share of the squared spread of the inliers' pixels that may be left unexplained.
-const MAX_UNEXPLAINED: f64 = 0.25;
+const MAX_UNEXPLAINED: f64 = 0.4;
 /// How much likelier (log, shared by the distinct points: errors of repeats may be the same error) a
 /// scene behind the camera must be to refuse the one in front.
 const BEHIND_LOG_RATIO: f64 = 30.0;

@@ -460,6 +460,10 @@ mod tests {
         for case in 0..50 {
             let noise: Vec<Vec2> = (0..80).map(|_| anywhere(&mut rng)).collect();
             assert!(solve(&points, &noise, case).is_none(), "case {case}");
+            // All in one place but for noise: any far enough pose would do.
+            let mut near = || pixels[0] + Vec2::new(gauss(&mut rng, 1.0), gauss(&mut rng, 1.0));
+            let place: Vec<Vec2> = (0..80).map(|_| near()).collect();
+            assert!(solve(&points, &place, case).is_none(), "case {case}");
         }
         for problem in [
             RansacConfig { inlier_px: f64::NAN, ..RansacConfig::default() },
