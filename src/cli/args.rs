@@ -50,6 +50,8 @@ pub enum Command {
     Synth(SynthArgs),
     /// Show a network (layers, parameters, quantization plan) or a checkpoint's tensors.
     Inspect(InspectArgs),
+    /// Write a checkpoint's weights alone (safetensors, PyTorch keys), as a start for other runs.
+    Export(ExportArgs),
     /// Print a resolved config, or the JSON schema of configs.
     Config(ConfigArgs),
     /// Print a completion script for a shell.
@@ -195,6 +197,25 @@ pub struct InspectArgs {
     /// List every layer or tensor, not only the modules.
     #[arg(long)]
     pub layers: bool,
+
+    /// Print one JSON document on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `mqat export`.
+#[derive(Debug, Clone, Args)]
+pub struct ExportArgs {
+    /// The checkpoint (safetensors).
+    #[arg(value_name = "CHECKPOINT")]
+    pub checkpoint: PathBuf,
+
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    #[command(flatten)]
+    pub select: ConfigSelect,
 
     /// Print one JSON document on stdout.
     #[arg(long)]

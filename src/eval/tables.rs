@@ -81,14 +81,7 @@ impl Report {
         };
         let names = self.table.bins.iter().map(|b| b.name.clone());
         let mut grid = Grid::new(std::iter::once(title).chain(names));
-        let bin_row = |grid: &mut Grid, name: &str, cell: fn(&BinLimits) -> String| {
-            let cells = self.bin_limits.iter().map(|l| {
-                if l.mm.is_none() && l.diameters.is_none() { String::new() } else { cell(l) }
-            });
-            grid.row(name, cells);
-        };
-        bin_row(&mut grid, "depth, mm", |l| range(l.mm, 0));
-        bin_row(&mut grid, "depth, diameters d", |l| range(l.diameters, 1));
+        self.depth_rows(&mut grid);
         grid.row("objects", section.num_targets.iter().map(ToString::to_string));
         grid.row("found", section.num_found.iter().map(ToString::to_string));
         let mut last_metric = None;
@@ -106,6 +99,18 @@ impl Report {
             grid.row(name, values.iter().map(|v| number(*v, digits)));
         }
         grid
+    }
+
+    /// The limits of the bins.
+    fn depth_rows(&self, grid: &mut Grid) {
+        let mut row = |name: &str, cell: fn(&BinLimits) -> String| {
+            let cells = self.bin_limits.iter().map(|l| {
+                if l.mm.is_none() && l.diameters.is_none() { String::new() } else { cell(l) }
+            });
+            grid.row(name, cells);
+        };
+        row("depth, mm", |l| range(l.mm, 0));
+        row("depth, diameters d", |l| range(l.diameters, 1));
     }
 
     /// How to read the table, a line each.
@@ -158,7 +163,12 @@ impl<'a> Comparison<'a> {
 
     /// For a terminal of 100 columns.
     pub fn text(&self) -> String {
-        let mut text = self.grid().text();
+        let mut text = String::new();
+        for line in self.heading() {
+            text.push_str(&wrap(&line, "  "));
+        }
+        text.push('\n');
+        text.push_str(&self.grid().text());
         text.push('\n');
         for line in self.notes() {
             text.push_str(&wrap(&line, "  "));
@@ -168,13 +178,24 @@ impl<'a> Comparison<'a> {
 
     /// As Markdown.
     pub fn markdown(&self) -> String {
-        format!("{}\n{}", self.grid().markdown(), paragraphs(self.notes()))
+        format!(
+            "{}\n{}\n{}",
+            paragraphs(self.heading()),
+            self.grid().markdown(),
+            paragraphs(self.notes())
+        )
+    }
+
+    /// What was evaluated.
+    fn heading(&self) -> Vec<String> {
+        self.reports.first().map_or_else(Vec::new, |r| r.heading().split_off(1))
     }
 
     fn grid(&self) -> Grid {
         let Some(first) = self.reports.first() else { return Grid::new(["percent"]) };
         let names = first.table.bins.iter().map(|b| b.name.clone());
         let mut grid = Grid::new(std::iter::once("percent".to_owned()).chain(names));
+        first.depth_rows(&mut grid);
         let sizes = first.table.all.num_targets.iter();
         grid.row("objects", sizes.map(ToString::to_string));
         for metric in COMPARED {

@@ -6,6 +6,7 @@
 
 mod config;
 mod device;
+mod export;
 mod folder;
 mod home;
 mod inspect;
@@ -23,6 +24,7 @@ pub use config::{
     TrainingSection,
 };
 pub use device::DeviceChoice;
+pub use export::{ExportReport, export_weights};
 pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};

@@ -94,6 +94,7 @@ pub fn train(
     let training = Arc::new(request.run.open_split(&home, &config, Split::Train)?);
     let validation = request.run.open_split(&home, &config, Split::Valid)?;
     let validation = limited(validation, config.training.valid_images);
+    ensure_batches(&config, &training)?;
     let net = new_network(&config, device)?;
     // A pretrained start is checked before a folder is made.
     if request.resume.is_none() && config.experiment.pretrained {
@@ -250,6 +251,21 @@ fn hash(document: &Value) -> String {
     format!("{:016x}", hasher.finish())
 }
 
+/// Refuses stages whose batch is larger than the training split, before anything is written.
+fn ensure_batches(config: &Config, dataset: &Dataset) -> Result<()> {
+    let num_images = dataset.frames.len();
+    for stage in config.train_config().stages {
+        let batch_size = stage.batch_size.unwrap_or(config.data.bs_train);
+        ensure!(
+            batch_size <= num_images,
+            "the training split has {num_images} images, fewer than a batch of {batch_size} of stage {}; lower \
+             data.bs_train or the stage's batch_size",
+            stage.label()
+        );
+    }
+    Ok(())
+}
+
 /// The training split's batches.
 struct Source<'a> {
     config: &'a Config,
@@ -270,11 +286,6 @@ impl BatchSource for Source<'_> {
 
     fn open(&mut self, request: BatchRequest) -> Result<Batches> {
         let batch_size = self.batch_size(request.batch_size);
-        ensure!(
-            batch_size <= self.dataset.frames.len(),
-            "the training split has {} images, fewer than a batch of {batch_size}; lower data.bs_train",
-            self.dataset.frames.len()
-        );
         let options = LoaderOptions {
             seed: self.config.experiment.seed,
             epoch: request.epoch_key,

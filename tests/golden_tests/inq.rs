@@ -411,7 +411,10 @@ fn levels_are_those_of_linspace_with_an_exact_middle() {
                 "{name}: {ours} {theirs}"
             );
         }
-        assert!(n.is_multiple_of(2) || levels[n as usize / 2].to_bits() == 0, "{name}: the middle is not 0");
+        assert!(
+            n.is_multiple_of(2) || levels[n as usize / 2].to_bits() == 0,
+            "{name}: the middle is not 0"
+        );
         num_lists += 1;
     }
     assert!(num_lists > 0);
