@@ -3,10 +3,10 @@
 //! Data flows one way; an arrow never points up or sideways (`tests/layering.rs` checks it):
 //!
 //! ```text
-//! cli         commands, log set-up, progress bars              uses experiment
+//! cli         commands, log set-up, progress bars              uses experiment (and the types of its arguments)
 //! experiment  the whole config, the run folder, the wiring     uses every room below
-//! train       trainer, epoch, step, optimizer, checkpoints     uses model quant data io nn
-//! eval        inference over a split, poses, scores, report    uses model data pose io
+//! train       trainer, epoch, step, optimizer, checkpoints     uses model quant data nn io geom
+//! eval        inference over a split, poses, scores, report    uses model data pose io geom
 //! synth       renders meshes into a BOP dataset                uses data io geom
 //! model       darknet53, fpn, head, anchors, targets, losses   uses nn geom
 //! quant       quantizers behind the slots of nn, schedules     uses nn

@@ -313,6 +313,6 @@ mod tests {
         assert_eq!(parse("mqat train --resume"), Some(ResumeFrom::Last));
         assert_eq!(parse("mqat train --resume best"), Some(ResumeFrom::Best));
         assert_eq!(parse("mqat train --resume 12"), Some(ResumeFrom::Epoch(12)));
-        assert!(Cli::try_parse_from(["mqat", "train", "--resume", "0"]).is_err());
+        assert!(Cli::try_parse_from(["mqat", "train", "--resume", "never"]).is_err());
     }
 }

@@ -167,7 +167,9 @@ impl<'a> Comparison<'a> {
         for line in self.heading() {
             text.push_str(&wrap(&line, "  "));
         }
-        text.push('\n');
+        if !text.is_empty() {
+            text.push('\n');
+        }
         text.push_str(&self.grid().text());
         text.push('\n');
         for line in self.notes() {

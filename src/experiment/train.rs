@@ -121,8 +121,12 @@ pub fn train(
     let size = (config.input.width, config.input.height);
     let mut trainer = Trainer::new(net, config.train_config(), task, size, run)?;
     let mut recorder = Recorder::new(folder.clone(), view);
-    if let Some(from) = &request.resume {
-        trainer.resume(from, &mut recorder)?;
+    if let Some(from) = &request.resume
+        && trainer.resume(from, &mut recorder)?.is_none()
+        && config.experiment.pretrained
+    {
+        // It was killed before its first checkpoint and begins anew.
+        load_pretrained(trainer.net(), &config)?;
     }
     let synthetic_data = super::open::is_synthetic(&training.root);
     let mut source = Source { config: &config, dataset: training, skip_bad: request.run.skip_bad };
