@@ -28,7 +28,10 @@ pub(super) fn line(image: &mut RgbImage, a: Vec2, b: Vec2, width_px: f64, color:
     let radius = width_px / 2.0;
     let margin = radius + 1.0;
     let (w, h) = (f64::from(image.width()), f64::from(image.height()));
-    let Some((a, b)) = clip(a, b, -margin, -margin, w + margin, h + margin) else { return };
+    let Some((a, b)) = clip(a, b, Vec2::new(-margin, -margin), Vec2::new(w + margin, h + margin))
+    else {
+        return;
+    };
     let d = b - a;
     let length_squared = d.norm_squared();
     // Row by row only the columns near the segment are visited.
@@ -65,13 +68,15 @@ fn columns_near(a: Vec2, b: Vec2, y: f64, margin: f64) -> (f64, f64) {
 }
 
 /// The part of a segment inside a rectangle (Liang and Barsky 1984), or `None`.
-fn clip(a: Vec2, b: Vec2, x0: f64, y0: f64, x1: f64, y1: f64) -> Option<(Vec2, Vec2)> {
+fn clip(a: Vec2, b: Vec2, low: Vec2, high: Vec2) -> Option<(Vec2, Vec2)> {
     if ![a.x, a.y, b.x, b.y].iter().all(|v| v.is_finite()) {
         return None;
     }
     let d = b - a;
     let (mut from, mut to) = (0.0_f64, 1.0_f64);
-    for (p, q) in [(-d.x, a.x - x0), (d.x, x1 - a.x), (-d.y, a.y - y0), (d.y, y1 - a.y)] {
+    for (p, q) in
+        [(-d.x, a.x - low.x), (d.x, high.x - a.x), (-d.y, a.y - low.y), (d.y, high.y - a.y)]
+    {
         if p == 0.0 {
             if q < 0.0 {
                 return None;
@@ -91,8 +96,7 @@ fn clip(a: Vec2, b: Vec2, x0: f64, y0: f64, x1: f64, y1: f64) -> Option<(Vec2, V
 /// Returns the width in px.
 pub(super) fn text(
     image: &mut RgbImage,
-    x: u32,
-    y: u32,
+    [x, y]: [u32; 2],
     scale: u32,
     color: Rgb<u8>,
     text: &str,
@@ -210,7 +214,7 @@ mod tests {
     #[test]
     fn text_stays_inside_the_image() {
         let mut image = RgbImage::new(16, 8);
-        assert_eq!(text(&mut image, 10, 3, 2, WHITE, "a1"), 26);
+        assert_eq!(text(&mut image, [10, 3], 2, WHITE, "a1"), 26);
         assert!(sum(&image) > 0.0);
     }
 }

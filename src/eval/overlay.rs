@@ -120,22 +120,22 @@ pub fn overlay(
     let views = [whole, zoom_view(camera, truth, predicted).unwrap_or(whole)];
     let mut picture = RgbImage::new(2 * PANEL_PX, PANEL_PX);
     for (i, view) in views.iter().enumerate() {
-        let mut panel = view.picture(image);
+        let mut panel = Panel { picture: view.picture(image), view: *view, camera };
         for outline in truth {
-            draw_axes(&mut panel, view, camera, outline, 1.5, 0.6);
-            draw_box(&mut panel, view, camera, outline, 2.5, TRUTH_COLOR);
+            panel.draw_axes(outline, 1.5, 0.6);
+            panel.draw_box(outline, 2.5, TRUTH_COLOR);
         }
         for outline in predicted {
-            draw_box(&mut panel, view, camera, outline, 1.6, PREDICTION_COLOR);
-            draw_axes(&mut panel, view, camera, outline, 2.2, 1.0);
+            panel.draw_box(outline, 1.6, PREDICTION_COLOR);
+            panel.draw_axes(outline, 2.2, 1.0);
         }
-        image::imageops::replace(&mut picture, &panel, i64::from(i as u32 * PANEL_PX), 0);
+        image::imageops::replace(&mut picture, &panel.picture, i64::from(i as u32 * PANEL_PX), 0);
     }
     let y = PANEL_PX - 2 * (draw::GLYPH_HEIGHT + 2) - 6;
     let mut x = 6;
-    x += draw::text(&mut picture, x, y, 2, TRUTH_COLOR, "truth") + 6;
-    x += draw::text(&mut picture, x, y, 2, PREDICTION_COLOR, "prediction") + 6;
-    draw::text(&mut picture, x, y, 2, CAPTION_COLOR, caption);
+    x += draw::text(&mut picture, [x, y], 2, TRUTH_COLOR, "truth") + 6;
+    x += draw::text(&mut picture, [x, y], 2, PREDICTION_COLOR, "prediction") + 6;
+    draw::text(&mut picture, [x, y], 2, CAPTION_COLOR, caption);
     picture
 }
 
@@ -259,50 +259,37 @@ fn zoom_view(camera: &Camera, truth: &[Outline], predicted: &[Outline]) -> Optio
     Some(View::about((low + high) / 2.0 + Vec2::new(0.5, 0.5), side))
 }
 
-fn draw_box(
-    panel: &mut RgbImage,
-    view: &View,
-    camera: &Camera,
-    outline: &Outline,
-    width_px: f64,
-    color: Rgb<u8>,
-) {
-    let corners = outline.corners.map(|x| outline.pose.apply(&x));
-    for (a, b) in EDGES {
-        draw_edge(panel, view, camera, corners[a], corners[b], width_px, color);
-    }
+/// A view being drawn on.
+struct Panel<'a> {
+    picture: RgbImage,
+    view: View,
+    camera: &'a Camera,
 }
 
-fn draw_axes(
-    panel: &mut RgbImage,
-    view: &View,
-    camera: &Camera,
-    outline: &Outline,
-    width_px: f64,
-    brightness: f64,
-) {
-    let origin = outline.pose.apply(&Vec3::zeros());
-    for (axis, color) in AXIS_COLORS.iter().enumerate() {
-        let mut tip = Vec3::zeros();
-        tip[axis] = outline.axis_mm;
-        let color = Rgb(color.0.map(|c| (f64::from(c) * brightness) as u8));
-        draw_edge(panel, view, camera, origin, outline.pose.apply(&tip), width_px, color);
+impl Panel<'_> {
+    fn draw_box(&mut self, outline: &Outline, width_px: f64, color: Rgb<u8>) {
+        let corners = outline.corners.map(|x| outline.pose.apply(&x));
+        for (a, b) in EDGES {
+            self.draw_edge(corners[a], corners[b], width_px, color);
+        }
     }
-}
 
-/// Draws the segment between two points of the camera frame, mm.
-fn draw_edge(
-    panel: &mut RgbImage,
-    view: &View,
-    camera: &Camera,
-    a: Vec3,
-    b: Vec3,
-    width_px: f64,
-    color: Rgb<u8>,
-) {
-    let Some((a, b)) = in_front(a, b) else { return };
-    let (a, b) = (view.to_panel(camera.project(&a)), view.to_panel(camera.project(&b)));
-    draw::line(panel, a, b, width_px, color);
+    fn draw_axes(&mut self, outline: &Outline, width_px: f64, brightness: f64) {
+        let origin = outline.pose.apply(&Vec3::zeros());
+        for (axis, color) in AXIS_COLORS.iter().enumerate() {
+            let mut tip = Vec3::zeros();
+            tip[axis] = outline.axis_mm;
+            let color = Rgb(color.0.map(|c| (f64::from(c) * brightness) as u8));
+            self.draw_edge(origin, outline.pose.apply(&tip), width_px, color);
+        }
+    }
+
+    /// Draws the segment between two points of the camera frame, mm.
+    fn draw_edge(&mut self, a: Vec3, b: Vec3, width_px: f64, color: Rgb<u8>) {
+        let Some((a, b)) = in_front(a, b) else { return };
+        let [a, b] = [a, b].map(|x| self.view.to_panel(self.camera.project(&x)));
+        draw::line(&mut self.picture, a, b, width_px, color);
+    }
 }
 
 /// The part of a segment that lies in front of the camera.

@@ -200,6 +200,10 @@ impl<'a> Comparison<'a> {
         first.depth_rows(&mut grid);
         let sizes = first.table.all.num_targets.iter();
         grid.row("objects", sizes.map(ToString::to_string));
+        grid.gap();
+        grid.row("found", [""; 0]);
+        let found = |r: &Report| r.table.all.num_found.iter().map(|&n| Some(n as f64)).collect();
+        self.block(&mut grid, 0, found, false);
         for metric in COMPARED {
             grid.gap();
             grid.row(metric, [""; 0]);

@@ -5,11 +5,12 @@ use tch::Tensor;
 use super::config::NetworkConfig;
 use crate::nn::{BatchNorm, Conv2d, ConvShape, Fill, LayerSummary, Linear, Path, leaky_relu};
 
-/// Negative slope that the convolutions' initial values allow for: that of the activation.
+/// Slope of the rule for the convolutions' initial values: PyTorch's default, uniform in `1 / sqrt(fan_in)`.
 ///
-/// Deviation: PyTorch's default (slope sqrt 5) has a sixth of this variance. Under batch norm both give the same
-/// outputs in training; the larger weights keep activations at their scale before running statistics have settled.
-const INIT_SLOPE: f64 = crate::nn::LEAKY_SLOPE;
+/// Batch norm makes the outputs independent of the weights' scale, and small weights turn faster. Tried on textured
+/// cubes with the tiny network, one seed, learning rate 0.01: after 240 steps the losses were 6 % (regression) and
+/// 9 % (classification) lower than with the rule for a slope of 0.1.
+const INIT_SLOPE: f64 = 2.23606797749979; // sqrt(5)
 /// Classes of the unused classifier (ImageNet).
 const OUTPUT_CLASSES: i64 = 1000;
 

@@ -126,6 +126,9 @@ impl PoseNet {
     }
 
     /// Logits and offsets for images `[n, 3, h, w]`, normalised; `train` for batch statistics.
+    ///
+    /// The memory order of the images (channels-last or not) is kept to the outputs; the numbers do not depend on it
+    /// but for rounding.
     pub fn forward_t(&self, images: &Tensor, train: bool) -> Outputs {
         self.head.forward_t(&self.features_t(images, train).fpn, train)
     }
@@ -176,6 +179,7 @@ impl PoseNet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::images_from_bytes;
     use tch::Kind;
 
     fn images(n: i64, h: i64, w: i64) -> Tensor {
@@ -261,6 +265,40 @@ mod tests {
         let p = outputs.cls[0].sigmoid().mean(Kind::Float).double_value(&[]);
         assert!((p - 0.01).abs() < 0.005, "{p}");
         assert!(outputs.reg[0].abs().max().double_value(&[]) < 1.0);
+    }
+
+    #[test]
+    fn channels_last_images_stay_channels_last() {
+        let net = PoseNet::new(&NetworkConfig::widedepth_tiny(), 1, Device::Cpu, 3).unwrap();
+        let bytes: Vec<u8> = (0..2 * 64 * 64 * 3).map(|i| (i * 31 % 256) as u8).collect();
+        let (mean, std) = ([0.5; 3], [0.25; 3]);
+        let nhwc = images_from_bytes(&bytes, [2, 64, 64], &mean, &std, Device::Cpu).unwrap();
+        let features = net.features_t(&nhwc, true);
+        for t in features.backbone.iter().chain(&features.fpn[..4]) {
+            let (c, w) = (t.size()[1], t.size()[3]);
+            assert_eq!(t.stride()[1..], [1, w * c, c], "{t:?}");
+        }
+        let nchw = net.features_t(&nhwc.contiguous(), true);
+        for (a, b) in features.fpn.iter().zip(&nchw.fpn) {
+            let scale = b.abs().max().double_value(&[]);
+            assert!((a - b).abs().max().double_value(&[]) < 1e-4 * scale);
+        }
+        for t in &nchw.fpn[..4] {
+            assert!(t.is_contiguous());
+        }
+    }
+
+    #[test]
+    fn gradients_come_out_the_same_bit_for_bit() {
+        let gradients = || {
+            let net = PoseNet::new(&NetworkConfig::widedepth_tiny(), 1, Device::Cpu, 3).unwrap();
+            let outputs = net.forward_t(&images(2, 64, 64), true);
+            let all = outputs.cls.iter().chain(&outputs.reg);
+            all.map(|t| t.square().sum(Kind::Float)).sum::<Tensor>().backward();
+            net.store.parameters().iter().map(|v| v.tensor.grad()).collect::<Vec<_>>()
+        };
+        let (a, b) = (gradients(), gradients());
+        assert!(a.iter().zip(&b).all(|(a, b)| a.equal(b)));
     }
 
     #[test]

@@ -317,6 +317,14 @@ mod tests {
     }
 
     #[test]
+    fn loader_threads_may_make_assignments() {
+        fn sendable<T: Send + Sync>() {}
+        sendable::<AnchorGrid>();
+        sendable::<TargetConfig>();
+        sendable::<Assignment>();
+    }
+
+    #[test]
     fn an_image_without_objects_is_all_background() {
         let (grid, camera) = scene();
         let mask = [0; 128 * 128];

@@ -28,7 +28,7 @@ pub enum Fill {
 
 impl Fill {
     /// Uniform with variance `gain^2 / fan_in`, `gain^2 = 2 / (1 + slope^2)`: keeps the variance through a
-    /// leaky ReLU of that negative slope.
+    /// leaky ReLU of that negative slope. PyTorch's default for convolutions is a slope of sqrt 5.
     ///
     /// # Source
     /// He et al., *Delving Deep into Rectifiers*, ICCV 2015, equation 15.

@@ -15,7 +15,7 @@ const NORM_EPS: f64 = 1e-5;
 /// Weight of the batch in batch norm's running statistics.
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
 /// Negative slope of the leaky ReLU of Darknet-53.
-pub(crate) const LEAKY_SLOPE: f64 = 0.1;
+const LEAKY_SLOPE: f64 = 0.1;
 
 /// What a layer costs, for one image.
 #[derive(Debug, Clone, PartialEq)]

@@ -10,7 +10,6 @@ mod slot;
 mod store;
 
 pub use init::Fill;
-pub(crate) use layers::LEAKY_SLOPE;
 pub use layers::{
     BatchNorm, Conv2d, ConvShape, GroupNorm, LayerSummary, Linear, Scale, images_from_bytes,
     leaky_relu,

@@ -133,15 +133,18 @@ impl Path {
 
     /// Registers a learnt tensor; `value` is copied to the store's device as a leaf that requires a gradient.
     pub fn parameter(&self, leaf: &str, value: Tensor) -> Tensor {
-        let tensor = tch::no_grad(|| value.to_device(self.store.device).detach().copy());
-        let tensor = tensor.set_requires_grad(true);
-        self.register(leaf, tensor, Role::Parameter)
+        self.learnt(leaf, tch::no_grad(|| value.to_device(self.store.device).detach().copy()))
     }
 
     /// Registers a learnt f32 tensor with initial values by the store's seed and the tensor's name.
     pub fn filled(&self, leaf: &str, shape: &[i64], fill: Fill) -> Tensor {
         let name = self.name(leaf);
-        self.parameter(leaf, fill.tensor(&name, shape, self.store.seed))
+        self.learnt(leaf, fill.tensor(&name, shape, self.store.seed).to_device(self.store.device))
+    }
+
+    /// Registers a tensor that nobody else holds.
+    fn learnt(&self, leaf: &str, tensor: Tensor) -> Tensor {
+        self.register(leaf, tensor.set_requires_grad(true), Role::Parameter)
     }
 
     /// Registers a tensor that is not learnt.
