@@ -73,7 +73,7 @@ impl NetworkConfig {
             head_convs: 2,
             group_norm_groups: 8,
             finest_level: 3,
-            anchor_sizes: vec![8.0, 16.0, 32.0, 64.0, 128.0],
+            anchor_sizes: vec![32.0, 64.0, 128.0, 256.0, 512.0],
         }
     }
 
