@@ -12,7 +12,6 @@ mod home;
 mod inspect;
 mod keys;
 mod open;
-mod overlays;
 mod published;
 mod record;
 mod stretch;

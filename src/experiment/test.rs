@@ -17,7 +17,7 @@ use super::open::{Request, blank_network, infer_options};
 use crate::data::{Dataset, Split};
 use crate::eval::{
     Comparison, Evaluation, Prediction, Progress, Report, RunInfo, evaluate, infer,
-    write_depth_chart, write_errors, write_predictions,
+    write_depth_chart, write_errors, write_overlays, write_predictions,
 };
 use crate::io;
 use crate::train::{CheckpointFolder, CheckpointMeta, QuantizedModule, load_for_evaluation};
@@ -255,10 +255,11 @@ fn write_report(out: &Path, config: &Config, dataset: &Dataset, runs: &[Run]) ->
     write_depth_chart(out, "accuracy_over_depth", title, &named)?;
     for (i, run) in runs.iter().enumerate() {
         write_errors(&out.join(format!("errors_{i}.jsonl")), &run.evaluation.errors)?;
-        super::overlays::write(
+        write_overlays(
             &out.join(format!("overlays_{i}")),
             dataset,
             &run.predictions,
+            &run.evaluation.errors,
             config.evaluation.num_overlays,
         )?;
     }
