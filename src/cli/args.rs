@@ -88,7 +88,8 @@ pub struct ConfigSelect {
 /// Where things lie and where to compute.
 #[derive(Debug, Clone, Args)]
 pub struct Places {
-    /// The dataset, or the folder that holds it as DATA/PROBLEM [default: cfg/hard_storage.json].
+    /// The dataset, or the folder that holds it as DATA/PROBLEM [default: that of the experiment that is resumed or
+    /// tested, else cfg/hard_storage.json].
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
 

@@ -176,6 +176,8 @@ pub struct Provenance {
     pub device: String,
     /// Threads libtorch computes with.
     pub threads: i32,
+    /// Folder of the dataset.
+    pub dataset: PathBuf,
     /// Every start of the run.
     pub starts: Vec<Start>,
 }
@@ -201,6 +203,15 @@ impl Start {
 }
 
 impl Provenance {
+    /// What was recorded in a run's folder; `None` before its first start was.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn of(folder: &Folder) -> Result<Option<Self>> {
+        let path = folder.provenance();
+        path.exists().then(|| io::read_json(&path)).transpose()
+    }
+
     /// Adds `start` to the file at `path`, which is made when it is not there.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use tch::Device;
 
 use super::config::{Config, Select};
 use super::device::DeviceChoice;
+use super::folder::{Folder, Provenance};
 use super::home::Home;
 use crate::data::{Dataset, Split};
 use crate::eval::candidates::CandidateConfig;
@@ -33,6 +34,17 @@ impl Request {
     /// The folders of the machine, with the request's own.
     pub(super) fn home(&self) -> Result<Home> {
         Home::find(self.data.as_deref(), self.logs.as_deref())
+    }
+
+    /// As [`Request::home`], for work on a run: where no dataset is named it is the run's own.
+    pub(super) fn home_of_run(&self, folder: &Folder) -> Result<Home> {
+        let mut home = self.home()?;
+        if self.data.is_none()
+            && let Some(provenance) = Provenance::of(folder)?
+        {
+            home.data = provenance.dataset;
+        }
+        Ok(home)
     }
 
     /// Opens the device and sets libtorch's threads. Comes before any other use of libtorch.

@@ -77,8 +77,11 @@ impl TestReport {
 /// # Errors
 /// If a checkpoint, the config or the dataset cannot be read or do not fit each other.
 pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> Result<TestReport> {
-    let home = request.run.home()?;
+    let mut home = request.run.home()?;
     let (files, folder) = find_checkpoints(request, &home)?;
+    if let Some(folder) = &folder {
+        home = request.run.home_of_run(folder)?;
+    }
     let first = files.first().context("no checkpoint to evaluate")?;
     let config = config_for(request, &home, first, folder.as_ref())?;
     let device = request.run.open_device(&config)?;

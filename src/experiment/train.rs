@@ -88,8 +88,11 @@ pub fn train(
     view: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<TrainReport> {
-    let home = request.run.home()?;
+    let mut home = request.run.home()?;
     let config = config_of(request, &home)?;
+    if request.resume.is_some() {
+        home = request.run.home_of_run(&existing_folder(request, &home)?)?;
+    }
     let device = request.run.open_device(&config)?;
     let training = Arc::new(request.run.open_split(&home, &config, Split::Train)?);
     let validation = request.run.open_split(&home, &config, Split::Valid)?;
@@ -102,7 +105,7 @@ pub fn train(
     }
     let folder = open_folder(request, &home)?;
     let _lock = folder.lock()?;
-    let document = write_head(request, &folder, &config, device)?;
+    let document = write_head(request, &folder, &config, device, &training.root)?;
 
     let task = Task {
         camera: config.input.camera()?,
@@ -210,6 +213,7 @@ fn write_head(
     folder: &Folder,
     config: &Config,
     device: Device,
+    dataset: &Path,
 ) -> Result<Value> {
     let document = serde_json::to_value(config).context("writing the config as JSON")?;
     io::write_json(&folder.config(), &document)?;
@@ -221,6 +225,7 @@ fn write_head(
         seed: config.experiment.seed,
         device: device_name(device),
         threads: tch::get_num_threads(),
+        dataset: std::path::absolute(dataset).unwrap_or_else(|_| dataset.to_owned()),
         starts: Vec::new(),
     };
     provenance.record(&folder.provenance(), Start::now(resumed))?;

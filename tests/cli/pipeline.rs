@@ -102,6 +102,25 @@ fn evaluate(exp: &Path, places: &[&str]) {
     );
     let seen = run(&["inspect", checkpoint.to_str().unwrap(), "--json"]).code(0).json();
     assert!(seen["quantized"][0].as_str().unwrap().contains("fpn 2-bit"), "{seen}");
+    weights_alone(exp, places, &report["evaluations"][0]["report"]["table"]);
+}
+
+/// Exported weights carry no config, and score as the checkpoint they came from.
+fn weights_alone(exp: &Path, places: &[&str], expected: &Value) {
+    let out = exp.join("weights.safetensors");
+    let out = out.to_str().unwrap();
+    let stage = |name: &str| exp.join("checkpoints").join(name).display().to_string();
+    let float = stage("stage_0_full_precision.safetensors");
+    let exported = run(&["export", &float, "--out", out, "--json"]).code(0).json();
+    assert!(exported["bytes"].as_u64().unwrap() < fs::metadata(&float).unwrap().len());
+    run(&["export", &float, "--out", out]).code(1).says(&["is there already"]);
+    let wanted = ["--checkpoint", out, "--set", "data.CONFIDENCE_TH=0.001", "--json"];
+    let report = run(&small("test", &[places, &wanted[..]].concat())).code(0).json();
+    assert_eq!(report["evaluations"][0]["report"]["table"], *expected);
+    let other = exp.join("other.safetensors");
+    run(&["export", &stage("stage_1_fpn.safetensors"), "--out", other.to_str().unwrap()])
+        .code(1)
+        .says(&["inputs of fpn."]);
 }
 
 #[test]

@@ -19,9 +19,10 @@ fn args<'a>(places: &'a [String; 4], more: &[&'a str]) -> Vec<&'a str> {
     small("train", &[&places[..], more].concat())
 }
 
+/// Goes on without naming the dataset: the run knows its own.
 fn resumed(places: &[String; 4]) -> Vec<&str> {
-    let places: Vec<&str> = places.iter().map(String::as_str).collect();
-    [&["train", "--topology", "WidedepthTiny", "--device", "cpu", "--resume"], &places[..]].concat()
+    let logs: Vec<&str> = places[2..].iter().map(String::as_str).collect();
+    [&["train", "--topology", "WidedepthTiny", "--device", "cpu", "--resume"], &logs[..]].concat()
 }
 
 fn last(logs: &Path) -> PathBuf {
