@@ -80,7 +80,7 @@ pub struct ConfigSelect {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 
-    /// Seed of everything random [default: the config's experiment.seed].
+    /// Seed of everything random: of training experiment.seed, of `mqat test` evaluation.seed [default: the config's].
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }

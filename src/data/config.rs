@@ -185,13 +185,13 @@ impl DataConfig {
         }
     }
 
-    /// The list file of a split, as the config spells it.
+    /// The list file of a split, relative to the dataset's root unless it is absolute.
     pub fn list(&self, split: Split) -> &str {
-        match split {
+        dataset_relative(match split {
             Split::Train => &self.train,
             Split::Valid => &self.valid,
             Split::Test => &self.test,
-        }
+        })
     }
 
     /// Classes without the background.
@@ -320,6 +320,18 @@ mod tests {
         let text = serde_json::to_string(&input).unwrap();
         assert_eq!(serde_json::from_str::<InputConfig>(&text).unwrap(), input);
         assert!(serde_json::from_str::<DataConfig>("{\"bs_trian\": 4}").is_err());
+    }
+
+    #[test]
+    fn a_list_in_the_published_spelling_is_found_in_the_datasets_root() {
+        let data = DataConfig {
+            train: "./problems/SwissCube/data/training.txt".into(),
+            valid: "/elsewhere/data/validation.txt".into(),
+            ..DataConfig::default()
+        };
+        assert_eq!(data.list(Split::Train), "training.txt");
+        assert_eq!(data.list(Split::Valid), "/elsewhere/data/validation.txt");
+        assert_eq!(data.list(Split::Test), "testing.txt");
     }
 
     #[test]

@@ -205,6 +205,10 @@ impl Config {
 
     /// Stages are numbered through in the train room; here they have two places.
     fn place_of_stage(&self, problem: &str) -> String {
+        if problem.starts_with("training.stages: is empty") {
+            return "quantize.flow: is empty and training.full_precision is null, expected at least one stage"
+                .to_owned();
+        }
         let Some((number, rest)) =
             problem.strip_prefix("training.stages.").and_then(|r| r.split_once('.'))
         else {

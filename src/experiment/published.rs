@@ -195,6 +195,11 @@ pub fn translate(document: &Value) -> Result<Translated> {
     let fractions =
         within(&p.training.quantize.inq.schedule, epochs, &mut notes, "the INQ fraction")?;
     let o = &p.training.optimizer.params;
+    // The published code's method without a name is powers of two.
+    let init = match &fpn.quant_init_method {
+        Value::Null => json!("power-of-two"),
+        named => named.clone(),
+    };
     let activations = p.network.quantize.ste.as_ref().map(|ste| {
         json!({
             "method": "ste",
@@ -231,7 +236,7 @@ pub fn translate(document: &Value) -> Result<Translated> {
                 "weights": {
                     "method": "inq",
                     "n_levels": fpn.n_levels,
-                    "quant_init_method": fpn.quant_init_method,
+                    "quant_init_method": init,
                     "quant_strategy": fpn.quant_strategy,
                     "schedule": fractions,
                     "clear_optim_state_on_step": p.training.quantize.inq.clear_optim_state_on_step,
@@ -323,7 +328,7 @@ fn notes(p: &Published) -> Vec<String> {
     let mut metrics: Vec<&str> = p.experiment.metrics.values().map(String::as_str).collect();
     metrics.extend(p.training.lr_scheduler.step_metric.as_deref());
     notes.push(format!(
-        "metrics named in it ({}) are not used: the best checkpoint is the one of the highest validation ADI-0.1d",
+        "metrics named in it ({}) are not used: the best checkpoint of a stage is the one of the highest validation ADI-0.1d",
         metrics.join(", ")
     ));
     notes

@@ -83,7 +83,10 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
         home = request.run.home_of_run(folder)?;
     }
     let first = files.first().context("no checkpoint to evaluate")?;
-    let config = config_for(request, &home, first, folder.as_ref())?;
+    let mut config = config_for(request, &home, first, folder.as_ref())?;
+    if let Some(seed) = request.run.select.seed {
+        config.evaluation.seed = seed;
+    }
     let device = request.run.open_device(&config)?;
     let dataset = Arc::new(request.run.open_split(&home, &config, request.split)?);
     let mut runs = Vec::with_capacity(files.len());

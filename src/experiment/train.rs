@@ -23,6 +23,7 @@ use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
 use crate::io;
 use crate::model::PoseNet;
 use crate::pose::EvalTable;
+use crate::quant::select;
 use crate::train::{
     BatchRequest, BatchSource, Batches, Hooks, Observer, Outcome, ResumeFrom, RunInfo, Task,
     Trainer, ValidScore, load_for_evaluation,
@@ -99,13 +100,14 @@ pub fn train(
     let validation = limited(validation, config.training.valid_images);
     ensure_batches(&config, &training)?;
     let net = new_network(&config, device)?;
+    check_flow(&config, &net)?;
     // A pretrained start is checked before a folder is made.
     if request.resume.is_none() && config.experiment.pretrained {
         load_pretrained(&net, &config)?;
     }
     let folder = open_folder(request, &home)?;
     let _lock = folder.lock()?;
-    let document = write_head(request, &folder, &config, device, &training.root)?;
+    let document = serde_json::to_value(&config).context("writing the config as JSON")?;
 
     let task = Task {
         camera: config.input.camera()?,
@@ -119,10 +121,10 @@ pub fn train(
         seed: config.experiment.seed,
         checkpoints: folder.checkpoints(),
         config_hash: hash(&document),
-        config: document,
+        config: document.clone(),
     };
     let size = (config.input.width, config.input.height);
-    let mut trainer = Trainer::new(net, config.train_config(), task, size, run)?;
+    let mut trainer = Trainer::new(net, saving(&config, request), task, size, run)?;
     let mut recorder = Recorder::new(folder.clone(), view);
     if let Some(from) = &request.resume
         && trainer.resume(from, &mut recorder)?.is_none()
@@ -131,6 +133,8 @@ pub fn train(
         // It was killed before its first checkpoint and begins anew.
         load_pretrained(trainer.net(), &config)?;
     }
+    // A resume that is refused leaves the run as it was.
+    write_head(request, &folder, &config, &document, device, &training.root)?;
     let synthetic_data = super::open::is_synthetic(&training.root);
     let mut source = Source { config: &config, dataset: training, skip_bad: request.run.skip_bad };
     let mut validate = |net: &PoseNet, _: &_| validate(net, &config, &validation, device, request);
@@ -165,6 +169,11 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
                 "--resume goes on with the experiment's own config; leave --config out, and change values with --set"
             );
             let path = existing_folder(request, home)?.config();
+            ensure!(
+                path.exists(),
+                "{} is missing: the run was stopped before it began; start a new one without --resume",
+                path.display()
+            );
             let mut document: Value = io::read_json(&path)?;
             for assignment in &select.set {
                 keys::set(&mut document, assignment)?;
@@ -172,17 +181,17 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
             config::parse(document, &path.display().to_string())?
         }
     };
-    if let (Some(_), Some(seed)) = (&request.resume, select.seed) {
-        ensure!(
-            seed == config.experiment.seed,
-            "--seed {seed}: the experiment's seed is {}; a resumed run keeps its seed",
-            config.experiment.seed
-        );
+    if request.resume.is_some() {
+        config.experiment.seed = select.seed.unwrap_or(config.experiment.seed);
+        if let Some(before) = Provenance::of(&existing_folder(request, home)?)? {
+            ensure!(
+                before.seed == config.experiment.seed,
+                "the experiment's seed is {}, not {}; a resumed run keeps its seed",
+                before.seed,
+                config.experiment.seed
+            );
+        }
     }
-    let t = &mut config.training;
-    t.ckpt_every = request.ckpt_every.unwrap_or(t.ckpt_every);
-    t.ckpt_every_steps = request.ckpt_every_steps.or(t.ckpt_every_steps);
-    t.max_steps = request.max_steps.or(t.max_steps);
     if let Some(epochs) = request.epochs {
         for stage in config.training.full_precision.iter_mut().chain(&mut config.quantize.flow) {
             stretch::stage(stage, epochs);
@@ -191,6 +200,15 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
     let problems = config.problems();
     ensure!(problems.is_empty(), "{}", problems.join("; "));
     Ok(config)
+}
+
+/// The stages, with when to save and stop as the flags of this start say; these are no part of the run's config.
+fn saving(config: &Config, request: &TrainRequest) -> TrainConfig {
+    let mut train = config.train_config();
+    train.ckpt_every = request.ckpt_every.unwrap_or(train.ckpt_every);
+    train.ckpt_every_steps = request.ckpt_every_steps.or(train.ckpt_every_steps);
+    train.max_steps = request.max_steps.or(train.max_steps);
+    train
 }
 
 fn existing_folder(request: &TrainRequest, home: &Home) -> Result<Folder> {
@@ -207,16 +225,15 @@ fn open_folder(request: &TrainRequest, home: &Home) -> Result<Folder> {
     }
 }
 
-/// Writes the resolved config and the provenance; returns the config as a document.
+/// Writes the provenance and the resolved config.
 fn write_head(
     request: &TrainRequest,
     folder: &Folder,
     config: &Config,
+    document: &Value,
     device: Device,
     dataset: &Path,
-) -> Result<Value> {
-    let document = serde_json::to_value(config).context("writing the config as JSON")?;
-    io::write_json(&folder.config(), &document)?;
+) -> Result<()> {
     make_plots_folder(folder)?;
     let resumed = request.resume.as_ref().map(|from| format!("{from:?}").to_lowercase());
     let provenance = Provenance {
@@ -229,8 +246,9 @@ fn write_head(
         starts: Vec::new(),
     };
     provenance.record(&folder.provenance(), Start::now(resumed))?;
+    io::write_json(&folder.config(), document)?;
     tracing::info!("experiment {}", folder.path.display());
-    Ok(document)
+    Ok(())
 }
 
 /// Loads the weights that a config starts from; quantized ones are refused.
@@ -258,6 +276,19 @@ fn hash(document: &Value) -> String {
     let mut hasher = DefaultHasher::new();
     document.to_string().hash(&mut hasher);
     format!("{:016x}", hasher.finish())
+}
+
+/// Refuses a flow whose modules are not in the network or overlap, before hours are spent on the stages before them.
+fn check_flow(config: &Config, net: &PoseNet) -> Result<()> {
+    let mut modules = Vec::new();
+    for (i, stage) in config.quantize.flow.iter().enumerate() {
+        if let Some(module) = &stage.module {
+            select::sites(&net.store, module, stage.first_layer, stage.last_layer)
+                .with_context(|| format!("quantize.flow.{i}.module"))?;
+            modules.push(module.as_str());
+        }
+    }
+    select::check_disjoint(&net.store, &modules).context("quantize.flow")
 }
 
 /// Refuses stages whose batch is larger than the training split, before anything is written.

@@ -23,16 +23,12 @@ const LIFT: f64 = 50.0;
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {
     /// Factor of the classification loss, 0 or more.
-    #[serde(alias = "LOSS_WEIGHT_CLS")]
     pub weight_cls: f64,
     /// Factor of the regression loss, 0 or more.
-    #[serde(alias = "LOSS_WEIGHT_REG")]
     pub weight_reg: f64,
     /// Share of the positive cells in the focal loss, 0..=1.
-    #[serde(alias = "FOCAL_ALPHA")]
     pub focal_alpha: f64,
     /// Exponent of the focal loss, 0 or more.
-    #[serde(alias = "FOCAL_GAMMA")]
     pub focal_gamma: f64,
 }
 
@@ -364,8 +360,5 @@ mod tests {
             "training.focal_alpha: 2 is outside 0..=1",
         ];
         assert_eq!(problems, expected);
-        let published = r#"{"LOSS_WEIGHT_CLS": 0.5}"#;
-        let config: LossConfig = serde_json::from_str(published).unwrap();
-        assert_eq!(config.weight_cls, 0.5);
     }
 }

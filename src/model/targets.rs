@@ -13,10 +13,8 @@ use crate::geom::{Camera, Corners, Pose, Vec2, Vec3};
 #[serde(deny_unknown_fields, default)]
 pub struct TargetConfig {
     /// Cells wanted for an object over all levels, 1..=1000.
-    #[serde(alias = "POSITIVE_NUM")]
     pub positive_num: u32,
     /// How fast a level's share falls with the squared octaves between the object's and its anchors' size, 0 or more.
-    #[serde(alias = "POSITIVE_LAMBDA")]
     pub positive_lambda: f64,
 }
 

@@ -21,7 +21,7 @@ pub struct EpochStart {
     pub fraction: Option<f64>,
     /// Whether weights were frozen just now.
     pub stepped: bool,
-    /// Whether the optimizer is to forget its state of the module's weights.
+    /// Whether the optimizer is to forget its state (of all parameters, as the published code does).
     pub clear_optimizer: bool,
 }
 

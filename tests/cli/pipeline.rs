@@ -161,6 +161,9 @@ fn missing_things_say_what_to_do() {
     ))
     .code(1)
     .says(&["bs_train"]);
+    run(&small("train", &["--data", data, "--logs", logs, "--set", "quantize.flow.0.module=fnp"]))
+        .code(1)
+        .says(&["quantize.flow.0.module", "fpn"]);
     let pretrained =
         ["--set", "experiment.pretrained=true", "--set", "experiment.url=weights.safetensors"];
     run(&small("train", &[&["--data", data, "--logs", logs][..], &pretrained].concat()))

@@ -67,8 +67,24 @@ fn stopping_after_any_number_of_steps_changes_nothing() {
     for steps in ["4", "8", "11"] {
         run(&[&resumed(&places)[..], &["--max-steps", steps]].concat()).code(0);
     }
-    run(&[&resumed(&places)[..], &["--set", "training.max_steps=null"]].concat()).code(0);
+    run(&resumed(&places)).code(0);
     assert_same(&expected, &tensors(&last(&logs)), "stopped at 2, 4, 8, 11");
+}
+
+#[test]
+fn a_resume_that_is_refused_leaves_the_run_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = undisturbed(dir.path());
+    let logs = dir.path().join("logs");
+    let places = places(&logs);
+    run(&args(&places, &["--max-steps", "10"])).code(0);
+    let resume = |more: &[&str]| run(&[&resumed(&places)[..], more].concat());
+    resume(&["--set", "quantize.flow.0.weights.bits=3"]).code(1).says(&["other settings"]);
+    resume(&["--set", "experiment.seed=5"]).code(1).says(&["keeps its seed"]);
+    resume(&["--seed", "5"]).code(1).says(&["keeps its seed"]);
+    resume(&["--config", "x.json"]).code(1).says(&["--set"]);
+    resume(&[]).code(0);
+    assert_same(&expected, &tensors(&last(&logs)), "refused, then resumed");
 }
 
 #[test]
