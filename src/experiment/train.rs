@@ -26,7 +26,7 @@ use crate::pose::EvalTable;
 use crate::quant::select;
 use crate::train::{
     BatchRequest, BatchSource, Batches, Hooks, Observer, Outcome, ResumeFrom, RunInfo, Task,
-    Trainer, ValidScore, load_for_evaluation,
+    TrainConfig, Trainer, ValidScore, load_for_evaluation,
 };
 
 /// What `mqat train` is asked.
