@@ -6,7 +6,7 @@
 set -euo pipefail
 
 # The synthetic dataset of the demonstration.
-SYNTHETIC=(--train 1500 --val 100 --test 400 --size 128 --depth 1.2d:3d --attitude 45 --seed 1)
+SYNTHETIC=(--train 3000 --val 100 --test 400 --size 128 --depth 1.2d:3d --attitude 45 --seed 1)
 DEMONSTRATION=WidedepthTiny
 
 # shellcheck source=scripts/common.sh
