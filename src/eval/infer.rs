@@ -371,7 +371,9 @@ mod tests {
                 .save(folder.path().join(&frame.image))
                 .unwrap();
         }
-        let network = PoseNet::new(&NetworkConfig::widedepth_tiny(), 1, Device::Cpu, 3).unwrap();
+        let anchor_sizes = vec![8.0, 16.0, 32.0, 64.0, 128.0];
+        let config = NetworkConfig { anchor_sizes, ..NetworkConfig::widedepth_tiny() };
+        let network = PoseNet::new(&config, 1, Device::Cpu, 3).unwrap();
         // Every cell is a candidate and sees the same large box, so that there are poses to compare.
         let mut options = options();
         options.ransac.inlier_px = 400.0;
