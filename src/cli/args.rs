@@ -278,14 +278,15 @@ pub struct SynthArgs {
     pub format: Format,
 
     /// Write 16-bit depth images as well (BOP: depth/, 0.1 mm).
-    #[arg(long)]
+    #[arg(long = "depth-png")]
     pub depth_images: bool,
 
     /// Replace a synthetic dataset that is there.
     #[arg(long)]
     pub overwrite: bool,
 
-    /// Do nothing when a finished dataset with these very settings is there.
+    /// Do nothing when a finished dataset with these very settings is there, and make one anew whose rendering was cut
+    /// off.
     #[arg(long)]
     pub keep: bool,
 

@@ -1,23 +1,33 @@
-//! SIGINT and SIGTERM ask a run to stop; a second one ends the process at once.
+//! SIGINT, SIGTERM and SIGHUP ask a run to stop; a second one ends the process at once.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
-/// A flag that the first SIGINT or SIGTERM raises.
+/// A flag that the first of the signals raises, with a word on stderr.
 ///
 /// # Errors
 /// If the handlers cannot be installed.
 pub(super) fn flag() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // The order matters: the second signal finds the flag raised and exits before raising it again.
-        flag::register_conditional_shutdown(signal, 130, stop.clone())
-            .and_then(|_| flag::register(signal, stop.clone()))
-            .with_context(|| format!("installing the handler of signal {signal}"))?;
-    }
+    let mut signals =
+        Signals::new([SIGINT, SIGTERM, SIGHUP]).context("installing the signal handlers")?;
+    let raised = stop.clone();
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for _ in signals.forever() {
+                if raised.swap(true, Ordering::SeqCst) {
+                    std::process::exit(130);
+                }
+                tracing::warn!(
+                    "stopping after this step, with a checkpoint; once more to stop without one"
+                );
+            }
+        })
+        .context("starting the signal thread")?;
     Ok(stop)
 }

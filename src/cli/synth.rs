@@ -11,7 +11,7 @@ use super::{print_json, print_text};
 use crate::synth::{self, SynthOptions};
 
 pub(super) fn run(args: &SynthArgs) -> Result<()> {
-    let options = SynthOptions {
+    let mut options = SynthOptions {
         out: args.out.clone(),
         num_train: args.train,
         num_val: args.val,
@@ -30,6 +30,8 @@ pub(super) fn run(args: &SynthArgs) -> Result<()> {
         tracing::info!(folder = %args.out.display(), "the dataset is there with these settings, nothing to do");
         return if args.json { print_json(&json!({ "kept": args.out })) } else { Ok(()) };
     }
+    // With --keep a rendering that was cut off is begun anew; a finished dataset with other settings is left alone.
+    options.overwrite |= args.keep && synth::unfinished(&args.out);
     let total = options.num_images() as u64;
     let progress = Mutex::new(Progress::start("rendering", "images", total, 0));
     let report = synth::generate(&options, &|done, _| {

@@ -329,6 +329,9 @@ fn known_configs(problems: &Path) -> Vec<String> {
 /// # Errors
 /// If keys are unknown, a value has the wrong type, or values are outside their range: `at` and all keys are named.
 pub fn parse(document: Value, at: &str) -> Result<Config> {
+    if !document.is_object() {
+        bail!("{at}: is no JSON object");
+    }
     let unknown = keys::unknown_keys(&document, &schema());
     if !unknown.is_empty() {
         bail!("{at}: {}", unknown.join("; "));

@@ -20,6 +20,7 @@ use crate::eval::{
     write_depth_chart, write_errors, write_overlays, write_predictions,
 };
 use crate::io;
+use crate::quant::ModuleQuantizer;
 use crate::train::{CheckpointFolder, CheckpointMeta, QuantizedModule, load_for_evaluation};
 
 /// What `mqat test` is asked.
@@ -136,6 +137,16 @@ fn find_checkpoints(request: &TestRequest, home: &Home) -> Result<(Vec<PathBuf>,
     let folder = Folder::find(&home.logs, select.problem(), select.topology(), pick)?;
     let checkpoints = CheckpointFolder::existing(&folder.checkpoints())?;
     let ends = checkpoints.stage_ends()?;
+    if let (Some(end), Some((newest, _))) = (ends.last(), checkpoints.list()?.last()) {
+        let end_step = CheckpointMeta::of_file(end)?.map_or(0, |m| m.position.global_step);
+        if end_step < *newest {
+            tracing::warn!(
+                "{} has trained on to step {newest} in a stage that is not complete; evaluating the completed ones \
+                 (name a file with --checkpoint for another)",
+                folder.path.display()
+            );
+        }
+    }
     let files = match (request.all_stages, ends.last()) {
         (true, Some(_)) => ends,
         (false, Some(last)) => vec![last.clone()],
@@ -188,7 +199,8 @@ fn evaluate_one(
 ) -> Result<Run> {
     let net = blank_network(config, device)?;
     let loaded = load_for_evaluation(file, &net)?;
-    let name = run_name(loaded.meta.as_ref());
+    let name = run_name(loaded.meta.as_ref(), &loaded.quantizers);
+    tracing::info!("evaluating {} ({name})", file.display());
     let options = infer_options(config, device, request.run.skip_bad);
     let inference = infer(&net, dataset, &options, |p| progress(&name, p))?;
     let info = RunInfo {
@@ -202,12 +214,31 @@ fn evaluate_one(
     Ok(Run { predictions: inference.predictions, evaluation })
 }
 
-/// What a checkpoint is, for people: `full precision`, `fpn 2-bit (3 levels)`.
-fn run_name(meta: Option<&CheckpointMeta>) -> String {
-    match meta.map(module_names) {
-        Some(modules) if !modules.is_empty() => modules.join(" + "),
-        _ => "full precision".to_owned(),
+/// What a checkpoint is, for people: `full precision`, `fpn 2-bit (3 levels)`; says so where a module is not quantized
+/// to the end.
+fn run_name(meta: Option<&CheckpointMeta>, quantizers: &[ModuleQuantizer]) -> String {
+    let names = meta.map_or_else(Vec::new, module_names);
+    if names.is_empty() {
+        return "full precision".to_owned();
     }
+    let partly = |quantizer: &ModuleQuantizer| {
+        let sites = quantizer.report();
+        let weights: Vec<_> = sites.iter().filter(|s| s.num_levels.is_some()).collect();
+        let total: usize = weights.iter().map(|s| s.num_weights).sum();
+        let frozen: f64 = weights.iter().map(|s| s.share_frozen * s.num_weights as f64).sum();
+        let mut text = String::new();
+        if total > 0 && frozen < total as f64 {
+            text += &format!(", only {:.1} % frozen", 100.0 * frozen / total as f64);
+        }
+        if sites.iter().any(|s| s.activations.as_ref().is_some_and(|a| !a.quantizing)) {
+            text += ", inputs still float";
+        }
+        text
+    };
+    let named: Vec<String> = (names.iter().enumerate())
+        .map(|(i, name)| format!("{name}{}", quantizers.get(i).map_or_else(String::new, partly)))
+        .collect();
+    named.join(" + ")
 }
 
 /// The quantized modules of a checkpoint, each with its bits and levels.
@@ -227,7 +258,8 @@ pub(super) fn module_names(meta: &CheckpointMeta) -> Vec<String> {
     meta.quantized.iter().map(name).collect()
 }
 
-/// Where a checkpoint's predictions go: with several checkpoints each has its name in the file's.
+/// Where a checkpoint's predictions go: with several checkpoints each has its name in the file's, and its number where
+/// names are equal.
 fn predictions_path(request: &TestRequest, files: &[PathBuf], file: &Path) -> Option<PathBuf> {
     let path = request.predictions.as_ref()?;
     if files.len() == 1 {
@@ -236,7 +268,26 @@ fn predictions_path(request: &TestRequest, files: &[PathBuf], file: &Path) -> Op
     let part =
         |p: &Path| p.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let ending = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
-    Some(path.with_file_name(format!("{}_{}{ending}", part(path), part(file))))
+    let alike = files.iter().filter(|f| part(f) == part(file)).count();
+    let number = files.iter().position(|f| f == file).unwrap_or(0);
+    let number = if alike > 1 { format!("_{number}") } else { String::new() };
+    Some(path.with_file_name(format!("{}{number}_{}{ending}", part(path), part(file))))
+}
+
+/// Gives runs of equal names the places they come from.
+fn tell_apart(runs: &mut [Run], files: &[PathBuf]) {
+    let names: Vec<String> = runs.iter().map(|r| r.evaluation.report.name.clone()).collect();
+    for (i, run) in runs.iter_mut().enumerate() {
+        if names.iter().filter(|name| **name == names[i]).count() > 1 {
+            let experiment = files[i].ancestors().filter_map(Path::file_name).find_map(|n| {
+                let name = n.to_str()?;
+                name.strip_prefix("exp")?.parse::<u32>().ok().map(|_| name.to_owned())
+            });
+            let place = experiment.unwrap_or_else(|| format!("file {i}"));
+            let stem = files[i].file_stem().map(|s| s.to_string_lossy().into_owned());
+            run.evaluation.report.name += &format!(", {place} {}", stem.unwrap_or_default());
+        }
+    }
 }
 
 /// Writes metrics, tables, the plot over depth and overlays.

@@ -45,8 +45,15 @@ fn replace_inner(
     durability: Durability,
     write: impl FnOnce(&mut dyn Write) -> Result<()>,
 ) -> Result<()> {
-    let name = path.file_name().context("the path has no file name")?;
+    // A symbolic link stays one: what it points to is replaced.
+    let linked = path.is_symlink().then(|| fs::canonicalize(path)).transpose();
+    let linked = linked.context("following the symbolic link")?;
+    let path = linked.as_deref().unwrap_or(path);
     ensure!(!path.is_dir(), "a folder of that name is in the way");
+    if path.exists() && !path.is_file() {
+        return write_through(path, write);
+    }
+    let name = path.file_name().context("the path has no file name")?;
     let folder = folder_of(path);
     fs::create_dir_all(folder).with_context(|| format!("making folder {}", folder.display()))?;
     let mut prefix = std::ffi::OsString::from(".");
@@ -65,6 +72,13 @@ fn replace_inner(
         opened.with_context(|| format!("syncing folder {}", folder.display()))?;
     }
     Ok(())
+}
+
+/// Pipes and devices cannot be replaced: they get the bytes as they come.
+fn write_through(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let mut out = BufWriter::new(fs::OpenOptions::new().write(true).open(path)?);
+    write(&mut out)?;
+    Ok(out.flush()?)
 }
 
 fn fill(
@@ -109,6 +123,21 @@ pub fn remove_leftovers(folder: &Path) -> Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_stays_a_link_and_a_device_a_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_atomic(&link, |w| Ok(w.write_all(b"new")?)).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        let null = dir.path().join("null");
+        std::os::unix::fs::symlink("/dev/null", &null).unwrap();
+        write_atomic(&null, |w| Ok(w.write_all(b"gone")?)).unwrap();
+        assert!(null.is_symlink() && !Path::new("/dev/null").is_file());
+    }
     use anyhow::bail;
 
     fn names(folder: &Path) -> Vec<String> {

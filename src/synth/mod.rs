@@ -27,7 +27,7 @@ use serde::Serialize;
 
 pub use mesh::DIAMETER_MM;
 pub use options::{Attitude, Format, SynthOptions, parse_depth_range};
-pub use writer::finished;
+pub use writer::{finished, unfinished};
 
 use crate::data::bop::FrameObjectInfo;
 use render::{Rendered, Scene};

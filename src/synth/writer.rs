@@ -54,6 +54,11 @@ pub fn finished(root: &Path) -> Result<Option<SynthOptions>> {
     options.map(Some).with_context(|| format!("reading options of {}", path.display()))
 }
 
+/// Whether a folder holds a dataset whose rendering was begun and not ended.
+pub fn unfinished(root: &Path) -> bool {
+    root.join(BEGUN).exists() && !root.join(DONE).exists()
+}
+
 /// Makes the folder ready: empty but for the mark that something was begun.
 ///
 /// # Errors
@@ -69,7 +74,9 @@ pub(super) fn begin(options: &SynthOptions) -> Result<()> {
             bail!("{at} is not empty and holds no synthetic dataset; choose another folder");
         }
         if !options.overwrite {
-            bail!("{at} holds a synthetic dataset; pass --overwrite to replace it");
+            bail!(
+                "{at} holds a synthetic dataset of other settings, or a part of one; pass --overwrite to replace it"
+            );
         }
     }
     fs::write(root.join(BEGUN), "").with_context(|| format!("writing to {at}"))?;

@@ -177,6 +177,9 @@ impl StageConfig {
         }
         self.lr.check(&format!("{at}.lr"), problems);
         self.optimizer.check(&format!("{at}.optimizer"), problems);
+        if self.module.as_deref() == Some("") {
+            problems.push(format!("{at}.module: is empty, expected a module's path or null"));
+        }
         match (&self.module, &self.weights, &self.activations) {
             (None, None, None) | (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {}
             (None, _, _) => problems.push(format!(
