@@ -98,6 +98,7 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
         }
         runs.push(run);
     }
+    tell_apart(&mut runs, &files);
     let out = request
         .out
         .clone()
