@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use mqat::cli::{self, Cli};
 
-/// Help and usage errors are answered before the initialisers of libtorch run: the linker puts this pointer where
+/// What has to happen before libtorch: help and usage errors are answered before the initialisers of libtorch run: the linker puts this pointer where
 /// the loader calls it after relocating the libraries and before starting them up, which saves the half second that
 /// registering a few thousand operators takes.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -24,6 +24,18 @@ mod early {
         let Some(args) = args.map(|a| a.to_str().ok().map(str::to_owned)).collect() else { return };
         if let Some(code) = mqat::cli::answer_without_libtorch(args) {
             std::process::exit(code);
+        }
+        sleep_while_waiting();
+    }
+
+    /// Lets the threads of libtorch's OpenMP sleep when they wait, unless the user says otherwise: by default they spin,
+    /// which beside the loader's threads, or any busy process, makes small operators many times slower. OpenMP
+    /// reads the variable when it is initialised, right after this.
+    fn sleep_while_waiting() {
+        const POLICY: &str = "OMP_WAIT_POLICY";
+        if std::env::var_os(POLICY).is_none() {
+            // SAFETY: the loader has not started any thread yet.
+            unsafe { std::env::set_var(POLICY, "PASSIVE") };
         }
     }
 }
