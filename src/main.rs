@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use mqat::cli::{self, Cli};
 
-/// What has to happen before libtorch: help and usage errors are answered before the initialisers of libtorch run: the linker puts this pointer where
-/// the loader calls it after relocating the libraries and before starting them up, which saves the half second that
-/// registering a few thousand operators takes.
+/// What has to happen before libtorch is initialised.
+///
+/// The linker puts a pointer where the loader calls it after relocating the libraries and before starting them up. There
+/// help and usage errors are answered, which saves the half second that registering a few thousand operators takes,
+/// and OpenMP is told how to wait.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod early {
     use std::ffi::{CStr, c_char, c_int};
