@@ -10,7 +10,7 @@ use mqat::cli::{self, Cli};
 /// The linker puts a pointer where the loader calls it after relocating the libraries and before starting them up. There
 /// help and usage errors are answered, which saves the half second that registering a few thousand operators takes,
 /// and OpenMP is told how to wait.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[cfg(all(target_os = "linux", target_env = "gnu", not(test)))]
 mod early {
     use std::ffi::{CStr, c_char, c_int};
 

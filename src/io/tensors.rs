@@ -25,6 +25,8 @@ compile_error!(
 /// Longest header that is read, as in the reference implementation.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 const METADATA_KEY: &str = "__metadata__";
+/// The metadata entry that holds the checksum of the data.
+const CHECKSUM_KEY: &str = "crc32c";
 
 /// Names of the element types in a header, with what they are here.
 const DTYPES: [(&str, Kind); 10] = [
@@ -83,8 +85,16 @@ pub fn read(path: &Path) -> Result<TensorFile> {
 }
 
 fn read_inner(path: &Path) -> Result<TensorFile> {
-    let (mut file, planned, metadata) = open_planned(path)?;
-    Ok(TensorFile { tensors: read_planned(&mut file, planned)?, metadata })
+    let (mut file, planned, mut metadata) = open_planned(path)?;
+    let expected = metadata.remove(CHECKSUM_KEY);
+    let (tensors, checksum) = read_planned(&mut file, planned)?;
+    if let Some(expected) = expected {
+        ensure!(
+            expected == checksum,
+            "the data have the CRC-32C {checksum}, expected {expected}: the file is damaged"
+        );
+    }
+    Ok(TensorFile { tensors, metadata })
 }
 
 /// A tensor of a file that was not read.
@@ -215,8 +225,9 @@ fn plan_tensor(name: &str, entry: Entry, data_bytes: u64) -> Result<Planned> {
     })
 }
 
-/// Reads the bytes straight into the memory of the new tensors.
-fn read_planned(file: &mut File, planned: Vec<Planned>) -> Result<Vec<(String, Tensor)>> {
+/// Reads the bytes straight into the memory of the new tensors; also returns their checksum.
+fn read_planned(file: &mut File, planned: Vec<Planned>) -> Result<(Vec<(String, Tensor)>, String)> {
+    let mut checksum = Checksum(0);
     let mut by_place: Vec<usize> = (0..planned.len()).collect();
     by_place.sort_by_key(|&i| planned[i].begin);
     let mut tensors: Vec<Option<Tensor>> = planned.iter().map(|_| None).collect();
@@ -232,6 +243,7 @@ fn read_planned(file: &mut File, planned: Vec<Planned>) -> Result<Vec<(String, T
             };
             bytes.fill(0);
             file.read_exact(bytes).with_context(|| format!("tensor {name}"))?;
+            checksum.write_all(bytes)?;
             if *kind == Kind::Bool {
                 let worst = bytes.iter().copied().max().unwrap_or(0);
                 ensure!(worst <= 1, "tensor {name}: a boolean is {worst}, expected 0 or 1");
@@ -239,12 +251,34 @@ fn read_planned(file: &mut File, planned: Vec<Planned>) -> Result<Vec<(String, T
         }
         tensors[i] = Some(tensor);
     }
-    Ok(planned.into_iter().zip(tensors).filter_map(|(p, t)| Some((p.name, t?))).collect())
+    let named = planned.into_iter().zip(tensors).filter_map(|(p, t)| Some((p.name, t?))).collect();
+    Ok((named, checksum.text()))
+}
+
+/// The CRC-32C of what is written to it.
+struct Checksum(u32);
+
+impl Checksum {
+    fn text(&self) -> String {
+        format!("{:08x}", self.0)
+    }
+}
+
+impl Write for Checksum {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 = crc32c::crc32c_append(self.0, bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Writes a safetensors file, [whole or not at all](write_atomic), with the names in the order given.
 ///
-/// Contiguous CPU tensors are written from their own memory; others are copied one at a time.
+/// Contiguous CPU tensors are written from their own memory; others are copied one at a time. The metadata also get
+/// the CRC-32C of the data, which [`read`] checks and takes out again.
 ///
 /// # Errors
 /// If a name occurs twice or is reserved, an element type has no place in the format, or the file cannot be
@@ -271,7 +305,15 @@ pub fn write(
             end += num_bytes as u64;
             entries.entry(i).and_modify(|e| e.data_offsets = [begin, end]);
         }
-        out.write_all(&header(tensors, entries, metadata)?)?;
+        let mut checksum = Checksum(0);
+        for &(i, _, num_bytes) in &by_size {
+            let (name, tensor) = &tensors[i];
+            write_bytes(&mut checksum, tensor, num_bytes)
+                .with_context(|| format!("tensor {name}"))?;
+        }
+        let mut metadata = metadata.clone();
+        metadata.insert(CHECKSUM_KEY.to_owned(), checksum.text());
+        out.write_all(&header(tensors, entries, &metadata)?)?;
         for (i, _, num_bytes) in by_size {
             let (name, tensor) = &tensors[i];
             write_bytes(out, tensor, num_bytes).with_context(|| format!("tensor {name}"))?;
@@ -295,9 +337,7 @@ fn header(
     metadata: &BTreeMap<String, String>,
 ) -> Result<Vec<u8>> {
     let mut map = Map::new();
-    if !metadata.is_empty() {
-        map.insert(METADATA_KEY.to_owned(), serde_json::to_value(metadata)?);
-    }
+    map.insert(METADATA_KEY.to_owned(), serde_json::to_value(metadata)?);
     for ((name, _), entry) in tensors.iter().zip(entries.into_values()) {
         ensure!(name != METADATA_KEY, "a tensor may not be named {METADATA_KEY}");
         let former = map.insert(name.clone(), serde_json::to_value(entry)?);
