@@ -272,3 +272,18 @@ fn a_source_that_fits_is_complete_and_long_lists_are_cut() {
     let error = load_into(&targets, &[]).ensure_complete("b").unwrap_err().to_string();
     assert!(error.contains("13 missing: ") && error.ends_with(", ..."), "{error}");
 }
+
+#[test]
+fn a_changed_byte_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let tensor = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]);
+    let metadata = BTreeMap::from([("who".to_owned(), "me".to_owned())]);
+    write(&path, &[("a".to_owned(), tensor)], &metadata).unwrap();
+    assert_eq!(read(&path).unwrap().metadata, metadata);
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let error = format!("{:#}", read(&path).unwrap_err());
+    assert!(error.contains("x.safetensors") && error.contains("damaged"), "{error}");
+}
