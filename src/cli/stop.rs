@@ -1,10 +1,11 @@
-//! SIGINT, SIGTERM and SIGHUP ask a run to stop; a second one ends the process at once.
+//! SIGINT and SIGTERM ask a run to stop; a second one ends the process at once. SIGHUP keeps what the shell set for it, so
+//! that a run under `nohup` outlives its terminal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// A flag that the first of the signals raises, with a word on stderr.
@@ -13,8 +14,7 @@ use signal_hook::iterator::Signals;
 /// If the handlers cannot be installed.
 pub(super) fn flag() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP]).context("installing the signal handlers")?;
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("installing the signal handlers")?;
     let raised = stop.clone();
     std::thread::Builder::new()
         .name("signals".to_owned())
