@@ -17,6 +17,7 @@ mod record;
 mod stretch;
 mod test;
 mod train;
+mod weights;
 
 pub use config::{
     Config, ExperimentConfig, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig, Select,
@@ -30,6 +31,7 @@ pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
 pub use open::Request;
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
+pub use weights::{FileKind, LoadReport, LoadedNetwork, Strictness, kind_of, load, meta_of};
 
 /// The libtorch that the program is built for.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
