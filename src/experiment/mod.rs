@@ -7,6 +7,7 @@
 mod config;
 mod device;
 mod export;
+mod flow;
 mod folder;
 mod home;
 mod inspect;
@@ -25,6 +26,9 @@ pub use config::{
 };
 pub use device::DeviceChoice;
 pub use export::{ExportReport, export_weights};
+pub use flow::{
+    Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
+};
 pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
