@@ -162,6 +162,23 @@ impl LoadReport {
         text
     }
 
+    /// Logs what was loaded: loudly where the outputs depend on tensors that are not from the file.
+    pub(crate) fn log(&self) {
+        tracing::info!("loaded {}: {}", self.file.display(), self.summary());
+        let not_loaded = self.not_loaded();
+        if !not_loaded.is_empty() {
+            tracing::warn!(
+                "{} tensors of the network are NOT from {} and have random initial values: {}",
+                not_loaded.len(),
+                self.file.display(),
+                first_few(&not_loaded, SHOWN)
+            );
+        }
+        for note in &self.notes {
+            tracing::info!("{note}");
+        }
+    }
+
     /// Several lines, for a terminal.
     pub fn text(&self) -> String {
         let mut out = format!("{}: {}\n", self.file.display(), self.summary());
