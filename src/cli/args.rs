@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::export::ExportArgs;
 use super::import::ImportArgs;
+use super::plan::FlowArgs;
 use crate::data::Split;
 use crate::experiment::DeviceChoice;
 use crate::synth::{Attitude, Format, parse_depth_range};
@@ -115,6 +116,9 @@ pub struct Places {
 pub struct TrainArgs {
     #[command(flatten)]
     pub select: ConfigSelect,
+
+    #[command(flatten)]
+    pub flow: FlowArgs,
 
     #[command(flatten)]
     pub places: Places,

@@ -8,6 +8,7 @@ mod config;
 mod export;
 mod import;
 mod inspect;
+mod plan;
 mod stop;
 mod synth;
 mod terminal;

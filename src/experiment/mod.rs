@@ -7,6 +7,7 @@
 mod config;
 mod device;
 mod export;
+mod flow;
 mod folder;
 mod home;
 mod import;
@@ -26,6 +27,9 @@ pub use config::{
 };
 pub use device::DeviceChoice;
 pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, export};
+pub use flow::{
+    Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
+};
 pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
 pub use import::{ImportReport, import};
