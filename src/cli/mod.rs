@@ -6,6 +6,7 @@ mod args;
 mod completions;
 mod config;
 mod export;
+mod import;
 mod inspect;
 mod plan;
 mod stop;
@@ -54,6 +55,7 @@ fn dispatch(command: Command) -> Result<Ended> {
         Command::Test(args) => test::run(args).map(|()| Ended::Done),
         Command::Synth(args) => synth::run(&args).map(|()| Ended::Done),
         Command::Inspect(args) => inspect::run(args).map(|()| Ended::Done),
+        Command::Import(args) => import::run(args).map(|()| Ended::Done),
         Command::Export(args) => export::run(args).map(|()| Ended::Done),
         Command::Config(args) => config::run(args).map(|()| Ended::Done),
         Command::Completions { shell } => completions::run(shell).map(|()| Ended::Done),

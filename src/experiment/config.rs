@@ -62,13 +62,16 @@ pub struct ExperimentConfig {
     pub seed: u64,
     /// Start from the weights of `url` instead of random ones.
     pub pretrained: bool,
-    /// File of the pretrained weights (safetensors), relative to the config's folder.
+    /// File of the pretrained weights (safetensors, PyTorch, a checkpoint), relative to the config's folder.
     pub url: String,
+    /// Take what fits of `url` and start the rest of the network from random values, instead of refusing a file that
+    /// lacks layers.
+    pub loose: bool,
 }
 
 impl Default for ExperimentConfig {
     fn default() -> Self {
-        Self { seed: 1, pretrained: false, url: String::new() }
+        Self { seed: 1, pretrained: false, url: String::new(), loose: false }
     }
 }
 

@@ -13,7 +13,8 @@ use super::config::{self, Config};
 use super::folder::{Folder, Pick};
 use super::home::Home;
 use super::keys;
-use super::open::{Request, blank_network, infer_options};
+use super::open::{Request, infer_options, network_to_load};
+use super::weights::{self, Strictness};
 use crate::data::{Dataset, Split};
 use crate::eval::{
     Comparison, Evaluation, Prediction, Progress, Report, RunInfo, evaluate, infer,
@@ -21,7 +22,7 @@ use crate::eval::{
 };
 use crate::io;
 use crate::quant::ModuleQuantizer;
-use crate::train::{CheckpointFolder, CheckpointMeta, QuantizedModule, load_for_evaluation};
+use crate::train::{CheckpointFolder, CheckpointMeta, QuantizedModule};
 
 /// What `mqat test` is asked.
 #[derive(Debug, Clone)]
@@ -40,6 +41,8 @@ pub struct TestRequest {
     pub predictions: Option<PathBuf>,
     /// Folder of the report; none is the experiment's own.
     pub out: Option<PathBuf>,
+    /// Evaluate files that lack layers, too.
+    pub loose: bool,
 }
 
 /// What `mqat test` found.
@@ -180,7 +183,7 @@ fn config_for(
         (false, Some(folder)) => {
             Some((io::read_json(&folder.config())?, folder.config().display().to_string()))
         }
-        (false, None) => CheckpointMeta::of_file(checkpoint)?
+        (false, None) => weights::meta_of(checkpoint)?
             .map(|meta| (meta.config, format!("the config in {}", checkpoint.display()))),
     };
     let Some((mut document, at)) = stored else { return select.resolve(home) };
@@ -198,9 +201,11 @@ fn evaluate_one(
     file: &Path,
     progress: &mut dyn FnMut(&str, Progress),
 ) -> Result<Run> {
-    let net = blank_network(config, device)?;
-    let loaded = load_for_evaluation(file, &net)?;
-    let name = run_name(loaded.meta.as_ref(), &loaded.quantizers);
+    let strictness = Strictness::loose(request.loose);
+    let net = network_to_load(config, device, strictness)?;
+    let loaded = weights::load(file, &net, strictness)?;
+    loaded.report.log();
+    let name = run_name(&loaded.quantized, &loaded.quantizers);
     tracing::info!("evaluating {} ({name})", file.display());
     let options = infer_options(config, device, request.run.skip_bad);
     let inference = infer(&net, dataset, &options, |p| progress(&name, p))?;
@@ -217,8 +222,8 @@ fn evaluate_one(
 
 /// What a checkpoint is, for people: `full precision`, `fpn 2-bit (3 levels)`; says so where a module is not quantized
 /// to the end.
-fn run_name(meta: Option<&CheckpointMeta>, quantizers: &[ModuleQuantizer]) -> String {
-    let names = meta.map_or_else(Vec::new, module_names);
+fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> String {
+    let names = module_names(quantized);
     if names.is_empty() {
         return "full precision".to_owned();
     }
@@ -242,8 +247,8 @@ fn run_name(meta: Option<&CheckpointMeta>, quantizers: &[ModuleQuantizer]) -> St
     named.join(" + ")
 }
 
-/// The quantized modules of a checkpoint, each with its bits and levels.
-pub(super) fn module_names(meta: &CheckpointMeta) -> Vec<String> {
+/// Quantized modules, each with its bits and levels.
+pub(super) fn module_names(quantized: &[QuantizedModule]) -> Vec<String> {
     let name = |module: &QuantizedModule| {
         let weights = module.weights.as_ref().and_then(|w| w.spacing().ok());
         let activations = module.activations.as_ref().and_then(|a| a.spacing().ok());
@@ -256,7 +261,7 @@ pub(super) fn module_names(meta: &CheckpointMeta) -> Vec<String> {
         }
         text
     };
-    meta.quantized.iter().map(name).collect()
+    quantized.iter().map(name).collect()
 }
 
 /// Where a checkpoint's predictions go: with several checkpoints each has its name in the file's, and its number where
