@@ -14,6 +14,7 @@ mod keys;
 mod open;
 mod published;
 mod record;
+mod score;
 mod stretch;
 mod test;
 mod train;
@@ -28,6 +29,7 @@ pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
 pub use open::Request;
+pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 
