@@ -49,6 +49,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate checkpoints on a split: poses, the accuracy table, plots and overlays.
     Test(TestArgs),
+    /// Score poses from files (JSON lines or BOP csv, of any program) as `test` scores a network's.
+    Score(super::score::ScoreArgs),
     /// Render a synthetic SwissCube dataset.
     Synth(SynthArgs),
     /// Show a network (layers, parameters, quantization plan) or a checkpoint's tensors.
@@ -184,8 +186,9 @@ pub struct TestArgs {
     #[arg(long, default_value = "test", value_name = "train|valid|test")]
     pub split: Split,
 
-    /// Write the predictions as JSON lines: image, class, score, R[9], t[3] (mm), inliers, residual (px). With
-    /// several checkpoints the name gets the checkpoint's name before its ending.
+    /// Write the predictions: as BOP csv where the name ends in .csv, else as JSON lines with image, class, score,
+    /// R[9], t[3] (mm), inliers, residual (px). With several checkpoints the name gets the checkpoint's name before
+    /// its ending.
     #[arg(long, value_name = "FILE")]
     pub predictions: Option<PathBuf>,
 

@@ -9,6 +9,7 @@ mod export;
 mod import;
 mod inspect;
 mod plan;
+mod score;
 mod stop;
 mod synth;
 mod terminal;
@@ -53,6 +54,7 @@ fn dispatch(command: Command) -> Result<Ended> {
     match command {
         Command::Train(args) => train::run(args),
         Command::Test(args) => test::run(args).map(|()| Ended::Done),
+        Command::Score(args) => score::run(args).map(|()| Ended::Done),
         Command::Synth(args) => synth::run(&args).map(|()| Ended::Done),
         Command::Inspect(args) => inspect::run(args).map(|()| Ended::Done),
         Command::Import(args) => import::run(args).map(|()| Ended::Done),

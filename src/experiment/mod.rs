@@ -16,6 +16,7 @@ mod keys;
 mod open;
 mod published;
 mod record;
+mod score;
 mod stretch;
 mod test;
 mod train;
@@ -35,6 +36,7 @@ pub use home::Home;
 pub use import::{ImportReport, import};
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
 pub use open::Request;
+pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use weights::{
