@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::plan::FlowArgs;
+use super::plan::{FlowArgs, PlanArgs};
 use crate::data::Split;
 use crate::experiment::DeviceChoice;
 use crate::synth::{Attitude, Format, parse_depth_range};
@@ -51,6 +51,8 @@ pub enum Command {
     Synth(SynthArgs),
     /// Show a network (layers, parameters, quantization plan) or a checkpoint's tensors.
     Inspect(InspectArgs),
+    /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.
+    Plan(PlanArgs),
     /// Write a checkpoint's weights alone (safetensors, PyTorch keys), as a start for other runs.
     Export(ExportArgs),
     /// Print a resolved config, or the JSON schema of configs.

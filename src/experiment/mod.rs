@@ -12,7 +12,9 @@ mod folder;
 mod home;
 mod inspect;
 mod keys;
+mod layers;
 mod open;
+mod plan;
 mod published;
 mod record;
 mod stretch;
@@ -31,7 +33,9 @@ pub use flow::{
 pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
+pub use layers::{LayerReport, QuantizedTo};
 pub use open::Request;
+pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 
