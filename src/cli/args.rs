@@ -7,6 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use super::export::ExportArgs;
 use super::import::ImportArgs;
 use super::plan::FlowArgs;
+use super::plan::{FlowArgs, PlanArgs};
 use crate::data::Split;
 use crate::experiment::DeviceChoice;
 use crate::synth::{Attitude, Format, parse_depth_range};
@@ -58,6 +59,9 @@ pub enum Command {
     /// Read weights of other programs (PyTorch files of the published code, safetensors) into a checkpoint.
     Import(ImportArgs),
     /// Write a checkpoint's network for other programs: weights alone, under PyTorch keys.
+    /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.
+    Plan(PlanArgs),
+    /// Write a checkpoint's weights alone (safetensors, PyTorch keys), as a start for other runs.
     Export(ExportArgs),
     /// Print a resolved config, or the JSON schema of configs.
     Config(ConfigArgs),
