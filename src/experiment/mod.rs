@@ -39,8 +39,8 @@ pub use import::{ImportReport, import};
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
 pub use layers::{LayerReport, QuantizedTo};
 pub use open::Request;
-pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
+pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use weights::{
