@@ -5,6 +5,7 @@
 //! `folder.rs` is `LOGS/PROBLEM/TOPOLOGY/expNNN`; `record.rs` writes what happens there.
 
 mod config;
+mod contents;
 mod device;
 mod export;
 mod flow;
@@ -25,6 +26,7 @@ pub use config::{
     Config, ExperimentConfig, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig, Select,
     TrainingSection,
 };
+pub use contents::{FileReport, inspect_file};
 pub use device::DeviceChoice;
 pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, export};
 pub use flow::{
@@ -33,7 +35,7 @@ pub use flow::{
 pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
 pub use import::{ImportReport, import};
-pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
+pub use inspect::{NetworkReport, inspect_network};
 pub use open::Request;
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
