@@ -14,9 +14,12 @@ mod home;
 mod import;
 mod inspect;
 mod keys;
+mod layers;
 mod open;
+mod plan;
 mod published;
 mod record;
+mod score;
 mod stretch;
 mod test;
 mod train;
@@ -36,12 +39,15 @@ pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
 pub use import::{ImportReport, import};
 pub use inspect::{NetworkReport, inspect_network};
+pub use layers::{LayerReport, QuantizedTo};
 pub use open::Request;
+pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
+pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use weights::{
     Conversion, FileKind, GridReport, InqLayerReport, LoadReport, LoadedNetwork, OtherMember,
-    Strictness, Unmatched, kind_of, load, meta_of,
+    Strictness, Unmatched, assembled_weight, kind_of, load, load_state_dict, meta_of, recognise_grid,
 };
 
 /// The libtorch that the program is built for.
