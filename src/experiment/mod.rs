@@ -47,7 +47,8 @@ pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use weights::{
     Conversion, FileKind, GridReport, InqLayerReport, LoadReport, LoadedNetwork, OtherMember,
-    Strictness, Unmatched, assembled_weight, kind_of, load, load_state_dict, meta_of, recognise_grid,
+    Strictness, Unmatched, assembled_weight, kind_of, load, load_state_dict, meta_of,
+    recognise_grid,
 };
 
 /// The libtorch that the program is built for.

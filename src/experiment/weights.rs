@@ -20,7 +20,9 @@ use serde::Serialize;
 use tch::Tensor;
 
 pub(super) use assign::{dtype, num_classes_of, shape_of, topology_of};
+pub use grid::recognise_grid;
 pub use report::{Conversion, GridReport, InqLayerReport, LoadReport, OtherMember, Unmatched};
+pub use unwrap::assembled_weight;
 
 use crate::io::tensors;
 use crate::model::PoseNet;
@@ -192,6 +194,19 @@ fn load_checkpoint(path: &Path, net: &PoseNet, strictness: Strictness) -> Result
         quantizers,
         report,
     })
+}
+
+/// Loads a state dict of another program, with the keys that it has there, into a network without quantizers.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_state_dict(
+    state: Vec<(String, Tensor)>,
+    net: &PoseNet,
+    strictness: Strictness,
+) -> Result<LoadedNetwork> {
+    let state = StateDict { tensors: state, ..StateDict::of(Path::new("the state dict")) };
+    load_state(state, FileKind::PyTorch, net, strictness)
 }
 
 /// A state dict of other programs.

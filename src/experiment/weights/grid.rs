@@ -64,6 +64,13 @@ pub(super) fn recognise(layers: &[Values]) -> Option<(Spacing, Vec<f32>)> {
     None
 }
 
+/// The grid with the fewest levels that a layer's frozen values lie on but for rounding; `scale` is what is stored
+/// beside them (`weight_s`). `None` if there is none.
+pub fn recognise_grid(values: &[f32], scale: Option<f32>) -> Option<Grid> {
+    let (spacing, scale) = recognise(&[Values { values, scale }])?;
+    Grid::new(spacing, scale).ok()
+}
+
 fn lies_on(values: &[f32], spacing: Spacing, scale: f32) -> bool {
     let levels = spacing.levels(scale);
     let is_level = |v: f32| {

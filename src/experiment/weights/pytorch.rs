@@ -123,3 +123,68 @@ fn describe_tensor(t: &Tensor) -> String {
     }
     format!("a tensor, {} {:?}", super::dtype(t.kind()), t.size())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dict(items: Vec<(&str, Value)>) -> Value {
+        Value::Dict(items.into_iter().map(|(k, v)| (Value::Str(k.to_owned()), v)).collect())
+    }
+
+    fn weights(key: &str) -> Value {
+        dict(vec![(key, Value::Tensor(Tensor::from(1.0f32)))])
+    }
+
+    fn found(value: &Value) -> Option<String> {
+        find(value).map(|path| path.join("."))
+    }
+
+    #[test]
+    fn the_published_forms_are_found() {
+        let key = "module.fpn.inner_convs.2.bias";
+        assert_eq!(found(&weights(key)).unwrap(), "");
+        let optim = || {
+            dict(vec![(
+                "state",
+                dict(vec![("momentum_buffer", Value::Tensor(Tensor::from(0.0f32)))]),
+            )])
+        };
+        let wdr = dict(vec![("steps", Value::Int(5)), ("optim", optim()), ("model", weights(key))]);
+        assert_eq!(found(&wdr).unwrap(), "model");
+        let mqat = dict(vec![
+            ("fold", dict(vec![("metrics", weights("train_loss"))])),
+            ("network", weights("model.fpn.inner_convs.2.bias")),
+            ("training", dict(vec![("optimizer", optim())])),
+        ]);
+        assert_eq!(found(&mqat).unwrap(), "network");
+        let common = dict(vec![("epoch", Value::Int(1)), ("state_dict", weights(key))]);
+        assert_eq!(found(&common).unwrap(), "state_dict");
+        let deep = dict(vec![("checkpoint", dict(vec![("any_name", weights(key))]))]);
+        assert_eq!(found(&deep).unwrap(), "checkpoint.any_name");
+    }
+
+    #[test]
+    fn keys_of_the_network_come_before_names() {
+        let key = "head.cls_logits.bias";
+        let value = dict(vec![("model", weights("conv.weight")), ("mine", weights(key))]);
+        assert_eq!(found(&value).unwrap(), "mine");
+        let value = dict(vec![("model_ema", weights(key)), ("model", weights(key))]);
+        assert_eq!(found(&value).unwrap(), "model");
+        // Of another network: taken by its name, and refused later with its keys.
+        let value = dict(vec![("other", weights("a.b")), ("network", weights("conv.weight"))]);
+        assert_eq!(found(&value).unwrap(), "network");
+        assert!(found(&dict(vec![("steps", Value::Int(5))])).is_none());
+        assert!(found(&Value::List(vec![])).is_none());
+    }
+
+    #[test]
+    fn parts_are_described_shortly() {
+        assert_eq!(describe(&Value::Int(1239)), "1239");
+        assert_eq!(describe(&Value::Str("a".repeat(61))), "a text");
+        assert_eq!(describe(&Value::Tensor(Tensor::from(2.5f32))), "a tensor, 2.5");
+        assert_eq!(describe(&weights("a")), "a dict of 1");
+        let t = Tensor::zeros([2, 3], (tch::Kind::Half, tch::Device::Cpu));
+        assert_eq!(describe(&Value::Tensor(t)), "a tensor, float16 [2, 3]");
+    }
+}
