@@ -5,6 +5,7 @@
 //! `folder.rs` is `LOGS/PROBLEM/TOPOLOGY/expNNN`; `record.rs` writes what happens there.
 
 mod config;
+mod contents;
 mod device;
 mod export;
 mod flow;
@@ -28,6 +29,7 @@ pub use config::{
     Config, ExperimentConfig, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig, Select,
     TrainingSection,
 };
+pub use contents::{FileReport, inspect_file};
 pub use device::DeviceChoice;
 pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, export};
 pub use flow::{
@@ -36,7 +38,7 @@ pub use flow::{
 pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
 pub use import::{ImportReport, import};
-pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
+pub use inspect::{NetworkReport, inspect_network};
 pub use layers::{LayerReport, QuantizedTo};
 pub use open::Request;
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
@@ -45,7 +47,8 @@ pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use weights::{
     Conversion, FileKind, GridReport, InqLayerReport, LoadReport, LoadedNetwork, OtherMember,
-    Strictness, Unmatched, kind_of, load, meta_of,
+    Strictness, Unmatched, assembled_weight, kind_of, load, load_state_dict, meta_of,
+    recognise_grid,
 };
 
 /// The libtorch that the program is built for.

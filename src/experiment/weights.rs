@@ -7,6 +7,7 @@
 
 mod assign;
 mod grid;
+mod pytorch;
 mod report;
 mod unwrap;
 
@@ -18,7 +19,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use tch::Tensor;
 
+pub(super) use assign::{dtype, num_classes_of, shape_of, topology_of};
+pub use grid::recognise_grid;
 pub use report::{Conversion, GridReport, InqLayerReport, LoadReport, OtherMember, Unmatched};
+pub use unwrap::assembled_weight;
 
 use crate::io::tensors;
 use crate::model::PoseNet;
@@ -127,28 +131,48 @@ pub fn load(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<Loaded
     let kind = kind_of(path)?;
     match kind {
         FileKind::Checkpoint => load_checkpoint(path, net, strictness),
-        FileKind::Safetensors => {
-            let state = tensors::read(path)?.tensors;
-            load_state(StateDict { tensors: state, ..StateDict::of(path) }, kind, net, strictness)
+        FileKind::Safetensors | FileKind::PyTorch => {
+            load_state(read_state(path)?, kind, net, strictness)
         }
-        FileKind::PyTorch | FileKind::Packed => {
-            bail!("{}: files of this kind are not read yet", path.display())
-        }
+        FileKind::Packed => bail!("{}: files of this kind are not read yet", path.display()),
     }
 }
 
 /// A state dict as it lies in a file.
-struct StateDict<'a> {
+pub(super) struct StateDict<'a> {
     path: &'a Path,
-    tensors: Vec<(String, Tensor)>,
-    member: Option<String>,
-    other_members: Vec<OtherMember>,
+    /// Its tensors, in the file's order.
+    pub tensors: Vec<(String, Tensor)>,
+    /// The part of a nested file that it is.
+    pub member: Option<String>,
+    /// The other parts.
+    pub other_members: Vec<OtherMember>,
 }
 
 impl<'a> StateDict<'a> {
     fn of(path: &'a Path) -> Self {
         Self { path, tensors: Vec::new(), member: None, other_members: Vec::new() }
     }
+}
+
+/// Reads the state dict of a file of another program.
+pub(super) fn read_state(path: &Path) -> Result<StateDict<'_>> {
+    match kind_of(path)? {
+        FileKind::PyTorch => pytorch::read(path),
+        _ => Ok(StateDict { tensors: tensors::read(path)?.tensors, ..StateDict::of(path) }),
+    }
+}
+
+/// The INQ layers of a state dict, and what is to be known about its keys.
+pub(super) fn inq_layers(state: StateDict) -> Result<(Vec<InqLayerReport>, Vec<String>)> {
+    let unwrapped = unwrap::unwrap(state.tensors, Strictness::Loose)
+        .with_context(|| format!("reading {}", state.path.display()))?;
+    Ok((unwrapped.inq.iter().map(grid::describe).collect(), unwrapped.notes))
+}
+
+/// The form of keys, for people.
+pub(super) fn key_form<'a>(keys: impl Iterator<Item = &'a str>) -> String {
+    unwrap::key_form(keys)
 }
 
 /// A checkpoint of mqat: its quantizers come from its own description.
@@ -170,6 +194,19 @@ fn load_checkpoint(path: &Path, net: &PoseNet, strictness: Strictness) -> Result
         quantizers,
         report,
     })
+}
+
+/// Loads a state dict of another program, with the keys that it has there, into a network without quantizers.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_state_dict(
+    state: Vec<(String, Tensor)>,
+    net: &PoseNet,
+    strictness: Strictness,
+) -> Result<LoadedNetwork> {
+    let state = StateDict { tensors: state, ..StateDict::of(Path::new("the state dict")) };
+    load_state(state, FileKind::PyTorch, net, strictness)
 }
 
 /// A state dict of other programs.
