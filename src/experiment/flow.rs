@@ -17,9 +17,7 @@ use super::{keys, stretch};
 use crate::io;
 use crate::model::PoseNet;
 use crate::quant::select;
-use crate::quant::{
-    ActivationMethod, ActivationQuantConfig, FractionSchedule, WeightMethod, WeightQuantConfig,
-};
+use crate::quant::{ActivationMethod, ActivationQuantConfig, WeightMethod, WeightQuantConfig};
 use crate::train::{StageConfig, TrainConfig};
 
 /// Number of the layout of plan files that this version writes.
@@ -411,10 +409,15 @@ fn weights_of(
     epochs: u32,
 ) -> WeightQuantConfig {
     let same = base.filter(|base| method.is_none_or(|method| method == base.method));
-    let base = same.unwrap_or_else(|| WeightQuantConfig {
-        method: method.unwrap_or_default(),
-        schedule: stretch::schedule(&FractionSchedule::default(), 30, epochs),
-        ..WeightQuantConfig::default()
+    let base = same.unwrap_or_else(|| {
+        let mut own = WeightQuantConfig {
+            method: method.unwrap_or_default(),
+            ..WeightQuantConfig::default()
+        };
+        if own.freezes() {
+            own.schedule = stretch::schedule(&own.schedule, StageConfig::default().epochs, epochs);
+        }
+        own
     });
     WeightQuantConfig { bits: Some(width.bits), n_levels: width.n_levels, ..base }
 }

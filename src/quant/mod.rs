@@ -21,6 +21,7 @@ pub mod schedule;
 pub mod select;
 pub mod size;
 pub mod ste;
+pub mod telemetry;
 #[cfg(test)]
 mod testing;
 
@@ -34,3 +35,4 @@ pub use method::{ActivationReport, SiteReport};
 pub use module::{EpochStart, ModuleQuantizer, WeightCodes};
 pub use schedule::FractionSchedule;
 pub use ste::SteActivation;
+pub use telemetry::{LayerTelemetry, ModuleTelemetry, Telemetry};
