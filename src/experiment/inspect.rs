@@ -228,7 +228,7 @@ pub fn inspect_file(path: &Path) -> Result<FileReport> {
         mqat_version: meta.as_ref().map(|m| m.mqat_version.clone()),
         stage: meta.as_ref().map(|m| m.stage_name.clone()),
         position: meta.as_ref().map(|m| m.position.clone()),
-        quantized: meta.map_or_else(Vec::new, |m| super::test::module_names(&m)),
+        quantized: meta.map_or_else(Vec::new, |m| super::test::module_names(&m.quantized)),
         groups,
         tensors: listed,
     })

@@ -442,6 +442,7 @@ impl Trainer {
             device: self.device(),
             config_hash: self.run.config_hash.clone(),
             config: self.run.config.clone(),
+            imported: None,
         };
         Checkpoint {
             meta,
