@@ -11,6 +11,7 @@
 //! Refused: selections that match nothing or overlap, grids of one level, bits and level counts that
 //! contradict each other, schedules that fall or do not end at 1, weights that are not finite.
 
+pub mod audit;
 mod config;
 pub mod inq;
 pub mod levels;
