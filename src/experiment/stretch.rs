@@ -29,7 +29,9 @@ pub(super) fn stage(stage: &mut StageConfig, epochs: u32) {
         }
         Decay::Constant | Decay::Cosine { .. } => {}
     }
-    if let Some(weights) = &mut stage.weights {
+    if let Some(weights) = &mut stage.weights
+        && weights.freezes()
+    {
         weights.schedule = schedule(&weights.schedule, from, epochs);
     }
     if let Some(activations) = &mut stage.activations {

@@ -226,7 +226,10 @@ fn evaluate_one(
     let net = network_to_load(config, device, strictness)?;
     let loaded = weights::load(file, &net, strictness)?;
     loaded.report.log();
-    let name = run_name(&loaded.quantized, &loaded.quantizers);
+    let mut name = run_name(&loaded.quantized, &loaded.quantizers);
+    if loaded.averaged {
+        name += ", averaged weights";
+    }
     tracing::info!("evaluating {} ({name})", file.display());
     let options = infer_options(config, device, request.run.skip_bad);
     let inference = infer(&net, dataset, &options, |p| progress(&name, p))?;

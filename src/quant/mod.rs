@@ -11,6 +11,7 @@
 //! Refused: selections that match nothing or overlap, grids of one level, bits and level counts that
 //! contradict each other, schedules that fall or do not end at 1, weights that are not finite.
 
+pub mod audit;
 mod config;
 pub mod inq;
 pub mod levels;
@@ -21,6 +22,7 @@ pub mod schedule;
 pub mod select;
 pub mod size;
 pub mod ste;
+pub mod telemetry;
 #[cfg(test)]
 mod testing;
 
@@ -34,3 +36,4 @@ pub use method::{ActivationReport, SiteReport};
 pub use module::{EpochStart, ModuleQuantizer, WeightCodes};
 pub use schedule::FractionSchedule;
 pub use ste::SteActivation;
+pub use telemetry::{LayerTelemetry, ModuleTelemetry, Telemetry};
