@@ -245,14 +245,12 @@ fn run_name(meta: Option<&CheckpointMeta>, quantizers: &[ModuleQuantizer]) -> St
 /// The quantized modules of a checkpoint, each with its bits and levels.
 pub(super) fn module_names(meta: &CheckpointMeta) -> Vec<String> {
     let name = |module: &QuantizedModule| {
-        let weights = module.weights.as_ref().and_then(|w| w.spacing().ok());
-        let activations = module.activations.as_ref().and_then(|a| a.spacing().ok());
         let mut text = module.module.clone();
-        if let Some(spacing) = weights {
-            text += &format!(" {}-bit ({} levels)", spacing.bits(), spacing.num_levels());
+        if let Some(weights) = &module.weights {
+            text += &format!(" {}", weights.describe());
         }
-        if let Some(spacing) = activations {
-            text += &format!(", inputs {}-bit ({} levels)", spacing.bits(), spacing.num_levels());
+        if let Some(activations) = &module.activations {
+            text += &format!(", inputs {}", activations.describe());
         }
         text
     };
