@@ -6,7 +6,7 @@
 //! of its own: [`lsq`], `dorefa.rs`, [`ana`]). Inputs: [`ste`] as published, the others behind one
 //! calibration (`activation.rs`; [`pact`]). [`affine`] rounds to multiples of a step, fast.
 //! [`levels`] defines the grids and their integer codes, [`scale`] finds the scale of a grid,
-//! [`schedule`] the share of weights frozen at each epoch.
+//! [`schedule`] the share of weights frozen at each epoch, [`size`] counts bytes in the two ways that are reported.
 //!
 //! A new method is a rule of `weight.rs` or `activation.rs`, or a type of its own behind `WeightQuantizer`
 //! or `ActivationQuantizer` (`method.rs`) and one arm in `module.rs`; grids, codes, masks, state and
@@ -30,6 +30,7 @@ pub mod pact;
 pub mod scale;
 pub mod schedule;
 pub mod select;
+pub mod size;
 pub mod ste;
 mod surrogate;
 #[cfg(test)]
