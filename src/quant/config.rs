@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::levels::Spacing;
 use super::schedule::FractionSchedule;
+use super::select::Pattern;
 
 /// How weights are quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -312,9 +313,9 @@ pub struct WeightQuantConfig {
     pub bits: Option<u32>,
     /// Number of levels, 2 to 256, where it is not the one of `bits`.
     pub n_levels: Option<u32>,
-    /// Bits of single layers, 1 to 8, by path or glob (`backbone.features.stage1.*`), in place of `bits`
-    /// and `n_levels`. A path goes before a glob; a pattern that matches no layer of the module, or two
-    /// globs that give a layer different bits, are errors.
+    /// Bits of single layers, 1 to 8, in place of `bits` and `n_levels`, by path or glob as in `module`
+    /// (`backbone.features.stage1`, `**.conv1.conv`). A layer's own path goes before other patterns; a
+    /// pattern that matches no layer of the module, or two that give a layer different bits, are errors.
     pub layer_bits: BTreeMap<String, u32>,
     /// What has a scale (a step) of its own.
     pub granularity: Granularity,
@@ -399,11 +400,6 @@ impl WeightQuantConfig {
         }
     }
 
-    /// The config of a layer whose bits `layer_bits` gives.
-    pub(crate) fn with_bits(&self, bits: u32) -> Self {
-        Self { bits: Some(bits), n_levels: None, layer_bits: BTreeMap::new(), ..self.clone() }
-    }
-
     /// Method (where it is not INQ), bits and levels for people: `2-bit (3 levels)`, `lsq 2- to 8-bit`.
     pub fn describe(&self) -> String {
         let method = match self.method {
@@ -452,10 +448,11 @@ impl WeightQuantConfig {
             problems.push(format!("{at}.{}: {err}", width_key(self.bits, self.n_levels)));
         }
         for (pattern, &bits) in &self.layer_bits {
-            if let Err(err) = self.with_bits(bits).spacing() {
+            let own = Self { bits: Some(bits), n_levels: None, ..self.clone() };
+            if let Err(err) = own.spacing() {
                 problems.push(format!("{at}.layer_bits.{pattern}: {err}"));
             }
-            if let Err(err) = super::layer_bits::compile(pattern) {
+            if let Err(err) = Pattern::parse(pattern) {
                 problems.push(format!("{at}.layer_bits.{pattern}: {err:#}"));
             }
         }

@@ -2,68 +2,58 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, bail, ensure};
-use globset::{Glob, GlobMatcher};
+use anyhow::{Result, bail};
 
-/// A pattern of layer names; `*` covers dots as well.
-///
-/// # Errors
-/// If it is no valid glob.
-pub(crate) fn compile(pattern: &str) -> Result<GlobMatcher> {
-    ensure!(!pattern.is_empty(), "an empty pattern, expected a layer's path or a glob");
-    Ok(Glob::new(pattern)?.compile_matcher())
+use super::config::WeightQuantConfig;
+use super::select::{Pattern, ranked};
+
+impl WeightQuantConfig {
+    /// The config of each of these layers: this one, with the bits that `layer_bits` gives the layer.
+    ///
+    /// # Errors
+    /// If a pattern matches no layer (with the nearest ones), or two patterns give a layer different bits.
+    pub fn for_layers(&self, names: &[&str]) -> Result<Vec<Self>> {
+        let bits = resolve(&self.layer_bits, names)?;
+        let own = |bits: Option<u32>| match bits {
+            Some(bits) => Self {
+                bits: Some(bits),
+                n_levels: None,
+                layer_bits: BTreeMap::new(),
+                ..self.clone()
+            },
+            None => Self { layer_bits: BTreeMap::new(), ..self.clone() },
+        };
+        Ok(bits.into_iter().map(own).collect())
+    }
 }
 
 /// The bits that `patterns` give to each of `names`, `None` where no pattern matches.
 ///
-/// A pattern that is a layer's path goes before globs.
-///
-/// # Errors
-/// If a pattern matches no name (with the nearest ones), or two globs give a layer different bits.
-pub(crate) fn resolve(
-    patterns: &BTreeMap<String, u32>,
-    names: &[&str],
-) -> Result<Vec<Option<u32>>> {
+/// A pattern that is the layer's own path goes before the others.
+fn resolve(patterns: &BTreeMap<String, u32>, names: &[&str]) -> Result<Vec<Option<u32>>> {
     let mut found: Vec<Option<(&str, u32)>> = vec![None; names.len()];
-    for (pattern, &bits) in
-        patterns.iter().filter(|(pattern, _)| !names.contains(&pattern.as_str()))
-    {
-        let matcher = compile(pattern)?;
-        let mut matched = false;
-        for (name, found) in names.iter().zip(&mut found) {
-            if !matcher.is_match(name) {
-                continue;
-            }
-            matched = true;
-            // a layer that is named by its path has its bits from there
-            if patterns.contains_key(*name) {
-                continue;
-            }
-            match *found {
-                Some((other, other_bits)) if other_bits != bits => bail!(
-                    "layer_bits: {name} matches {other:?} ({other_bits} bits) and {pattern:?} ({bits} \
-                     bits): name the layer by its path or narrow one of the two"
-                ),
-                _ => *found = Some((pattern, bits)),
-            }
-        }
-        if !matched {
+    for (text, &bits) in patterns {
+        let pattern = Pattern::parse(text)?;
+        let covered: Vec<usize> = (0..names.len()).filter(|&i| pattern.covers(names[i])).collect();
+        if covered.is_empty() {
+            let nearest = ranked(text, names.iter().copied()).join(", ");
             bail!(
-                "layer_bits: {pattern:?} matches no layer of the module{}",
-                nearest(pattern, names)
+                "layer_bits: {text:?} matches no layer of the module; the nearest names are {nearest}"
             );
         }
+        for i in covered {
+            let name = names[i];
+            match found[i] {
+                _ if text != name && patterns.contains_key(name) => {}
+                Some((other, other_bits)) if other_bits != bits => bail!(
+                    "layer_bits: {name} matches {other:?} ({other_bits} bits) and {text:?} ({bits} bits): \
+                     name the layer by its path or narrow one of the two"
+                ),
+                _ => found[i] = Some((text, bits)),
+            }
+        }
     }
-    let by_path = |name: &str| patterns.get(name).copied();
-    Ok(names.iter().zip(found).map(|(name, f)| by_path(name).or(f.map(|(_, bits)| bits))).collect())
-}
-
-fn nearest(pattern: &str, names: &[&str]) -> String {
-    let mut ranked: Vec<(f64, &str)> =
-        names.iter().map(|name| (strsim::jaro_winkler(pattern, name), *name)).collect();
-    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let names: Vec<&str> = ranked.iter().take(3).map(|&(_, name)| name).collect();
-    format!("; the nearest names are {}", names.join(", "))
+    Ok(found.into_iter().map(|found| found.map(|(_, bits)| bits)).collect())
 }
 
 #[cfg(test)]
@@ -82,7 +72,7 @@ mod tests {
     fn paths_go_before_globs_and_the_rest_has_none() {
         let found = bits(&[("fpn.inner_convs.*", 4), ("fpn.inner_convs.3", 8)]).unwrap();
         assert_eq!(found, [Some(4), Some(8), None, None]);
-        let found = bits(&[("*", 2), ("fpn.top_blocks.p6", 8)]).unwrap();
+        let found = bits(&[("fpn", 2), ("fpn.top_blocks.p6", 8)]).unwrap();
         assert_eq!(found, [Some(2), Some(2), Some(2), Some(8)]);
     }
 
@@ -95,9 +85,9 @@ mod tests {
 
     #[test]
     fn globs_that_disagree_about_a_layer_are_refused() {
-        let text = bits(&[("fpn.inner*", 4), ("*.2", 2)]).unwrap_err().to_string();
-        assert!(text.contains("fpn.inner_convs.2 matches \"*.2\""), "{text}");
-        assert!(bits(&[("fpn.inner*", 4), ("*.2", 4)]).is_ok());
-        assert!(compile("fpn.[").is_err() && compile("").is_err());
+        let text = bits(&[("fpn.inner*", 4), ("**.2", 2)]).unwrap_err().to_string();
+        assert!(text.contains("fpn.inner_convs.2 matches \"**.2\""), "{text}");
+        assert!(bits(&[("fpn.inner*", 4), ("**.2", 4)]).is_ok());
+        assert!(bits(&[("fpn.[", 4)]).is_err() && bits(&[("", 4)]).is_err());
     }
 }

@@ -9,7 +9,6 @@ use tch::Tensor;
 use super::activation::CalibratedActivation;
 use super::config::{ActivationMethod, ActivationQuantConfig, WeightMethod, WeightQuantConfig};
 use super::inq::InqWeight;
-use super::layer_bits;
 use super::levels::Grid;
 use super::method::{ActivationQuantizer, Learnt, SavedState, SiteReport, WeightQuantizer};
 use super::select;
@@ -80,16 +79,16 @@ impl ModuleQuantizer {
         let mut layers = Vec::new();
         let sites = select::sites(store, module, first_layer, last_layer)?;
         let names: Vec<&str> = sites.iter().map(|site| site.name.as_str()).collect();
-        let no_bits = BTreeMap::new();
-        let layer_bits = weights.map_or(&no_bits, |config| &config.layer_bits);
-        let bits = layer_bits::resolve(layer_bits, &names)
-            .with_context(|| format!("module {module:?}"))?;
-        for (site, bits) in sites.iter().cloned().zip(bits) {
-            let own = weights.map(|config| match bits {
-                Some(bits) => config.with_bits(bits),
-                None => config.clone(),
-            });
-            let weight = own.map(|config| weight_quantizer(&site, &config, seed)).transpose()?;
+        let own = match weights {
+            Some(config) => {
+                let own =
+                    config.for_layers(&names).with_context(|| format!("module {module:?}"))?;
+                own.into_iter().map(Some).collect()
+            }
+            None => vec![None; sites.len()],
+        };
+        for (site, config) in sites.iter().cloned().zip(own) {
+            let weight = config.map(|config| weight_quantizer(&site, &config, seed)).transpose()?;
             let input = activations.map(|config| input_quantizer(&site, config)).transpose()?;
             layers.push(Layer { site, weight, input });
         }

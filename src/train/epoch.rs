@@ -85,6 +85,7 @@ impl Trainer {
         let step = Step {
             net: &self.net,
             sgd: &mut self.sgd,
+            quantizers: &mut self.quantizers,
             assigner: &self.assigner,
             stage,
             lr,

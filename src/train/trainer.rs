@@ -78,7 +78,7 @@ pub struct Trainer {
     pub(super) sums: EpochSums,
     pub(super) best: Option<Best>,
     pub(super) last_checkpoint: Option<PathBuf>,
-    quantizers: Vec<(QuantizedModule, ModuleQuantizer)>,
+    pub(super) quantizers: Vec<(QuantizedModule, ModuleQuantizer)>,
     folder: CheckpointFolder,
     run: RunInfo,
     /// Where `last_checkpoint` is, if this run wrote or read it.
@@ -190,6 +190,7 @@ impl Trainer {
         checkpoint::load_weights(&self.net.store, &weights, path)?;
         let quantizers = checkpoint::attach_all(&meta.quantized, &self.net.store, &quant)?;
         self.quantizers = meta.quantized.into_iter().zip(quantizers).collect();
+        self.register_learnt()?;
         self.sgd.load_momentum(&momentum)?;
         self.position = meta.position;
         self.sums = meta.epoch_sums;
@@ -316,11 +317,23 @@ impl Trainer {
         self.sgd.set_trainable(&masks)
     }
 
+    /// Hands the optimizer what quantizers learn.
+    fn register_learnt(&mut self) -> Result<()> {
+        let all = || self.quantizers.iter().map(|(_, quantizer)| quantizer);
+        let learnt = all().flat_map(ModuleQuantizer::learnt).collect();
+        let sources = all().flat_map(ModuleQuantizer::gradient_sources).collect();
+        self.sgd.set_learnt(learnt, sources)
+    }
+
     fn begin_stage(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
         let Position { stage: index, epoch, batch, global_step, .. } = self.position;
         let stage = self.stage().clone();
         if epoch == 0 && batch == 0 {
             self.sgd.clear_state();
+        }
+        for (module, quantizer) in self.quantizers.iter_mut().filter(|(m, _)| m.stage < index) {
+            let doing = || format!("freezing module {} before stage {index}", module.module);
+            quantizer.bake().with_context(doing)?;
         }
         if let Some(module) = QuantizedModule::of_stage(index, &stage, self.run.seed)
             && self.current_quantizer().is_none()
@@ -328,6 +341,7 @@ impl Trainer {
             let quantizer = module.attach(&self.net.store)?;
             self.quantizers.push((module, quantizer));
         }
+        self.register_learnt()?;
         self.sgd.set_config(&stage.optimizer);
         self.freeze()?;
         self.net.store.freeze_batch_norm(stage.freeze_bn);
