@@ -274,14 +274,12 @@ fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> St
 /// Quantized modules, each with its bits and levels.
 pub(super) fn module_names(quantized: &[QuantizedModule]) -> Vec<String> {
     let name = |module: &QuantizedModule| {
-        let weights = module.weights.as_ref().and_then(|w| w.spacing().ok());
-        let activations = module.activations.as_ref().and_then(|a| a.spacing().ok());
         let mut text = module.module.clone();
-        if let Some(spacing) = weights {
-            text += &format!(" {}-bit ({} levels)", spacing.bits(), spacing.num_levels());
+        if let Some(weights) = &module.weights {
+            text += &format!(" {}", weights.describe());
         }
-        if let Some(spacing) = activations {
-            text += &format!(", inputs {}-bit ({} levels)", spacing.bits(), spacing.num_levels());
+        if let Some(activations) = &module.activations {
+            text += &format!(", inputs {}", activations.describe());
         }
         text
     };

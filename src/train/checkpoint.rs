@@ -342,8 +342,12 @@ pub fn load_for_evaluation(path: &Path, net: &PoseNet) -> Result<Loaded> {
     let averaged = !ema.is_empty();
     load_weights(&net.store, if averaged { &ema } else { &weights }, path)?;
     let quantized = meta.as_ref().map_or(&[][..], |m| &m.quantized);
-    let quantizers = attach_all(quantized, &net.store, &quant)
+    let mut quantizers = attach_all(quantized, &net.store, &quant)
         .with_context(|| format!("loading checkpoint {}", path.display()))?;
+    for quantizer in &mut quantizers {
+        // stored weights become those that the network computes with
+        quantizer.bake().with_context(|| format!("loading checkpoint {}", path.display()))?;
+    }
     Ok(Loaded { meta, quantizers, averaged })
 }
 
