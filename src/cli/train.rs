@@ -10,12 +10,14 @@ use crate::experiment::{Ended, TrainRequest, train};
 pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
     let request = TrainRequest {
         run: request(args.select, args.places),
+        flow: args.flow.source()?,
         exp_id: args.exp_id,
         resume: args.resume,
         ckpt_every: args.ckpt_every,
         ckpt_every_steps: args.ckpt_every_steps,
         epochs: args.epochs,
         max_steps: args.max_steps,
+        loose: args.loose,
     };
     let stop = stop::flag()?;
     let mut view = TrainView::default();

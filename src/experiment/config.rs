@@ -62,13 +62,16 @@ pub struct ExperimentConfig {
     pub seed: u64,
     /// Start from the weights of `url` instead of random ones.
     pub pretrained: bool,
-    /// File of the pretrained weights (safetensors), relative to the config's folder.
+    /// File of the pretrained weights (safetensors, PyTorch, a checkpoint), relative to the config's folder.
     pub url: String,
+    /// Take what fits of `url` and start the rest of the network from random values, instead of refusing a file that
+    /// lacks layers.
+    pub loose: bool,
 }
 
 impl Default for ExperimentConfig {
     fn default() -> Self {
-        Self { seed: 1, pretrained: false, url: String::new() }
+        Self { seed: 1, pretrained: false, url: String::new(), loose: false }
     }
 }
 
@@ -337,12 +340,17 @@ pub fn parse(document: Value, at: &str) -> Result<Config> {
         bail!("{at}: {}", unknown.join("; "));
     }
     let config: Config = serde_path_to_error::deserialize(document)
-        .map_err(|e| anyhow::anyhow!("{at}: {}: {}", e.path(), e.inner()))?;
+        .map_err(|e| anyhow::anyhow!("{at}: {}: {}", dotted(e.path()), e.inner()))?;
     let problems = config.problems();
     if !problems.is_empty() {
         bail!("{at}: {}", problems.join("; "));
     }
     Ok(config)
+}
+
+/// A place in a document as `--set` spells it: list items by `.0`, not `[0]`.
+pub(super) fn dotted(path: &serde_path_to_error::Path) -> String {
+    path.to_string().replace('[', ".").replace(']', "")
 }
 
 /// The JSON schema of configs.
@@ -387,6 +395,9 @@ mod tests {
         let err =
             parse(json!({ "data": { "bs_train": "many" } }), "x.json").unwrap_err().to_string();
         assert!(err.starts_with("x.json: data.bs_train: "), "{err}");
+        let flow = json!([{ "module": "fpn", "weights": { "bits": 2 }, "epochs": "x" }]);
+        let err = parse(json!({ "quantize": { "flow": flow } }), "x").unwrap_err().to_string();
+        assert!(err.starts_with("x: quantize.flow.0.epochs: "), "{err}");
     }
 
     #[test]

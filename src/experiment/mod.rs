@@ -7,29 +7,46 @@
 mod config;
 mod device;
 mod export;
+mod flow;
 mod folder;
 mod home;
+mod import;
 mod inspect;
 mod keys;
+mod layers;
 mod open;
+mod plan;
 mod published;
 mod record;
+mod score;
 mod stretch;
 mod test;
 mod train;
+mod weights;
 
 pub use config::{
     Config, ExperimentConfig, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig, Select,
     TrainingSection,
 };
 pub use device::DeviceChoice;
-pub use export::{ExportReport, export_weights};
+pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, export};
+pub use flow::{
+    Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
+};
 pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
+pub use import::{ImportReport, import};
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
+pub use layers::{LayerReport, QuantizedTo};
 pub use open::Request;
+pub use score::{FileScore, ScoreReport, ScoreRequest, score};
+pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
+pub use weights::{
+    Conversion, FileKind, GridReport, InqLayerReport, LoadReport, LoadedNetwork, OtherMember,
+    Strictness, Unmatched, kind_of, load, meta_of,
+};
 
 /// The libtorch that the program is built for.
 pub const LIBTORCH_VERSION: &str = "2.11.0";

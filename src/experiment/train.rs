@@ -13,20 +13,21 @@ use tch::Device;
 
 use super::config::{self, Config};
 use super::device::device_name;
+use super::flow::FlowSource;
 use super::folder::{Folder, Pick, Provenance, Start};
 use super::home::Home;
 use super::open::{Request, infer_options, limited, new_network, num_workers};
 use super::record::{Recorder, make_plots_folder};
-use super::{keys, stretch};
+use super::weights::{self, Strictness};
+use super::{flow, keys, stretch};
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
 use crate::io;
 use crate::model::PoseNet;
 use crate::pose::EvalTable;
-use crate::quant::select;
 use crate::train::{
     BatchRequest, BatchSource, Batches, Hooks, Observer, Outcome, ResumeFrom, RunInfo, Task,
-    TrainConfig, Trainer, ValidScore, load_for_evaluation,
+    TrainConfig, Trainer, ValidScore,
 };
 
 /// What `mqat train` is asked.
@@ -34,6 +35,8 @@ use crate::train::{
 pub struct TrainRequest {
     /// Config, places, device.
     pub run: Request,
+    /// A flow instead of the config's.
+    pub flow: Option<FlowSource>,
     /// Number of the experiment.
     pub exp_id: Option<u32>,
     /// Go on with an experiment instead of starting one.
@@ -46,6 +49,8 @@ pub struct TrainRequest {
     pub epochs: Option<u32>,
     /// Stop after so many steps in all instead of the config's.
     pub max_steps: Option<u64>,
+    /// Pretrained weights need not fill the whole network.
+    pub loose: bool,
 }
 
 /// What `mqat train` did.
@@ -100,7 +105,7 @@ pub fn train(
     let validation = limited(validation, config.training.valid_images);
     ensure_batches(&config, &training)?;
     let net = new_network(&config, device)?;
-    check_flow(&config, &net)?;
+    flow::check(&config, &net)?;
     // A pretrained start is checked before a folder is made.
     if request.resume.is_none() && config.experiment.pretrained {
         load_pretrained(&net, &config)?;
@@ -162,7 +167,13 @@ pub fn train(
 fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
     let select = &request.run.select;
     let mut config = match &request.resume {
-        None => select.resolve(home)?,
+        None => {
+            let mut config = select.resolve(home)?;
+            if let Some(flow) = &request.flow {
+                flow.apply(&mut config)?;
+            }
+            config
+        }
         Some(_) => {
             ensure!(
                 select.config.is_none(),
@@ -178,7 +189,11 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
             for assignment in &select.set {
                 keys::set(&mut document, assignment)?;
             }
-            config::parse(document, &path.display().to_string())?
+            let config = config::parse(document, &path.display().to_string())?;
+            if let Some(flow) = &request.flow {
+                flow.ensure_same(&config)?;
+            }
+            config
         }
     };
     if request.resume.is_some() {
@@ -192,10 +207,9 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
             );
         }
     }
+    config.experiment.loose |= request.loose;
     if let Some(epochs) = request.epochs {
-        for stage in config.training.full_precision.iter_mut().chain(&mut config.quantize.flow) {
-            stretch::stage(stage, epochs);
-        }
+        stretch::all(&mut config, epochs);
     }
     let problems = config.problems();
     ensure!(problems.is_empty(), "{}", problems.join("; "));
@@ -260,14 +274,14 @@ fn load_pretrained(net: &PoseNet, config: &Config) -> Result<()> {
          --set experiment.pretrained=false",
         path.display()
     );
-    let loaded = load_for_evaluation(path, net)
+    let loaded = weights::load(path, net, Strictness::loose(config.experiment.loose))
         .with_context(|| format!("experiment.url: loading {}", path.display()))?;
     ensure!(
         loaded.quantizers.is_empty(),
         "experiment.url: {} is quantized already; start from full-precision weights",
         path.display()
     );
-    tracing::info!("starting from {}", path.display());
+    loaded.report.log();
     Ok(())
 }
 
@@ -276,19 +290,6 @@ fn hash(document: &Value) -> String {
     let mut hasher = DefaultHasher::new();
     document.to_string().hash(&mut hasher);
     format!("{:016x}", hasher.finish())
-}
-
-/// Refuses a flow whose modules are not in the network or overlap, before hours are spent on the stages before them.
-fn check_flow(config: &Config, net: &PoseNet) -> Result<()> {
-    let mut modules = Vec::new();
-    for (i, stage) in config.quantize.flow.iter().enumerate() {
-        if let Some(module) = &stage.module {
-            select::sites(&net.store, module, stage.first_layer, stage.last_layer)
-                .with_context(|| format!("quantize.flow.{i}.module"))?;
-            modules.push(module.as_str());
-        }
-    }
-    select::check_disjoint(&net.store, &modules).context("quantize.flow")
 }
 
 /// Refuses stages whose batch is larger than the training split, before anything is written.

@@ -1,7 +1,7 @@
 //! What a checkpoint holds, and its file: safetensors with the position as JSON in the metadata.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -152,9 +152,47 @@ pub struct CheckpointMeta {
     pub config_hash: String,
     /// The run's resolved configuration.
     pub config: serde_json::Value,
+    /// Where the weights come from, when no run of this program trained them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<Imported>,
+}
+
+/// The file of another program that weights were taken from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// The file.
+    pub file: PathBuf,
+    /// The part of it that was taken.
+    pub member: Option<String>,
+    /// The form of its keys.
+    pub key_form: String,
 }
 
 impl CheckpointMeta {
+    /// Of weights that another program trained, under the config of the network they are in.
+    pub fn of_import(
+        imported: Imported,
+        quantized: Vec<QuantizedModule>,
+        seed: u64,
+        config: serde_json::Value,
+    ) -> Self {
+        Self {
+            format: FORMAT,
+            mqat_version: env!("CARGO_PKG_VERSION").to_owned(),
+            stage_name: "imported".to_owned(),
+            position: Position::default(),
+            epoch_sums: EpochSums::default(),
+            best: None,
+            quantized,
+            seed,
+            num_threads: tch::get_num_threads(),
+            device: "Cpu".to_owned(),
+            config_hash: String::new(),
+            config,
+            imported: Some(imported),
+        }
+    }
+
     /// Reads what a file says of itself, without its tensors; `None` for a file of bare weights.
     ///
     /// # Errors
@@ -281,7 +319,10 @@ pub fn load_for_evaluation(path: &Path, net: &PoseNet) -> Result<Loaded> {
 }
 
 /// Builds the quantizers of a checkpoint and gives them their state. The weights are loaded before.
-pub(super) fn attach_all(
+///
+/// # Errors
+/// If a module is not in the network, or its state is missing or of another quantizer.
+pub fn attach_all(
     quantized: &[QuantizedModule],
     store: &Store,
     state: &[(String, Tensor)],
