@@ -15,6 +15,7 @@ mod inspect;
 mod keys;
 mod layers;
 mod open;
+mod packed;
 mod plan;
 mod published;
 mod record;
@@ -39,8 +40,9 @@ pub use import::{ImportReport, import};
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
 pub use layers::{LayerReport, QuantizedTo};
 pub use open::Request;
-pub use score::{FileScore, ScoreReport, ScoreRequest, score};
+pub use packed::PackReport;
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
+pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use weights::{

@@ -262,8 +262,9 @@ fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> St
         }
         text
     };
+    let quantizer_of = |i: usize| quantizers.iter().find(|q| q.module() == quantized[i].module);
     let named: Vec<String> = (names.iter().enumerate())
-        .map(|(i, name)| format!("{name}{}", quantizers.get(i).map_or_else(String::new, partly)))
+        .map(|(i, name)| format!("{name}{}", quantizer_of(i).map_or_else(String::new, partly)))
         .collect();
     named.join(" + ")
 }

@@ -20,6 +20,7 @@ use tch::Tensor;
 
 pub use report::{Conversion, GridReport, InqLayerReport, LoadReport, OtherMember, Unmatched};
 
+use crate::export::packed;
 use crate::io::tensors;
 use crate::model::PoseNet;
 use crate::quant::ModuleQuantizer;
@@ -71,11 +72,12 @@ impl Strictness {
 pub struct LoadedNetwork {
     /// The kind of the file.
     pub kind: FileKind,
-    /// Position and provenance; `None` for all but checkpoints of mqat.
+    /// Position and provenance; `None` for all but checkpoints of mqat and packed files.
     pub meta: Option<CheckpointMeta>,
     /// What built the quantizers, in their order.
     pub quantized: Vec<QuantizedModule>,
-    /// The quantizers that are plugged into the network now, in the order of the flow.
+    /// The quantizers that are plugged into the network now, in the order of the flow; those of inputs alone for packed
+    /// files, whose weights lie on their levels.
     pub quantizers: Vec<ModuleQuantizer>,
     /// What matched and what did not.
     pub report: LoadReport,
@@ -97,23 +99,28 @@ pub fn kind_of(path: &Path) -> Result<FileKind> {
             None => FileKind::Safetensors,
         });
     }
+    if head.starts_with(&packed::MAGIC) {
+        return Ok(FileKind::Packed);
+    }
     let is_zip = head.starts_with(b"PK\x03\x04");
     let is_pickle = matches!(head[..], [0x80, 2..=5, ..]);
     ensure!(
         is_zip || is_pickle,
-        "{at} is no file of weights: expected a checkpoint of mqat, safetensors or a PyTorch file (zip or legacy)"
+        "{at} is no file of weights: expected a checkpoint of mqat, safetensors, a packed file or \
+         a PyTorch file (zip or legacy)"
     );
     Ok(FileKind::PyTorch)
 }
 
-/// What a file says of itself beside its weights; `None` for all but checkpoints of mqat.
+/// What a file says of itself beside its weights; `None` for all but checkpoints of mqat and packed files.
 ///
 /// # Errors
 /// If the file cannot be read or is of no known kind.
 pub fn meta_of(path: &Path) -> Result<Option<CheckpointMeta>> {
     match kind_of(path)? {
         FileKind::Checkpoint => CheckpointMeta::of_file(path),
-        FileKind::Safetensors | FileKind::PyTorch | FileKind::Packed => Ok(None),
+        FileKind::Packed => super::packed::meta_of(path).map(Some),
+        FileKind::Safetensors | FileKind::PyTorch => Ok(None),
     }
 }
 
@@ -131,7 +138,8 @@ pub fn load(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<Loaded
             let state = tensors::read(path)?.tensors;
             load_state(StateDict { tensors: state, ..StateDict::of(path) }, kind, net, strictness)
         }
-        FileKind::PyTorch | FileKind::Packed => {
+        FileKind::Packed => load_packed(path, net, strictness),
+        FileKind::PyTorch => {
             bail!("{}: files of this kind are not read yet", path.display())
         }
     }
@@ -170,6 +178,21 @@ fn load_checkpoint(path: &Path, net: &PoseNet, strictness: Strictness) -> Result
         quantizers,
         report,
     })
+}
+
+/// A packed file: weights on their levels, and the quantizers of inputs.
+fn load_packed(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<LoadedNetwork> {
+    let packed = super::packed::read(path)?;
+    let mut report = LoadReport {
+        file: path.to_owned(),
+        key_form: unwrap::key_form(packed.weights.iter().map(|(name, _)| name.as_str())),
+        ..LoadReport::default()
+    };
+    assign::assign(net, &packed.weights, strictness, &mut report)?;
+    let quantizers = super::packed::attach_inputs(&packed, &net.store)
+        .with_context(|| format!("loading packed file {}", path.display()))?;
+    let (quantized, meta) = (packed.meta.quantized.clone(), Some(packed.meta));
+    Ok(LoadedNetwork { kind: FileKind::Packed, meta, quantized, quantizers, report })
 }
 
 /// A state dict of other programs.

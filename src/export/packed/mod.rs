@@ -1,7 +1,7 @@
 //! Packed files: a network with the weights of its quantized layers as 1 to 8-bit codes, in one file.
 //!
-//! Start at [`pack`] (a network and its quantizers to a [`PackedFile`]), [`write`], [`read`] and [`unpack`] (back into a
-//! network, every weight with the bits it had). [`read_head`] tells what a file holds without its numbers.
+//! Start at [`pack`] (a network and its quantizers to a [`PackedFile`]), [`write`], [`read`] and [`unpack`] (back to the
+//! network's tensors, every weight with the bits it had). [`read_head`] tells what a file holds without its numbers.
 //! [`bits`] packs codes, [`levels`] says which numbers they stand for, `format` is the layout of the file.
 //!
 //! # The file
@@ -47,7 +47,7 @@ pub use bits::Coding;
 pub use file::{MAGIC, read, read_head, write};
 pub use format::{HeadCodes, HeadTensor, PackedHead};
 pub use levels::Levels;
-pub use network::{PackOptions, Packed, Sizes, Ternary, pack, unpack};
+pub use network::{Bytes, PackOptions, Packed, Ternary, Unpacked, pack, unpack};
 
 /// A packed file in memory.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
@@ -11,8 +11,8 @@ use super::bits::Coding;
 use super::fold::{self, Folded};
 use super::levels::Levels;
 use super::{Content, Dtype, PackedFile, PackedTensor};
-use crate::io::tensors;
 use crate::model::PoseNet;
+use crate::quant::size::{self, LayerSize};
 use crate::quant::{ModuleQuantizer, WeightCodes};
 
 /// Where `meta` lists the tensors of the network that no output depends on, and that the file leaves out.
@@ -43,33 +43,23 @@ pub struct PackOptions {
 
 /// Where the bytes of a packed network go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Sizes {
-    /// Convolution weights.
-    pub num_conv_weights: u64,
-    /// The same in bits: for each layer its weights times the bits that number its levels, 32 for float.
-    pub conv_bits: u64,
-    /// Bytes of the codes as stored; less than their bits where ternary weights are five to a byte.
-    pub code_bytes: u64,
-    /// Bytes of the scales of quantized weights.
-    pub scale_bytes: u64,
-    /// Bytes of convolution weights that stay float.
-    pub float_conv_bytes: u64,
-    /// Bytes of everything else: biases, norms with their statistics, anchors, the ranges of quantized inputs.
-    pub other_bytes: u64,
-    /// Bytes of the same tensors in float32.
-    pub float32_bytes: u64,
+pub struct Bytes {
+    /// Codes of quantized weights.
+    pub codes: u64,
+    /// Their scales.
+    pub scales: u64,
+    /// Convolution weights that stay float.
+    pub float_weights: u64,
+    /// Biases, norms with their statistics, anchors, ranges of quantized inputs.
+    pub other: u64,
+    /// Counters that inference does not read.
+    pub counters: u64,
 }
 
-impl Sizes {
-    /// The paper's count: 32 bits for each convolution weight over the bits it has; nothing else counts.
-    pub fn paper_compression(&self) -> f64 {
-        32.0 * self.num_conv_weights as f64 / self.conv_bits.max(1) as f64
-    }
-
-    /// What a file with these bits and no overhead takes: each convolution weight in its bits, everything else, scales
-    /// included, as it is.
-    pub fn theoretical_bytes(&self) -> u64 {
-        self.conv_bits.div_ceil(8) + self.scale_bytes + self.other_bytes
+impl Bytes {
+    /// All of them: the data of the file, without its header.
+    pub fn sum(&self) -> u64 {
+        self.codes + self.scales + self.float_weights + self.other + self.counters
     }
 }
 
@@ -79,7 +69,9 @@ pub struct Packed {
     /// The file's contents.
     pub file: PackedFile,
     /// Where its bytes go.
-    pub sizes: Sizes,
+    pub bytes: Bytes,
+    /// What they would be without overhead, every weight in the bits that number its levels; both counts.
+    pub sizes: size::Sizes,
     /// Batch norms stored as multiplier and offset.
     pub num_folded: usize,
     /// Batch norms that stay as they are, though folding was asked for: another rounding would come out.
@@ -114,7 +106,7 @@ pub fn pack(
     let (folded, num_not_folded) =
         if options.fold_bn { fold::fold_all(&net.store)? } else { (Vec::new(), 0) };
     let convs: BTreeSet<String> = conv_weights(net);
-    let mut sizes = Sizes::default();
+    let mut count = Count::default();
     let mut packed = Vec::new();
     for (name, tensor) in net.state() {
         if left_out.contains(&name) || folded.iter().any(|f| f.holds(&name)) {
@@ -124,12 +116,12 @@ pub fn pack(
             Some(codes) => pack_weight(net, codes, options.ternary)?,
             None => plain(&tensor).with_context(|| format!("tensor {name}"))?,
         };
-        sizes.add(convs.contains(&name), &tensor, &content);
+        count.add(convs.contains(&name), &tensor, &content);
         packed.push(PackedTensor { name, shape: shape(&tensor), content });
     }
     for (name, tensor) in folded.iter().flat_map(Folded::tensors).chain(share(extra)) {
         let content = plain(&tensor).with_context(|| format!("tensor {name}"))?;
-        sizes.add(false, &tensor, &content);
+        count.add(false, &tensor, &content);
         packed.push(PackedTensor { name, shape: shape(&tensor), content });
     }
     if let Some(name) = codes.keys().next() {
@@ -138,8 +130,13 @@ pub fn pack(
     let names: Vec<&str> = folded.iter().map(|f| f.name.as_str()).collect();
     meta.insert(LEFT_OUT.to_owned(), left_out.into_iter().collect());
     meta.insert(FOLDED.to_owned(), names.into());
-    let file = PackedFile { meta, tensors: packed };
-    Ok(Packed { file, sizes, num_folded: folded.len(), num_not_folded })
+    Ok(Packed {
+        file: PackedFile { meta, tensors: packed },
+        bytes: count.bytes,
+        sizes: size::sizes(&count.layers, count.bytes.other),
+        num_folded: folded.len(),
+        num_not_folded,
+    })
 }
 
 fn share(tensors: &[(String, Tensor)]) -> impl Iterator<Item = (String, Tensor)> {
@@ -272,63 +269,68 @@ fn unpack_tensor(tensor: &PackedTensor) -> Result<Tensor> {
     Ok(flat.f_reshape(shape)?)
 }
 
-impl Sizes {
+/// Bytes so far.
+#[derive(Default)]
+struct Count {
+    bytes: Bytes,
+    layers: Vec<LayerSize>,
+}
+
+impl Count {
     fn add(&mut self, conv: bool, tensor: &Tensor, content: &Content) {
-        let num = tensor.numel() as u64;
-        self.float32_bytes += num * tensor.kind().elt_size_in_bytes() as u64;
-        let (bits, bytes) = match content {
-            Content::Plain { bytes, .. } => (32, bytes.len() as u64),
+        let num_weights = tensor.numel();
+        match content {
             Content::Codes { levels, coding, codes } => {
-                self.scale_bytes += levels.to_bytes().len() as u64;
-                let bytes = coding.num_bytes(codes.len()).unwrap_or(0) as u64;
-                self.code_bytes += bytes;
-                (levels.bits(), bytes)
+                self.bytes.scales += levels.to_bytes().len() as u64;
+                self.bytes.codes += coding.num_bytes(codes.len()).unwrap_or(0) as u64;
+                let num_scales = levels.to_bytes().len() / 4;
+                let bits = levels.bits();
+                self.layers.push(LayerSize { num_weights, bits, num_scales, num_input_scales: 0 });
             }
-        };
-        let plain = matches!(content, Content::Plain { .. });
-        if conv {
-            self.num_conv_weights += num;
-            self.conv_bits += num * u64::from(bits);
-            self.float_conv_bytes += if plain { bytes } else { 0 };
-        } else if plain {
-            self.other_bytes += bytes;
+            Content::Plain { bytes, .. } => {
+                let bytes = bytes.len() as u64;
+                if conv {
+                    self.bytes.float_weights += bytes;
+                    self.layers.push(LayerSize::float(num_weights));
+                } else if tensor.is_floating_point() {
+                    self.bytes.other += bytes;
+                } else {
+                    self.bytes.counters += bytes;
+                }
+            }
         }
     }
 }
 
-/// Loads a packed file into a network without quantizers; returns the `extra` tensors of [`pack`].
+/// A packed file as tensors.
+#[derive(Debug)]
+pub struct Unpacked {
+    /// What the writer said of the network.
+    pub meta: Map<String, Value>,
+    /// The network's tensors by their keys, without those that no output depends on. Weights lie on their levels.
+    pub state: Vec<(String, Tensor)>,
+    /// The `extra` tensors of [`pack`].
+    pub extra: Vec<(String, Tensor)>,
+}
+
+/// Turns a packed file into tensors, on the CPU; `extra` ones are told by `is_extra` from the network's.
 ///
 /// # Errors
-/// If tensors are missing, left over, or of another shape or kind; `at` names the file.
-pub fn unpack(file: PackedFile, net: &PoseNet, at: &str) -> Result<Vec<(String, Tensor)>> {
-    let names = |key: &str| -> Result<BTreeSet<String>> {
-        let list = file.meta.get(key).cloned().unwrap_or_else(|| Value::Array(Vec::new()));
-        serde_json::from_value(list).with_context(|| format!("{at}: meta.{key}"))
-    };
-    let (left_out, folded) = (names(LEFT_OUT)?, names(FOLDED)?);
-    let targets: Vec<(String, Tensor)> = net.state();
-    let known: BTreeSet<&str> = targets.iter().map(|(name, _)| name.as_str()).collect();
+/// If what the file says of folded batch norms does not fit its tensors.
+pub fn unpack(file: PackedFile, is_extra: impl Fn(&str) -> bool) -> Result<Unpacked> {
+    let folded = file.meta.get(FOLDED).cloned().unwrap_or_else(|| Value::Array(Vec::new()));
+    let folded: Vec<String> =
+        serde_json::from_value(folded).with_context(|| format!("header: meta.{FOLDED}"))?;
     let (mut state, mut extra) = (Vec::new(), Vec::new());
-    for tensor in &file.tensors {
-        let value = unpack_tensor(tensor).with_context(|| format!("{at}: {}", tensor.name))?;
-        let of_network = known.contains(tensor.name.as_str());
-        if of_network { &mut state } else { &mut extra }.push((tensor.name.clone(), value));
+    for tensor in file.tensors {
+        let value = unpack_tensor(&tensor).with_context(|| format!("tensor {}", tensor.name))?;
+        if is_extra(&tensor.name) { &mut extra } else { &mut state }.push((tensor.name, value));
     }
     for name in &folded {
-        let found = fold::unfold(name, &mut extra).with_context(|| at.to_owned())?;
+        let found = fold::unfold(name, &mut state)?;
         state.extend(found);
     }
-    let mut report = tensors::load_into(&targets, &state);
-    let unused = unused(net);
-    report.missing.retain(|name| !(left_out.contains(name) && unused.contains(name)));
-    report.ensure_complete(at)?;
-    ensure!(
-        report.applied.len() == state.len(),
-        "{at}: {} of {} tensors were applied",
-        report.applied.len(),
-        state.len()
-    );
-    Ok(extra)
+    Ok(Unpacked { meta: file.meta, state, extra })
 }
 
 #[cfg(test)]
