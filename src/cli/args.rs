@@ -6,7 +6,6 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::export::ExportArgs;
 use super::import::ImportArgs;
-use super::plan::FlowArgs;
 use super::plan::{FlowArgs, PlanArgs};
 use crate::data::Split;
 use crate::experiment::DeviceChoice;
