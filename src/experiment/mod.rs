@@ -23,6 +23,7 @@ mod score;
 mod stretch;
 mod test;
 mod train;
+mod verify;
 mod weights;
 
 pub use config::{
@@ -45,6 +46,9 @@ pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
+pub use verify::{
+    ArtefactReport, Detections, Limits, PoseDeviation, Spread, VerifyReport, VerifyRequest, verify,
+};
 pub use weights::{
     Conversion, FileKind, GridReport, InqLayerReport, LoadReport, LoadedNetwork, OtherMember,
     Strictness, Unmatched, kind_of, load, meta_of,

@@ -243,7 +243,7 @@ fn evaluate_one(
 
 /// What a checkpoint is, for people: `full precision`, `fpn 2-bit (3 levels)`; says so where a module is not quantized
 /// to the end.
-fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> String {
+pub(super) fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> String {
     let names = module_names(quantized);
     if names.is_empty() {
         return "full precision".to_owned();
