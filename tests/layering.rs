@@ -11,12 +11,13 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         (
             "experiment",
             &[
-                "train", "eval", "synth", "model", "quant", "data", "pose", "nn", "geom", "io",
-                "seed",
+                "train", "eval", "export", "synth", "model", "quant", "data", "pose", "nn", "geom",
+                "io", "seed",
             ],
         ),
         ("train", &["model", "quant", "data", "nn", "io", "seed", "geom"]),
         ("eval", &["model", "data", "pose", "io", "seed", "geom"]),
+        ("export", &["model", "quant", "nn", "io", "seed"]),
         ("synth", &["data", "io", "geom", "seed"]),
         ("model", &["nn", "geom", "seed"]),
         ("quant", &["nn", "seed"]),
