@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::export::ExportArgs;
 use super::import::ImportArgs;
-use super::plan::FlowArgs;
+use super::plan::{FlowArgs, PlanArgs};
 use crate::data::Split;
 use crate::experiment::DeviceChoice;
 use crate::synth::{Attitude, Format, parse_depth_range};
@@ -49,6 +49,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate checkpoints on a split: poses, the accuracy table, plots and overlays.
     Test(TestArgs),
+    /// Score poses from files (JSON lines or BOP csv, of any program) as `test` scores a network's.
+    Score(super::score::ScoreArgs),
     /// Render a synthetic SwissCube dataset.
     Synth(SynthArgs),
     /// Show a network (layers, parameters, quantization plan) or a checkpoint's tensors.
@@ -56,6 +58,9 @@ pub enum Command {
     /// Read weights of other programs (PyTorch files of the published code, safetensors) into a checkpoint.
     Import(ImportArgs),
     /// Write a checkpoint's network for other programs: weights alone, under PyTorch keys.
+    /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.
+    Plan(PlanArgs),
+    /// Write a checkpoint's weights alone (safetensors, PyTorch keys), as a start for other runs.
     Export(ExportArgs),
     /// Print a resolved config, or the JSON schema of configs.
     Config(ConfigArgs),
@@ -184,8 +189,9 @@ pub struct TestArgs {
     #[arg(long, default_value = "test", value_name = "train|valid|test")]
     pub split: Split,
 
-    /// Write the predictions as JSON lines: image, class, score, R[9], t[3] (mm), inliers, residual (px). With
-    /// several checkpoints the name gets the checkpoint's name before its ending.
+    /// Write the predictions: as BOP csv where the name ends in .csv, else as JSON lines with image, class, score,
+    /// R[9], t[3] (mm), inliers, residual (px). With several checkpoints the name gets the checkpoint's name before
+    /// its ending.
     #[arg(long, value_name = "FILE")]
     pub predictions: Option<PathBuf>,
 

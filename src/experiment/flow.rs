@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::config::Config;
+use super::layers::name_of;
 use super::{keys, stretch};
 use crate::io;
 use crate::model::PoseNet;
@@ -308,7 +309,7 @@ fn parse_method<T: DeserializeOwned + JsonSchema>(name: &str, what: &str) -> Res
         .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     let hint = nearest.map_or(String::new(), |(_, name)| format!(", did you mean {name}?"));
-    bail!("{name:?} is no {what}{hint} There are: {}", known.join(", "))
+    bail!("{name:?} is no {what}{hint} (there are: {})", known.join(", "))
 }
 
 /// The names of an enum of plain variants, from its schema.
@@ -460,16 +461,9 @@ fn uniform(flow: &[StageConfig], method: WeightMethod, bits: Bits) -> StageConfi
         stretch::stage(&mut stage, epochs);
     }
     let mut stage = text.resolve(&[stage]);
-    let method = names_of_value(&method);
+    let method = name_of(&method);
     stage.name = format!("uniform_{method}_{bits}").replace('/', "-");
     stage
-}
-
-fn names_of_value(value: &impl Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(Value::String(name)) => name,
-        _ => String::new(),
-    }
 }
 
 /// Refuses a flow whose patterns match nothing in the network or overlap, before hours are spent on the stages before

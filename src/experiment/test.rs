@@ -17,8 +17,8 @@ use super::open::{Request, infer_options, network_to_load};
 use super::weights::{self, Strictness};
 use crate::data::{Dataset, Split};
 use crate::eval::{
-    Comparison, Evaluation, Prediction, Progress, Report, RunInfo, evaluate, infer,
-    write_depth_chart, write_errors, write_overlays, write_predictions,
+    Comparison, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing, evaluate,
+    infer, write_bop_csv, write_depth_chart, write_errors, write_overlays, write_predictions,
 };
 use crate::io;
 use crate::quant::ModuleQuantizer;
@@ -37,7 +37,7 @@ pub struct TestRequest {
     pub all_stages: bool,
     /// The split.
     pub split: Split,
-    /// Where predictions go as JSON lines.
+    /// Where predictions go: as BOP csv where the name ends in `.csv`, else as JSON lines.
     pub predictions: Option<PathBuf>,
     /// Folder of the report; none is the experiment's own.
     pub out: Option<PathBuf>,
@@ -68,11 +68,15 @@ pub struct CheckpointReport {
 impl TestReport {
     /// The tables for a terminal.
     pub fn text(&self) -> String {
-        let reports: Vec<&Report> = self.evaluations.iter().map(|e| &e.report).collect();
-        match reports.as_slice() {
-            [one] => one.text(),
-            many => Comparison::new(many).text(),
-        }
+        text_of(&self.evaluations.iter().map(|e| &e.report).collect::<Vec<_>>())
+    }
+}
+
+/// One report, or several side by side, for a terminal.
+pub(super) fn text_of(reports: &[&Report]) -> String {
+    match reports {
+        [one] => one.text(),
+        many => Comparison::new(many).text(),
     }
 }
 
@@ -97,7 +101,7 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
     for file in &files {
         let run = evaluate_one(request, &config, &dataset, device, file, progress)?;
         if let Some(path) = predictions_path(request, &files, file) {
-            write_predictions(&path, &run.predictions)?;
+            write_results(&path, &dataset, &run)?;
         }
         runs.push(run);
     }
@@ -121,10 +125,27 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
     Ok(TestReport { evaluations, folder: out })
 }
 
-/// One checkpoint's predictions and scores.
-struct Run {
-    predictions: Vec<Prediction>,
-    evaluation: Evaluation,
+/// Predictions, a checkpoint's or a file's, and their scores.
+pub(super) struct Run {
+    pub predictions: Vec<Prediction>,
+    pub evaluation: Evaluation,
+}
+
+/// Writes a checkpoint's predictions in the format that the file's name asks for.
+fn write_results(path: &Path, dataset: &Dataset, run: &Run) -> Result<()> {
+    match ResultFormat::of_name(path) {
+        ResultFormat::Jsonl => write_predictions(path, &run.predictions),
+        ResultFormat::BopCsv => {
+            let time_s = run.evaluation.report.timing.as_ref().and_then(mean_time_s);
+            write_bop_csv(path, dataset, &run.predictions, time_s)
+        }
+    }
+}
+
+/// What an image takes on average, s: network, decoding and PnP, without loading.
+fn mean_time_s(timing: &Timing) -> Option<f64> {
+    let total_s = timing.network_s + timing.decode_s + timing.pnp_s;
+    (timing.num_images > 0).then(|| total_s / timing.num_images as f64)
 }
 
 /// The checkpoints to evaluate, and the experiment's folder when it is one's.
@@ -297,15 +318,20 @@ fn tell_apart(runs: &mut [Run], files: &[PathBuf]) {
 }
 
 /// Writes metrics, tables, the plot over depth and overlays.
-fn write_report(out: &Path, config: &Config, dataset: &Dataset, runs: &[Run]) -> Result<()> {
+pub(super) fn write_report(
+    out: &Path,
+    config: &Config,
+    dataset: &Dataset,
+    runs: &[Run],
+) -> Result<()> {
     fs::create_dir_all(out).with_context(|| format!("making the folder {}", out.display()))?;
     let reports: Vec<&Report> = runs.iter().map(|r| &r.evaluation.report).collect();
     io::write_json(&out.join("metrics.json"), &reports)?;
-    let (text, markdown) = match reports.as_slice() {
-        [one] => (one.text(), one.markdown()),
-        many => (Comparison::new(many).text(), Comparison::new(many).markdown()),
+    let markdown = match reports.as_slice() {
+        [one] => one.markdown(),
+        many => Comparison::new(many).markdown(),
     };
-    for (name, table) in [("table.txt", &text), ("table.md", &markdown)] {
+    for (name, table) in [("table.txt", &text_of(&reports)), ("table.md", &markdown)] {
         io::write_atomic(&out.join(name), |w| Ok(w.write_all(table.as_bytes())?))?;
     }
     let named: Vec<_> = runs

@@ -209,9 +209,7 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
     }
     config.experiment.loose |= request.loose;
     if let Some(epochs) = request.epochs {
-        for stage in config.training.full_precision.iter_mut().chain(&mut config.quantize.flow) {
-            stretch::stage(stage, epochs);
-        }
+        stretch::all(&mut config, epochs);
     }
     let problems = config.problems();
     ensure!(problems.is_empty(), "{}", problems.join("; "));

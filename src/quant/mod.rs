@@ -3,7 +3,7 @@
 //! Start at [`ModuleQuantizer`]: it picks the layers of a module ([`select`]), gives each a weight
 //! and/or activation quantizer (one file per method: [`inq`], [`ste`]) and drives them epoch by epoch.
 //! [`levels`] defines the grids and their integer codes, [`scale`] finds the scale of a grid,
-//! [`schedule`] the share of weights frozen at each epoch.
+//! [`schedule`] the share of weights frozen at each epoch, [`size`] counts bytes in the two ways that are reported.
 //!
 //! A new method is one file with a type behind `WeightQuantizer` or `ActivationQuantizer` (`method.rs`)
 //! and one arm in `module.rs`; grids, codes, masks, state and reports are the same for all.
@@ -19,6 +19,7 @@ mod module;
 pub mod scale;
 pub mod schedule;
 pub mod select;
+pub mod size;
 pub mod ste;
 #[cfg(test)]
 mod testing;

@@ -5,6 +5,7 @@
 mod support;
 
 mod anchors;
+mod checkpoints;
 mod forward;
 mod inq;
 mod loss;
