@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use super::args::ConfigSelect;
+use super::onnx::OnnxArgs;
 use super::{print_json, print_text, select};
 use crate::experiment::{self, ExportRequest, export};
 
@@ -32,6 +33,9 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub select: ConfigSelect,
 
+    #[command(flatten)]
+    pub onnx: OnnxArgs,
+
     /// Print one JSON document on stdout.
     #[arg(long)]
     pub json: bool,
@@ -43,6 +47,8 @@ pub enum Format {
     /// Weights under PyTorch keys.
     #[default]
     Safetensors,
+    /// A graph for ONNX Runtime, TensorRT or OpenVINO.
+    Onnx,
 }
 
 /// `--weights`.
@@ -58,6 +64,7 @@ impl From<Format> for experiment::ExportFormat {
     fn from(format: Format) -> Self {
         match format {
             Format::Safetensors => Self::Safetensors,
+            Format::Onnx => Self::Onnx,
         }
     }
 }
@@ -78,9 +85,14 @@ pub(super) fn run(args: ExportArgs) -> Result<()> {
         format: args.format.into(),
         weights: args.weights.map(Into::into),
         out: args.out,
+        onnx: args.onnx.into(),
     })?;
     if args.json {
         return print_json(&report);
+    }
+    if let Some(onnx) = &report.onnx {
+        let size = format!("{:.2} MB", report.bytes as f64 / 1e6);
+        return print_text(&format!("{}\n{size}", onnx.text(&report.path)));
     }
     print_text(&format!(
         "{}: {} tensors, {:.2} MB",

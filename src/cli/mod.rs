@@ -8,6 +8,7 @@ mod config;
 mod export;
 mod import;
 mod inspect;
+mod onnx;
 mod plan;
 mod score;
 mod stop;

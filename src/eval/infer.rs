@@ -40,6 +40,33 @@ pub struct InferOptions {
     pub device: Device,
 }
 
+/// What computes a network's outputs: libtorch, or another runtime of an exported file.
+pub trait Engine {
+    /// Object classes.
+    fn num_classes(&self) -> i64;
+    /// Where the outputs for images of that size lie.
+    fn grid(&self, width: usize, height: usize) -> AnchorGrid;
+    /// Logits and offsets for images `[n, 3, h, w]`, normalised.
+    ///
+    /// # Errors
+    /// If the images do not fit or the runtime fails.
+    fn forward(&self, images: &Tensor) -> Result<Outputs>;
+}
+
+impl Engine for PoseNet {
+    fn num_classes(&self) -> i64 {
+        self.num_classes()
+    }
+
+    fn grid(&self, width: usize, height: usize) -> AnchorGrid {
+        self.grid(width, height)
+    }
+
+    fn forward(&self, images: &Tensor) -> Result<Outputs> {
+        Ok(tch::no_grad(|| self.forward_t(images, false)))
+    }
+}
+
 /// How far an inference is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
@@ -71,7 +98,7 @@ pub struct Inference {
 /// If an image cannot be loaded (unless `skip_bad`), the network's outputs have not the shapes of its grid, or it has
 /// not as many classes as the dataset.
 pub fn infer(
-    network: &PoseNet,
+    network: &dyn Engine,
     dataset: &Arc<Dataset>,
     options: &InferOptions,
     mut progress: impl FnMut(Progress),
@@ -118,7 +145,7 @@ pub fn infer(
                 &options.input.pixel_std,
                 options.device,
             )?;
-            let outputs = tch::no_grad(|| network.forward_t(&images, false));
+            let outputs = network.forward(&images)?;
             let values = to_host(&outputs, &solver.grid, size[0], num_classes)?;
             timing.network_s += running.elapsed().as_secs_f64();
             num_done += batch.indices.len();

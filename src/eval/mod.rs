@@ -26,7 +26,7 @@ mod testing;
 
 pub use bop_csv::write_bop_csv;
 pub use config::EvalConfig;
-pub use infer::{InferOptions, Inference, Progress, infer};
+pub use infer::{Engine, InferOptions, Inference, Progress, infer};
 pub use overlay::write_overlays;
 pub use plots::{depth_chart, recall_over_depth, write_depth_chart};
 pub use predictions::{Prediction, write_predictions};

@@ -10,6 +10,7 @@ use tch::{Device, Tensor};
 
 use super::config::Select;
 use super::import::config_of_file;
+use super::onnx::{self, OnnxOptions, OnnxReport};
 use super::open::blank_network;
 use super::test::module_names;
 use super::weights::{self, LoadedNetwork, Strictness};
@@ -23,6 +24,8 @@ pub enum ExportFormat {
     /// Weights as safetensors under PyTorch keys.
     #[default]
     Safetensors,
+    /// A graph for other runtimes.
+    Onnx,
 }
 
 /// Which weights of a quantized network are written.
@@ -48,6 +51,8 @@ pub struct ExportRequest {
     pub weights: Option<ExportWeights>,
     /// The file to write.
     pub out: PathBuf,
+    /// What an ONNX file is to be.
+    pub onnx: OnnxOptions,
 }
 
 /// What was written.
@@ -65,6 +70,9 @@ pub struct ExportReport {
     pub bytes: u64,
     /// The modules whose weights lie on levels.
     pub quantized: Vec<String>,
+    /// What is particular to an ONNX file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub onnx: Option<OnnxReport>,
 }
 
 /// A network to write, with what was loaded beside it.
@@ -82,6 +90,15 @@ pub(super) struct Exported<'a> {
 pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     let out = &request.out;
     ensure!(!out.exists(), "{} is there already; remove it or name another file", out.display());
+    let graph = request.format == ExportFormat::Onnx;
+    ensure!(
+        graph || request.onnx == OnnxOptions::default(),
+        "options of ONNX files are given (see `mqat export --help`), and the format is another: add --format onnx"
+    );
+    ensure!(
+        !graph || request.weights != Some(ExportWeights::Float),
+        "an ONNX file holds the weights that the network computes with: leave --weights float out"
+    );
     let config = config_of_file(&request.checkpoint, &request.select)?;
     let net = blank_network(&config, Device::Cpu)?;
     let loaded = weights::load(&request.checkpoint, &net, Strictness::Strict)?;
@@ -89,6 +106,17 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     let exported = Exported { request, net, loaded };
     match request.format {
         ExportFormat::Safetensors => write_weights(&exported),
+        ExportFormat::Onnx => onnx::write(&exported, &config),
+    }
+}
+
+impl Exported<'_> {
+    /// The weights that are asked for.
+    pub(super) fn weights(&self) -> ExportWeights {
+        self.request.weights.unwrap_or(match self.loaded.quantizers.is_empty() {
+            true => ExportWeights::Float,
+            false => ExportWeights::Quantized,
+        })
     }
 }
 
@@ -96,10 +124,7 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
 fn write_weights(exported: &Exported) -> Result<ExportReport> {
     let Exported { request, net, loaded } = exported;
     let from = &request.checkpoint;
-    let weights = request.weights.unwrap_or(match loaded.quantizers.is_empty() {
-        true => ExportWeights::Float,
-        false => ExportWeights::Quantized,
-    });
+    let weights = exported.weights();
     match weights {
         ExportWeights::Float => ensure_float_exists(from, net, loaded)?,
         ExportWeights::Quantized => ensure_quantized(from, loaded)?,
@@ -122,6 +147,7 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
             ]);
             tensors::write(out, &state, &metadata)?;
         }
+        ExportFormat::Onnx => unreachable!("a graph is written by another function"),
     }
     let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();
     Ok(ExportReport {
@@ -131,6 +157,7 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
         num_tensors: state.len(),
         bytes,
         quantized,
+        onnx: None,
     })
 }
 

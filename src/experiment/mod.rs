@@ -6,6 +6,7 @@
 
 mod config;
 mod device;
+mod engine;
 mod export;
 mod flow;
 mod folder;
@@ -13,6 +14,7 @@ mod home;
 mod import;
 mod inspect;
 mod keys;
+mod onnx;
 mod layers;
 mod open;
 mod plan;
@@ -29,6 +31,7 @@ pub use config::{
     TrainingSection,
 };
 pub use device::DeviceChoice;
+pub use engine::{EngineChoice, OnnxEngine, OnnxMeta, is_onnx};
 pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, export};
 pub use flow::{
     Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
@@ -38,6 +41,7 @@ pub use home::Home;
 pub use import::{ImportReport, import};
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
 pub use layers::{LayerReport, QuantizedTo};
+pub use onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target};
 pub use open::Request;
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
