@@ -10,7 +10,7 @@ use super::import::ImportArgs;
 use super::plan::{FlowArgs, PlanArgs};
 use super::verify::VerifyArgs;
 use crate::data::Split;
-use crate::experiment::DeviceChoice;
+use crate::experiment::{DeviceChoice, EngineChoice};
 use crate::synth::{Attitude, Format, parse_depth_range};
 use crate::train::ResumeFrom;
 
@@ -209,6 +209,10 @@ pub struct TestArgs {
     /// Evaluate a file that lacks layers of the network, too: they have random values, and so have the results.
     #[arg(long)]
     pub loose: bool,
+
+    /// What runs the network: torch, ort (ONNX Runtime, for files of `mqat export --format onnx`), or auto by the file.
+    #[arg(long, default_value = "auto", value_name = "ENGINE")]
+    pub engine: EngineChoice,
 
     /// Print one JSON document on stdout; everything else goes to stderr.
     #[arg(long)]

@@ -9,6 +9,7 @@ mod config;
 mod export;
 mod import;
 mod inspect;
+mod onnx;
 mod plan;
 mod score;
 mod stop;

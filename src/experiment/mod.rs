@@ -8,6 +8,7 @@ mod audit;
 mod config;
 mod contents;
 mod device;
+mod engine;
 mod export;
 mod flow;
 mod folder;
@@ -16,6 +17,7 @@ mod import;
 mod inspect;
 mod keys;
 mod layers;
+mod onnx;
 mod open;
 mod packed;
 mod plan;
@@ -35,6 +37,7 @@ pub use config::{
 };
 pub use contents::{FileReport, inspect_file};
 pub use device::DeviceChoice;
+pub use engine::{EngineChoice, OnnxEngine, OnnxMeta, is_onnx};
 pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, export};
 pub use flow::{
     Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
@@ -44,6 +47,7 @@ pub use home::Home;
 pub use import::{ImportReport, import};
 pub use inspect::{NetworkReport, inspect_network};
 pub use layers::{LayerReport, QuantizedTo};
+pub use onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target};
 pub use open::Request;
 pub use packed::PackReport;
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
