@@ -7,6 +7,7 @@
 //! experiment  the whole config, the run folder, the wiring     uses every room below
 //! train       trainer, epoch, step, optimizer, checkpoints     uses model quant data nn io geom
 //! eval        inference over a split, poses, scores, report    uses model data pose io geom
+//! search      curvature, bit widths and order of modules       uses quant nn seed
 //! synth       renders meshes into a BOP dataset                uses data io geom
 //! model       darknet53, fpn, head, anchors, targets, losses   uses nn geom
 //! quant       quantizers behind the slots of nn, schedules     uses nn
@@ -28,6 +29,7 @@ pub mod model;
 pub mod nn;
 pub mod pose;
 pub mod quant;
+pub mod search;
 pub mod seed;
 pub mod synth;
 pub mod train;

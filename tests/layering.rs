@@ -12,11 +12,12 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             "experiment",
             &[
                 "train", "eval", "synth", "model", "quant", "data", "pose", "nn", "geom", "io",
-                "seed",
+                "seed", "search",
             ],
         ),
         ("train", &["model", "quant", "data", "nn", "io", "seed", "geom"]),
         ("eval", &["model", "data", "pose", "io", "seed", "geom"]),
+        ("search", &["quant", "nn", "seed"]),
         ("synth", &["data", "io", "geom", "seed"]),
         ("model", &["nn", "geom", "seed"]),
         ("quant", &["nn", "seed"]),
