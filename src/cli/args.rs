@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::plan::FlowArgs;
 use crate::data::Split;
 use crate::experiment::DeviceChoice;
 use crate::synth::{Attitude, Format, parse_depth_range};
@@ -111,6 +112,9 @@ pub struct Places {
 pub struct TrainArgs {
     #[command(flatten)]
     pub select: ConfigSelect,
+
+    #[command(flatten)]
+    pub flow: FlowArgs,
 
     #[command(flatten)]
     pub places: Places,

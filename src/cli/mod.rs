@@ -7,6 +7,7 @@ mod completions;
 mod config;
 mod export;
 mod inspect;
+mod plan;
 mod stop;
 mod synth;
 mod terminal;

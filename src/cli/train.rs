@@ -10,6 +10,7 @@ use crate::experiment::{Ended, TrainRequest, train};
 pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
     let request = TrainRequest {
         run: request(args.select, args.places),
+        flow: args.flow.source()?,
         exp_id: args.exp_id,
         resume: args.resume,
         ckpt_every: args.ckpt_every,

@@ -37,7 +37,7 @@ pub fn recall_over_depth(errors: &[TargetErrors]) -> Vec<(f64, f64)> {
 pub fn depth_chart(title: &str, runs: &[(&str, &[TargetErrors])]) -> Chart {
     Chart {
         title: title.to_owned(),
-        x_label: "depth, object diameters".to_owned(),
+        x_label: "depth, object diameters (groups of equally many objects)".to_owned(),
         y_label: "ADI-0.1d (as published), %".to_owned(),
         series: runs
             .iter()

@@ -337,12 +337,17 @@ pub fn parse(document: Value, at: &str) -> Result<Config> {
         bail!("{at}: {}", unknown.join("; "));
     }
     let config: Config = serde_path_to_error::deserialize(document)
-        .map_err(|e| anyhow::anyhow!("{at}: {}: {}", e.path(), e.inner()))?;
+        .map_err(|e| anyhow::anyhow!("{at}: {}: {}", dotted(e.path()), e.inner()))?;
     let problems = config.problems();
     if !problems.is_empty() {
         bail!("{at}: {}", problems.join("; "));
     }
     Ok(config)
+}
+
+/// A place in a document as `--set` spells it: list items by `.0`, not `[0]`.
+pub(super) fn dotted(path: &serde_path_to_error::Path) -> String {
+    path.to_string().replace('[', ".").replace(']', "")
 }
 
 /// The JSON schema of configs.
@@ -387,6 +392,9 @@ mod tests {
         let err =
             parse(json!({ "data": { "bs_train": "many" } }), "x.json").unwrap_err().to_string();
         assert!(err.starts_with("x.json: data.bs_train: "), "{err}");
+        let flow = json!([{ "module": "fpn", "weights": { "bits": 2 }, "epochs": "x" }]);
+        let err = parse(json!({ "quantize": { "flow": flow } }), "x").unwrap_err().to_string();
+        assert!(err.starts_with("x: quantize.flow.0.epochs: "), "{err}");
     }
 
     #[test]

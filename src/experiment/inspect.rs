@@ -136,7 +136,7 @@ fn plan(net: &PoseNet, config: &Config, [width, height]: [usize; 2]) -> Result<V
         .with_context(|| format!("quantize.flow.{i}.module"))?;
         for site in quantizer.report() {
             let Some(layer) = layers.iter_mut().find(|l| l.name == site.name) else { continue };
-            layer.stage = Some(stage.label().to_owned());
+            layer.stage = Some(stage.label());
             if let Some(num_levels) = site.num_levels {
                 layer.bits = site.bits;
                 layer.weights = format!("{} {} bits ({num_levels} levels)", site.method, site.bits);

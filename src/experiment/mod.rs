@@ -7,6 +7,7 @@
 mod config;
 mod device;
 mod export;
+mod flow;
 mod folder;
 mod home;
 mod inspect;
@@ -17,6 +18,7 @@ mod record;
 mod stretch;
 mod test;
 mod train;
+mod weights;
 
 pub use config::{
     Config, ExperimentConfig, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig, Select,
@@ -24,12 +26,16 @@ pub use config::{
 };
 pub use device::DeviceChoice;
 pub use export::{ExportReport, export_weights};
+pub use flow::{
+    Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
+};
 pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
 pub use open::Request;
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
+pub use weights::{FileKind, LoadReport, LoadedNetwork, Strictness, kind_of, load, meta_of};
 
 /// The libtorch that the program is built for.
 pub const LIBTORCH_VERSION: &str = "2.11.0";

@@ -29,9 +29,7 @@ pub(super) fn stage(stage: &mut StageConfig, epochs: u32) {
         Decay::Constant | Decay::Cosine { .. } => {}
     }
     if let Some(weights) = &mut stage.weights {
-        let entries: BTreeMap<u32, f64> =
-            weights.schedule.entries().map(|(at, fraction)| (epoch(at), fraction)).collect();
-        weights.schedule = FractionSchedule::new(entries);
+        weights.schedule = schedule(&weights.schedule, from, epochs);
     }
     if let Some(activations) = &mut stage.activations {
         let start = epoch(activations.quant_start_epoch);
@@ -39,6 +37,16 @@ pub(super) fn stage(stage: &mut StageConfig, epochs: u32) {
         activations.quant_start_epoch = start.max(1).min(activations.quant_start_epoch);
     }
     stage.epochs = epochs;
+}
+
+/// A schedule made for `from` epochs, for `epochs`.
+pub(super) fn schedule(schedule: &FractionSchedule, from: u32, epochs: u32) -> FractionSchedule {
+    let moved = |at: u32| u64::from(at) * u64::from(epochs) / u64::from(from.max(1));
+    let entries: BTreeMap<u32, f64> = schedule
+        .entries()
+        .map(|(at, fraction)| (u32::try_from(moved(at)).unwrap_or(u32::MAX), fraction))
+        .collect();
+    FractionSchedule::new(entries)
 }
 
 #[cfg(test)]

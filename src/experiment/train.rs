@@ -13,17 +13,17 @@ use tch::Device;
 
 use super::config::{self, Config};
 use super::device::device_name;
+use super::flow::FlowSource;
 use super::folder::{Folder, Pick, Provenance, Start};
 use super::home::Home;
 use super::open::{Request, infer_options, limited, new_network, num_workers};
 use super::record::{Recorder, make_plots_folder};
-use super::{keys, stretch};
+use super::{flow, keys, stretch};
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
 use crate::io;
 use crate::model::PoseNet;
 use crate::pose::EvalTable;
-use crate::quant::select;
 use crate::train::{
     BatchRequest, BatchSource, Batches, Hooks, Observer, Outcome, ResumeFrom, RunInfo, Task,
     TrainConfig, Trainer, ValidScore, load_for_evaluation,
@@ -34,6 +34,8 @@ use crate::train::{
 pub struct TrainRequest {
     /// Config, places, device.
     pub run: Request,
+    /// A flow instead of the config's.
+    pub flow: Option<FlowSource>,
     /// Number of the experiment.
     pub exp_id: Option<u32>,
     /// Go on with an experiment instead of starting one.
@@ -100,7 +102,7 @@ pub fn train(
     let validation = limited(validation, config.training.valid_images);
     ensure_batches(&config, &training)?;
     let net = new_network(&config, device)?;
-    check_flow(&config, &net)?;
+    flow::check(&config, &net)?;
     // A pretrained start is checked before a folder is made.
     if request.resume.is_none() && config.experiment.pretrained {
         load_pretrained(&net, &config)?;
@@ -162,7 +164,13 @@ pub fn train(
 fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
     let select = &request.run.select;
     let mut config = match &request.resume {
-        None => select.resolve(home)?,
+        None => {
+            let mut config = select.resolve(home)?;
+            if let Some(flow) = &request.flow {
+                flow.apply(&mut config)?;
+            }
+            config
+        }
         Some(_) => {
             ensure!(
                 select.config.is_none(),
@@ -178,7 +186,11 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
             for assignment in &select.set {
                 keys::set(&mut document, assignment)?;
             }
-            config::parse(document, &path.display().to_string())?
+            let config = config::parse(document, &path.display().to_string())?;
+            if let Some(flow) = &request.flow {
+                flow.ensure_same(&config)?;
+            }
+            config
         }
     };
     if request.resume.is_some() {
@@ -276,19 +288,6 @@ fn hash(document: &Value) -> String {
     let mut hasher = DefaultHasher::new();
     document.to_string().hash(&mut hasher);
     format!("{:016x}", hasher.finish())
-}
-
-/// Refuses a flow whose modules are not in the network or overlap, before hours are spent on the stages before them.
-fn check_flow(config: &Config, net: &PoseNet) -> Result<()> {
-    let mut modules = Vec::new();
-    for (i, stage) in config.quantize.flow.iter().enumerate() {
-        if let Some(module) = &stage.module {
-            select::sites(&net.store, module, stage.first_layer, stage.last_layer)
-                .with_context(|| format!("quantize.flow.{i}.module"))?;
-            modules.push(module.as_str());
-        }
-    }
-    select::check_disjoint(&net.store, &modules).context("quantize.flow")
 }
 
 /// Refuses stages whose batch is larger than the training split, before anything is written.

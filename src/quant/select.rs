@@ -1,9 +1,13 @@
-//! Which layers a module name covers.
+//! Which layers a stage's `module` covers: a path, a glob over path components, or a list of these.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use globset::{GlobBuilder, GlobMatcher};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer};
 
 use crate::nn::{Site, Store};
 
@@ -11,7 +15,7 @@ use crate::nn::{Site, Store};
 /// convolution in the order of construction.
 pub const PREDICTION_LAYERS: [&str; 2] = ["head.cls_logits", "head.pose_pred"];
 
-/// Whether the layer `name` lies in `module`, by path components: `head` covers `head.cls_tower.0`
+/// Whether the layer `name` lies in the module of that path, by path components: `head` covers `head.cls_tower.0`
 /// and `head` itself, never `head2`.
 pub fn covers(module: &str, name: &str) -> bool {
     match name.strip_prefix(module) {
@@ -20,14 +24,145 @@ pub fn covers(module: &str, name: &str) -> bool {
     }
 }
 
-/// The convolutions of a module, in the order of construction.
+/// A parsed `module`: one or more parts, separated by commas.
+///
+/// A part is a path (`head.cls_tower`) or a glob in which `.` separates components: `*` and `?` stay within one
+/// component, `**` stands for any number of them, `[1-3]` for one character of a set and `{a,b}` for one of
+/// several texts. A part covers the layers whose path it matches **and all below what it matches**: `head` covers
+/// `head.cls_tower.0`, and `*` matches the modules at the top and so covers everything.
+#[derive(Debug, Clone)]
+pub struct Pattern {
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone)]
+struct Part {
+    text: String,
+    /// None for a plain path.
+    glob: Option<GlobMatcher>,
+}
+
+impl Pattern {
+    /// Parses a `module`.
+    ///
+    /// # Errors
+    /// If a part is empty or no valid glob; names the part.
+    pub fn parse(text: &str) -> Result<Self> {
+        let parts = split(text, ',').into_iter().map(Part::parse).collect::<Result<_>>()?;
+        Ok(Self { parts })
+    }
+
+    /// Whether the layer of that name is covered.
+    pub fn covers(&self, layer: &str) -> bool {
+        self.parts.iter().any(|part| part.covers(layer))
+    }
+
+    /// Whether two patterns of plain paths overlap, whatever the network; globs need its layers.
+    pub fn overlaps_surely(&self, other: &Self) -> bool {
+        let plain = |p: &Self| p.parts.iter().filter(|p| p.glob.is_none()).cloned().collect();
+        let (ours, theirs): (Vec<Part>, Vec<Part>) = (plain(self), plain(other));
+        ours.iter()
+            .any(|a| theirs.iter().any(|b| covers(&a.text, &b.text) || covers(&b.text, &a.text)))
+    }
+}
+
+impl Part {
+    fn parse(text: &str) -> Result<Self> {
+        let text = text.trim();
+        ensure!(
+            !text.is_empty(),
+            "a module pattern is empty, expected a path such as fpn, a glob such as head.*.0, or a list of these"
+        );
+        let glob = if text.contains(['*', '?', '[', ']', '{', '}', '\\']) {
+            let made = GlobBuilder::new(&text.replace('.', "/")).literal_separator(true).build();
+            match made {
+                Ok(glob) => Some(glob.compile_matcher()),
+                Err(err) => bail!("module pattern {text:?} is no valid glob: {}", err.kind()),
+            }
+        } else {
+            None
+        };
+        Ok(Self { text: text.to_owned(), glob })
+    }
+
+    fn covers(&self, layer: &str) -> bool {
+        match &self.glob {
+            None => covers(&self.text, layer),
+            Some(glob) => paths_to(layer).any(|path| glob.is_match(path.replace('.', "/"))),
+        }
+    }
+}
+
+/// The paths that lead to a layer, itself last: `head`, `head.cls_tower`, `head.cls_tower.0`.
+fn paths_to(layer: &str) -> impl Iterator<Item = &str> {
+    let ends = layer.match_indices('.').map(|(i, _)| i).chain([layer.len()]);
+    ends.map(move |end| &layer[..end])
+}
+
+/// The pieces between separators that are not inside braces or brackets.
+pub fn split(text: &str, separator: char) -> Vec<&str> {
+    let (mut depth, mut start, mut pieces) = (0_i32, 0, Vec::new());
+    for (i, c) in text.char_indices() {
+        match c {
+            '{' | '[' => depth += 1,
+            '}' | ']' => depth -= 1,
+            _ if c == separator && depth == 0 => {
+                pieces.push(&text[start..i]);
+                start = i + c.len_utf8();
+            }
+            _ => {}
+        }
+    }
+    pieces.push(&text[start..]);
+    pieces
+}
+
+/// Reads a `module` from JSON: a pattern, or a list of patterns, which is joined with commas.
+///
+/// # Errors
+/// If it is neither, or null where the field has to be given.
+pub fn pattern_from_json<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    Ok(match Option::<OneOrMore>::deserialize(d)? {
+        None => None,
+        Some(OneOrMore::One(text)) => Some(text),
+        Some(OneOrMore::More(list)) => Some(list.join(",")),
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a pattern, a list of patterns, or null")]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+/// The JSON schema of a `module`, for fields read by [`pattern_from_json`].
+pub struct PatternSchema;
+
+impl JsonSchema for PatternSchema {
+    fn schema_name() -> Cow<'static, str> {
+        "ModulePattern".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({
+            "anyOf": [
+                { "type": "string" },
+                { "type": "array", "items": { "type": "string" } },
+                { "type": "null" },
+            ]
+        })
+    }
+}
+
+/// The convolutions that `module` covers, in the order of construction; see [`Pattern`].
 ///
 /// Linear layers are left float: the only one, `backbone.output`, is not used by the network.
 /// `first_layer` false leaves out the first convolution of the whole network, `last_layer` false its
 /// [`PREDICTION_LAYERS`].
 ///
 /// # Errors
-/// If nothing is left; a name that matches nothing comes with the nearest ones.
+/// If a part of the pattern is not valid or matches nothing, with the nearest names; or if nothing is left.
 pub fn sites(
     store: &Store,
     module: &str,
@@ -36,19 +171,23 @@ pub fn sites(
 ) -> Result<Vec<Rc<Site>>> {
     let convolutions: Vec<Rc<Site>> =
         store.sites().iter().filter(|site| site.weight.dim() == 4).cloned().collect();
-    let covered: Vec<Rc<Site>> =
-        convolutions.iter().filter(|site| covers(module, &site.name)).cloned().collect();
-    ensure!(
-        !covered.is_empty(),
-        "module {module:?} has no convolution to quantize{}",
-        nearest_names(module, &convolutions)
-    );
+    let pattern = Pattern::parse(module)?;
+    for part in &pattern.parts {
+        ensure!(
+            convolutions.iter().any(|site| part.covers(&site.name)),
+            "module {:?} has no convolution to quantize{}",
+            part.text,
+            nearest_names(part, &convolutions)
+        );
+    }
     let last = last_layers(&convolutions);
     let is_first = |site: &Site| convolutions.first().is_some_and(|c| c.name == site.name);
-    let chosen: Vec<Rc<Site>> = covered
-        .into_iter()
+    let chosen: Vec<Rc<Site>> = convolutions
+        .iter()
+        .filter(|site| pattern.covers(&site.name))
         .filter(|site| first_layer || !is_first(site))
         .filter(|site| last_layer || !last.contains(&site.name))
+        .cloned()
         .collect();
     ensure!(
         !chosen.is_empty(),
@@ -58,20 +197,41 @@ pub fn sites(
     Ok(chosen)
 }
 
-/// Refuses modules that claim the same tensor, such as `fpn` beside `fpn.inner_convs`.
+/// What a stage quantizes: its pattern and the switches that take layers out.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim<'a> {
+    /// The pattern.
+    pub module: &'a str,
+    /// Whether the network's first convolution takes part.
+    pub first_layer: bool,
+    /// Whether the prediction layers take part.
+    pub last_layer: bool,
+}
+
+impl<'a> Claim<'a> {
+    /// All that a pattern covers.
+    pub fn all(module: &'a str) -> Self {
+        Self { module, first_layer: true, last_layer: true }
+    }
+}
+
+/// Refuses claims on the same tensor, such as `fpn` beside `fpn.inner_convs`.
 ///
 /// # Errors
-/// Names the first tensor that two of `modules` claim, or the module that matches nothing.
-pub fn check_disjoint(store: &Store, modules: &[&str]) -> Result<()> {
-    for (i, second) in modules.iter().enumerate() {
-        for site in sites(store, second, true, true)? {
-            if let Some(first) = modules[..i].iter().find(|first| covers(first, &site.name)) {
-                anyhow::bail!(
-                    "{} is claimed by module {first:?} and by module {second:?}: list it once",
+/// Names the first tensor that two of `claims` hold, or the pattern that matches nothing.
+pub fn check_disjoint(store: &Store, claims: &[Claim]) -> Result<()> {
+    let mut taken: Vec<(String, &str)> = Vec::new();
+    for Claim { module, first_layer, last_layer } in claims {
+        let found = sites(store, module, *first_layer, *last_layer)?;
+        for site in &found {
+            if let Some((_, first)) = taken.iter().find(|(name, _)| *name == site.name) {
+                bail!(
+                    "{} is claimed by module {first:?} and by module {module:?}: list it once",
                     site.weight_name()
                 );
             }
         }
+        taken.extend(found.iter().map(|site| (site.name.clone(), *module)));
     }
     Ok(())
 }
@@ -88,23 +248,51 @@ fn last_layers(convolutions: &[Rc<Site>]) -> Vec<String> {
     }
 }
 
-/// `"; did you mean ..."` with up to three module or layer names.
-fn nearest_names(module: &str, convolutions: &[Rc<Site>]) -> String {
-    let mut names = BTreeSet::new();
-    for site in convolutions {
-        let ends = site.name.match_indices('.').map(|(i, _)| i).chain([site.name.len()]);
-        names.extend(ends.map(|end| &site.name[..end]));
+/// `"; the nearest names are ..."` with up to three module or layer names.
+fn nearest_names(part: &Part, convolutions: &[Rc<Site>]) -> String {
+    let names: BTreeSet<&str> = convolutions.iter().flat_map(|site| paths_to(&site.name)).collect();
+    if names.is_empty() {
+        return ": the network has none".to_owned();
     }
-    let mut ranked: Vec<(f64, &str)> =
-        names.into_iter().map(|name| (strsim::jaro_winkler(module, name), name)).collect();
-    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
-    match ranked.is_empty() {
-        true => ": the network has none".to_owned(),
-        false => {
-            let names: Vec<&str> = ranked.iter().take(3).map(|&(_, name)| name).collect();
-            format!("; the nearest names are {}", names.join(", "))
+    if part.glob.is_some()
+        && let Some(hint) = first_component_without_match(&part.text, &names)
+    {
+        return hint;
+    }
+    let ranked = ranked(&part.text, names.into_iter());
+    format!("; the nearest names are {}", ranked.join(", "))
+}
+
+/// Where a glob leaves the network's tree: the names beside the component that matches none.
+fn first_component_without_match(glob: &str, names: &BTreeSet<&str>) -> Option<String> {
+    let components = split(glob, '.');
+    for len in (1..components.len()).rev() {
+        let Ok(above) = Part::parse(&components[..len].join(".")) else { continue };
+        let depth = |name: &str| name.split('.').count();
+        let inside = names.iter().filter(|name| above.covers(name));
+        let shortest = inside.clone().map(|name| depth(name)).min();
+        let Some(shortest) = shortest else { continue };
+        let beside: BTreeSet<&str> = inside
+            .filter(|name| depth(name) == shortest + 1)
+            .filter_map(|name| name.rsplit('.').next())
+            .collect();
+        if !beside.is_empty() {
+            let nearest = ranked(components[len], beside.into_iter()).join(", ");
+            return Some(format!(
+                ": nothing in {:?} matches {:?}; the nearest names there are {nearest}",
+                above.text, components[len]
+            ));
         }
     }
+    None
+}
+
+/// The three names most like `wanted`.
+fn ranked<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut ranked: Vec<(f64, &str)> =
+        names.map(|name| (strsim::jaro_winkler(wanted, name), name)).collect();
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+    ranked.into_iter().take(3).map(|(_, name)| name).collect()
 }
 
 #[cfg(test)]
@@ -165,7 +353,6 @@ mod tests {
         let error = |module| error(&network(), module, true, true);
         assert!(error("fnp").contains("fpn"), "{}", error("fnp"));
         assert!(error("head.cls_towers").contains("head.cls_tower"));
-        assert!(error("").contains("\"\""));
         let empty = Store::new(Device::Cpu);
         let error = sites(&empty, "fpn", true, true).err().unwrap().to_string();
         assert!(error.contains("has none"), "{error}");
@@ -173,7 +360,10 @@ mod tests {
 
     #[test]
     fn a_tensor_claimed_twice_is_named() {
-        let check = |modules: &[&str]| check_disjoint(&network(), modules);
+        let check = |modules: &[&str]| {
+            let claims: Vec<Claim> = modules.iter().map(|module| Claim::all(module)).collect();
+            check_disjoint(&network(), &claims)
+        };
         check(&["fpn", "head", "head2", "backbone"]).unwrap();
         let error = check(&["head", "fpn", "fpn.inner_convs"]).unwrap_err().to_string();
         assert!(error.contains("fpn.inner_convs.2.weight"), "{error}");
@@ -181,5 +371,79 @@ mod tests {
         assert!(check(&["fpn.inner_convs.3", "fpn"]).is_err());
         assert!(check(&["fpn", "fpn"]).is_err());
         assert!(check(&["neck"]).is_err());
+        let error = check(&["fpn.*.2", "fpn.out_convs"]).unwrap_err().to_string();
+        assert!(error.contains("fpn.out_convs.2.weight is claimed by"), "{error}");
+        // what a switch takes out is free for another stage
+        let body = Claim { first_layer: false, last_layer: false, ..Claim::all("*") };
+        let others = ["backbone.features.init_block", "head.cls_logits", "head.pose_pred"];
+        let claims: Vec<Claim> = [body].into_iter().chain(others.map(Claim::all)).collect();
+        check_disjoint(&network(), &claims).unwrap();
+    }
+
+    #[test]
+    fn globs_match_components_and_cover_what_is_below() {
+        let all: Vec<String> = names("backbone,fpn,head,head2", true, true);
+        assert_eq!(names("*", true, true), all);
+        assert_eq!(names("**", true, true), all);
+        assert_eq!(names("head.*.0", true, true), ["head.cls_tower.0"]);
+        assert_eq!(names("fpn.*.[23]", true, true), names("fpn", true, true));
+        assert_eq!(names("fpn.inner_convs.[!3]", true, true), ["fpn.inner_convs.2"]);
+        assert_eq!(names("**.2", true, true), ["fpn.inner_convs.2", "fpn.out_convs.2"]);
+        assert_eq!(
+            names("{backbone.features.stage1,head}.*", true, true),
+            [&["backbone.features.stage1.unit1.conv".to_owned()][..], &names("head", true, true)]
+                .concat()
+        );
+        assert_eq!(names("head?", true, true), ["head2.conv"]);
+        assert_eq!(names("head*", true, true).len(), 4);
+        // one star is one component
+        assert!(sites(&network(), "*.2", true, true).is_err());
+        assert!(sites(&network(), "backbone.*.unit1", true, true).is_err());
+    }
+
+    #[test]
+    fn a_list_covers_what_its_parts_do_and_each_part_must_match() {
+        let both = names("head.cls_logits, fpn.inner_convs", true, true);
+        assert_eq!(both, ["fpn.inner_convs.2", "fpn.inner_convs.3", "head.cls_logits"]);
+        // an overlap within one list is no conflict
+        assert_eq!(names("fpn,fpn.inner_convs.2", true, true), names("fpn", true, true));
+        let text = error(&network(), "fpn,haed", true, true);
+        assert!(text.contains("\"haed\"") && text.contains("head"), "{text}");
+        for bad in ["fpn,", "", "fpn,,head"] {
+            assert!(error(&network(), bad, true, true).contains("is empty"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_glob_that_matches_nothing_says_where_it_leaves_the_tree() {
+        let text = error(&network(), "backbone.features.stag[1-3].*", true, true);
+        assert!(text.contains("nothing in \"backbone.features\" matches \"stag[1-3]\""), "{text}");
+        assert!(text.contains("stage1"), "{text}");
+        let text = error(&network(), "bakbone.*", true, true);
+        assert!(text.contains("the nearest names are backbone"), "{text}");
+        let text = error(&network(), "head.[0", true, true);
+        assert!(text.contains("\"head.[0\" is no valid glob"), "{text}");
+    }
+
+    #[test]
+    fn plain_paths_overlap_without_a_network() {
+        let overlap =
+            |a, b| Pattern::parse(a).unwrap().overlaps_surely(&Pattern::parse(b).unwrap());
+        assert!(overlap("head", "head.cls_tower") && overlap("head.cls_tower", "fpn,head"));
+        assert!(!overlap("head", "head2") && !overlap("head.*", "head"));
+    }
+
+    #[test]
+    fn a_module_is_read_from_a_text_a_list_or_null() {
+        #[derive(Deserialize)]
+        struct Stage {
+            #[serde(deserialize_with = "pattern_from_json")]
+            module: Option<String>,
+        }
+        let read = |json: &str| serde_json::from_str::<Stage>(json).map(|s| s.module);
+        assert_eq!(read(r#"{"module": "fpn"}"#).unwrap().unwrap(), "fpn");
+        assert_eq!(read(r#"{"module": ["fpn", "head.*"]}"#).unwrap().unwrap(), "fpn,head.*");
+        assert_eq!(read(r#"{"module": null}"#).unwrap(), None);
+        assert!(read(r#"{"module": 3}"#).unwrap_err().to_string().contains("list of patterns"));
     }
 }

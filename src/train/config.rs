@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{LrConfig, SgdConfig};
+use crate::quant::select::{self, Claim, Pattern};
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
 
 /// Settings of a training run. The default is the published fine-tuning with the FPN quantized.
@@ -59,12 +60,7 @@ impl TrainConfig {
         }
         for (i, stage) in self.stages.iter().enumerate() {
             stage.check(&format!("{at}.stages.{i}"), problems);
-            let same = |other: &&StageConfig| {
-                stage.module.as_deref().is_some_and(|module| {
-                    let theirs = other.module.as_deref().unwrap_or_default();
-                    covers(module, theirs) || covers(theirs, module)
-                })
-            };
+            let same = |other: &&StageConfig| stage.claims_surely(other);
             if let Some(other) = self.stages[..i].iter().find(same) {
                 problems.push(format!(
                     "{at}.stages.{i}.module: {} was quantized by stage {} before",
@@ -76,9 +72,20 @@ impl TrainConfig {
     }
 }
 
-/// Whether `outer` is `inner` or a path above it (`head` covers `head.cls_tower`, never `head2`).
-fn covers(outer: &str, inner: &str) -> bool {
-    inner == outer || inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'))
+/// A pattern as a name for files: `backbone.features.stage[1-3].*` is `backbone.features.stage_1-3`, `*` is `all`.
+fn plain_name(pattern: &str) -> String {
+    let mut name = String::new();
+    for c in pattern.chars() {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            name.push(c);
+        } else if !name.ends_with('_') {
+            name.push('_');
+        }
+    }
+    match name.trim_matches(|c| "._".contains(c)) {
+        "" => "all".to_owned(),
+        trimmed => trimmed.to_owned(),
+    }
 }
 
 /// One stage: some epochs in full precision, or the quantization of one module.
@@ -89,7 +96,10 @@ fn covers(outer: &str, inner: &str) -> bool {
 pub struct StageConfig {
     /// Name in logs and file names; empty takes the module's, or `full_precision`.
     pub name: String,
-    /// The module this stage quantizes, by path (`backbone`, `fpn`, `head`); `null` quantizes nothing new.
+    /// The module this stage quantizes: a path (`fpn`, `head.cls_tower`), a glob over path components
+    /// (`backbone.features.stage[1-3].*`; `*` is everything), or a list of these; `null` quantizes nothing new.
+    #[serde(deserialize_with = "select::pattern_from_json")]
+    #[schemars(with = "select::PatternSchema")]
     pub module: Option<String>,
     /// How the module's weights are quantized; `null` leaves them float.
     pub weights: Option<WeightQuantConfig>,
@@ -150,12 +160,28 @@ impl StageConfig {
         }
     }
 
-    /// The name in logs and file names.
-    pub fn label(&self) -> &str {
+    /// The name in logs and file names: its own, or its module's with characters that no file should have replaced.
+    pub fn label(&self) -> String {
         match (self.name.as_str(), &self.module) {
-            ("", Some(module)) => module,
-            ("", None) => "full_precision",
-            (name, _) => name,
+            ("", Some(module)) => plain_name(module),
+            ("", None) => "full_precision".to_owned(),
+            (name, _) => name.to_owned(),
+        }
+    }
+
+    /// What the stage quantizes, if it does.
+    pub fn claim(&self) -> Option<Claim<'_>> {
+        let (first_layer, last_layer) = (self.first_layer, self.last_layer);
+        Some(Claim { module: self.module.as_deref()?, first_layer, last_layer })
+    }
+
+    /// Whether both stages quantize some layer, as far as their patterns alone can tell.
+    fn claims_surely(&self, other: &Self) -> bool {
+        let whole = |s: &Self| s.first_layer && s.last_layer;
+        let pattern = |s: &Self| s.module.as_deref().and_then(|m| Pattern::parse(m).ok());
+        match (pattern(self), pattern(other)) {
+            (Some(a), Some(b)) if whole(self) && whole(other) => a.overlaps_surely(&b),
+            _ => false,
         }
     }
 
@@ -177,8 +203,8 @@ impl StageConfig {
         }
         self.lr.check(&format!("{at}.lr"), problems);
         self.optimizer.check(&format!("{at}.optimizer"), problems);
-        if self.module.as_deref() == Some("") {
-            problems.push(format!("{at}.module: is empty, expected a module's path or null"));
+        if let Some(Err(err)) = self.module.as_deref().map(Pattern::parse) {
+            problems.push(format!("{at}.module: {err}"));
         }
         match (&self.module, &self.weights, &self.activations) {
             (None, None, None) | (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {}

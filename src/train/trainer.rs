@@ -333,7 +333,7 @@ impl Trainer {
         self.net.store.freeze_batch_norm(stage.freeze_bn);
         hooks.observer.stage_start(&StageStart {
             stage: index,
-            name: stage.label().to_owned(),
+            name: stage.label(),
             module: stage.module.clone(),
             epoch,
             num_epochs: stage.epochs,
@@ -347,7 +347,7 @@ impl Trainer {
     /// Checks that every quantized weight is on its levels, and keeps the stage's checkpoint.
     fn end_stage(&mut self, hooks: &mut Hooks<'_>) -> Result<PathBuf> {
         let index = self.position.stage;
-        let name = self.stage().label().to_owned();
+        let name = self.stage().label();
         for (module, quantizer) in &self.quantizers {
             quantizer.assert_on_grid().with_context(|| {
                 format!("module {} is off its levels after stage {index} ({name})", module.module)
@@ -393,7 +393,7 @@ impl Trainer {
         let meta = CheckpointMeta {
             format: checkpoint::FORMAT,
             mqat_version: env!("CARGO_PKG_VERSION").to_owned(),
-            stage_name: self.stage().label().to_owned(),
+            stage_name: self.stage().label(),
             position: self.position.clone(),
             epoch_sums: self.sums.clone(),
             best: self.best.clone(),
