@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 /// What each room may use, as `src/lib.rs` tells it.
 fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
-        ("cli", &["experiment", "synth", "eval", "train", "data", "quant", "io"] as &[&str]),
+        (
+            "cli",
+            &["experiment", "synth", "eval", "train", "data", "quant", "search", "io"] as &[&str],
+        ),
         (
             "experiment",
             &[

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::plan::FlowArgs;
+use super::search::SearchArgs;
 use crate::data::Split;
 use crate::experiment::DeviceChoice;
 use crate::synth::{Attitude, Format, parse_depth_range};
@@ -47,6 +48,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate checkpoints on a split: poses, the accuracy table, plots and overlays.
     Test(TestArgs),
+    /// Find the order and the bit widths of the modules for a target size, and write a plan to train.
+    Search(Box<SearchArgs>),
     /// Render a synthetic SwissCube dataset.
     Synth(SynthArgs),
     /// Show a network (layers, parameters, quantization plan) or a checkpoint's tensors.

@@ -8,6 +8,7 @@ mod config;
 mod export;
 mod inspect;
 mod plan;
+mod search;
 mod stop;
 mod synth;
 mod terminal;
@@ -52,6 +53,7 @@ fn dispatch(command: Command) -> Result<Ended> {
     match command {
         Command::Train(args) => train::run(args),
         Command::Test(args) => test::run(args).map(|()| Ended::Done),
+        Command::Search(args) => search::run(*args),
         Command::Synth(args) => synth::run(&args).map(|()| Ended::Done),
         Command::Inspect(args) => inspect::run(args).map(|()| Ended::Done),
         Command::Export(args) => export::run(args).map(|()| Ended::Done),

@@ -129,6 +129,8 @@ pub struct TrainingSection {
     pub valid_every: u32,
     /// Validate on the first so many images of the validation list; `null` takes all.
     pub valid_images: Option<usize>,
+    /// Train on so many images, spread evenly over the training list; `null` takes all.
+    pub train_images: Option<usize>,
     /// Stop after so many steps in all.
     pub max_steps: Option<u64>,
 }
@@ -145,6 +147,7 @@ impl Default for TrainingSection {
             keep: train.keep,
             valid_every: train.valid_every,
             valid_images: None,
+            train_images: None,
             max_steps: train.max_steps,
         }
     }
@@ -183,6 +186,9 @@ impl Config {
         }
         if self.training.valid_images == Some(0) {
             problems.push("training.valid_images: 0 is below 1; null takes all".into());
+        }
+        if self.training.train_images == Some(0) {
+            problems.push("training.train_images: 0 is below 1; null takes all".into());
         }
         let mut stages = Vec::new();
         self.train_config().check("training", &mut stages);

@@ -15,6 +15,7 @@ mod keys;
 mod open;
 mod published;
 mod record;
+mod search;
 mod stretch;
 mod test;
 mod train;
@@ -33,6 +34,11 @@ pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
 pub use open::Request;
+pub use search::{
+    Budget, First, GainReport, LayerRow, ListedTrial, ModuleRow, OrderReport, OrdersReport,
+    SearchEnd, SearchReport, SearchRequest, SizeKind, SizeReport, Target, TraceRequest,
+    TrialReport, Walk, search,
+};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use weights::{FileKind, LoadReport, LoadedNetwork, Strictness, kind_of, load, meta_of};

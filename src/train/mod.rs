@@ -32,6 +32,7 @@ pub use observer::{
     CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, ValidRecord,
     ValidScore,
 };
+pub(crate) use prefetch::Assigner;
 pub use prefetch::{BatchRequest, BatchSource, Batches, Task};
 pub use sgd::{Sgd, SgdConfig};
 pub use trainer::{Hooks, Outcome, RunInfo, Trainer, Validate};
