@@ -171,7 +171,7 @@ pub struct TraceArgs {
     pub trace_probes: usize,
 
     /// Stop when the summed sensitivity's standard error is below this share of it.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
     pub trace_error: f64,
 }
 
