@@ -6,6 +6,10 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::plan::FlowArgs;
 use super::search::SearchArgs;
+use super::audit::AuditArgs;
+use super::export::ExportArgs;
+use super::import::ImportArgs;
+use super::plan::{FlowArgs, PlanArgs};
 use crate::data::Split;
 use crate::experiment::DeviceChoice;
 use crate::synth::{Attitude, Format, parse_depth_range};
@@ -50,10 +54,19 @@ pub enum Command {
     Test(TestArgs),
     /// Find the order and the bit widths of the modules for a target size, and write a plan to train.
     Search(Box<SearchArgs>),
+    /// Score poses from files (JSON lines or BOP csv, of any program) as `test` scores a network's.
+    Score(super::score::ScoreArgs),
     /// Render a synthetic SwissCube dataset.
     Synth(SynthArgs),
     /// Show a network (layers, parameters, quantization plan) or a checkpoint's tensors.
     Inspect(InspectArgs),
+    /// Read weights of other programs (PyTorch files of the published code, safetensors) into a checkpoint.
+    Import(ImportArgs),
+    /// Write a checkpoint's network for other programs: weights alone, under PyTorch keys.
+    /// Check that every quantized weight of a file is on its levels, and quantized as planned; exit code 1 if not.
+    Audit(AuditArgs),
+    /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.
+    Plan(PlanArgs),
     /// Write a checkpoint's weights alone (safetensors, PyTorch keys), as a start for other runs.
     Export(ExportArgs),
     /// Print a resolved config, or the JSON schema of configs.
@@ -147,6 +160,11 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_steps: Option<u64>,
 
+    /// Start from pretrained weights that lack layers or have other shapes, too: these begin with random values
+    /// (experiment.loose).
+    #[arg(long)]
+    pub loose: bool,
+
     /// Print one JSON document on stdout when done; everything else goes to stderr.
     #[arg(long)]
     pub json: bool,
@@ -161,7 +179,8 @@ pub struct TestArgs {
     #[command(flatten)]
     pub places: Places,
 
-    /// A checkpoint to evaluate (safetensors); repeat it to compare several side by side.
+    /// A file to evaluate: a checkpoint, safetensors, or a PyTorch file of the published code; repeat it to compare
+    /// several side by side.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["exp_id", "all_stages"])]
     pub checkpoint: Vec<PathBuf>,
 
@@ -177,8 +196,9 @@ pub struct TestArgs {
     #[arg(long, default_value = "test", value_name = "train|valid|test")]
     pub split: Split,
 
-    /// Write the predictions as JSON lines: image, class, score, R[9], t[3] (mm), inliers, residual (px). With
-    /// several checkpoints the name gets the checkpoint's name before its ending.
+    /// Write the predictions: as BOP csv where the name ends in .csv, else as JSON lines with image, class, score,
+    /// R[9], t[3] (mm), inliers, residual (px). With several checkpoints the name gets the checkpoint's name before
+    /// its ending.
     #[arg(long, value_name = "FILE")]
     pub predictions: Option<PathBuf>,
 
@@ -186,6 +206,10 @@ pub struct TestArgs {
     /// printed].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+
+    /// Evaluate a file that lacks layers of the network, too: they have random values, and so have the results.
+    #[arg(long)]
+    pub loose: bool,
 
     /// Print one JSON document on stdout; everything else goes to stderr.
     #[arg(long)]
@@ -195,7 +219,8 @@ pub struct TestArgs {
 /// Arguments of `mqat inspect`.
 #[derive(Debug, Clone, Args)]
 pub struct InspectArgs {
-    /// A checkpoint (safetensors); without it the network of the config is shown.
+    /// A file of weights of any kind (checkpoint, safetensors, PyTorch); without it the network of the config is
+    /// shown.
     #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
 
@@ -205,25 +230,6 @@ pub struct InspectArgs {
     /// List every layer or tensor, not only the modules.
     #[arg(long)]
     pub layers: bool,
-
-    /// Print one JSON document on stdout.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `mqat export`.
-#[derive(Debug, Clone, Args)]
-pub struct ExportArgs {
-    /// The checkpoint (safetensors).
-    #[arg(value_name = "CHECKPOINT")]
-    pub checkpoint: PathBuf,
-
-    /// The file to write.
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
-
-    #[command(flatten)]
-    pub select: ConfigSelect,
 
     /// Print one JSON document on stdout.
     #[arg(long)]

@@ -1,11 +1,14 @@
 //! `mqat plan`, and the options that choose a flow.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 
-use crate::experiment::{Baseline, Bits, FlowSource, parse_weight_method};
+use super::args::ConfigSelect;
+use super::{print_json, print_text, select};
+use crate::experiment::{Baseline, Bits, FlowSource, PlanRequest, parse_weight_method, plan};
 use crate::quant::WeightMethod;
 
 /// Which flow, instead of the config's.
@@ -46,7 +49,7 @@ impl FromStr for Method {
             "full-precision" | "full_precision" => Ok(Self::FullPrecision),
             name => match parse_weight_method(name) {
                 Ok(method) => Ok(Self::Uniform(method)),
-                Err(err) => bail!("{err}, full-precision"),
+                Err(err) => bail!("{err}; without quantization: full-precision"),
             },
         }
     }
@@ -71,4 +74,41 @@ impl FlowArgs {
         };
         Ok(Some(FlowSource::Baseline(baseline)))
     }
+}
+
+/// Arguments of `mqat plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub select: ConfigSelect,
+
+    #[command(flatten)]
+    pub flow: FlowArgs,
+
+    /// The dataset, or the folder that holds it as DATA/PROBLEM; its training images say how many updates there are.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+
+    /// Number of training images, where the dataset is not at hand.
+    #[arg(long, value_name = "N", conflicts_with = "data")]
+    pub images: Option<usize>,
+
+    /// Epochs of every stage, as of `mqat train`.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub epochs: Option<u32>,
+
+    /// Print one JSON document on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub(super) fn run(args: PlanArgs) -> Result<()> {
+    let found = plan(&PlanRequest {
+        select: select(args.select),
+        flow: args.flow.source()?,
+        data: args.data,
+        epochs: args.epochs,
+        num_images: args.images,
+    })?;
+    if args.json { print_json(&found) } else { print_text(&found.text()) }
 }

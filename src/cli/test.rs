@@ -16,6 +16,7 @@ pub(super) fn run(args: TestArgs) -> Result<()> {
         split: args.split,
         predictions: args.predictions,
         out: args.out,
+        loose: args.loose,
     };
     let mut bar: Option<(String, Progress)> = None;
     let report = test(&request, &mut |name, at| {

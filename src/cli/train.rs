@@ -17,6 +17,7 @@ pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
         ckpt_every_steps: args.ckpt_every_steps,
         epochs: args.epochs,
         max_steps: args.max_steps,
+        loose: args.loose,
     };
     let stop = stop::flag()?;
     let mut view = TrainView::default();

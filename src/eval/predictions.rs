@@ -1,28 +1,27 @@
 //! Predicted poses and their file: JSON lines.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::result_file::Index;
 use crate::geom::Pose;
 use crate::io::write_atomic;
 
 /// One predicted pose; a line of a predictions file. An object that was not found has no line.
 ///
 /// Keys of the file: `image`, `class`, `obj_id` (may be left out), `score`, `R`, `t`, `inliers`, `residual`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Prediction {
     /// Path of the image, as in the dataset's list.
     pub image: String,
     /// 0-based class: the rank of the mesh's file name.
     pub class: usize,
     /// Number in the mesh's file name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub obj_id: Option<u32>,
-    /// Confidence, 0 to 1: the largest `sqrt(sigmoid)` of the cells used.
+    /// Confidence, larger is surer; of this program's, 0 to 1: the largest `sqrt(sigmoid)` of the cells used.
     pub score: f64,
     /// Rotation from the object's to the camera's frame, row-major.
     #[serde(rename = "R")]
@@ -30,9 +29,9 @@ pub struct Prediction {
     /// Translation, mm.
     #[serde(rename = "t")]
     pub t_mm: [f64; 3],
-    /// Correspondences that agree with the pose.
+    /// Correspondences that agree with the pose; 0 where the program that found it does not say.
     pub inliers: usize,
-    /// Mean distance of the inliers' reprojections, px of the internal camera.
+    /// Mean distance of the inliers' reprojections, px of the internal camera; 0 where it is not said.
     #[serde(rename = "residual")]
     pub residual_px: f64,
 }
@@ -45,11 +44,6 @@ impl Prediction {
     pub fn pose(&self) -> Result<Pose> {
         Pose::from_row_major(&self.r, &self.t_mm)
             .with_context(|| format!("prediction of class {} in image {}", self.class, self.image))
-    }
-
-    fn check(&self) -> Result<()> {
-        ensure!(self.score.is_finite(), "score is {}, expected a finite number", self.score);
-        self.pose().map(|_| ())
     }
 }
 
@@ -72,25 +66,58 @@ pub(super) fn write_lines<T: Serialize>(path: &Path, values: &[T]) -> Result<()>
     })
 }
 
-/// Reads what [`write_predictions`] wrote; empty lines are skipped.
+/// A line as any program may write it: what this one adds may be missing, and other keys are not looked at.
+#[derive(Deserialize)]
+struct Line {
+    image: String,
+    class: Option<usize>,
+    obj_id: Option<u32>,
+    score: f64,
+    #[serde(rename = "R")]
+    r: [f64; 9],
+    #[serde(rename = "t")]
+    t_mm: [f64; 3],
+    #[serde(default)]
+    inliers: usize,
+    #[serde(default)]
+    residual: f64,
+}
+
+/// A line of a predictions file, checked against the images and classes of a split.
+///
+/// Needed are `image` (as in the split's list), `class` or `obj_id`, `score`, `R` and `t`.
 ///
 /// # Errors
-/// If the file cannot be read, or a line is no prediction or holds no pose; names file and line.
-pub fn read_predictions(path: &Path) -> Result<Vec<Prediction>> {
-    let at = path.display();
-    let file = std::fs::File::open(path).with_context(|| format!("reading predictions {at}"))?;
-    let mut predictions = Vec::new();
-    for (i, line) in BufReader::new(file).lines().enumerate() {
-        let line = line.with_context(|| format!("{at}:{}: reading a line of text", i + 1))?;
-        if line.trim().is_empty() {
-            continue;
+/// If it is no JSON object of these keys, holds no pose, or names an image or class that the split has not.
+pub(super) fn parse_line(text: &str, index: &Index) -> Result<Prediction> {
+    let line: Line = serde_json::from_str(text).map_err(|e| anyhow!("{}", without_line(&e)))?;
+    let image = index.image(&line.image)?.to_owned();
+    let class = match (line.class, line.obj_id) {
+        (Some(class), None) => class,
+        (None, Some(obj_id)) => index.class(obj_id)?,
+        (Some(class), Some(obj_id)) => {
+            let of_id = index.class(obj_id)?;
+            ensure!(
+                class == of_id,
+                "class is {class} but obj_id {obj_id} is class {of_id}: leave one of them out"
+            );
+            class
         }
-        let prediction: Prediction = serde_json::from_str(&line)
-            .map_err(|e| anyhow!("{at}:{}: {}", i + 1, without_line(&e)))?;
-        prediction.check().with_context(|| format!("{at}:{}", i + 1))?;
-        predictions.push(prediction);
-    }
-    Ok(predictions)
+        (None, None) => bail!("neither class (from 0) nor obj_id is given"),
+    };
+    ensure!(line.score.is_finite(), "score is {}, expected a finite number", line.score);
+    let prediction = Prediction {
+        image,
+        class,
+        obj_id: Some(index.obj_id(class)?),
+        score: line.score,
+        r: line.r,
+        t_mm: line.t_mm,
+        inliers: line.inliers,
+        residual_px: line.residual,
+    };
+    prediction.pose()?;
+    Ok(prediction)
 }
 
 /// The message without serde's own line number, which is 1 for every line.
@@ -106,6 +133,7 @@ fn without_line(error: &serde_json::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::testing::dataset;
 
     fn some(image: &str) -> Prediction {
         Prediction {
@@ -120,41 +148,55 @@ mod tests {
         }
     }
 
-    fn error_of(text: &str) -> String {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("p.jsonl");
-        std::fs::write(&path, text).unwrap();
-        format!("{:#}", read_predictions(&path).unwrap_err())
+    fn parse(text: &str) -> Result<Prediction> {
+        parse_line(text, &Index::new(&dataset()))
     }
 
     #[test]
     fn predictions_come_back_bit_for_bit() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/p.jsonl");
-        let all = [some("a/é.png"), Prediction { obj_id: None, ..some("b.png") }];
+        let all = [some("3.png"), some("4.png")];
         write_predictions(&path, &all).unwrap();
-        assert_eq!(read_predictions(&path).unwrap(), all);
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(text.lines().count(), 2);
-        assert!(text.starts_with(r#"{"image":"a/é.png","class":0,"obj_id":1,"score":0.3000"#));
+        let read: Vec<Prediction> = text.lines().map(|l| parse(l).unwrap()).collect();
+        assert_eq!(read, all);
+        assert!(text.starts_with(r#"{"image":"3.png","class":0,"obj_id":1,"score":0.3000"#));
         for key in ["\"R\":[0.0,-1.0", "\"t\":[0.33", "\"inliers\":80", "\"residual\":0.4}"] {
             assert!(text.contains(key), "{text}");
         }
         write_predictions(&path, &[]).unwrap();
-        assert!(read_predictions(&path).unwrap().is_empty());
+        assert!(std::fs::read(&path).unwrap().is_empty());
     }
 
     #[test]
-    fn a_bad_line_is_named() {
-        let good = serde_json::to_string(&some("a")).unwrap();
-        let error = error_of(&format!("{good}\n\n{{\"image\": \"b\"}}\n"));
-        assert!(error.contains("p.jsonl:3: missing field `class` (column 14)"), "{error}");
-        let error = error_of(&good.replace("\"score\"", "\"scor\""));
-        assert!(error.contains("p.jsonl:1: unknown field `scor`"), "{error}");
-        let error = error_of(&good.replace("-1.0", "-3.0"));
-        assert!(error.contains("p.jsonl:1: prediction of class 0 in image a: R is not"), "{error}");
-        assert!(error_of("\u{0}\u{1}").contains("p.jsonl:1: expected value"));
-        let error = format!("{:#}", read_predictions(Path::new("no/such")).unwrap_err());
-        assert!(error.starts_with("reading predictions no/such: "), "{error}");
+    fn lines_of_other_programs_need_no_more_than_image_object_score_and_pose() {
+        let rest = r#""score": 2, "R": [0,-1,0,1,0,0,0,0,1], "t": [1, 2, 900]"#;
+        let by_class = parse(&format!(r#"{{"image": "3.png", "class": 0, {rest}}}"#)).unwrap();
+        let by_id =
+            parse(&format!(r#"{{"net": "x", "image": "./3.png", "obj_id": 1, {rest}}}"#)).unwrap();
+        assert_eq!(by_class, by_id);
+        assert_eq!((by_id.inliers, by_id.residual_px, by_id.obj_id), (0, 0.0, Some(1)));
+    }
+
+    #[test]
+    fn a_bad_line_says_what_is_wrong() {
+        let good = serde_json::to_string(&some("3.png")).unwrap();
+        for (find, put, expected) in [
+            ("\"score\"", "\"scor\"", "missing field `score`"),
+            ("-1.0", "-3.0", "class 0 in image 3.png: R is not a rotation"),
+            ("-1.0", "1.0", "the determinant is -1"),
+            ("\"class\":0,\"obj_id\":1,", "", "neither class (from 0) nor obj_id is given"),
+            ("\"class\":0", "\"class\":1", "class is 1 but obj_id 1 is class 0"),
+            ("\"obj_id\":1", "\"obj_id\":7", "no mesh has obj_id 7, there are 1"),
+            ("\"class\":0,\"obj_id\":1", "\"class\":3", "class is 3, expected 0..1"),
+            ("3.png", "x.png", "image x.png is not in the evaluated list"),
+            ("1784.6", "1e999", "number out of range"),
+            ("1784.6]", "1784.6,1]", "trailing characters"),
+            ("{", "", "invalid type"),
+        ] {
+            let error = format!("{:#}", parse(&good.replacen(find, put, 1)).unwrap_err());
+            assert!(error.contains(expected), "{put:?}: {error}");
+        }
     }
 }

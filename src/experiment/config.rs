@@ -13,7 +13,7 @@ use crate::data::{DataConfig, InputConfig};
 use crate::eval::EvalConfig;
 use crate::io;
 use crate::model::{LossConfig, NetworkConfig, TargetConfig};
-use crate::train::{StageConfig, TrainConfig};
+use crate::train::{EmaConfig, StageConfig, TrainConfig};
 
 /// The problem that is meant when none is named.
 const DEFAULT_PROBLEM: &str = "SwissCube";
@@ -62,13 +62,16 @@ pub struct ExperimentConfig {
     pub seed: u64,
     /// Start from the weights of `url` instead of random ones.
     pub pretrained: bool,
-    /// File of the pretrained weights (safetensors), relative to the config's folder.
+    /// File of the pretrained weights (safetensors, PyTorch, a checkpoint), relative to the config's folder.
     pub url: String,
+    /// Take what fits of `url` and start the rest of the network from random values, instead of refusing a file that
+    /// lacks layers.
+    pub loose: bool,
 }
 
 impl Default for ExperimentConfig {
     fn default() -> Self {
-        Self { seed: 1, pretrained: false, url: String::new() }
+        Self { seed: 1, pretrained: false, url: String::new(), loose: false }
     }
 }
 
@@ -133,6 +136,8 @@ pub struct TrainingSection {
     pub train_images: Option<usize>,
     /// Stop after so many steps in all.
     pub max_steps: Option<u64>,
+    /// Average the weights and evaluate the average; `null` evaluates the weights themselves.
+    pub ema: Option<EmaConfig>,
 }
 
 impl Default for TrainingSection {
@@ -149,6 +154,7 @@ impl Default for TrainingSection {
             valid_images: None,
             train_images: None,
             max_steps: train.max_steps,
+            ema: train.ema,
         }
     }
 }
@@ -206,6 +212,7 @@ impl Config {
             keep: t.keep,
             valid_every: t.valid_every,
             max_steps: t.max_steps,
+            ema: t.ema.clone(),
         }
     }
 

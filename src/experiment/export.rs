@@ -1,24 +1,64 @@
-//! `mqat export`: the network of a checkpoint without what only a resume needs.
+//! `mqat export`: the network of a checkpoint for other programs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
-use tch::Device;
+use tch::{Device, Tensor};
 
-use super::config::{self, Select};
-use super::home::Home;
+use super::config::Select;
+use super::import::config_of_file;
 use super::open::blank_network;
+use super::test::module_names;
+use super::weights::{self, LoadedNetwork, Strictness};
 use crate::io::tensors;
-use crate::train::{CheckpointMeta, load_for_evaluation};
+use crate::model::PoseNet;
+
+/// What file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportFormat {
+    /// Weights as safetensors under PyTorch keys.
+    #[default]
+    Safetensors,
+}
+
+/// Which weights of a quantized network are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportWeights {
+    /// Those that training goes on from.
+    Float,
+    /// Those that the network computes with: on their levels, where a module is quantized.
+    Quantized,
+}
+
+/// What `mqat export` is asked.
+#[derive(Debug, Clone)]
+pub struct ExportRequest {
+    /// The file of weights, of any kind.
+    pub checkpoint: PathBuf,
+    /// The config, for files that carry none.
+    pub select: Select,
+    /// What to write.
+    pub format: ExportFormat,
+    /// Which weights; none takes the quantized ones of a quantized network.
+    pub weights: Option<ExportWeights>,
+    /// The file to write.
+    pub out: PathBuf,
+}
 
 /// What was written.
 #[derive(Debug, Serialize)]
 pub struct ExportReport {
     /// The file.
     pub path: PathBuf,
+    /// What it is.
+    pub format: ExportFormat,
+    /// Which weights it holds.
+    pub weights: ExportWeights,
     /// Its tensors.
     pub num_tensors: usize,
     /// Its size.
@@ -27,50 +67,131 @@ pub struct ExportReport {
     pub quantized: Vec<String>,
 }
 
-/// Writes the parameters and buffers of `checkpoint` as safetensors under their PyTorch keys: float weights, or
-/// fake-quantized ones of the same shape where a module is quantized. Momentum, masks and position stay behind.
+/// A network to write, with what was loaded beside it.
+pub(super) struct Exported<'a> {
+    pub request: &'a ExportRequest,
+    pub net: PoseNet,
+    pub loaded: LoadedNetwork,
+}
+
+/// Writes the network of a checkpoint in the format that is asked for. Momentum, masks and position stay behind.
 ///
 /// # Errors
-/// If the checkpoint cannot be read or does not fit its config, or has quantized activations, which weights alone
-/// cannot carry; or if `out` is there already.
-pub fn export_weights(checkpoint: &Path, select: &Select, out: &Path) -> Result<ExportReport> {
-    if out.exists() {
-        bail!("{} is there already; remove it or name another file", out.display());
-    }
-    let meta = CheckpointMeta::of_file(checkpoint)?;
-    let config = match &meta {
-        Some(meta) => {
-            let at = format!("the config in {}", checkpoint.display());
-            config::parse(meta.config.clone(), &at)?
-        }
-        None => select.resolve(&Home::find(None, None)?)?,
-    };
+/// If the checkpoint cannot be read or does not fit its config, the format cannot say what it holds, or `out` is there
+/// already.
+pub fn export(request: &ExportRequest) -> Result<ExportReport> {
+    let out = &request.out;
+    ensure!(!out.exists(), "{} is there already; remove it or name another file", out.display());
+    let config = config_of_file(&request.checkpoint, &request.select)?;
     let net = blank_network(&config, Device::Cpu)?;
-    let loaded = load_for_evaluation(checkpoint, &net)?;
+    let loaded = weights::load(&request.checkpoint, &net, Strictness::Strict)?;
+    loaded.report.log();
+    let exported = Exported { request, net, loaded };
+    match request.format {
+        ExportFormat::Safetensors => write_weights(&exported),
+    }
+}
+
+/// Parameters and buffers under their bare keys.
+fn write_weights(exported: &Exported) -> Result<ExportReport> {
+    let Exported { request, net, loaded } = exported;
+    let from = &request.checkpoint;
+    let weights = request.weights.unwrap_or(match loaded.quantizers.is_empty() {
+        true => ExportWeights::Float,
+        false => ExportWeights::Quantized,
+    });
+    match weights {
+        ExportWeights::Float => ensure_float_exists(from, net, loaded)?,
+        ExportWeights::Quantized => ensure_quantized(from, loaded)?,
+    }
+    let state = match weights {
+        ExportWeights::Float => net.state(),
+        ExportWeights::Quantized => effective_state(net),
+    };
+    let quantized = match weights {
+        ExportWeights::Float => Vec::new(),
+        ExportWeights::Quantized => module_names(&loaded.quantized),
+    };
+    let out = &request.out;
+    match request.format {
+        ExportFormat::Safetensors => {
+            let metadata = BTreeMap::from([
+                ("format".to_owned(), "pt".to_owned()),
+                ("mqat_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+                ("quantized".to_owned(), Value::from(quantized.clone()).to_string()),
+            ]);
+            tensors::write(out, &state, &metadata)?;
+        }
+    }
+    let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();
+    Ok(ExportReport {
+        path: out.clone(),
+        format: request.format,
+        weights,
+        num_tensors: state.len(),
+        bytes,
+        quantized,
+    })
+}
+
+/// The state with the weights that the layers compute with.
+fn effective_state(net: &PoseNet) -> Vec<(String, Tensor)> {
+    let mut state = net.state();
+    let sites: BTreeMap<String, Tensor> = tch::no_grad(|| {
+        let sites = net.store.sites();
+        sites.iter().map(|s| (s.weight_name(), s.effective_weight(false).detach())).collect()
+    });
+    for (name, tensor) in &mut state {
+        if let Some(weight) = sites.get(name) {
+            *tensor = weight.shallow_clone();
+        }
+    }
+    state
+}
+
+/// Refuses weights that are not what the network will compute with.
+fn ensure_quantized(from: &Path, loaded: &LoadedNetwork) -> Result<()> {
+    let at = from.display();
+    ensure!(
+        !loaded.quantizers.is_empty(),
+        "{at}: no module is quantized; leave --weights quantized out"
+    );
     for quantizer in &loaded.quantizers {
         quantizer.assert_on_grid().with_context(|| {
             format!(
-                "{}: module {} is only partly quantized",
-                checkpoint.display(),
+                "{at}: module {} is only partly quantized; --weights float writes the weights as they are",
                 quantizer.module()
             )
         })?;
         if let Some(site) = quantizer.report().iter().find(|s| s.activations.is_some()) {
             bail!(
-                "{}: the inputs of {} are quantized, which a file of weights cannot say; use the checkpoint itself",
-                checkpoint.display(),
+                "{at}: the inputs of {} are quantized, which a file of weights cannot say; use the checkpoint itself",
                 site.name
             );
         }
     }
-    let quantized = meta.as_ref().map_or_else(Vec::new, super::test::module_names);
-    let metadata = BTreeMap::from([
-        ("format".to_owned(), "pt".to_owned()),
-        ("mqat_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ("quantized".to_owned(), Value::from(quantized.clone()).to_string()),
-    ]);
-    let state = net.state();
-    tensors::write(out, &state, &metadata)?;
-    let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();
-    Ok(ExportReport { path: out.to_owned(), num_tensors: state.len(), bytes, quantized })
+    Ok(())
+}
+
+/// Refuses to call weights float that were overwritten by their levels.
+fn ensure_float_exists(from: &Path, net: &PoseNet, loaded: &LoadedNetwork) -> Result<()> {
+    for quantizer in &loaded.quantizers {
+        if quantizer.assert_on_grid().is_err() {
+            continue;
+        }
+        for site in quantizer.report().iter().filter(|s| s.num_levels.is_some()) {
+            let sites = net.store.sites();
+            let Some(layer) = sites.iter().find(|s| s.name == site.name) else { continue };
+            if tch::no_grad(|| layer.effective_weight(false).equal(&layer.weight)) {
+                bail!(
+                    "{}: module {} has no float weights any more: {} sets each weight to its level when it freezes it, \
+                     and all are frozen; leave --weights float out, or export a checkpoint of an earlier stage",
+                    from.display(),
+                    quantizer.module(),
+                    site.method
+                );
+            }
+        }
+    }
+    Ok(())
 }

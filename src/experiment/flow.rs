@@ -12,13 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::config::Config;
+use super::layers::name_of;
 use super::{keys, stretch};
 use crate::io;
 use crate::model::PoseNet;
 use crate::quant::select;
-use crate::quant::{
-    ActivationMethod, ActivationQuantConfig, FractionSchedule, WeightMethod, WeightQuantConfig,
-};
+use crate::quant::{ActivationMethod, ActivationQuantConfig, WeightMethod, WeightQuantConfig};
 use crate::train::{StageConfig, TrainConfig};
 
 /// Number of the layout of plan files that this version writes.
@@ -308,7 +307,7 @@ fn parse_method<T: DeserializeOwned + JsonSchema>(name: &str, what: &str) -> Res
         .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     let hint = nearest.map_or(String::new(), |(_, name)| format!(", did you mean {name}?"));
-    bail!("{name:?} is no {what}{hint} There are: {}", known.join(", "))
+    bail!("{name:?} is no {what}{hint} (there are: {})", known.join(", "))
 }
 
 /// The names of an enum of plain variants, from its schema.
@@ -410,10 +409,15 @@ fn weights_of(
     epochs: u32,
 ) -> WeightQuantConfig {
     let same = base.filter(|base| method.is_none_or(|method| method == base.method));
-    let base = same.unwrap_or_else(|| WeightQuantConfig {
-        method: method.unwrap_or_default(),
-        schedule: stretch::schedule(&FractionSchedule::default(), 30, epochs),
-        ..WeightQuantConfig::default()
+    let base = same.unwrap_or_else(|| {
+        let mut own = WeightQuantConfig {
+            method: method.unwrap_or_default(),
+            ..WeightQuantConfig::default()
+        };
+        if own.freezes() {
+            own.schedule = stretch::schedule(&own.schedule, StageConfig::default().epochs, epochs);
+        }
+        own
     });
     WeightQuantConfig { bits: Some(width.bits), n_levels: width.n_levels, ..base }
 }
@@ -446,6 +450,19 @@ fn without_quantizing(stage: &StageConfig) -> StageConfig {
     StageConfig { name, module: None, weights: None, activations: None, ..stage.clone() }
 }
 
+/// What every layer is to be, for comparisons: no stage to be trained.
+pub(super) fn everything(bits: Bits) -> StageConfig {
+    let Bits { weights, activations } = bits;
+    let module = Some("*".to_owned());
+    let epochs = StageConfig::default().epochs;
+    StageConfig {
+        module,
+        weights: weights.map(|width| weights_of(None, None, width, epochs)),
+        activations: activations.map(|width| activations_of(None, None, width, epochs)),
+        ..StageConfig::default()
+    }
+}
+
 /// One stage over everything, with the epochs of the whole flow.
 fn uniform(flow: &[StageConfig], method: WeightMethod, bits: Bits) -> StageConfig {
     let text = TextStage {
@@ -460,16 +477,9 @@ fn uniform(flow: &[StageConfig], method: WeightMethod, bits: Bits) -> StageConfi
         stretch::stage(&mut stage, epochs);
     }
     let mut stage = text.resolve(&[stage]);
-    let method = names_of_value(&method);
+    let method = name_of(&method);
     stage.name = format!("uniform_{method}_{bits}").replace('/', "-");
     stage
-}
-
-fn names_of_value(value: &impl Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(Value::String(name)) => name,
-        _ => String::new(),
-    }
 }
 
 /// Refuses a flow whose patterns match nothing in the network or overlap, before hours are spent on the stages before

@@ -10,6 +10,7 @@ use super::config::{Config, Select};
 use super::device::DeviceChoice;
 use super::folder::{Folder, Provenance};
 use super::home::Home;
+use super::weights::Strictness;
 use crate::data::{Dataset, Split};
 use crate::eval::candidates::CandidateConfig;
 use crate::eval::{InferOptions, SYNTHETIC_FILE};
@@ -110,6 +111,18 @@ pub(super) fn new_network(config: &Config, device: Device) -> Result<PoseNet> {
 pub(super) fn blank_network(config: &Config, device: Device) -> Result<PoseNet> {
     let num_classes = i64::try_from(config.data.num_classes()).context("data.N_CLASS")?;
     PoseNet::blank(&config.network.params, num_classes, device)
+}
+
+/// The network of a config for a file that fills it wholly, or perhaps in part: then it has initial values.
+pub(super) fn network_to_load(
+    config: &Config,
+    device: Device,
+    strictness: Strictness,
+) -> Result<PoseNet> {
+    match strictness {
+        Strictness::Strict => blank_network(config, device),
+        Strictness::Loose => new_network(config, device),
+    }
 }
 
 /// How poses are inferred under a config.

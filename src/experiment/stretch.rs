@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::config::Config;
 use crate::quant::FractionSchedule;
 use crate::train::{Decay, StageConfig};
 
@@ -28,7 +29,9 @@ pub(super) fn stage(stage: &mut StageConfig, epochs: u32) {
         }
         Decay::Constant | Decay::Cosine { .. } => {}
     }
-    if let Some(weights) = &mut stage.weights {
+    if let Some(weights) = &mut stage.weights
+        && weights.freezes()
+    {
         weights.schedule = schedule(&weights.schedule, from, epochs);
     }
     if let Some(activations) = &mut stage.activations {
@@ -37,6 +40,13 @@ pub(super) fn stage(stage: &mut StageConfig, epochs: u32) {
         activations.quant_start_epoch = start.max(1).min(activations.quant_start_epoch);
     }
     stage.epochs = epochs;
+}
+
+/// Gives every stage of a config `epochs` epochs, see [`stage`].
+pub(super) fn all(config: &mut Config, epochs: u32) {
+    for each in config.training.full_precision.iter_mut().chain(&mut config.quantize.flow) {
+        stage(each, epochs);
+    }
 }
 
 /// A schedule made for `from` epochs, for `epochs`.

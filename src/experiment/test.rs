@@ -13,15 +13,16 @@ use super::config::{self, Config};
 use super::folder::{Folder, Pick};
 use super::home::Home;
 use super::keys;
-use super::open::{Request, blank_network, infer_options};
+use super::open::{Request, infer_options, network_to_load};
+use super::weights::{self, Strictness};
 use crate::data::{Dataset, Split};
 use crate::eval::{
-    Comparison, Evaluation, Prediction, Progress, Report, RunInfo, evaluate, infer,
-    write_depth_chart, write_errors, write_overlays, write_predictions,
+    Comparison, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing, evaluate,
+    infer, write_bop_csv, write_depth_chart, write_errors, write_overlays, write_predictions,
 };
 use crate::io;
 use crate::quant::ModuleQuantizer;
-use crate::train::{CheckpointFolder, CheckpointMeta, QuantizedModule, load_for_evaluation};
+use crate::train::{CheckpointFolder, CheckpointMeta, QuantizedModule};
 
 /// What `mqat test` is asked.
 #[derive(Debug, Clone)]
@@ -36,10 +37,12 @@ pub struct TestRequest {
     pub all_stages: bool,
     /// The split.
     pub split: Split,
-    /// Where predictions go as JSON lines.
+    /// Where predictions go: as BOP csv where the name ends in `.csv`, else as JSON lines.
     pub predictions: Option<PathBuf>,
     /// Folder of the report; none is the experiment's own.
     pub out: Option<PathBuf>,
+    /// Evaluate files that lack layers, too.
+    pub loose: bool,
 }
 
 /// What `mqat test` found.
@@ -65,11 +68,15 @@ pub struct CheckpointReport {
 impl TestReport {
     /// The tables for a terminal.
     pub fn text(&self) -> String {
-        let reports: Vec<&Report> = self.evaluations.iter().map(|e| &e.report).collect();
-        match reports.as_slice() {
-            [one] => one.text(),
-            many => Comparison::new(many).text(),
-        }
+        text_of(&self.evaluations.iter().map(|e| &e.report).collect::<Vec<_>>())
+    }
+}
+
+/// One report, or several side by side, for a terminal.
+pub(super) fn text_of(reports: &[&Report]) -> String {
+    match reports {
+        [one] => one.text(),
+        many => Comparison::new(many).text(),
     }
 }
 
@@ -94,7 +101,7 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
     for file in &files {
         let run = evaluate_one(request, &config, &dataset, device, file, progress)?;
         if let Some(path) = predictions_path(request, &files, file) {
-            write_predictions(&path, &run.predictions)?;
+            write_results(&path, &dataset, &run)?;
         }
         runs.push(run);
     }
@@ -118,10 +125,27 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
     Ok(TestReport { evaluations, folder: out })
 }
 
-/// One checkpoint's predictions and scores.
-struct Run {
-    predictions: Vec<Prediction>,
-    evaluation: Evaluation,
+/// Predictions, a checkpoint's or a file's, and their scores.
+pub(super) struct Run {
+    pub predictions: Vec<Prediction>,
+    pub evaluation: Evaluation,
+}
+
+/// Writes a checkpoint's predictions in the format that the file's name asks for.
+fn write_results(path: &Path, dataset: &Dataset, run: &Run) -> Result<()> {
+    match ResultFormat::of_name(path) {
+        ResultFormat::Jsonl => write_predictions(path, &run.predictions),
+        ResultFormat::BopCsv => {
+            let time_s = run.evaluation.report.timing.as_ref().and_then(mean_time_s);
+            write_bop_csv(path, dataset, &run.predictions, time_s)
+        }
+    }
+}
+
+/// What an image takes on average, s: network, decoding and PnP, without loading.
+fn mean_time_s(timing: &Timing) -> Option<f64> {
+    let total_s = timing.network_s + timing.decode_s + timing.pnp_s;
+    (timing.num_images > 0).then(|| total_s / timing.num_images as f64)
 }
 
 /// The checkpoints to evaluate, and the experiment's folder when it is one's.
@@ -180,7 +204,7 @@ fn config_for(
         (false, Some(folder)) => {
             Some((io::read_json(&folder.config())?, folder.config().display().to_string()))
         }
-        (false, None) => CheckpointMeta::of_file(checkpoint)?
+        (false, None) => weights::meta_of(checkpoint)?
             .map(|meta| (meta.config, format!("the config in {}", checkpoint.display()))),
     };
     let Some((mut document, at)) = stored else { return select.resolve(home) };
@@ -198,9 +222,14 @@ fn evaluate_one(
     file: &Path,
     progress: &mut dyn FnMut(&str, Progress),
 ) -> Result<Run> {
-    let net = blank_network(config, device)?;
-    let loaded = load_for_evaluation(file, &net)?;
-    let name = run_name(loaded.meta.as_ref(), &loaded.quantizers);
+    let strictness = Strictness::loose(request.loose);
+    let net = network_to_load(config, device, strictness)?;
+    let loaded = weights::load(file, &net, strictness)?;
+    loaded.report.log();
+    let mut name = run_name(&loaded.quantized, &loaded.quantizers);
+    if loaded.averaged {
+        name += ", averaged weights";
+    }
     tracing::info!("evaluating {} ({name})", file.display());
     let options = infer_options(config, device, request.run.skip_bad);
     let inference = infer(&net, dataset, &options, |p| progress(&name, p))?;
@@ -217,8 +246,8 @@ fn evaluate_one(
 
 /// What a checkpoint is, for people: `full precision`, `fpn 2-bit (3 levels)`; says so where a module is not quantized
 /// to the end.
-fn run_name(meta: Option<&CheckpointMeta>, quantizers: &[ModuleQuantizer]) -> String {
-    let names = meta.map_or_else(Vec::new, module_names);
+fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> String {
+    let names = module_names(quantized);
     if names.is_empty() {
         return "full precision".to_owned();
     }
@@ -242,8 +271,8 @@ fn run_name(meta: Option<&CheckpointMeta>, quantizers: &[ModuleQuantizer]) -> St
     named.join(" + ")
 }
 
-/// The quantized modules of a checkpoint, each with its bits and levels.
-pub(super) fn module_names(meta: &CheckpointMeta) -> Vec<String> {
+/// Quantized modules, each with its bits and levels.
+pub(super) fn module_names(quantized: &[QuantizedModule]) -> Vec<String> {
     let name = |module: &QuantizedModule| {
         let weights = module.weights.as_ref().and_then(|w| w.spacing().ok());
         let activations = module.activations.as_ref().and_then(|a| a.spacing().ok());
@@ -256,7 +285,7 @@ pub(super) fn module_names(meta: &CheckpointMeta) -> Vec<String> {
         }
         text
     };
-    meta.quantized.iter().map(name).collect()
+    quantized.iter().map(name).collect()
 }
 
 /// Where a checkpoint's predictions go: with several checkpoints each has its name in the file's, and its number where
@@ -292,15 +321,20 @@ fn tell_apart(runs: &mut [Run], files: &[PathBuf]) {
 }
 
 /// Writes metrics, tables, the plot over depth and overlays.
-fn write_report(out: &Path, config: &Config, dataset: &Dataset, runs: &[Run]) -> Result<()> {
+pub(super) fn write_report(
+    out: &Path,
+    config: &Config,
+    dataset: &Dataset,
+    runs: &[Run],
+) -> Result<()> {
     fs::create_dir_all(out).with_context(|| format!("making the folder {}", out.display()))?;
     let reports: Vec<&Report> = runs.iter().map(|r| &r.evaluation.report).collect();
     io::write_json(&out.join("metrics.json"), &reports)?;
-    let (text, markdown) = match reports.as_slice() {
-        [one] => (one.text(), one.markdown()),
-        many => (Comparison::new(many).text(), Comparison::new(many).markdown()),
+    let markdown = match reports.as_slice() {
+        [one] => one.markdown(),
+        many => Comparison::new(many).markdown(),
     };
-    for (name, table) in [("table.txt", &text), ("table.md", &markdown)] {
+    for (name, table) in [("table.txt", &text_of(&reports)), ("table.md", &markdown)] {
         io::write_atomic(&out.join(name), |w| Ok(w.write_all(table.as_bytes())?))?;
     }
     let named: Vec<_> = runs

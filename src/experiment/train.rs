@@ -18,6 +18,7 @@ use super::folder::{Folder, Pick, Provenance, Start};
 use super::home::Home;
 use super::open::{Request, infer_options, limited, new_network, num_workers, thinned};
 use super::record::{Recorder, make_plots_folder};
+use super::weights::{self, Strictness};
 use super::{flow, keys, stretch};
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
@@ -26,7 +27,7 @@ use crate::model::PoseNet;
 use crate::pose::EvalTable;
 use crate::train::{
     BatchRequest, BatchSource, Batches, Hooks, Observer, Outcome, ResumeFrom, RunInfo, Task,
-    TrainConfig, Trainer, ValidScore, load_for_evaluation,
+    TrainConfig, Trainer, ValidScore,
 };
 
 /// What `mqat train` is asked.
@@ -48,6 +49,8 @@ pub struct TrainRequest {
     pub epochs: Option<u32>,
     /// Stop after so many steps in all instead of the config's.
     pub max_steps: Option<u64>,
+    /// Pretrained weights need not fill the whole network.
+    pub loose: bool,
 }
 
 /// What `mqat train` did.
@@ -205,10 +208,9 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
             );
         }
     }
+    config.experiment.loose |= request.loose;
     if let Some(epochs) = request.epochs {
-        for stage in config.training.full_precision.iter_mut().chain(&mut config.quantize.flow) {
-            stretch::stage(stage, epochs);
-        }
+        stretch::all(&mut config, epochs);
     }
     let problems = config.problems();
     ensure!(problems.is_empty(), "{}", problems.join("; "));
@@ -273,14 +275,14 @@ pub(super) fn load_pretrained(net: &PoseNet, config: &Config) -> Result<()> {
          --set experiment.pretrained=false",
         path.display()
     );
-    let loaded = load_for_evaluation(path, net)
+    let loaded = weights::load(path, net, Strictness::loose(config.experiment.loose))
         .with_context(|| format!("experiment.url: loading {}", path.display()))?;
     ensure!(
         loaded.quantizers.is_empty(),
         "experiment.url: {} is quantized already; start from full-precision weights",
         path.display()
     );
-    tracing::info!("starting from {}", path.display());
+    loaded.report.log();
     Ok(())
 }
 

@@ -35,10 +35,11 @@ impl Pose {
             "the pose has a number that is not finite: R {r:?}, t {t_mm:?}"
         );
         let r = Matrix3::from_row_slice(r);
+        let (off, det) = ((r * r.transpose() - Matrix3::identity()).norm(), r.determinant());
         ensure!(
-            (r * r.transpose() - Matrix3::identity()).norm() < ROTATION_TOLERANCE
-                && r.determinant() > 0.0,
-            "R is not a rotation: {:?}",
+            off < ROTATION_TOLERANCE && det > 0.0,
+            "R is not a rotation: R R^T is {off:.2e} from the identity (at most {ROTATION_TOLERANCE}) and the \
+             determinant is {det:.6} (expected 1): {:?}",
             r.transpose().as_slice()
         );
         Ok(Self { r, t_mm: Vec3::new(t_mm[0], t_mm[1], t_mm[2]) })

@@ -5,6 +5,7 @@
 //! that names the file; none of them panics or allocates by a number that a file merely claims.
 //!
 //! - [`tensors`]: safetensors files of `tch` tensors, and strict copying into a network's own tensors
+//! - [`pth`]: PyTorch files, read without Python
 //! - [`picture`]: RGB images and masks (PNG, JPEG)
 //! - [`mesh`]: PLY meshes
 //! - [`events`]: TensorBoard event files
@@ -16,6 +17,7 @@ pub mod events;
 mod json;
 pub mod mesh;
 pub mod picture;
+pub mod pth;
 pub mod tensors;
 
 pub use atomic::{remove_leftovers, write_atomic};

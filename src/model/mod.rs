@@ -11,6 +11,7 @@ mod config;
 mod darknet;
 mod fpn;
 mod head;
+pub mod keys;
 mod loss;
 mod net;
 mod targets;

@@ -4,4 +4,5 @@ mod config;
 mod help;
 mod pipeline;
 mod resume;
+mod score;
 mod support;

@@ -5,7 +5,9 @@
 mod support;
 
 mod anchors;
+mod checkpoints;
 mod forward;
+mod import;
 mod inq;
 mod loss;
 mod pnp;

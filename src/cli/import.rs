@@ -1,0 +1,45 @@
+//! `mqat import`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::args::ConfigSelect;
+use super::{print_json, print_text, select};
+use crate::experiment::{Strictness, import};
+
+/// Arguments of `mqat import`.
+#[derive(Debug, Clone, Args)]
+pub struct ImportArgs {
+    /// The file: PyTorch (.pth, .ckpt; zip or legacy), safetensors, or a checkpoint.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// The checkpoint to write.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    #[command(flatten)]
+    pub select: ConfigSelect,
+
+    /// Take what fits, and leave random values in the rest of the network.
+    #[arg(long)]
+    pub loose: bool,
+
+    /// Print one JSON document on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub(super) fn run(args: ImportArgs) -> Result<()> {
+    let strictness = Strictness::loose(args.loose);
+    let report = import(&args.file, &select(args.select), &args.out, strictness)?;
+    if let [first, ..] = report.load.not_loaded()[..] {
+        tracing::warn!(
+            "{} tensors of the network are NOT from the file and have random values: {first}, ...",
+            report.load.not_loaded().len()
+        );
+    }
+    if args.json { print_json(&report) } else { print_text(&report.text()) }
+}

@@ -1,0 +1,176 @@
+//! The csv files of the BOP benchmark.
+//!
+//! A row is a pose: `scene_id,im_id,obj_id,score,R,t,time`; R (9 numbers, row-major) and t (3 numbers, mm) are separated
+//! by spaces; `time` is that of the whole image, s, the same on all its rows, or -1.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::predictions::Prediction;
+use super::result_file::Index;
+use crate::data::Dataset;
+use crate::io::write_atomic;
+
+/// The first line. Files without it are read too.
+const HEADER: &str = "scene_id,im_id,obj_id,score,R,t,time";
+/// What stands for a time that is not known.
+const UNKNOWN_TIME: f64 = -1.0;
+
+/// BOP's numbers of an image of a list: those of its sequence and of its file.
+///
+/// `testing/seq_000007/000000/rgb/000042.jpg` is image 42 of scene 7. Without a folder `seq_N` the scene is the number of
+/// the folder that holds `rgb`, as in other BOP datasets (`test/000007/rgb/000042.png`). `None` for other names.
+pub(super) fn image_ids(image: &str) -> Option<(u32, u32)> {
+    let path = Path::new(image);
+    let im_id = path.file_stem()?.to_str()?.parse().ok()?;
+    let scene = path.parent()?.parent()?;
+    let names = || scene.iter().rev().filter_map(|part| part.to_str());
+    let sequence = names().find_map(|name| name.strip_prefix("seq_")?.parse().ok());
+    Some((sequence.or_else(|| names().next()?.parse().ok())?, im_id))
+}
+
+/// Whether a line is the header.
+pub(super) fn is_header(line: &str) -> bool {
+    line.split(',').map(str::trim).eq(HEADER.split(','))
+}
+
+/// A row, as it stands.
+pub(super) struct Row {
+    pub scene_id: u32,
+    pub im_id: u32,
+    obj_id: u32,
+    score: f64,
+    r: [f64; 9],
+    t_mm: [f64; 3],
+    pub time_s: f64,
+}
+
+impl Row {
+    /// Takes a line apart.
+    ///
+    /// # Errors
+    /// If a field is missing or is not what it should be; names field and value.
+    pub fn parse(line: &str) -> Result<Self> {
+        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+        let [scene_id, im_id, obj_id, score, r, t, time] = fields.as_slice() else {
+            return Err(anyhow!(
+                "{} fields, expected 7: {HEADER} (numbers of R and t are separated by spaces)",
+                fields.len()
+            ));
+        };
+        let row = Self {
+            scene_id: whole("scene_id", scene_id)?,
+            im_id: whole("im_id", im_id)?,
+            obj_id: whole("obj_id", obj_id)?,
+            score: number("score", score)?,
+            r: numbers("R", r)?,
+            t_mm: numbers("t", t)?,
+            time_s: number("time", time)?,
+        };
+        for (name, value) in [("score", row.score), ("time", row.time_s)] {
+            ensure!(value.is_finite(), "{name} is {value}, expected a finite number");
+        }
+        Ok(row)
+    }
+
+    /// The row as a prediction.
+    ///
+    /// # Errors
+    /// If the image or the object is not of the dataset, or R and t are no pose.
+    pub fn prediction(&self, index: &Index) -> Result<Prediction> {
+        let prediction = Prediction {
+            image: index.image_of_ids(self.scene_id, self.im_id)?.to_owned(),
+            class: index.class(self.obj_id)?,
+            obj_id: Some(self.obj_id),
+            score: self.score,
+            r: self.r,
+            t_mm: self.t_mm,
+            inliers: 0,
+            residual_px: 0.0,
+        };
+        prediction.pose()?;
+        Ok(prediction)
+    }
+}
+
+fn whole(name: &str, text: &str) -> Result<u32> {
+    text.parse().map_err(|_| anyhow!("{name} is {text:?}, expected a whole number, 0 or more"))
+}
+
+fn number(name: &str, text: &str) -> Result<f64> {
+    text.parse().map_err(|_| anyhow!("{name} is {text:?}, expected a number"))
+}
+
+fn numbers<const N: usize>(name: &str, text: &str) -> Result<[f64; N]> {
+    let values: Vec<f64> =
+        text.split_whitespace().map(|part| number(name, part)).collect::<Result<_>>()?;
+    let count = values.len();
+    values
+        .try_into()
+        .map_err(|_| anyhow!("{name} has {count} numbers, expected {N}, separated by spaces"))
+}
+
+/// Writes predictions as the csv of the BOP benchmark, whole or not at all. Numbers have all the digits that reading them
+/// back needs. `time_s` is the time of an image, the same for all.
+///
+/// # Errors
+/// If an image's path gives no BOP numbers, or those of another image too; a class is not of the dataset; or the file
+/// cannot be written.
+pub fn write_bop_csv(
+    path: &Path,
+    dataset: &Dataset,
+    predictions: &[Prediction],
+    time_s: Option<f64>,
+) -> Result<()> {
+    let index = Index::new(dataset);
+    let time_s = time_s.unwrap_or(UNKNOWN_TIME);
+    write_atomic(path, |out| {
+        writeln!(out, "{HEADER}")?;
+        for p in predictions {
+            let (scene_id, im_id) = image_ids(&p.image).with_context(|| {
+                format!(
+                    "image {} has no BOP numbers: expected a path like \
+                     testing/seq_000007/000000/rgb/000000.jpg",
+                    p.image
+                )
+            })?;
+            index.image_of_ids(scene_id, im_id)?;
+            let (obj_id, score) = (index.obj_id(p.class)?, p.score);
+            let (r, t) = (joined(&p.r), joined(&p.t_mm));
+            writeln!(out, "{scene_id},{im_id},{obj_id},{score},{r},{t},{time_s}")?;
+        }
+        Ok(())
+    })
+}
+
+fn joined(values: &[f64]) -> String {
+    values.iter().map(f64::to_string).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_have_the_numbers_of_their_sequence_and_file() {
+        for (image, ids) in [
+            ("testing/seq_000007/000000/rgb/000042.jpg", Some((7, 42))),
+            ("test/000003/rgb/000001.png", Some((3, 1))),
+            ("seq_000012/rgb/5.png", Some((12, 5))),
+            ("seq_x/000002/rgb/5.png", Some((2, 5))),
+            ("test/front/rgb/000001.png", None),
+            ("testing/seq_000007/000000/rgb/front.jpg", None),
+            ("3.png", None),
+            ("", None),
+        ] {
+            assert_eq!(image_ids(image), ids, "{image}");
+        }
+    }
+
+    #[test]
+    fn the_header_is_known_with_spaces() {
+        assert!(is_header(HEADER) && is_header(&HEADER.replace(',', ", ")));
+        assert!(!is_header("scene_id,im_id") && !is_header("1,2,3,4,5,6,7"));
+    }
+}

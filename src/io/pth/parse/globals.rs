@@ -1,0 +1,149 @@
+//! The names that a pickle may mention. Everything that is not here is refused.
+
+/// Element types that are read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Element {
+    F64,
+    F32,
+    F16,
+    BF16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U8,
+    Bool,
+}
+
+/// Each element type with its size in bytes, its storage class and its name in `torch`.
+const ELEMENTS: [(Element, u64, &str, &str); 10] = [
+    (Element::F64, 8, "DoubleStorage", "float64"),
+    (Element::F32, 4, "FloatStorage", "float32"),
+    (Element::F16, 2, "HalfStorage", "float16"),
+    (Element::BF16, 2, "BFloat16Storage", "bfloat16"),
+    (Element::I64, 8, "LongStorage", "int64"),
+    (Element::I32, 4, "IntStorage", "int32"),
+    (Element::I16, 2, "ShortStorage", "int16"),
+    (Element::I8, 1, "CharStorage", "int8"),
+    (Element::U8, 1, "ByteStorage", "uint8"),
+    (Element::Bool, 1, "BoolStorage", "bool"),
+];
+
+/// Names in `torch` that stand for themselves: element types that tensors may not have here, layouts, formats.
+const TORCH_NAMES: [&str; 24] = [
+    "complex32",
+    "complex64",
+    "complex128",
+    "quint8",
+    "qint8",
+    "qint32",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float8_e5m2",
+    "float8_e4m3fn",
+    "float8_e5m2fnuz",
+    "float8_e4m3fnuz",
+    "float8_e8m0fnu",
+    "strided",
+    "sparse_coo",
+    "contiguous_format",
+    "channels_last",
+    "preserve_format",
+    "per_tensor_affine",
+    "per_tensor_symmetric",
+    "per_channel_affine",
+    "per_channel_symmetric",
+    "per_channel_affine_float_qparams",
+];
+
+impl Element {
+    fn row(self) -> (Element, u64, &'static str, &'static str) {
+        ELEMENTS[ELEMENTS.iter().position(|row| row.0 == self).unwrap_or(0)]
+    }
+
+    /// Bytes of one element.
+    pub fn size(self) -> u64 {
+        self.row().1
+    }
+
+    /// The storage class in `torch`: `FloatStorage`.
+    pub fn storage_class(self) -> &'static str {
+        self.row().2
+    }
+
+    /// The name in `torch`: `float32`.
+    pub fn name(self) -> &'static str {
+        self.row().3
+    }
+}
+
+/// A name that a pickle may mention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Global {
+    /// `OrderedDict` and `Counter`: made from nothing, a dict or pairs.
+    Dict,
+    Set,
+    Bytearray,
+    /// `_codecs.encode`: how protocol 2 writes `bytes`.
+    Encode,
+    /// `torch.Size`: a tuple.
+    Size,
+    /// `torch.device` and `torch.serialization._get_layout`: a name.
+    Named,
+    /// A tensor class, where a rebuild function is told what to make.
+    TensorClass,
+    RebuildTensor,
+    RebuildTensorV2,
+    RebuildTensorV3,
+    RebuildParameter,
+    RebuildParameterWithState,
+    RebuildFromType,
+    /// A storage class; `None` for bytes without a type.
+    Storage(Option<Element>),
+    Dtype(Element),
+    /// Another constant of `torch`.
+    TorchName(&'static str),
+}
+
+impl Global {
+    /// What `module.name` stands for; `None` refuses it.
+    pub(super) fn find(module: &str, name: &str) -> Option<Self> {
+        Some(match (module, name) {
+            ("collections", "OrderedDict" | "Counter") => Self::Dict,
+            ("builtins" | "__builtin__", "set" | "frozenset") => Self::Set,
+            ("builtins" | "__builtin__", "bytearray") => Self::Bytearray,
+            ("_codecs", "encode") => Self::Encode,
+            ("torch", "Size") => Self::Size,
+            ("torch", "device") | ("torch.serialization", "_get_layout") => Self::Named,
+            ("torch", "Tensor") => Self::TensorClass,
+            ("torch.nn.parameter", "Parameter" | "Buffer") => Self::TensorClass,
+            ("torch._utils", "_rebuild_tensor") => Self::RebuildTensor,
+            ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensorV2,
+            ("torch._utils", "_rebuild_tensor_v3") => Self::RebuildTensorV3,
+            ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
+            ("torch._utils", "_rebuild_parameter_with_state") => Self::RebuildParameterWithState,
+            ("torch._tensor", "_rebuild_from_type_v2") => Self::RebuildFromType,
+            ("torch.storage" | "torch", "UntypedStorage" | "_UntypedStorage") => {
+                Self::Storage(None)
+            }
+            ("torch" | "torch.cuda", name) if name.ends_with("Storage") => {
+                Self::Storage(Some(ELEMENTS.iter().find(|row| row.2 == name)?.0))
+            }
+            ("torch", name) => match ELEMENTS.iter().find(|row| row.3 == name) {
+                Some(row) => Self::Dtype(row.0),
+                None => Self::TorchName(TORCH_NAMES.iter().find(|n| **n == name)?),
+            },
+            _ => return None,
+        })
+    }
+
+    /// The name of a constant; `None` for classes and functions.
+    pub(super) fn constant(self) -> Option<String> {
+        match self {
+            Self::Dtype(element) => Some(format!("torch.{}", element.name())),
+            Self::TorchName(name) => Some(format!("torch.{name}")),
+            _ => None,
+        }
+    }
+}

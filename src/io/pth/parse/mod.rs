@@ -1,0 +1,146 @@
+//! What a PyTorch file says, in plain Rust: values, and where the numbers of its tensors lie.
+//!
+//! No tensor is made here, so that this part can be fuzzed by itself. Start at [`parse`]. Nothing is allocated by a
+//! number that the file merely claims, and nothing in it can run: [`pickle`] knows data only.
+
+mod archive;
+mod data;
+mod globals;
+mod legacy;
+mod pickle;
+mod tensor;
+mod tree;
+
+use std::io::{Read, Seek, SeekFrom};
+
+use anyhow::{Context, Result, bail, ensure};
+
+pub use data::Data;
+pub use globals::Element;
+pub use tensor::{Storage, View};
+
+/// Bytes that the tensors of any file may take.
+const BASE_TENSOR_BYTES: u64 = 64 << 20;
+/// Bytes that tensors may take for each byte of the file, besides: views that overlap, archives that are compressed.
+const TENSOR_BYTES_PER_BYTE: u64 = 16;
+
+/// The order of the bytes of a number in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    Little,
+    Big,
+}
+
+/// A file whose values were read, and whose numbers were not.
+#[derive(Debug)]
+pub struct Parsed<R> {
+    /// The value; a tensor is a place in `views`.
+    pub value: Data<usize>,
+    /// The tensors.
+    pub views: Vec<View>,
+    /// The storages they are parts of.
+    pub storages: Vec<Storage>,
+    /// The storages in the order in which they lie in the file.
+    pub in_order: Vec<usize>,
+    /// The order of bytes in the storages.
+    pub order: Order,
+    source: Source<R>,
+}
+
+#[derive(Debug)]
+enum Source<R> {
+    Zip(archive::Archive<R>),
+    Legacy(legacy::Legacy<R>),
+}
+
+impl<R> Parsed<R> {
+    fn new(
+        value: Data<usize>,
+        tables: tensor::Tables,
+        places: Vec<u64>,
+        order: Order,
+        source: Source<R>,
+    ) -> Self {
+        let mut in_order: Vec<usize> = (0..places.len()).collect();
+        in_order.sort_by_key(|&i| places[i]);
+        let tensor::Tables { storages, views, .. } = tables;
+        Self { value, views, storages, in_order, order, source }
+    }
+}
+
+impl<R: Read + Seek> Parsed<R> {
+    /// Fills `bytes`, which must have the size of the storage.
+    ///
+    /// # Errors
+    /// If the file ends early, or the bytes do not have the archive's checksum.
+    pub fn read_storage(&mut self, storage: usize, bytes: &mut [u8]) -> Result<()> {
+        let Storage { key, num_bytes, .. } = &self.storages[storage];
+        ensure!(bytes.len() as u64 == *num_bytes, "storage {key} has {num_bytes} bytes");
+        let read = match &mut self.source {
+            Source::Zip(archive) => archive.read_storage(storage, bytes),
+            Source::Legacy(legacy) => legacy.read_storage(storage, bytes),
+        };
+        read.with_context(|| format!("storage {key}: the file is damaged"))
+    }
+}
+
+/// Reads everything of a PyTorch file but the numbers.
+///
+/// # Errors
+/// If it is none, is truncated or damaged, names anything that is not data, or its tensors would take memory out of
+/// all proportion to it.
+pub fn parse<R: Read + Seek>(mut reader: R) -> Result<Parsed<R>> {
+    let file_bytes = reader.seek(SeekFrom::End(0))?;
+    reader.seek(SeekFrom::Start(0))?;
+    let mut head = Vec::new();
+    reader.by_ref().take(HEAD_BYTES).read_to_end(&mut head)?;
+    reader.seek(SeekFrom::Start(0))?;
+    refuse_others(&head, file_bytes)?;
+    let parsed = match head.starts_with(b"PK") {
+        true => archive::parse(reader, file_bytes),
+        false => legacy::parse(reader, file_bytes),
+    }?;
+    let needed = parsed.views.iter().try_fold(0_u64, |sum, view| {
+        sum.checked_add(view.num_elements.checked_mul(view.element.size())?)
+    });
+    let limit = file_bytes.saturating_mul(TENSOR_BYTES_PER_BYTE).saturating_add(BASE_TENSOR_BYTES);
+    ensure!(
+        needed.is_some_and(|needed| needed <= limit),
+        "its {} tensors would take {} bytes, and the file has {file_bytes}: too many of them show the same numbers \
+         (expanded or compressed); save contiguous copies",
+        parsed.views.len(),
+        needed.map_or("more than 2^64".to_owned(), |needed| needed.to_string())
+    );
+    Ok(parsed)
+}
+
+const HEAD_BYTES: u64 = 512;
+
+/// Names the other kinds of file that end up here.
+fn refuse_others(head: &[u8], file_bytes: u64) -> Result<()> {
+    ensure!(!head.is_empty(), "the file is empty");
+    if head.get(257..262) == Some(b"ustar") {
+        bail!(
+            "it is a tar archive, the format of PyTorch before 0.2: convert it in Python, \
+             torch.save(torch.load(FILE, weights_only=True), \"weights.pth\")"
+        );
+    }
+    if head.starts_with(b"version https://git-lfs") {
+        bail!("it is a pointer of Git LFS, not the file itself: run git lfs pull");
+    }
+    let text = head.trim_ascii_start();
+    if text.starts_with(b"<!") || text.starts_with(b"<html") {
+        bail!("it is a web page: the download went wrong");
+    }
+    if let Some((length, rest)) = head.split_first_chunk::<8>()
+        && rest.starts_with(b"{\"")
+        && u64::from_le_bytes(*length) < file_bytes
+    {
+        bail!("it is a safetensors file: give it a name that ends in .safetensors");
+    }
+    ensure!(
+        head.starts_with(b"PK") || head[0] == 0x80,
+        "it begins with neither a zip archive nor a pickle: it is no file of torch.save"
+    );
+    Ok(())
+}

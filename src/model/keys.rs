@@ -1,0 +1,117 @@
+//! Keys of published state dicts, and what they are called in the bare network: the one table of renames.
+
+/// What programs put before the keys of the network they wrap, with the wrapper's name.
+pub const WRAPPERS: [(&str, &str); 3] = [
+    ("module.", "DataParallel"),
+    ("model.", "the quantization wrapper"),
+    ("_orig_mod.", "torch.compile"),
+];
+
+/// First components of the bare network's keys.
+pub const ROOTS: [&str; 4] = ["backbone", "fpn", "head", "anchor_generator"];
+
+/// What the published INQ layers keep beside a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InqExtra {
+    /// `weight_frozen`: the values that are quantized, NaN where a weight is not frozen yet; shape of the weight.
+    Frozen,
+    /// `weight_s`: the scale that was found, 1 where the stored weights were divided by it; shape `[1]`.
+    Scale,
+}
+
+/// The key without the wrappers before it: `module.model.fpn.out_convs.2.bias` is `fpn.out_convs.2.bias`.
+pub fn bare(key: &str) -> &str {
+    let mut rest = key;
+    while let Some((prefix, _)) = WRAPPERS.iter().find(|(prefix, _)| rest.starts_with(prefix)) {
+        rest = &rest[prefix.len()..];
+    }
+    rest
+}
+
+/// What stands before the bare key: `module.model.`, or nothing.
+pub fn wrapping(key: &str) -> &str {
+    &key[..key.len() - bare(key).len()]
+}
+
+/// The module that a bare key belongs to; `None` for keys of another network.
+pub fn root(bare: &str) -> Option<&'static str> {
+    let first = bare.split('.').next()?;
+    ROOTS.into_iter().find(|root| *root == first)
+}
+
+/// The key of the weight that an extra of an INQ layer belongs to.
+pub fn inq_extra(bare: &str) -> Option<(String, InqExtra)> {
+    let (layer, leaf) = bare.rsplit_once('.')?;
+    let extra = match leaf {
+        "weight_frozen" => InqExtra::Frozen,
+        "weight_s" => InqExtra::Scale,
+        _ => return None,
+    };
+    Some((format!("{layer}.weight"), extra))
+}
+
+/// Whether a tensor is learnt: no running statistic, counter or anchor.
+pub fn is_parameter(bare: &str) -> bool {
+    let leaf = bare.rsplit('.').next().unwrap_or(bare);
+    !matches!(leaf, "running_mean" | "running_var" | "num_batches_tracked")
+        && root(bare) != Some("anchor_generator")
+}
+
+/// Why the network's outputs do not depend on a tensor; `None` if they do.
+pub fn harmless(bare: &str) -> Option<&'static str> {
+    if bare.ends_with(".num_batches_tracked") {
+        Some("counts batches, which nothing reads; files from before PyTorch 0.4.1 have none")
+    } else if bare.starts_with("backbone.output.") {
+        Some("the backbone's classifier, which the network does not use")
+    } else if root(bare) == Some("anchor_generator") {
+        Some("anchors follow from the config")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_row_of_the_table_renames() {
+        for (prefix, _) in WRAPPERS {
+            let key = format!("{prefix}fpn.inner_convs.2.weight");
+            assert_eq!(bare(&key), "fpn.inner_convs.2.weight");
+            assert_eq!(wrapping(&key), prefix);
+        }
+        assert_eq!(bare("module.model.head.scales.0.scale"), "head.scales.0.scale");
+        assert_eq!(wrapping("module.model.backbone.x"), "module.model.");
+        assert_eq!((bare("modules.fpn.a"), wrapping("fpn.a")), ("modules.fpn.a", ""));
+    }
+
+    #[test]
+    fn modules_are_whole_components() {
+        assert_eq!(root("head.cls_logits.bias"), Some("head"));
+        assert_eq!(root("head2.cls_logits.bias"), None);
+        assert_eq!(root("backbone"), Some("backbone"));
+    }
+
+    #[test]
+    fn extras_name_their_weight() {
+        let frozen = inq_extra("fpn.out_convs.2.weight_frozen").unwrap();
+        assert_eq!(frozen, ("fpn.out_convs.2.weight".to_owned(), InqExtra::Frozen));
+        let scale = inq_extra("fpn.out_convs.2.weight_s").unwrap();
+        assert_eq!(scale, ("fpn.out_convs.2.weight".to_owned(), InqExtra::Scale));
+        assert!(inq_extra("fpn.out_convs.2.weight").is_none());
+    }
+
+    #[test]
+    fn what_no_output_depends_on_is_known() {
+        for key in [
+            "backbone.features.init_block.bn.num_batches_tracked",
+            "backbone.output.weight",
+            "anchor_generator.cell_anchors.0",
+        ] {
+            assert!(harmless(key).is_some(), "{key}");
+        }
+        assert!(harmless("backbone.features.init_block.bn.running_mean").is_none());
+        assert!(is_parameter("fpn.inner_convs.2.bias") && !is_parameter("a.bn.running_var"));
+    }
+}
