@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::plan::FlowArgs;
+use super::search::SearchArgs;
 use super::audit::AuditArgs;
 use super::export::ExportArgs;
 use super::import::ImportArgs;
@@ -51,6 +53,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate checkpoints on a split: poses, the accuracy table, plots and overlays.
     Test(TestArgs),
+    /// Find the order and the bit widths of the modules for a target size, and write a plan to train.
+    Search(Box<SearchArgs>),
     /// Score poses from files (JSON lines or BOP csv, of any program) as `test` scores a network's.
     Score(super::score::ScoreArgs),
     /// Render a synthetic SwissCube dataset.

@@ -11,6 +11,7 @@ mod import;
 mod inspect;
 mod onnx;
 mod plan;
+mod search;
 mod score;
 mod stop;
 mod synth;
@@ -57,6 +58,7 @@ fn dispatch(command: Command) -> Result<Ended> {
     match command {
         Command::Train(args) => train::run(args),
         Command::Test(args) => test::run(args).map(|()| Ended::Done),
+        Command::Search(args) => search::run(*args),
         Command::Score(args) => score::run(args).map(|()| Ended::Done),
         Command::Synth(args) => synth::run(&args).map(|()| Ended::Done),
         Command::Inspect(args) => inspect::run(args).map(|()| Ended::Done),

@@ -23,6 +23,7 @@ mod packed;
 mod plan;
 mod published;
 mod record;
+mod search;
 mod score;
 mod stretch;
 mod test;
@@ -50,6 +51,11 @@ pub use layers::{LayerReport, QuantizedTo};
 pub use onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target};
 pub use open::Request;
 pub use packed::PackReport;
+pub use search::{
+    Budget, First, GainReport, LayerRow, ListedTrial, ModuleRow, OrderReport, OrdersReport,
+    SearchEnd, SearchReport, SearchRequest, SizeKind, SizeReport, Target, TraceRequest,
+    TrialReport, Walk, search,
+};
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
