@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::audit::AuditArgs;
 use super::export::ExportArgs;
 use super::import::ImportArgs;
 use super::plan::{FlowArgs, PlanArgs};
@@ -58,6 +59,8 @@ pub enum Command {
     /// Read weights of other programs (PyTorch files of the published code, safetensors) into a checkpoint.
     Import(ImportArgs),
     /// Write a checkpoint's network for other programs: weights alone, under PyTorch keys.
+    /// Check that every quantized weight of a file is on its levels, and quantized as planned; exit code 1 if not.
+    Audit(AuditArgs),
     /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.
     Plan(PlanArgs),
     /// Write a checkpoint's weights alone (safetensors, PyTorch keys), as a start for other runs.

@@ -3,6 +3,7 @@
 //! Start at [`Cli`]; [`run`] hands a parsed command to its file. Results go to stdout, everything else to stderr.
 
 mod args;
+mod audit;
 mod completions;
 mod config;
 mod export;
@@ -58,6 +59,7 @@ fn dispatch(command: Command) -> Result<Ended> {
         Command::Synth(args) => synth::run(&args).map(|()| Ended::Done),
         Command::Inspect(args) => inspect::run(args).map(|()| Ended::Done),
         Command::Import(args) => import::run(args).map(|()| Ended::Done),
+        Command::Audit(args) => audit::run(args).map(|()| Ended::Done),
         Command::Plan(args) => plan::run(args).map(|()| Ended::Done),
         Command::Export(args) => export::run(args).map(|()| Ended::Done),
         Command::Config(args) => config::run(args).map(|()| Ended::Done),

@@ -13,7 +13,7 @@ use crate::data::{DataConfig, InputConfig};
 use crate::eval::EvalConfig;
 use crate::io;
 use crate::model::{LossConfig, NetworkConfig, TargetConfig};
-use crate::train::{StageConfig, TrainConfig};
+use crate::train::{EmaConfig, StageConfig, TrainConfig};
 
 /// The problem that is meant when none is named.
 const DEFAULT_PROBLEM: &str = "SwissCube";
@@ -134,6 +134,8 @@ pub struct TrainingSection {
     pub valid_images: Option<usize>,
     /// Stop after so many steps in all.
     pub max_steps: Option<u64>,
+    /// Average the weights and evaluate the average; `null` evaluates the weights themselves.
+    pub ema: Option<EmaConfig>,
 }
 
 impl Default for TrainingSection {
@@ -149,6 +151,7 @@ impl Default for TrainingSection {
             valid_every: train.valid_every,
             valid_images: None,
             max_steps: train.max_steps,
+            ema: train.ema,
         }
     }
 }
@@ -203,6 +206,7 @@ impl Config {
             keep: t.keep,
             valid_every: t.valid_every,
             max_steps: t.max_steps,
+            ema: t.ema.clone(),
         }
     }
 

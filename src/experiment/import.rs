@@ -67,6 +67,8 @@ pub fn import(
         weights: net.state(),
         quant: loaded.quantizers.iter().flat_map(|q| q.state()).collect(),
         momentum: Vec::new(),
+        ema: Vec::new(),
+        telemetry: Vec::new(),
     };
     checkpoint.write(out)?;
     let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();

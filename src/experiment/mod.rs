@@ -4,6 +4,7 @@
 //! (`published.rs` translates the published code's form). `open.rs` turns a [`Request`] into device, dataset and network;
 //! `folder.rs` is `LOGS/PROBLEM/TOPOLOGY/expNNN`; `record.rs` writes what happens there.
 
+mod audit;
 mod config;
 mod contents;
 mod device;
@@ -25,6 +26,7 @@ mod test;
 mod train;
 mod weights;
 
+pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
 pub use config::{
     Config, ExperimentConfig, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig, Select,
     TrainingSection,

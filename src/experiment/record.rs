@@ -13,7 +13,8 @@ use crate::io::chart::{Chart, Series};
 use crate::io::events::EventWriter;
 use crate::io::write_atomic;
 use crate::train::{
-    CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, ValidRecord,
+    CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, TelemetryRecord,
+    ValidRecord,
 };
 
 /// Steps between two lines of steps in the files; the first steps are all written.
@@ -135,6 +136,15 @@ impl Observer for Recorder<'_> {
         }
         self.flush()?;
         self.view.epoch(epoch)
+    }
+
+    fn telemetry(&mut self, telemetry: &TelemetryRecord) -> Result<()> {
+        self.line("telemetry", telemetry)?;
+        let module = &telemetry.module.module;
+        for (name, value) in telemetry.module.numbers.known() {
+            self.scalars(telemetry.global_step, &[(&format!("quantize/{module}/{name}"), value)])?;
+        }
+        self.view.telemetry(telemetry)
     }
 
     fn validation(&mut self, valid: &ValidRecord) -> Result<()> {

@@ -226,7 +226,10 @@ fn evaluate_one(
     let net = network_to_load(config, device, strictness)?;
     let loaded = weights::load(file, &net, strictness)?;
     loaded.report.log();
-    let name = run_name(&loaded.quantized, &loaded.quantizers);
+    let mut name = run_name(&loaded.quantized, &loaded.quantizers);
+    if loaded.averaged {
+        name += ", averaged weights";
+    }
     tracing::info!("evaluating {} ({name})", file.display());
     let options = infer_options(config, device, request.run.skip_bad);
     let inference = infer(&net, dataset, &options, |p| progress(&name, p))?;
@@ -271,14 +274,12 @@ fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> St
 /// Quantized modules, each with its bits and levels.
 pub(super) fn module_names(quantized: &[QuantizedModule]) -> Vec<String> {
     let name = |module: &QuantizedModule| {
-        let weights = module.weights.as_ref().and_then(|w| w.spacing().ok());
-        let activations = module.activations.as_ref().and_then(|a| a.spacing().ok());
         let mut text = module.module.clone();
-        if let Some(spacing) = weights {
-            text += &format!(" {}-bit ({} levels)", spacing.bits(), spacing.num_levels());
+        if let Some(weights) = &module.weights {
+            text += &format!(" {}", weights.describe());
         }
-        if let Some(spacing) = activations {
-            text += &format!(", inputs {}-bit ({} levels)", spacing.bits(), spacing.num_levels());
+        if let Some(activations) = &module.activations {
+            text += &format!(", inputs {}", activations.describe());
         }
         text
     };

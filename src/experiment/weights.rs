@@ -81,6 +81,8 @@ pub struct LoadedNetwork {
     pub quantized: Vec<QuantizedModule>,
     /// The quantizers that are plugged into the network now, in the order of the flow.
     pub quantizers: Vec<ModuleQuantizer>,
+    /// Whether the weights are the moving average that a checkpoint holds beside the last ones: validation measured it.
+    pub averaged: bool,
     /// What matched and what did not.
     pub report: LoadReport,
 }
@@ -177,12 +179,20 @@ pub(super) fn key_form<'a>(keys: impl Iterator<Item = &'a str>) -> String {
 
 /// A checkpoint of mqat: its quantizers come from its own description.
 fn load_checkpoint(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<LoadedNetwork> {
-    let Checkpoint { meta, weights, quant, .. } = Checkpoint::read(path)?;
+    let Checkpoint { meta, weights, quant, ema, .. } = Checkpoint::read(path)?;
+    let averaged = !ema.is_empty();
+    let weights = if averaged { ema } else { weights };
     let mut report = LoadReport {
         file: path.to_owned(),
         key_form: unwrap::key_form(weights.iter().map(|(name, _)| name.as_str())),
         ..LoadReport::default()
     };
+    if averaged {
+        report.notes.push(
+            "the weights are the moving average (training.ema), as validation measured them"
+                .to_owned(),
+        );
+    }
     assign::assign(net, &weights, strictness, &mut report)?;
     let quantizers = attach_all(&meta.quantized, &net.store, &quant)
         .with_context(|| format!("loading checkpoint {}", path.display()))?;
@@ -192,6 +202,7 @@ fn load_checkpoint(path: &Path, net: &PoseNet, strictness: Strictness) -> Result
         meta: Some(meta),
         quantized,
         quantizers,
+        averaged,
         report,
     })
 }
@@ -230,5 +241,5 @@ fn load_state(
     };
     assign::assign(net, &unwrapped.tensors, strictness, &mut report)?;
     let (quantized, quantizers) = grid::plug(net, &unwrapped.inq, &mut report).with_context(at)?;
-    Ok(LoadedNetwork { kind, meta: None, quantized, quantizers, report })
+    Ok(LoadedNetwork { kind, meta: None, quantized, quantizers, averaged: false, report })
 }

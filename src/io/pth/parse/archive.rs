@@ -3,6 +3,7 @@
 use std::io::{Read, Seek};
 
 use anyhow::{Context, Result, bail, ensure};
+use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{self, MAX_PICKLE_BYTES};
@@ -26,7 +27,11 @@ pub(super) struct Archive<R> {
 
 /// Reads everything of a zip file but the storages' bytes.
 pub(super) fn parse<R: Read + Seek>(reader: R, file_bytes: u64) -> Result<Parsed<R>> {
-    let mut zip = ZipArchive::new(reader).map_err(|error| {
+    // Offsets count from the start of the file. To search for the start instead goes wrong on PyTorch's own files:
+    // between the directory and the end record they have 76 bytes (zip64), which the search takes for the first
+    // entry if that has a name of 30 bytes.
+    let config = Config { archive_offset: ArchiveOffset::Known(0) };
+    let mut zip = ZipArchive::with_config(config, reader).map_err(|error| {
         anyhow::anyhow!(
             "the zip archive cannot be read ({error}): the file is truncated or damaged"
         )
