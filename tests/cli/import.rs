@@ -215,7 +215,7 @@ fn a_file_without_a_module_is_taken_only_when_asked() {
     let start =
         ["--set", "experiment.pretrained=true", "--set", &url, "--data", data, "--logs", &logs];
     let train =
-        |more: &[&str]| run(&small("train", &[&start, &["--max-steps", "1"], more].concat()));
+        |more: &[&str]| run(&small("train", &[&start[..], &["--max-steps", "1"], more].concat()));
     train(&[]).code(1).says(&["experiment.url", "16 missing"]);
     train(&["--loose"]).code(0).says(&["NOT from"]);
     let quantized =
