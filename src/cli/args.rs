@@ -8,6 +8,7 @@ use super::audit::AuditArgs;
 use super::export::ExportArgs;
 use super::import::ImportArgs;
 use super::plan::{FlowArgs, PlanArgs};
+use super::verify::VerifyArgs;
 use crate::data::Split;
 use crate::experiment::DeviceChoice;
 use crate::synth::{Attitude, Format, parse_depth_range};
@@ -65,6 +66,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Write a checkpoint's weights alone (safetensors, PyTorch keys), as a start for other runs.
     Export(ExportArgs),
+    /// Run two files of one network (checkpoint, packed, ...) on the same images; fail when they differ.
+    Verify(VerifyArgs),
     /// Print a resolved config, or the JSON schema of configs.
     Config(ConfigArgs),
     /// Print a completion script for a shell.

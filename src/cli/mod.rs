@@ -16,6 +16,7 @@ mod synth;
 mod terminal;
 mod test;
 mod train;
+mod verify;
 mod view;
 
 pub use args::Cli;
@@ -61,6 +62,7 @@ fn dispatch(command: Command) -> Result<Ended> {
         Command::Import(args) => import::run(args).map(|()| Ended::Done),
         Command::Audit(args) => audit::run(args).map(|()| Ended::Done),
         Command::Plan(args) => plan::run(args).map(|()| Ended::Done),
+        Command::Verify(args) => verify::run(args).map(|()| Ended::Done),
         Command::Export(args) => export::run(args).map(|()| Ended::Done),
         Command::Config(args) => config::run(args).map(|()| Ended::Done),
         Command::Completions { shell } => completions::run(shell).map(|()| Ended::Done),

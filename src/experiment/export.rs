@@ -8,11 +8,13 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
-use super::config::Select;
+use super::config::{Config, Select};
 use super::import::config_of_file;
 use super::open::blank_network;
+use super::packed::{self, PackReport};
 use super::test::module_names;
 use super::weights::{self, LoadedNetwork, Strictness};
+use crate::export::packed::PackOptions;
 use crate::io::tensors;
 use crate::model::PoseNet;
 
@@ -23,6 +25,8 @@ pub enum ExportFormat {
     /// Weights as safetensors under PyTorch keys.
     #[default]
     Safetensors,
+    /// Weights as codes of 1 to 8 bits, and everything else, in one file.
+    Packed,
 }
 
 /// Which weights of a quantized network are written.
@@ -46,6 +50,8 @@ pub struct ExportRequest {
     pub format: ExportFormat,
     /// Which weights; none takes the quantized ones of a quantized network.
     pub weights: Option<ExportWeights>,
+    /// How a packed file is made.
+    pub packed: PackOptions,
     /// The file to write.
     pub out: PathBuf,
 }
@@ -65,6 +71,9 @@ pub struct ExportReport {
     pub bytes: u64,
     /// The modules whose weights lie on levels.
     pub quantized: Vec<String>,
+    /// Sizes of a packed file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packed: Option<PackReport>,
 }
 
 /// A network to write, with what was loaded beside it.
@@ -89,7 +98,33 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     let exported = Exported { request, net, loaded };
     match request.format {
         ExportFormat::Safetensors => write_weights(&exported),
+        ExportFormat::Packed => write_packed(&exported, &config),
     }
+}
+
+/// A packed file with the config in it.
+fn write_packed(exported: &Exported, config: &Config) -> Result<ExportReport> {
+    let Exported { request, net, loaded } = exported;
+    let from = request.checkpoint.display();
+    let quantized =
+        loaded.quantizers.iter().any(|q| q.report().iter().any(|s| s.num_levels.is_some()));
+    let weights = if quantized { ExportWeights::Quantized } else { ExportWeights::Float };
+    ensure!(
+        request.weights.is_none_or(|wanted| wanted == weights),
+        "{from}: a packed file holds the weights that the network computes with; leave --weights out"
+    );
+    let config = serde_json::to_value(config).context("writing the config as JSON")?;
+    let (from, out) = (&request.checkpoint, &request.out);
+    let report = packed::write(net, loaded, from, config, request.packed, out)?;
+    Ok(ExportReport {
+        path: out.clone(),
+        format: request.format,
+        weights,
+        num_tensors: report.num_tensors,
+        bytes: report.bytes,
+        quantized: report.quantized.clone(),
+        packed: Some(report),
+    })
 }
 
 /// Parameters and buffers under their bare keys.
@@ -113,8 +148,8 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
         ExportWeights::Quantized => module_names(&loaded.quantized),
     };
     let out = &request.out;
-    match request.format {
-        ExportFormat::Safetensors => {
+    {
+        {
             let metadata = BTreeMap::from([
                 ("format".to_owned(), "pt".to_owned()),
                 ("mqat_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
@@ -131,6 +166,7 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
         num_tensors: state.len(),
         bytes,
         quantized,
+        packed: None,
     })
 }
 

@@ -48,6 +48,11 @@ pub fn import(
     let config = config_of_file(file, select)?;
     let net = network_to_load(&config, Device::Cpu, strictness)?;
     let loaded = weights::load_as_stored(file, &net, strictness)?;
+    ensure!(
+        loaded.kind != FileKind::Packed,
+        "{} is packed, without the state that training goes on from; import the checkpoint it was made from",
+        file.display()
+    );
     let quantized = module_names(&loaded.quantized);
     let meta = match loaded.meta {
         Some(meta) => meta,

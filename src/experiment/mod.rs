@@ -17,6 +17,7 @@ mod inspect;
 mod keys;
 mod layers;
 mod open;
+mod packed;
 mod plan;
 mod published;
 mod record;
@@ -24,6 +25,7 @@ mod score;
 mod stretch;
 mod test;
 mod train;
+mod verify;
 mod weights;
 
 pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
@@ -43,10 +45,14 @@ pub use import::{ImportReport, import};
 pub use inspect::{NetworkReport, inspect_network};
 pub use layers::{LayerReport, QuantizedTo};
 pub use open::Request;
+pub use packed::PackReport;
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
+pub use verify::{
+    ArtefactReport, Detections, Limits, PoseDeviation, Spread, VerifyReport, VerifyRequest, verify,
+};
 pub use weights::{
     Conversion, FileKind, GridReport, InqLayerReport, LoadReport, LoadedNetwork, OtherMember,
     Strictness, Unmatched, assembled_weight, kind_of, load, load_state_dict, meta_of,

@@ -246,7 +246,7 @@ fn evaluate_one(
 
 /// What a checkpoint is, for people: `full precision`, `fpn 2-bit (3 levels)`; says so where a module is not quantized
 /// to the end.
-fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> String {
+pub(super) fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> String {
     let names = module_names(quantized);
     if names.is_empty() {
         return "full precision".to_owned();
@@ -265,8 +265,9 @@ fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> St
         }
         text
     };
+    let quantizer_of = |i: usize| quantizers.iter().find(|q| q.module() == quantized[i].module);
     let named: Vec<String> = (names.iter().enumerate())
-        .map(|(i, name)| format!("{name}{}", quantizers.get(i).map_or_else(String::new, partly)))
+        .map(|(i, name)| format!("{name}{}", quantizer_of(i).map_or_else(String::new, partly)))
         .collect();
     named.join(" + ")
 }

@@ -196,6 +196,14 @@ impl CheckpointMeta {
         }
     }
 
+    /// What another file holds of a checkpoint.
+    ///
+    /// # Errors
+    /// If it is none, or of a newer format.
+    pub fn of_json(json: &str) -> Result<Self> {
+        read_meta(json)
+    }
+
     /// Reads what a file says of itself, without its tensors; `None` for a file of bare weights.
     ///
     /// # Errors
