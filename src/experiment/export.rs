@@ -110,7 +110,7 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     );
     let config = config_of_file(&request.checkpoint, &request.select)?;
     let net = blank_network(&config, Device::Cpu)?;
-    let loaded = weights::load(&request.checkpoint, &net, Strictness::Strict)?;
+    let loaded = weights::load_as_stored(&request.checkpoint, &net, Strictness::Strict)?;
     loaded.report.log();
     let exported = Exported { request, net, loaded };
     match request.format {
@@ -167,7 +167,7 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
     }
     let state = match weights {
         ExportWeights::Float => net.state(),
-        ExportWeights::Quantized => effective_state(net),
+        ExportWeights::Quantized => effective_state(net, loaded),
     };
     let quantized = match weights {
         ExportWeights::Float => Vec::new(),
@@ -193,15 +193,13 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
     })
 }
 
-/// The state with the weights that the layers compute with.
-fn effective_state(net: &PoseNet) -> Vec<(String, Tensor)> {
+/// The state with the weights that the quantized layers compute with.
+fn effective_state(net: &PoseNet, loaded: &LoadedNetwork) -> Vec<(String, Tensor)> {
     let mut state = net.state();
-    let sites: BTreeMap<String, Tensor> = tch::no_grad(|| {
-        let sites = net.store.sites();
-        sites.iter().map(|s| (s.weight_name(), s.effective_weight(false).detach())).collect()
-    });
+    let effective: BTreeMap<String, Tensor> =
+        loaded.quantizers.iter().flat_map(|q| q.effective_weights()).collect();
     for (name, tensor) in &mut state {
-        if let Some(weight) = sites.get(name) {
+        if let Some(weight) = effective.get(name) {
             *tensor = weight.shallow_clone();
         }
     }
@@ -238,16 +236,13 @@ fn ensure_float_exists(from: &Path, net: &PoseNet, loaded: &LoadedNetwork) -> Re
         if quantizer.assert_on_grid().is_err() {
             continue;
         }
-        for site in quantizer.report().iter().filter(|s| s.num_levels.is_some()) {
-            let sites = net.store.sites();
-            let Some(layer) = sites.iter().find(|s| s.name == site.name) else { continue };
-            if tch::no_grad(|| layer.effective_weight(false).equal(&layer.weight)) {
+        for (name, effective) in quantizer.effective_weights() {
+            if net.store.get(&name).is_some_and(|stored| stored.equal(&effective)) {
                 bail!(
-                    "{}: module {} has no float weights any more: {} sets each weight to its level when it freezes it, \
-                     and all are frozen; leave --weights float out, or export a checkpoint of an earlier stage",
+                    "{}: module {} has no float weights any more: {name} and the others were set to their levels for \
+                     good; leave --weights float out, or export a checkpoint from before that stage's end",
                     from.display(),
-                    quantizer.module(),
-                    site.method
+                    quantizer.module()
                 );
             }
         }

@@ -130,13 +130,31 @@ pub fn meta_of(path: &Path) -> Result<Option<CheckpointMeta>> {
     }
 }
 
-/// Loads the weights of a file of any kind, and the quantizers it knows of, into a network without quantizers.
+/// Loads the weights of a file of any kind, and the quantizers it knows of, into a network without quantizers, for
+/// evaluation: stored weights become those that the network computes with.
 ///
-/// Momentum and position of a checkpoint are left out.
+/// Of a checkpoint with a moving average of the weights that is taken, as validation did. Momentum and position are
+/// left out.
 ///
 /// # Errors
 /// If the file is broken or, as far as `strictness` asks, does not fit the network, which is then unchanged.
 pub fn load(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<LoadedNetwork> {
+    let mut loaded = load_as_stored(path, net, strictness)?;
+    for quantizer in &mut loaded.quantizers {
+        quantizer.bake().with_context(|| format!("loading {}", path.display()))?;
+    }
+    Ok(loaded)
+}
+
+/// As [`load`], with the weights that training goes on from where a method has both.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn load_as_stored(
+    path: &Path,
+    net: &PoseNet,
+    strictness: Strictness,
+) -> Result<LoadedNetwork> {
     let kind = kind_of(path)?;
     match kind {
         FileKind::Checkpoint => load_checkpoint(path, net, strictness),
