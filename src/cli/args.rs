@@ -56,6 +56,8 @@ pub enum Command {
     Search(Box<SearchArgs>),
     /// Score poses from files (JSON lines or BOP csv, of any program) as `test` scores a network's.
     Score(super::score::ScoreArgs),
+    /// Put evaluated experiments side by side: accuracy against compression, tables, one HTML page.
+    Report(super::report::ReportArgs),
     /// Render a synthetic SwissCube dataset.
     Synth(SynthArgs),
     /// Show a network (layers, parameters, quantization plan) or a checkpoint's tensors.

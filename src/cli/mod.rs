@@ -11,6 +11,7 @@ mod import;
 mod inspect;
 mod onnx;
 mod plan;
+mod report;
 mod score;
 mod search;
 mod stop;
@@ -59,6 +60,7 @@ fn dispatch(command: Command) -> Result<Ended> {
         Command::Train(args) => train::run(args),
         Command::Test(args) => test::run(args).map(|()| Ended::Done),
         Command::Search(args) => search::run(*args),
+        Command::Report(args) => report::run(args).map(|()| Ended::Done),
         Command::Score(args) => score::run(args).map(|()| Ended::Done),
         Command::Synth(args) => synth::run(&args).map(|()| Ended::Done),
         Command::Inspect(args) => inspect::run(args).map(|()| Ended::Done),

@@ -23,6 +23,7 @@ mod packed;
 mod plan;
 mod published;
 mod record;
+mod report;
 mod score;
 mod search;
 mod stretch;
@@ -52,6 +53,7 @@ pub use onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target as Runti
 pub use open::Request;
 pub use packed::PackReport;
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
+pub use report::{Family, Group, Point, ReportRequest, ReportSummary, report};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use search::{
     Budget, First, GainReport, LayerRow, ListedTrial, ModuleRow, OrderReport, OrdersReport,

@@ -26,6 +26,9 @@ use crate::io;
 use crate::quant::ModuleQuantizer;
 use crate::train::{CheckpointFolder, CheckpointMeta, QuantizedModule};
 
+/// Beside metrics.json: the files that its reports are of, in their order.
+pub(super) const CHECKPOINTS_FILE: &str = "checkpoints.json";
+
 /// What `mqat test` is asked.
 #[derive(Debug, Clone)]
 pub struct TestRequest {
@@ -116,6 +119,9 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
         .or_else(|| folder.as_ref().map(|f| f.evaluation(&request.split.to_string())));
     if let Some(out) = &out {
         write_report(out, &config, &dataset, &runs)?;
+        let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone());
+        let paths: Vec<PathBuf> = files.iter().map(absolute).collect();
+        io::write_json(&out.join(CHECKPOINTS_FILE), &paths)?;
     }
     let evaluations = runs
         .into_iter()
