@@ -54,6 +54,8 @@ pub enum Format {
     /// Weights under PyTorch keys.
     #[default]
     Safetensors,
+    /// The same as a PyTorch file, which torch.load(weights_only=True) reads.
+    Pth,
     /// Weights as codes of 1 to 8 bits, and everything else, in one small file.
     Packed,
 }
@@ -81,6 +83,7 @@ impl From<Format> for experiment::ExportFormat {
     fn from(format: Format) -> Self {
         match format {
             Format::Safetensors => Self::Safetensors,
+            Format::Pth => Self::Pth,
             Format::Packed => Self::Packed,
         }
     }
