@@ -58,6 +58,8 @@ pub enum Format {
     /// Weights under PyTorch keys.
     #[default]
     Safetensors,
+    /// The same as a PyTorch file, which torch.load(weights_only=True) reads.
+    Pth,
     /// Weights as codes of 1 to 8 bits, and everything else, in one small file.
     Packed,
     /// A graph for ONNX Runtime, TensorRT or OpenVINO.
@@ -87,6 +89,7 @@ impl From<Format> for experiment::ExportFormat {
     fn from(format: Format) -> Self {
         match format {
             Format::Safetensors => Self::Safetensors,
+            Format::Pth => Self::Pth,
             Format::Packed => Self::Packed,
             Format::Onnx => Self::Onnx,
         }

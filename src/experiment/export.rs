@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
-use tch::{Device, Tensor};
+use tch::Device;
 
 use super::config::{Config, Select};
 use super::import::config_of_file;
@@ -16,7 +16,7 @@ use super::packed::{self, PackReport};
 use super::test::module_names;
 use super::weights::{self, LoadedNetwork, Strictness};
 use crate::export::packed::PackOptions;
-use crate::io::tensors;
+use crate::io::{pth, tensors};
 use crate::model::PoseNet;
 
 /// What file is written.
@@ -26,6 +26,8 @@ pub enum ExportFormat {
     /// Weights as safetensors under PyTorch keys.
     #[default]
     Safetensors,
+    /// Weights as a PyTorch file, under the same keys.
+    Pth,
     /// Weights as codes of 1 to 8 bits, and everything else, in one file.
     Packed,
     /// A graph for other runtimes.
@@ -110,11 +112,15 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     );
     let config = config_of_file(&request.checkpoint, &request.select)?;
     let net = blank_network(&config, Device::Cpu)?;
-    let loaded = weights::load_as_stored(&request.checkpoint, &net, Strictness::Strict)?;
+    let load = match request.weights {
+        Some(ExportWeights::Float) => weights::load_as_stored,
+        _ => weights::load,
+    };
+    let loaded = load(&request.checkpoint, &net, Strictness::Strict)?;
     loaded.report.log();
     let exported = Exported { request, net, loaded };
     match request.format {
-        ExportFormat::Safetensors => write_weights(&exported),
+        ExportFormat::Safetensors | ExportFormat::Pth => write_weights(&exported),
         ExportFormat::Packed => write_packed(&exported, &config),
         ExportFormat::Onnx => onnx::write(&exported, &config),
     }
@@ -165,21 +171,24 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
         ExportWeights::Float => ensure_float_exists(from, net, loaded)?,
         ExportWeights::Quantized => ensure_quantized(from, loaded)?,
     }
-    let state = match weights {
-        ExportWeights::Float => net.state(),
-        ExportWeights::Quantized => effective_state(net, loaded),
-    };
+    // Quantized weights were baked when they were loaded.
+    let state = net.state();
     let quantized = match weights {
         ExportWeights::Float => Vec::new(),
         ExportWeights::Quantized => module_names(&loaded.quantized),
     };
     let out = &request.out;
-    let metadata = BTreeMap::from([
-        ("format".to_owned(), "pt".to_owned()),
-        ("mqat_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ("quantized".to_owned(), Value::from(quantized.clone()).to_string()),
-    ]);
-    tensors::write(out, &state, &metadata)?;
+    match request.format {
+        ExportFormat::Pth => pth::write(out, &state)?,
+        _ => {
+            let metadata = BTreeMap::from([
+                ("format".to_owned(), "pt".to_owned()),
+                ("mqat_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+                ("quantized".to_owned(), Value::from(quantized.clone()).to_string()),
+            ]);
+            tensors::write(out, &state, &metadata)?;
+        }
+    }
     let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();
     Ok(ExportReport {
         path: out.clone(),
@@ -191,19 +200,6 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
         packed: None,
         onnx: None,
     })
-}
-
-/// The state with the weights that the quantized layers compute with.
-fn effective_state(net: &PoseNet, loaded: &LoadedNetwork) -> Vec<(String, Tensor)> {
-    let mut state = net.state();
-    let effective: BTreeMap<String, Tensor> =
-        loaded.quantizers.iter().flat_map(|q| q.effective_weights()).collect();
-    for (name, tensor) in &mut state {
-        if let Some(weight) = effective.get(name) {
-            *tensor = weight.shallow_clone();
-        }
-    }
-    state
 }
 
 /// Refuses weights that are not what the network will compute with.

@@ -143,6 +143,15 @@ fn a_quantized_wrapper_is_imported_evaluated_and_exported() {
     let expected = network(1).state();
     assert_eq!(names, expected.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>());
     assert_eq!(table(&small("test", &["--checkpoint", &weights]))["table"], imported["table"]);
+    let pth = text(dir.path().join("weights.pth"));
+    run(&["export", &out, "--out", &pth, "--format", "pth"]).code(0);
+    let read = mqat::io::pth::read(Path::new(&pth)).unwrap();
+    for (key, value) in read.value.as_dict().unwrap() {
+        let expected = bare.get(key.as_str().unwrap()).unwrap();
+        assert!(value.as_tensor().unwrap().equal(expected), "{key:?}");
+    }
+    assert_eq!(read.value.as_dict().unwrap().len(), bare.tensors.len());
+    assert_eq!(table(&small("test", &["--checkpoint", &pth]))["table"], imported["table"]);
 }
 
 #[test]
