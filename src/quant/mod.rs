@@ -35,6 +35,8 @@ pub mod ste;
 mod surrogate;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod weight;
 
 pub use config::{

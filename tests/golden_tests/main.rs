@@ -9,6 +9,7 @@ mod checkpoints;
 mod forward;
 mod inq;
 mod loss;
+mod lsq;
 mod pnp;
 mod pose_errors;
 mod postprocess;
