@@ -447,6 +447,19 @@ fn without_quantizing(stage: &StageConfig) -> StageConfig {
     StageConfig { name, module: None, weights: None, activations: None, ..stage.clone() }
 }
 
+/// What every layer is to be, for comparisons: no stage to be trained.
+pub(super) fn everything(bits: Bits) -> StageConfig {
+    let Bits { weights, activations } = bits;
+    let module = Some("*".to_owned());
+    let epochs = StageConfig::default().epochs;
+    StageConfig {
+        module,
+        weights: weights.map(|width| weights_of(None, None, width, epochs)),
+        activations: activations.map(|width| activations_of(None, None, width, epochs)),
+        ..StageConfig::default()
+    }
+}
+
 /// One stage over everything, with the epochs of the whole flow.
 fn uniform(flow: &[StageConfig], method: WeightMethod, bits: Bits) -> StageConfig {
     let text = TextStage {

@@ -18,6 +18,7 @@
 mod activation;
 pub mod affine;
 pub mod ana;
+pub mod audit;
 mod config;
 mod dorefa;
 pub mod inq;
@@ -33,6 +34,7 @@ pub mod select;
 pub mod size;
 pub mod ste;
 mod surrogate;
+pub mod telemetry;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -50,3 +52,4 @@ pub use method::{ActivationReport, Learnt, SiteReport};
 pub use module::{EpochStart, ModuleQuantizer, WeightCodes};
 pub use schedule::FractionSchedule;
 pub use ste::SteActivation;
+pub use telemetry::{LayerTelemetry, ModuleTelemetry, Telemetry};

@@ -144,6 +144,11 @@ impl ModuleQuantizer {
         Ok(())
     }
 
+    /// The weight quantizers, in the order of construction.
+    pub(super) fn weight_quantizers(&self) -> impl Iterator<Item = &dyn WeightQuantizer> {
+        self.layers.iter().filter_map(|layer| layer.weight.as_deref())
+    }
+
     /// By weight key, 1 where the weight is trainable and 0 where it is frozen; f32, shape and memory
     /// format of the weight. The tensors are the quantizer's own and follow its steps: not to be
     /// changed.

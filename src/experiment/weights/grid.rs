@@ -40,7 +40,7 @@ pub(super) struct Values<'a> {
 
 /// The grid with the fewest levels that all layers lie on, with each layer's scale; `None` if there is none.
 ///
-/// Evenly spaced levels come before powers of two, and the stored scale before the largest magnitude.
+/// Evenly spaced levels come before as many powers of two, and the stored scale before the largest magnitude.
 pub(super) fn recognise(layers: &[Values]) -> Option<(Spacing, Vec<f32>)> {
     let largest = |layer: &Values| layer.values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     let stored = |layer: &Values| layer.scale.unwrap_or(f32::NAN);
@@ -49,19 +49,26 @@ pub(super) fn recognise(layers: &[Values]) -> Option<(Spacing, Vec<f32>)> {
         if scales.iter().any(|s| !s.is_finite() || *s <= 0.0) {
             continue;
         }
-        let uniform = (2..=MAX_LEVELS).map(|num_levels| Spacing::Uniform { num_levels });
         let fits = |spacing: &Spacing| {
             layers.iter().zip(&scales).all(|(layer, &s)| lies_on(layer.values, *spacing, s))
         };
-        if let Some(spacing) = uniform.into_iter().find(fits) {
-            return Some((spacing, scales));
-        }
-        let powers = (1..MAX_LEVELS / 2).map(|num_exponents| Spacing::PowerOfTwo { num_exponents });
-        if let Some(spacing) = powers.into_iter().find(fits) {
+        let mut uniform = (2..=MAX_LEVELS).map(|num_levels| Spacing::Uniform { num_levels });
+        let mut powers =
+            (1..MAX_LEVELS / 2).map(|num_exponents| Spacing::PowerOfTwo { num_exponents });
+        let found = [uniform.find(fits), powers.find(fits)];
+        // The first of equals: even spacing.
+        if let Some(spacing) = found.into_iter().flatten().min_by_key(|s| s.num_levels()) {
             return Some((spacing, scales));
         }
     }
     None
+}
+
+/// The grid with the fewest levels that a layer's frozen values lie on but for rounding; `scale` is what is stored
+/// beside them (`weight_s`). `None` if there is none.
+pub fn recognise_grid(values: &[f32], scale: Option<f32>) -> Option<Grid> {
+    let (spacing, scale) = recognise(&[Values { values, scale }])?;
+    Grid::new(spacing, scale).ok()
 }
 
 fn lies_on(values: &[f32], spacing: Spacing, scale: f32) -> bool {
