@@ -20,8 +20,8 @@ mod open;
 mod plan;
 mod published;
 mod record;
-mod search;
 mod score;
+mod search;
 mod stretch;
 mod test;
 mod train;
@@ -44,13 +44,13 @@ pub use import::{ImportReport, import};
 pub use inspect::{NetworkReport, inspect_network};
 pub use layers::{LayerReport, QuantizedTo};
 pub use open::Request;
+pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
+pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use search::{
     Budget, First, GainReport, LayerRow, ListedTrial, ModuleRow, OrderReport, OrdersReport,
     SearchEnd, SearchReport, SearchRequest, SizeKind, SizeReport, Target, TraceRequest,
     TrialReport, Walk, search,
 };
-pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
-pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use weights::{

@@ -5,4 +5,5 @@ mod help;
 mod pipeline;
 mod resume;
 mod score;
+mod search;
 mod support;
