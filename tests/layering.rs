@@ -9,17 +9,19 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         (
             "cli",
-            &["experiment", "synth", "eval", "train", "data", "quant", "search", "io"] as &[&str],
+            &["experiment", "export", "synth", "eval", "train", "data", "quant", "search", "io"]
+                as &[&str],
         ),
         (
             "experiment",
             &[
-                "train", "eval", "synth", "model", "quant", "data", "pose", "nn", "geom", "io",
-                "seed", "search",
+                "train", "eval", "export", "synth", "model", "quant", "data", "pose", "nn", "geom",
+                "io", "seed", "search",
             ],
         ),
         ("train", &["model", "quant", "data", "nn", "io", "seed", "geom"]),
         ("eval", &["model", "data", "pose", "io", "seed", "geom"]),
+        ("export", &["model", "quant", "nn", "io", "seed"]),
         ("search", &["quant", "nn", "seed"]),
         ("synth", &["data", "io", "geom", "seed"]),
         ("model", &["nn", "geom", "seed"]),

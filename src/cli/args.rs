@@ -9,8 +9,9 @@ use super::export::ExportArgs;
 use super::import::ImportArgs;
 use super::plan::{FlowArgs, PlanArgs};
 use super::search::SearchArgs;
+use super::verify::VerifyArgs;
 use crate::data::Split;
-use crate::experiment::DeviceChoice;
+use crate::experiment::{DeviceChoice, EngineChoice};
 use crate::synth::{Attitude, Format, parse_depth_range};
 use crate::train::ResumeFrom;
 
@@ -68,6 +69,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Write a checkpoint's weights alone (safetensors, PyTorch keys), as a start for other runs.
     Export(ExportArgs),
+    /// Run two files of one network (checkpoint, packed, ...) on the same images; fail when they differ.
+    Verify(VerifyArgs),
     /// Print a resolved config, or the JSON schema of configs.
     Config(ConfigArgs),
     /// Print a completion script for a shell.
@@ -209,6 +212,10 @@ pub struct TestArgs {
     /// Evaluate a file that lacks layers of the network, too: they have random values, and so have the results.
     #[arg(long)]
     pub loose: bool,
+
+    /// What runs the network: torch, ort (ONNX Runtime, for files of `mqat export --format onnx`), or auto by the file.
+    #[arg(long, default_value = "auto", value_name = "ENGINE")]
+    pub engine: EngineChoice,
 
     /// Print one JSON document on stdout; everything else goes to stderr.
     #[arg(long)]

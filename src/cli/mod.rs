@@ -9,6 +9,7 @@ mod config;
 mod export;
 mod import;
 mod inspect;
+mod onnx;
 mod plan;
 mod score;
 mod search;
@@ -17,6 +18,7 @@ mod synth;
 mod terminal;
 mod test;
 mod train;
+mod verify;
 mod view;
 
 pub use args::Cli;
@@ -63,6 +65,7 @@ fn dispatch(command: Command) -> Result<Ended> {
         Command::Import(args) => import::run(args).map(|()| Ended::Done),
         Command::Audit(args) => audit::run(args).map(|()| Ended::Done),
         Command::Plan(args) => plan::run(args).map(|()| Ended::Done),
+        Command::Verify(args) => verify::run(args).map(|()| Ended::Done),
         Command::Export(args) => export::run(args).map(|()| Ended::Done),
         Command::Config(args) => config::run(args).map(|()| Ended::Done),
         Command::Completions { shell } => completions::run(shell).map(|()| Ended::Done),

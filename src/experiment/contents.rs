@@ -204,7 +204,7 @@ fn describe_checkpoint(report: &mut FileReport, meta: CheckpointMeta) {
 fn quantized_layers(path: &Path, meta: &CheckpointMeta) -> Result<Vec<SiteReport>> {
     let config = config::parse(meta.config.clone(), "its config")?;
     let net = blank_network(&config, Device::Cpu)?;
-    let loaded = weights::load(path, &net, Strictness::Strict)?;
+    let loaded = weights::load_as_stored(path, &net, Strictness::Strict)?;
     Ok(loaded.quantizers.iter().flat_map(|q| q.report()).collect())
 }
 

@@ -8,6 +8,7 @@ mod audit;
 mod config;
 mod contents;
 mod device;
+mod engine;
 mod export;
 mod flow;
 mod folder;
@@ -16,7 +17,9 @@ mod import;
 mod inspect;
 mod keys;
 mod layers;
+mod onnx;
 mod open;
+mod packed;
 mod plan;
 mod published;
 mod record;
@@ -25,6 +28,7 @@ mod search;
 mod stretch;
 mod test;
 mod train;
+mod verify;
 mod weights;
 
 pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
@@ -34,6 +38,7 @@ pub use config::{
 };
 pub use contents::{FileReport, inspect_file};
 pub use device::DeviceChoice;
+pub use engine::{EngineChoice, OnnxEngine, OnnxMeta, is_onnx};
 pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, export};
 pub use flow::{
     Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
@@ -43,7 +48,9 @@ pub use home::Home;
 pub use import::{ImportReport, import};
 pub use inspect::{NetworkReport, inspect_network};
 pub use layers::{LayerReport, QuantizedTo};
+pub use onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target as Runtime};
 pub use open::Request;
+pub use packed::PackReport;
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use search::{
@@ -53,6 +60,9 @@ pub use search::{
 };
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
+pub use verify::{
+    ArtefactReport, Detections, Limits, PoseDeviation, Spread, VerifyReport, VerifyRequest, verify,
+};
 pub use weights::{
     Conversion, FileKind, GridReport, InqLayerReport, LoadReport, LoadedNetwork, OtherMember,
     Strictness, Unmatched, assembled_weight, kind_of, load, load_state_dict, meta_of,

@@ -278,7 +278,7 @@ pub(super) fn load_pretrained(net: &PoseNet, config: &Config) -> Result<()> {
     let loaded = weights::load(path, net, Strictness::loose(config.experiment.loose))
         .with_context(|| format!("experiment.url: loading {}", path.display()))?;
     ensure!(
-        loaded.quantizers.is_empty(),
+        loaded.quantized.is_empty(),
         "experiment.url: {} is quantized already; start from full-precision weights",
         path.display()
     );

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
-use mqat::experiment::{Strictness, assembled_weight, load_state_dict, recognise_grid};
+use mqat::experiment::{
+    FileKind, Strictness, assembled_weight, inspect_file, load, load_state_dict, recognise_grid,
+};
 use mqat::model::{NetworkConfig, PoseNet, keys};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use super::forward::{assert_near, constants, double, entries, formula_tensor, image, shape};
-use super::support::{arrays, golden_dir, json, number};
+use super::support::{arrays, golden_dir, json, number, path};
 
 /// The key lists of wrapped and bare networks.
 fn key_lists() -> Vec<String> {
@@ -195,4 +197,47 @@ fn the_originals_levels_are_recognised() {
         let off = (grid.nearest(&q).unwrap() - &q).abs().max().double_value(&[]);
         assert!(off <= 1.5e-7 * f64::from(scale), "{name}: off by {off:e}");
     }
+}
+
+#[test]
+fn nested_pytorch_files_show_their_network_and_refuse_another() {
+    let config = NetworkConfig::widedepth_tiny();
+    let files = json("12_checkpoints/good.json");
+    let mut num_nested = 0;
+    for (name, file) in files.as_object().unwrap() {
+        let Some(parts) = file["content"]["dict"].as_array() else { continue };
+        // A part that is a dict of tensors under a name that programs give the network.
+        let Some(member) =
+            parts.iter().find(|p| p[0] == "network" || p[0] == "model").map(|p| &p[0])
+        else {
+            continue;
+        };
+        num_nested += 1;
+        let at = path(&format!("12_checkpoints/{name}"));
+        let seen = inspect_file(&at).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+        assert_eq!(seen.kind, FileKind::PyTorch, "{name}");
+        assert_eq!(seen.member.as_deref(), member.as_str(), "{name}");
+        let part = parts.iter().find(|p| p[0] == *member).unwrap();
+        let tensors = part[1]["dict"].as_array().unwrap();
+        assert_eq!(seen.tensors.len(), tensors.len(), "{name}");
+        for (found, expected) in seen.tensors.iter().zip(tensors) {
+            assert_eq!(found.name, expected[0].as_str().unwrap(), "{name}");
+            assert_eq!(found.dtype, expected[1]["tensor"]["dtype"].as_str().unwrap(), "{name}");
+            assert_eq!(found.shape, shape(&expected[1]["tensor"]), "{name}");
+        }
+        assert_eq!(seen.other_members.len(), parts.len() - 1, "{name}");
+        for layer in &seen.inq {
+            let key = format!("{}.weight_frozen", layer.name);
+            let frozen = tensors.iter().find(|t| t[0] == key.as_str()).unwrap();
+            let values = frozen[1]["tensor"]["values"].as_array().unwrap();
+            let numbers = values.iter().filter(|v| **v != "nan").count();
+            let share = numbers as f64 / values.len() as f64;
+            assert!((layer.share_frozen - share).abs() < 1e-12, "{name}: {layer:?}");
+        }
+        let net = PoseNet::blank(&config, 1, Device::Cpu).unwrap();
+        let error = load(&at, &net, Strictness::Strict).map(|_| ()).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains(name) && text.contains("keys are not those"), "{text}");
+    }
+    assert!(num_nested > 0);
 }

@@ -77,7 +77,9 @@ fn lies_on(values: &[f32], spacing: Spacing, scale: f32) -> bool {
         let at = levels.partition_point(|l| *l < v);
         let near = levels[at.saturating_sub(1)..levels.len().min(at + 1)].iter();
         let limit = match spacing {
-            Spacing::Uniform { .. } => LEVEL_TOLERANCE * f64::from(scale),
+            Spacing::Uniform { .. } | Spacing::Integers { .. } => {
+                LEVEL_TOLERANCE * f64::from(scale)
+            }
             Spacing::PowerOfTwo { .. } => 0.0, // powers of two are exact
         };
         near.into_iter().any(|l| (f64::from(v) - f64::from(*l)).abs() <= limit)
@@ -171,7 +173,7 @@ fn as_module<'a>(net: &PoseNet, module: &str, layers: &[&'a InqLayer]) -> Option
     let grids: Option<Vec<Grid>> =
         scales.into_iter().map(|s| Grid::new(spacing, vec![s]).ok()).collect();
     let quant_init_method = match spacing {
-        Spacing::Uniform { .. } => QuantInit::Uniform,
+        Spacing::Uniform { .. } | Spacing::Integers { .. } => QuantInit::Uniform,
         Spacing::PowerOfTwo { .. } => QuantInit::PowerOfTwo,
     };
     let weights = WeightQuantConfig {
