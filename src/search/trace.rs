@@ -6,7 +6,7 @@
 //! gradient of `v^T g`, g the gradient kept with its graph.
 
 use anyhow::{Context, Result, ensure};
-use rand::RngCore;
+use rand::{Rng, RngCore};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -14,6 +14,9 @@ use crate::seed;
 
 /// First part of the place of a probe's random stream.
 const PURPOSE_PROBE: u64 = u64::from_le_bytes(*b"hutchins");
+
+/// First part of the place of a resample's random stream.
+const PURPOSE_RESAMPLE: u64 = u64::from_le_bytes(*b"resample");
 
 /// When there are enough probes.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,6 +98,19 @@ impl Traces {
     pub fn weighted_sum(&self, factors: &[f64]) -> Estimate {
         let sum = |p: &Vec<f64>| p.iter().zip(factors).map(|(t, f)| t * f).sum();
         Estimate::of(self.probes.iter().map(sum))
+    }
+
+    /// Every layer's trace over as many probes drawn with replacement: what another measurement might have found
+    /// (the bootstrap). Draw `number` is a function of the seed.
+    pub fn resampled(&self, seed: u64, number: usize) -> Vec<f64> {
+        let mut rng = seed::stream(seed, &[PURPOSE_RESAMPLE, number as u64]);
+        let n = self.probes.len();
+        let mut sums = vec![0.0; self.layers.len()];
+        for _ in 0..n {
+            let probe = &self.probes[rng.random_range(0..n)];
+            sums.iter_mut().zip(probe).for_each(|(sum, value)| *sum += value);
+        }
+        sums.iter().map(|sum| sum / n as f64).collect()
     }
 
     /// Whether the sum over layers, each times its factor, is known well enough.
@@ -304,6 +320,18 @@ mod tests {
         };
         assert_eq!(run(1, 9), run(1, 3));
         assert_ne!(run(1, 9), run(2, 9));
+    }
+
+    #[test]
+    fn resamples_scatter_as_the_standard_error_says() {
+        let mut found = traces(&[("a", 3), ("b", 2)]);
+        found.probes = (0..50).map(|i| vec![f64::from(i * i % 17), 1.0]).collect();
+        let draws: Vec<Vec<f64>> = (0..2000).map(|i| found.resampled(1, i)).collect();
+        assert!(draws.iter().all(|d| d[1] == 1.0));
+        assert_eq!(found.resampled(1, 3), draws[3]);
+        let Estimate { mean, standard_error } = found.layer(0);
+        let scatter = draws.iter().map(|d| (d[0] - mean).powi(2)).sum::<f64>() / 2000.0;
+        assert!((scatter.sqrt() / standard_error - 1.0).abs() < 0.1, "{scatter} {standard_error}");
     }
 
     #[test]

@@ -6,4 +6,5 @@ mod import;
 mod pipeline;
 mod resume;
 mod score;
+mod search;
 mod support;

@@ -78,6 +78,18 @@ pub(super) struct Chooser<'a> {
     rest_bits: u64,
 }
 
+/// What gets one width: its name, its layers and their numbers of weights.
+type Group<'a> = (&'a str, &'a [(String, usize)]);
+
+struct Solved {
+    items: Vec<Item>,
+    picks: Vec<usize>,
+    /// Share of the resamples that lead to the same picks.
+    same_choice: f64,
+}
+
+/// Resamples of the curvature that the programme is solved with.
+const RESAMPLES: usize = 200;
 /// Bits of a float number.
 const FLOAT_BITS: u64 = 32;
 
@@ -190,14 +202,20 @@ impl<'a> Chooser<'a> {
         parts.truncate(4);
         let parts: Vec<String> =
             parts.iter().map(|(name, bits)| format!("{name} {:.1} %", share(*bits))).collect();
-        let compression = self.float_bits() as f64 / smallest as f64;
+        // Rounded so that each of them can be reached.
+        let compression = (1000.0 * self.float_bits() as f64 / smallest as f64).floor() / 1000.0;
+        let weights: usize = self.layers.iter().map(|l| l.num_weights).sum();
+        let rest = if self.request.size == SizeKind::File { self.rest_bits } else { 0 };
+        let mean = (1000.0 * (smallest - rest) as f64 / weights as f64).ceil() / 1000.0;
         anyhow::anyhow!(
-            "the target ({}) cannot be reached: even with the fewest bits everywhere the network takes {} bytes by the \
-             {} total, {compression:.3}x; of these {}; ask for at most that, or allow fewer bits with --bits",
+            "the target ({}) cannot be reached: with the fewest bits everywhere the network takes {} bytes by the {} \
+             total; of these {}. The nearest targets are --target-compression {compression}, --target-bytes {} and \
+             --target-bits {mean}; or allow fewer bits with --bits, or quantize more with --modules",
             self.target_text(),
             smallest.div_ceil(8),
             self.request.size.name(),
-            parts.join(", ")
+            parts.join(", "),
+            smallest.div_ceil(8)
         )
     }
 
@@ -212,25 +230,23 @@ impl<'a> Chooser<'a> {
         }
     }
 
-    /// The bits of the modules: `first` at the trial's width, the others by the programme.
+    /// The bits of the modules, and how often resampled curvature leads to the same: `first` at the trial's width, the others by the programme.
     pub fn modulewise(
         &self,
         curvature: &Curvature,
         order: &[usize],
         first: Option<usize>,
         gains: Vec<Option<GainReport>>,
-    ) -> Result<Vec<ModuleRow>> {
+    ) -> Result<(Vec<ModuleRow>, f64)> {
         let modules = &self.setup.modules;
         let free: Vec<usize> = (0..modules.len()).filter(|i| Some(*i) != first).collect();
         let given = first.map_or(0, |i| self.sizes(&modules[i].layers, self.request.trial_bits));
-        let items = free
-            .iter()
-            .map(|&i| self.item(curvature, &modules[i].pattern, &modules[i].layers))
-            .collect::<Result<Vec<_>>>()?;
+        let groups: Vec<Group> =
+            free.iter().map(|&i| (modules[i].pattern.as_str(), &modules[i].layers[..])).collect();
         let room = self.budget_bits().saturating_sub(self.fixed_bits() + given);
-        let found = solve(&items, room).map_err(|err| self.explain(&err, given))?;
+        let Solved { items, picks, same_choice } = self.solve(curvature, &groups, room, given)?;
         let mut bits = vec![self.request.trial_bits; modules.len()];
-        for ((&i, item), &pick) in free.iter().zip(&items).zip(&found.picks) {
+        for ((&i, item), &pick) in free.iter().zip(&items).zip(&picks) {
             bits[i] = item.choices[pick].bits;
         }
         let mut rows = Vec::new();
@@ -252,21 +268,19 @@ impl<'a> Chooser<'a> {
                 is_first_by_trial: first == Some(i),
             });
         }
-        Ok(rows)
+        Ok((rows, same_choice))
     }
 
-    /// The bits of every layer, by the programme.
-    pub fn layerwise(&self, curvature: &Curvature) -> Result<Vec<LayerRow>> {
+    /// The bits of every layer by the programme, and how often resampled curvature leads to the same.
+    pub fn layerwise(&self, curvature: &Curvature) -> Result<(Vec<LayerRow>, f64)> {
         let layers: Vec<&(String, usize)> =
             self.setup.modules.iter().flat_map(|m| &m.layers).collect();
-        let items = layers
-            .iter()
-            .map(|l| self.item(curvature, &l.0, std::slice::from_ref(*l)))
-            .collect::<Result<Vec<_>>>()?;
+        let groups: Vec<Group> =
+            layers.iter().map(|l| (l.0.as_str(), std::slice::from_ref(*l))).collect();
         let room = self.budget_bits().saturating_sub(self.fixed_bits());
-        let found = solve(&items, room).map_err(|err| self.explain(&err, 0))?;
+        let Solved { items, picks, same_choice } = self.solve(curvature, &groups, room, 0)?;
         let mut rows = Vec::new();
-        for ((layer, item), &pick) in layers.iter().zip(&items).zip(&found.picks) {
+        for ((layer, item), &pick) in layers.iter().zip(&items).zip(&picks) {
             let own = std::slice::from_ref(*layer);
             let bits = item.choices[pick].bits;
             rows.push(LayerRow {
@@ -278,17 +292,48 @@ impl<'a> Chooser<'a> {
                 num_levels: curvature.num_levels(&layer.0, bits)?,
             });
         }
-        Ok(rows)
+        Ok((rows, same_choice))
     }
 
-    fn item(&self, curvature: &Curvature, name: &str, layers: &[(String, usize)]) -> Result<Item> {
-        let choice = |&bits: &u32| -> Result<Choice> {
-            let estimate = curvature.sensitivity(layers, bits)?;
-            // A negative estimate (a saddle, or noise) would pay for coarser rounding: it counts as none.
-            Ok(Choice { bits, cost: estimate.mean.max(0.0), size_bits: self.sizes(layers, bits) })
+    /// The programme, and how often it finds the same with resampled curvature.
+    fn solve(
+        &self,
+        curvature: &Curvature,
+        groups: &[Group],
+        room: u64,
+        beside: u64,
+    ) -> Result<Solved> {
+        let items = self.items(groups, &|layers, bits| {
+            Ok(curvature.sensitivity(layers, bits)?.mean)
+        })?;
+        let picks = solve(&items, room).map_err(|err| self.explain(&err, beside))?.picks;
+        let mut same = 0;
+        for number in 0..RESAMPLES {
+            let traces = curvature.resampled(number);
+            let items = self.items(groups, &|layers, bits| {
+                curvature.sensitivity_of(&traces, layers, bits)
+            })?;
+            let found = solve(&items, room).map_err(|err| self.explain(&err, beside))?;
+            same += usize::from(found.picks == picks);
+        }
+        Ok(Solved { items, picks, same_choice: same as f64 / RESAMPLES as f64 })
+    }
+
+    fn items(
+        &self,
+        groups: &[Group],
+        sensitivity: &dyn Fn(&[(String, usize)], u32) -> Result<f64>,
+    ) -> Result<Vec<Item>> {
+        let item = |&(name, layers): &Group| -> Result<Item> {
+            let choice = |&bits: &u32| -> Result<Choice> {
+                // A negative estimate (a saddle, or noise) would pay for coarser rounding: it counts as none.
+                let cost = sensitivity(layers, bits)?.max(0.0);
+                Ok(Choice { bits, cost, size_bits: self.sizes(layers, bits) })
+            };
+            let choices = self.request.widths.iter().map(choice).collect::<Result<_>>()?;
+            Ok(Item { name: name.to_owned(), choices })
         };
-        let choices = self.request.widths.iter().map(choice).collect::<Result<_>>()?;
-        Ok(Item { name: name.to_owned(), choices })
+        groups.iter().map(item).collect()
     }
 
     fn sensitivities(

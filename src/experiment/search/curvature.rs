@@ -178,6 +178,26 @@ impl Curvature {
         Ok(self.traces.weighted_sum(&factors))
     }
 
+    /// As [`Curvature::sensitivity`], with the traces of a resample.
+    pub fn sensitivity_of(
+        &self,
+        traces: &[f64],
+        layers: &[(String, usize)],
+        bits: u32,
+    ) -> Result<f64> {
+        let one = |(name, num_weights): &(String, usize)| -> Result<f64> {
+            let i = self.index(name)?;
+            let error = self.error(i, bits)?.squared_error;
+            Ok(sensitivity(traces[i], *num_weights, error, self.division))
+        };
+        layers.iter().map(one).sum()
+    }
+
+    /// The traces of a resample of the probes.
+    pub fn resampled(&self, number: usize) -> Vec<f64> {
+        self.traces.resampled(SEED_PART, number)
+    }
+
     fn error(&self, layer: usize, bits: u32) -> Result<WidthError> {
         let found = self.errors[layer].iter().find(|e| e.bits == bits);
         found.copied().with_context(|| format!("no rounding error at {bits} bits"))

@@ -218,8 +218,9 @@ fn find_bits(
         return Ok(Err(Cut::Interrupted));
     };
     if request.layerwise {
-        report.layers = chooser.layerwise(&curvature)?;
-        report.finish(&chooser, &curvature)?;
+        let (layers, same_choice) = chooser.layerwise(&curvature)?;
+        report.layers = layers;
+        report.finish(&chooser, &curvature, same_choice)?;
         return Ok(Ok(Vec::new()));
     }
     let ranked: Vec<ModuleGain> = (setup.modules.iter().zip(&gains))
@@ -235,10 +236,11 @@ fn find_bits(
         order.insert(0, given);
         first = Some(given);
     }
-    report.modules = chooser.modulewise(&curvature, &order, first, gains)?;
-    report.finish(&chooser, &curvature)?;
-    let row = |&i: &usize| (setup.modules[i].pattern.clone(), report.modules[i].bits);
-    Ok(Ok(order.iter().map(row).collect()))
+    let (modules, same_choice) = chooser.modulewise(&curvature, &order, first, gains)?;
+    report.modules = modules;
+    report.modules.sort_by_key(|m| m.position);
+    report.finish(&chooser, &curvature, same_choice)?;
+    Ok(Ok(report.modules.iter().map(|m| (m.module.clone(), m.bits)).collect()))
 }
 
 /// For each module the reference trial (the same stage without quantizing) and its own.

@@ -137,6 +137,8 @@ pub struct CurvatureReport {
     pub seconds: f64,
     /// Whether the summed sensitivity is known as well as was asked for.
     pub is_enough: bool,
+    /// Share of 200 resamples of the probes with which the programme finds the same bits, 0 to 1.
+    pub same_choice: f64,
     /// How traces became sensitivities.
     pub division: Division,
 }
@@ -203,7 +205,12 @@ impl SearchReport {
     }
 
     /// Fills in sizes and curvature, once the bits are known.
-    pub(super) fn finish(&mut self, chooser: &Chooser, curvature: &Curvature) -> Result<()> {
+    pub(super) fn finish(
+        &mut self,
+        chooser: &Chooser,
+        curvature: &Curvature,
+        same_choice: f64,
+    ) -> Result<()> {
         let mut bits_of: BTreeMap<String, u32> =
             self.layers.iter().map(|l| (l.layer.clone(), l.bits)).collect();
         for module in &self.modules {
@@ -215,6 +222,7 @@ impl SearchReport {
             probes: curvature.num_probes(),
             seconds: curvature.seconds,
             is_enough: curvature.is_enough,
+            same_choice,
             division: curvature.division,
         });
         Ok(())
@@ -285,8 +293,11 @@ impl SearchReport {
             let enough = if c.is_enough { "" } else { "; fewer than the accuracy asked for needs" };
             let _ = writeln!(
                 text,
-                "curvature: {} probes, {:.1} s{enough}; +- is one standard error",
-                c.probes, c.seconds
+                "curvature: {} probes, {:.1} s{enough}; +- is one standard error; {:.0} % of resampled probes lead to the \
+                 same bits",
+                c.probes,
+                c.seconds,
+                100.0 * c.same_choice
             );
         }
         if let Some(orders) = &self.orders {
@@ -313,9 +324,7 @@ impl SearchReport {
             head.push("gain, points".to_owned());
         }
         head.push("bits (levels)".to_owned());
-        let mut rows: Vec<&ModuleRow> = self.modules.iter().collect();
-        rows.sort_by_key(|m| m.position);
-        let rows = rows.into_iter().map(|m| {
+        let rows = self.modules.iter().map(|m| {
             let mut row = vec![
                 (m.position + 1).to_string(),
                 m.module.clone(),

@@ -1,5 +1,6 @@
 //! What all trials of a search share: the config without its stages, the modules, the folder, identities.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use crate::experiment::home::Home;
 use crate::experiment::open::blank_network;
 use crate::experiment::stretch;
 use crate::nn::Store;
-use crate::quant::{QuantInit, levels, select};
+use crate::quant::{QuantInit, WeightQuantConfig, levels, select};
 use crate::train::StageConfig;
 
 /// A module of the search.
@@ -361,12 +362,14 @@ fn plain(pattern: &str) -> String {
 }
 
 /// Gives layers their own bits.
-fn set_layer_bits(
-    weights: &mut crate::quant::WeightQuantConfig,
-    layers: &[LayerRow],
-) -> Result<()> {
-    let _ = (&weights, layers);
-    bail!("layers cannot have their own bits yet")
+fn set_layer_bits(weights: &mut WeightQuantConfig, layers: &[LayerRow]) -> Result<()> {
+    let bits: BTreeMap<&str, u32> = layers.iter().map(|l| (l.layer.as_str(), l.bits)).collect();
+    let mut document = json!(weights);
+    document["layer_bits"] = json!(bits);
+    document["bits"] = Value::Null;
+    document["n_levels"] = Value::Null;
+    *weights = serde_json::from_value(document).context("giving layers their own bits")?;
+    Ok(())
 }
 
 /// CRC-32C and length of a file: tells versions of it apart, not forgeries.
