@@ -10,6 +10,7 @@ use tch::{Device, Tensor};
 
 use super::config::{Config, Select};
 use super::import::config_of_file;
+use super::onnx::{self, OnnxOptions, OnnxReport};
 use super::open::blank_network;
 use super::packed::{self, PackReport};
 use super::test::module_names;
@@ -27,6 +28,8 @@ pub enum ExportFormat {
     Safetensors,
     /// Weights as codes of 1 to 8 bits, and everything else, in one file.
     Packed,
+    /// A graph for other runtimes.
+    Onnx,
 }
 
 /// Which weights of a quantized network are written.
@@ -54,6 +57,8 @@ pub struct ExportRequest {
     pub packed: PackOptions,
     /// The file to write.
     pub out: PathBuf,
+    /// What an ONNX file is to be.
+    pub onnx: OnnxOptions,
 }
 
 /// What was written.
@@ -74,6 +79,9 @@ pub struct ExportReport {
     /// Sizes of a packed file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packed: Option<PackReport>,
+    /// What is particular to an ONNX file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub onnx: Option<OnnxReport>,
 }
 
 /// A network to write, with what was loaded beside it.
@@ -91,14 +99,34 @@ pub(super) struct Exported<'a> {
 pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     let out = &request.out;
     ensure!(!out.exists(), "{} is there already; remove it or name another file", out.display());
+    let graph = request.format == ExportFormat::Onnx;
+    ensure!(
+        graph || request.onnx == OnnxOptions::default(),
+        "options of ONNX files are given (see `mqat export --help`), and the format is another: add --format onnx"
+    );
+    ensure!(
+        !graph || request.weights != Some(ExportWeights::Float),
+        "an ONNX file holds the weights that the network computes with: leave --weights float out"
+    );
     let config = config_of_file(&request.checkpoint, &request.select)?;
     let net = blank_network(&config, Device::Cpu)?;
-    let loaded = weights::load(&request.checkpoint, &net, Strictness::Strict)?;
+    let loaded = weights::load_as_stored(&request.checkpoint, &net, Strictness::Strict)?;
     loaded.report.log();
     let exported = Exported { request, net, loaded };
     match request.format {
         ExportFormat::Safetensors => write_weights(&exported),
         ExportFormat::Packed => write_packed(&exported, &config),
+        ExportFormat::Onnx => onnx::write(&exported, &config),
+    }
+}
+
+impl Exported<'_> {
+    /// The weights that are asked for.
+    pub(super) fn weights(&self) -> ExportWeights {
+        self.request.weights.unwrap_or(match self.loaded.quantizers.is_empty() {
+            true => ExportWeights::Float,
+            false => ExportWeights::Quantized,
+        })
     }
 }
 
@@ -124,6 +152,7 @@ fn write_packed(exported: &Exported, config: &Config) -> Result<ExportReport> {
         bytes: report.bytes,
         quantized: report.quantized.clone(),
         packed: Some(report),
+        onnx: None,
     })
 }
 
@@ -131,33 +160,26 @@ fn write_packed(exported: &Exported, config: &Config) -> Result<ExportReport> {
 fn write_weights(exported: &Exported) -> Result<ExportReport> {
     let Exported { request, net, loaded } = exported;
     let from = &request.checkpoint;
-    let weights = request.weights.unwrap_or(match loaded.quantizers.is_empty() {
-        true => ExportWeights::Float,
-        false => ExportWeights::Quantized,
-    });
+    let weights = exported.weights();
     match weights {
         ExportWeights::Float => ensure_float_exists(from, net, loaded)?,
         ExportWeights::Quantized => ensure_quantized(from, loaded)?,
     }
     let state = match weights {
         ExportWeights::Float => net.state(),
-        ExportWeights::Quantized => effective_state(net),
+        ExportWeights::Quantized => effective_state(net, loaded),
     };
     let quantized = match weights {
         ExportWeights::Float => Vec::new(),
         ExportWeights::Quantized => module_names(&loaded.quantized),
     };
     let out = &request.out;
-    {
-        {
-            let metadata = BTreeMap::from([
-                ("format".to_owned(), "pt".to_owned()),
-                ("mqat_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-                ("quantized".to_owned(), Value::from(quantized.clone()).to_string()),
-            ]);
-            tensors::write(out, &state, &metadata)?;
-        }
-    }
+    let metadata = BTreeMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("mqat_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("quantized".to_owned(), Value::from(quantized.clone()).to_string()),
+    ]);
+    tensors::write(out, &state, &metadata)?;
     let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();
     Ok(ExportReport {
         path: out.clone(),
@@ -167,18 +189,17 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
         bytes,
         quantized,
         packed: None,
+        onnx: None,
     })
 }
 
-/// The state with the weights that the layers compute with.
-fn effective_state(net: &PoseNet) -> Vec<(String, Tensor)> {
+/// The state with the weights that the quantized layers compute with.
+fn effective_state(net: &PoseNet, loaded: &LoadedNetwork) -> Vec<(String, Tensor)> {
     let mut state = net.state();
-    let sites: BTreeMap<String, Tensor> = tch::no_grad(|| {
-        let sites = net.store.sites();
-        sites.iter().map(|s| (s.weight_name(), s.effective_weight(false).detach())).collect()
-    });
+    let effective: BTreeMap<String, Tensor> =
+        loaded.quantizers.iter().flat_map(|q| q.effective_weights()).collect();
     for (name, tensor) in &mut state {
-        if let Some(weight) = sites.get(name) {
+        if let Some(weight) = effective.get(name) {
             *tensor = weight.shallow_clone();
         }
     }
@@ -215,16 +236,13 @@ fn ensure_float_exists(from: &Path, net: &PoseNet, loaded: &LoadedNetwork) -> Re
         if quantizer.assert_on_grid().is_err() {
             continue;
         }
-        for site in quantizer.report().iter().filter(|s| s.num_levels.is_some()) {
-            let sites = net.store.sites();
-            let Some(layer) = sites.iter().find(|s| s.name == site.name) else { continue };
-            if tch::no_grad(|| layer.effective_weight(false).equal(&layer.weight)) {
+        for (name, effective) in quantizer.effective_weights() {
+            if net.store.get(&name).is_some_and(|stored| stored.equal(&effective)) {
                 bail!(
-                    "{}: module {} has no float weights any more: {} sets each weight to its level when it freezes it, \
-                     and all are frozen; leave --weights float out, or export a checkpoint of an earlier stage",
+                    "{}: module {} has no float weights any more: {name} and the others were set to their levels for \
+                     good; leave --weights float out, or export a checkpoint from before that stage's end",
                     from.display(),
-                    quantizer.module(),
-                    site.method
+                    quantizer.module()
                 );
             }
         }

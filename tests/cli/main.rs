@@ -3,6 +3,7 @@
 mod config;
 mod help;
 mod packed;
+mod import;
 mod pipeline;
 mod resume;
 mod score;
