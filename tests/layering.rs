@@ -9,7 +9,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         (
             "cli",
-            &["experiment", "export", "synth", "eval", "train", "data", "quant", "search", "io"] as &[&str],
+            &["experiment", "export", "synth", "eval", "train", "data", "quant", "search", "io"]
+                as &[&str],
         ),
         (
             "experiment",

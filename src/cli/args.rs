@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::plan::FlowArgs;
-use super::search::SearchArgs;
 use super::audit::AuditArgs;
 use super::export::ExportArgs;
 use super::import::ImportArgs;
 use super::plan::{FlowArgs, PlanArgs};
+use super::search::SearchArgs;
 use super::verify::VerifyArgs;
 use crate::data::Split;
 use crate::experiment::{DeviceChoice, EngineChoice};

@@ -23,8 +23,8 @@ mod packed;
 mod plan;
 mod published;
 mod record;
-mod search;
 mod score;
+mod search;
 mod stretch;
 mod test;
 mod train;
@@ -48,16 +48,16 @@ pub use home::Home;
 pub use import::{ImportReport, import};
 pub use inspect::{NetworkReport, inspect_network};
 pub use layers::{LayerReport, QuantizedTo};
-pub use onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target};
+pub use onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target as Runtime};
 pub use open::Request;
 pub use packed::PackReport;
+pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
+pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use search::{
     Budget, First, GainReport, LayerRow, ListedTrial, ModuleRow, OrderReport, OrdersReport,
     SearchEnd, SearchReport, SearchRequest, SizeKind, SizeReport, Target, TraceRequest,
     TrialReport, Walk, search,
 };
-pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
-pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use verify::{
