@@ -162,7 +162,12 @@ pub fn inspect_file(path: &Path) -> Result<FileReport> {
             }
         }
         FileKind::PyTorch => describe_state(&mut report)?,
-        FileKind::Packed => anyhow::bail!("{}: not read yet", path.display()),
+        FileKind::Packed => {
+            let packed = super::packed::describe(path)?;
+            report.tensors = packed.tensors;
+            report.notes = packed.notes;
+            describe_checkpoint(&mut report, packed.meta);
+        }
     }
     count(&mut report);
     Ok(report)
@@ -182,7 +187,8 @@ fn head(path: &Path) -> Result<Vec<TensorReport>> {
 /// Position, provenance and quantizers of a checkpoint of mqat.
 fn describe_checkpoint(report: &mut FileReport, meta: CheckpointMeta) {
     report.quantized = module_names(&meta.quantized);
-    if !meta.quantized.is_empty() {
+    // a packed file says all of its layers by the types of its tensors
+    if report.kind == FileKind::Checkpoint && !meta.quantized.is_empty() {
         match quantized_layers(&report.path, &meta) {
             Ok(layers) => report.layers = layers,
             Err(error) => report.notes.push(format!("its quantizers cannot be read: {error:#}")),

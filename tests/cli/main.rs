@@ -2,8 +2,8 @@
 
 mod config;
 mod help;
-mod packed;
 mod import;
+mod packed;
 mod pipeline;
 mod resume;
 mod score;
