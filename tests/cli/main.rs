@@ -3,6 +3,7 @@
 mod config;
 mod help;
 mod import;
+mod packed;
 mod pipeline;
 mod resume;
 mod score;

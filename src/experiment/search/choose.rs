@@ -303,16 +303,14 @@ impl<'a> Chooser<'a> {
         room: u64,
         beside: u64,
     ) -> Result<Solved> {
-        let items = self.items(groups, &|layers, bits| {
-            Ok(curvature.sensitivity(layers, bits)?.mean)
-        })?;
+        let items =
+            self.items(groups, &|layers, bits| Ok(curvature.sensitivity(layers, bits)?.mean))?;
         let picks = solve(&items, room).map_err(|err| self.explain(&err, beside))?.picks;
         let mut same = 0;
         for number in 0..RESAMPLES {
             let traces = curvature.resampled(number);
-            let items = self.items(groups, &|layers, bits| {
-                curvature.sensitivity_of(&traces, layers, bits)
-            })?;
+            let items = self
+                .items(groups, &|layers, bits| curvature.sensitivity_of(&traces, layers, bits))?;
             let found = solve(&items, room).map_err(|err| self.explain(&err, beside))?;
             same += usize::from(found.picks == picks);
         }
