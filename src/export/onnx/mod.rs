@@ -10,6 +10,7 @@
 
 pub mod calibrate;
 mod emit;
+mod exact;
 mod file;
 pub mod graph;
 mod network;
@@ -30,6 +31,5 @@ pub use file::{FileHead, META_KEY, looks_like_onnx, read_head};
 pub use network::graph_of;
 pub use profile::{Kernel, Profile};
 pub use reference::Reference;
-pub use session::{
-    LIBRARY, LIBRARY_VARIABLE, OnnxSession, SessionOptions, environment, sums_saturate,
-};
+pub use exact::{sums_saturate, use_unsigned_weights};
+pub use session::{LIBRARY, LIBRARY_VARIABLE, OnnxSession, SessionOptions, environment};
