@@ -151,9 +151,6 @@ impl OnnxEngine {
             head.size,
             config.network.params.anchor_sizes.len()
         );
-        if session.exact_sums() {
-            tracing::debug!("this CPU sums bytes in 16 bits: ONNX Runtime runs in its exact mode");
-        }
         Ok(Self { meta, session, network: config.network.params })
     }
 

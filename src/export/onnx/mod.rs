@@ -10,6 +10,7 @@
 
 pub mod calibrate;
 mod emit;
+mod exact;
 mod file;
 pub mod graph;
 mod network;
@@ -26,10 +27,9 @@ pub use emit::{
     BASE_OPSET, Carrier, EmitOptions, INPUT, INT2_OPSET, INT4_OPSET, LAST_OPSET, carrier_of, emit,
     output_names,
 };
+pub use exact::{sums_saturate, use_unsigned_weights};
 pub use file::{FileHead, META_KEY, looks_like_onnx, read_head};
 pub use network::graph_of;
 pub use profile::{Kernel, Profile};
 pub use reference::Reference;
-pub use session::{
-    LIBRARY, LIBRARY_VARIABLE, OnnxSession, SessionOptions, environment, sums_saturate,
-};
+pub use session::{LIBRARY, LIBRARY_VARIABLE, OnnxSession, SessionOptions, environment};

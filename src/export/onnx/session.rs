@@ -11,9 +11,12 @@ use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::TensorRef;
+use prost::Message;
 use tch::{Device, Kind, Tensor};
 
+use super::exact::{sums_saturate, use_unsigned_weights};
 use super::file::{FileHead, read_head};
+use super::proto::Model;
 use crate::model::Outputs;
 
 /// The environment variable that names the library.
@@ -28,7 +31,7 @@ pub struct SessionOptions {
     pub threads: usize,
     /// Where a profile goes: a file's path without its ending.
     pub profile: Option<PathBuf>,
-    /// Sums of products of bytes and signed bytes in full: see [`sums_saturate`].
+    /// Weights as [`use_unsigned_weights`] makes them; none: where this CPU needs it.
     pub exact_sums: Option<bool>,
 }
 
@@ -40,26 +43,11 @@ pub struct OnnxSession {
     at: String,
 }
 
-/// Whether this CPU has no instruction that sums products of bytes in 32 bits. ONNX Runtime then sums pairs in 16 bits,
-/// and pairs of large products saturate: with 8-bit weights the numbers are wrong.
-///
-/// Source: ONNX Runtime's documentation, *Quantize ONNX models*, "When and why do I need to try U8U8?".
-pub fn sums_saturate() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        !(is_x86_feature_detected!("avx512vnni") || is_x86_feature_detected!("avxvnni"))
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
-}
-
 impl OnnxSession {
     /// Opens a file and prepares it for this CPU.
     ///
     /// Activations that are integers make its convolutions run as integers; weights that are integers alone are turned
-    /// into floats once, here. Where [`sums_saturate`], 8-bit weights get ONNX Runtime's exact mode unless the options
+    /// into floats once, here. Where [`sums_saturate`], large weights run unsigned, exact and slower, unless the options
     /// say otherwise.
     ///
     /// # Errors
@@ -74,19 +62,19 @@ impl OnnxSession {
             let mut builder = SessionBuilder::new(environment).map_err(plain)?;
             builder =
                 builder.with_optimization_level(GraphOptimizationLevel::All).map_err(plain)?;
-            builder = builder.with_log_level(LogLevel::Error).map_err(plain)?;
+            builder = builder.with_log_level(LogLevel::Fatal).map_err(plain)?;
             if options.threads > 0 {
                 builder = builder.with_intra_threads(options.threads).map_err(plain)?;
             }
             if !head.quantized_activations {
                 builder = builder.with_quant_qdq(false).map_err(plain)?;
             }
-            if exact_sums {
-                builder =
-                    builder.with_config_entry("session.x64quantprecision", "1").map_err(plain)?;
-            }
             if let Some(profile) = &options.profile {
                 builder = builder.with_profiling(profile).map_err(plain)?;
+            }
+            if exact_sums {
+                let bytes = with_unsigned_weights(path)?;
+                return builder.commit_from_memory(&bytes).map_err(plain);
             }
             builder.commit_from_file(path).map_err(plain)
         };
@@ -181,6 +169,17 @@ impl OnnxSession {
     }
 }
 
+/// The file with weights for CPUs without 8-bit dot products.
+fn with_unsigned_weights(path: &Path) -> Result<Vec<u8>> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut model = Model::decode(bytes.as_slice())?;
+    if let Some(graph) = &mut model.graph {
+        let changed = use_unsigned_weights(graph);
+        tracing::debug!(changed, "this CPU sums bytes in 16 bits: large weights run unsigned");
+    }
+    Ok(model.encode_to_vec())
+}
+
 /// The process's ONNX Runtime, loaded at the first use.
 ///
 /// # Errors
@@ -201,7 +200,7 @@ pub fn environment() -> Result<&'static Environment> {
             library.display()
         )
     })?;
-    environment.set_log_level(LogLevel::Error);
+    environment.set_log_level(LogLevel::Fatal);
     tracing::debug!(library = %library.display(), "ONNX Runtime");
     Ok(LOADED.get_or_init(|| environment))
 }
