@@ -16,8 +16,9 @@ use super::keys;
 use super::open::{Request, blank_network, infer_options};
 use crate::data::{Dataset, Split};
 use crate::eval::{
-    Comparison, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing, evaluate,
-    infer, write_bop_csv, write_depth_chart, write_errors, write_overlays, write_predictions,
+    Comparison, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing,
+    average_recalls, evaluate, infer, write_bop_csv, write_depth_chart, write_errors,
+    write_overlays, write_predictions,
 };
 use crate::io;
 use crate::quant::ModuleQuantizer;
@@ -231,8 +232,10 @@ fn evaluate_one(
         left_out: &inference.left_out,
         timing: Some(inference.timing),
     };
-    let evaluation =
+    let mut evaluation =
         evaluate(dataset, &config.data, &inference.predictions, &config.evaluation, info)?;
+    evaluation.report.bop =
+        Some(average_recalls(dataset, &config.data, &inference.predictions, &inference.left_out)?);
     Ok(Run { predictions: inference.predictions, evaluation })
 }
 
