@@ -19,8 +19,8 @@ use super::weights::{self, Strictness};
 use crate::data::{Dataset, Split};
 use crate::eval::{
     Comparison, Engine, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing,
-    evaluate, infer, write_bop_csv, write_depth_chart, write_errors, write_overlays,
-    write_predictions,
+    average_recalls, evaluate, infer, write_bop_csv, write_depth_chart, write_errors,
+    write_overlays, write_predictions,
 };
 use crate::io;
 use crate::quant::ModuleQuantizer;
@@ -261,8 +261,10 @@ fn evaluate_one(
         left_out: &inference.left_out,
         timing: Some(inference.timing),
     };
-    let evaluation =
+    let mut evaluation =
         evaluate(dataset, &config.data, &inference.predictions, &config.evaluation, info)?;
+    evaluation.report.bop =
+        Some(average_recalls(dataset, &config.data, &inference.predictions, &inference.left_out)?);
     Ok(Run { predictions: inference.predictions, evaluation })
 }
 

@@ -318,7 +318,7 @@ fn simulated(share: f64, rng: &mut impl Rng) -> (Camera, Vec<Vec3>, Vec<Vec2>, P
     let camera = Camera::new(607.573, 607.573, 512.0, 512.0).unwrap();
     let corners = box_corners(&[[-50.0; 3], [50.0; 3]]);
     let points: Vec<Vec3> = (0..80).map(|i| corners[i % 8]).collect();
-    let mut gauss = |rng: &mut dyn rand::RngCore| {
+    let gauss = |rng: &mut dyn rand::RngCore| {
         let (a, b): (f64, f64) = (rng.random(), rng.random());
         (-2.0 * (1.0 - a).ln()).sqrt() * (2.0 * std::f64::consts::PI * b).cos()
     };
