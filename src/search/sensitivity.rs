@@ -1,10 +1,12 @@
 //! How much quantizing a weight is expected to raise the loss.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::quant::{Grid, WeightQuantConfig, scale};
+use crate::quant::{Grid, Spacing, WeightQuantConfig, scale};
 
 /// Rounding a weight to a bit width.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -28,8 +30,8 @@ pub enum Division {
     Mqbench,
 }
 
-/// The squared rounding error of `weight` at each width, with the spacing and the scale of `config`; its own bits and
-/// level count are not looked at.
+/// The squared rounding error of `weight` at each width, with the spacing and the scale of `config`, for learnt steps (LSQ)
+/// at the step of least error; its own bits and level count are not looked at.
 ///
 /// # Errors
 /// If the config's levels do not exist at a width (powers of two at 1 bit), or the weight is not finite.
@@ -41,9 +43,26 @@ pub fn width_errors(
 ) -> Result<Vec<WidthError>> {
     let weight = weight.detach().to_kind(Kind::Float).contiguous();
     let at_width = |&bits: &u32| {
-        let config = WeightQuantConfig { bits: Some(bits), n_levels: None, ..config.clone() };
+        let config = WeightQuantConfig {
+            bits: Some(bits),
+            n_levels: None,
+            layer_bits: BTreeMap::new(),
+            ..config.clone()
+        };
         let spacing = config.spacing()?;
-        let scales = scale::scales(name, &weight, config.quant_init_method, spacing)?;
+        let scales = match spacing {
+            // A learnt step has no scale to begin with that is its best; training moves it there.
+            Spacing::Integers { .. } => {
+                let codes = spacing.multiples().context("integers without codes")?;
+                let zeros = scale::scale_of_zeros(spacing);
+                let best = |values: &[f32]| scale::best_step(values, codes).unwrap_or(zeros);
+                scale::by_channel(name, &weight, config.per_channel(), best)?
+            }
+            _ => {
+                let init = config.quant_init_method;
+                scale::scales_by(name, &weight, init, spacing, config.per_channel())?
+            }
+        };
         let rounded = Grid::new(spacing, scales)?.nearest(&weight)?;
         let error = (rounded - &weight).to_kind(Kind::Double);
         let squared_error = (&error * &error).sum(Kind::Double).double_value(&[]);
@@ -69,7 +88,7 @@ pub fn sensitivity(trace: f64, num_weights: usize, squared_error: f64, division:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::QuantInit;
+    use crate::quant::{Granularity, QuantInit, WeightMethod};
 
     #[test]
     fn errors_of_a_small_weight_by_hand() {
@@ -101,6 +120,19 @@ mod tests {
             WeightQuantConfig { quant_init_method: QuantInit::PowerOfTwo, ..Default::default() };
         let err = width_errors("fpn.p6.weight", &weight, &powers, &[1]).unwrap_err();
         assert!(format!("{err:#}").contains("fpn.p6.weight"), "{err:#}");
+    }
+
+    #[test]
+    fn learnt_steps_round_to_all_their_integers() {
+        // 2 bits of LSQ: -2, -1, 0, 1 times the step; at step 1 nothing is rounded, so that it is the best.
+        let weight = Tensor::from_slice(&[-2.0f32, -1.0, 0.0, 1.0]).reshape([4, 1, 1, 1]);
+        let config = WeightQuantConfig { method: WeightMethod::Lsq, ..Default::default() };
+        let found = width_errors("w", &weight, &config, &[2]).unwrap();
+        assert_eq!(found[0].num_levels, 4);
+        assert!(found[0].squared_error < 1e-9, "{found:?}");
+        let channels = WeightQuantConfig { granularity: Granularity::Channel, ..config };
+        let found = width_errors("w", &weight, &channels, &[3]).unwrap();
+        assert!(found[0].squared_error < 1e-9, "each channel has one value: {found:?}");
     }
 
     #[test]

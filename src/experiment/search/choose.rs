@@ -11,6 +11,7 @@ use super::curvature::Curvature;
 use super::report::{GainReport, LayerRow, ModuleRow, SizeReport};
 use super::setup::Setup;
 use crate::experiment::open::blank_network;
+use crate::quant::size::{LayerSize, sizes};
 use crate::search::{Choice, Infeasible, Item, solve};
 
 /// How small the network is to become.
@@ -49,21 +50,30 @@ impl SizeKind {
 struct Layer {
     name: String,
     num_weights: usize,
-    /// Scales of its quantizer.
+    /// Scales of its weights, when they are quantized.
     num_scales: usize,
+    /// Scales of its inputs, when they are.
+    num_input_scales: usize,
 }
 
 impl Layer {
-    /// Its size at a width, bits; `None` for float.
+    /// At a width; `None` for float.
+    fn at(&self, bits: Option<u32>) -> LayerSize {
+        let Self { num_weights, num_scales, num_input_scales, .. } = *self;
+        bits.map_or(LayerSize::float(num_weights), |bits| LayerSize {
+            num_weights,
+            bits,
+            num_scales,
+            num_input_scales,
+        })
+    }
+
+    /// Its size at a width, bits.
     fn size(&self, kind: SizeKind, bits: Option<u32>) -> u64 {
-        let weights = self.num_weights as u64;
-        match (bits, kind) {
-            (None, _) => weights * FLOAT_BITS,
-            (Some(bits), SizeKind::Paper) => weights * u64::from(bits),
-            (Some(bits), SizeKind::File) => {
-                (weights * u64::from(bits)).next_multiple_of(8)
-                    + self.num_scales as u64 * FLOAT_BITS
-            }
+        let size = self.at(bits);
+        match kind {
+            SizeKind::Paper => size.num_weights as u64 * u64::from(size.bits),
+            SizeKind::File => size.bytes() * 8,
         }
     }
 }
@@ -90,8 +100,6 @@ struct Solved {
 
 /// Resamples of the curvature that the programme is solved with.
 const RESAMPLES: usize = 200;
-/// Bits of a float number.
-const FLOAT_BITS: u64 = 32;
 
 impl<'a> Chooser<'a> {
     pub fn new(request: &'a SearchRequest, setup: &'a Setup, target: Target) -> Result<Self> {
@@ -113,9 +121,14 @@ impl<'a> Chooser<'a> {
         let layers = convolutions
             .iter()
             .map(|s| {
-                let scales = if setup.is_per_channel(&s.name)? { s.weight.size()[0] } else { 1 };
-                let num_scales = usize::try_from(scales).context("a layer without channels")?;
-                Ok(Layer { name: s.name.clone(), num_weights: s.num_weights(), num_scales })
+                let channels = usize::try_from(s.weight.size()[0]).context("channels")?;
+                let quantizers = setup.quantizers(&s.name)?;
+                Ok(Layer {
+                    name: s.name.clone(),
+                    num_weights: s.num_weights(),
+                    num_scales: quantizers.as_ref().map_or(0, |(w, _)| w.num_scales(channels)),
+                    num_input_scales: usize::from(quantizers.is_some_and(|(_, a)| a.is_some())),
+                })
             })
             .collect::<Result<Vec<_>>>()?;
         let is_weight = |key: &str| convolutions.iter().any(|s| s.weight_name() == key);
@@ -351,22 +364,18 @@ impl<'a> Chooser<'a> {
 
     /// Both totals with the chosen bits by layer.
     pub fn size_report(&self, bits_of: &BTreeMap<String, u32>) -> SizeReport {
-        let sum = |kind: SizeKind, quantized: bool| -> u64 {
-            let rest = if kind == SizeKind::File { self.rest_bits } else { 0 };
-            let bits = |l: &Layer| if quantized { bits_of.get(&l.name).copied() } else { None };
-            rest + self.layers.iter().map(|l| l.size(kind, bits(l))).sum::<u64>()
-        };
-        let bytes = |bits: u64| bits.div_ceil(8);
-        let (paper, file) = (sum(SizeKind::Paper, true), sum(SizeKind::File, true));
-        let (paper_float, file_float) = (sum(SizeKind::Paper, false), sum(SizeKind::File, false));
+        let layers: Vec<LayerSize> =
+            self.layers.iter().map(|l| l.at(bits_of.get(&l.name).copied())).collect();
+        let sizes = sizes(&layers, self.rest_bits / 8);
         let weights: usize = self.layers.iter().map(|l| l.num_weights).sum();
+        let paper: u64 = layers.iter().map(|l| l.num_weights as u64 * u64::from(l.bits)).sum();
         SizeReport {
             target: self.target_text(),
             counted: self.request.size,
-            paper_bytes: bytes(paper),
-            paper_compression: paper_float as f64 / paper as f64,
-            file_bytes: bytes(file),
-            file_compression: file_float as f64 / file as f64,
+            paper_bytes: paper.div_ceil(8),
+            paper_compression: sizes.paper_compression,
+            file_bytes: sizes.file_bytes,
+            file_compression: sizes.file_compression,
             mean_bits: paper as f64 / weights as f64,
         }
     }

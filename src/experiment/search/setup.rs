@@ -1,6 +1,5 @@
 //! What all trials of a search share: the config without its stages, the modules, the folder, identities.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ use crate::experiment::home::Home;
 use crate::experiment::open::blank_network;
 use crate::experiment::stretch;
 use crate::nn::Store;
-use crate::quant::{QuantInit, WeightQuantConfig, levels, select};
+use crate::quant::{ActivationQuantConfig, WeightQuantConfig, levels, select};
 use crate::train::StageConfig;
 
 /// A module of the search.
@@ -32,6 +31,9 @@ pub(super) struct Module {
     /// Its convolutions that are quantized, by name, with their numbers of weights.
     pub layers: Vec<(String, usize)>,
 }
+
+/// Of a layer's weights, and of its inputs where these are quantized.
+pub(super) type Quantizers = (WeightQuantConfig, Option<ActivationQuantConfig>);
 
 pub(super) struct Setup {
     /// What every trial begins with: pretrained weights, no stages; its own flow is in `template`.
@@ -130,13 +132,12 @@ impl Setup {
         self.request.trial_bits
     }
 
-    /// Whether a layer's quantizer has a scale for each output channel.
-    pub fn is_per_channel(&self, layer: &str) -> Result<bool> {
+    /// How a layer is quantized; `None` outside of the modules.
+    pub fn quantizers(&self, layer: &str) -> Result<Option<Quantizers>> {
         let module = self.modules.iter().find(|m| m.layers.iter().any(|(n, _)| n == layer));
-        let Some(module) = module else { return Ok(false) };
+        let Some(module) = module else { return Ok(None) };
         let stage = self.stage_of(&module.pattern, self.request.trial_bits)?;
-        let init = stage.weights.map(|w| w.quant_init_method);
-        Ok(init == Some(QuantInit::UniformL2OptPerChannel))
+        Ok(stage.weights.map(|w| (w, stage.activations)))
     }
 
     /// The index of a module by its pattern.
@@ -179,10 +180,7 @@ impl Setup {
                     bits,
                     n_levels: levels.filter(|&n| levels::bits_of(n) == bits),
                 }),
-                activations: inputs.map(|a| Width {
-                    bits: a.bits.unwrap_or_else(|| levels::bits_of(a.n_levels.unwrap_or(256))),
-                    n_levels: a.n_levels,
-                }),
+                activations: inputs.map(width_of_inputs),
             },
             weight_method: self.request.method,
             activation_method: None,
@@ -218,8 +216,9 @@ impl Setup {
             self.modules.iter().map(|m| (m.pattern.as_str(), widest)).collect();
         config.quantize.flow = self.plan_stages(&patterns)?;
         let method = config.quantize.flow[0].weights.as_ref().map(|w| w.method).unwrap_or_default();
+        let inputs = config.quantize.flow[0].activations.as_ref().map(width_of_inputs);
         let bits =
-            Bits { weights: Some(Width { bits: widest, n_levels: None }), activations: None };
+            Bits { weights: Some(Width { bits: widest, n_levels: None }), activations: inputs };
         let (first_layer, last_layer) =
             (config.quantize.flow[0].first_layer, config.quantize.flow[0].last_layer);
         FlowSource::Baseline(Baseline::Uniform { method, bits }).apply(&mut config)?;
@@ -228,7 +227,8 @@ impl Setup {
         stage.module = Some(self.request.modules.join(","));
         (stage.first_layer, stage.last_layer) = (first_layer, last_layer);
         let weights = stage.weights.as_mut().context("the stage quantizes no weights")?;
-        set_layer_bits(weights, layers)?;
+        weights.layer_bits = layers.iter().map(|l| (l.layer.clone(), l.bits)).collect();
+        (weights.bits, weights.n_levels) = (None, None);
         Ok(stage)
     }
 
@@ -356,20 +356,14 @@ fn num_parameters(store: &Store, pattern: &str) -> Result<usize> {
     Ok(store.parameters().iter().filter(|v| inside(&v.name)).map(|v| v.tensor.numel()).sum())
 }
 
+fn width_of_inputs(inputs: &ActivationQuantConfig) -> Width {
+    let by_levels = || levels::bits_of(inputs.n_levels.unwrap_or(levels::MAX_LEVELS));
+    Width { bits: inputs.bits.unwrap_or_else(by_levels), n_levels: inputs.n_levels }
+}
+
 /// A pattern as part of a file's name.
 fn plain(pattern: &str) -> String {
     StageConfig { module: Some(pattern.to_owned()), ..StageConfig::default() }.label()
-}
-
-/// Gives layers their own bits.
-fn set_layer_bits(weights: &mut WeightQuantConfig, layers: &[LayerRow]) -> Result<()> {
-    let bits: BTreeMap<&str, u32> = layers.iter().map(|l| (l.layer.as_str(), l.bits)).collect();
-    let mut document = json!(weights);
-    document["layer_bits"] = json!(bits);
-    document["bits"] = Value::Null;
-    document["n_levels"] = Value::Null;
-    *weights = serde_json::from_value(document).context("giving layers their own bits")?;
-    Ok(())
 }
 
 /// CRC-32C and length of a file: tells versions of it apart, not forgeries.
