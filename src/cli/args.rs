@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::audit::AuditArgs;
 use super::export::ExportArgs;
 use super::import::ImportArgs;
 use super::plan::{FlowArgs, PlanArgs};
+use super::search::SearchArgs;
+use super::verify::VerifyArgs;
 use crate::data::Split;
 use crate::experiment::{DeviceChoice, EngineChoice};
 use crate::synth::{Attitude, Format, parse_depth_range};
@@ -49,6 +52,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate checkpoints on a split: poses, the accuracy table, plots and overlays.
     Test(TestArgs),
+    /// Find the order and the bit widths of the modules for a target size, and write a plan to train.
+    Search(Box<SearchArgs>),
     /// Score poses from files (JSON lines or BOP csv, of any program) as `test` scores a network's.
     Score(super::score::ScoreArgs),
     /// Render a synthetic SwissCube dataset.
@@ -58,10 +63,14 @@ pub enum Command {
     /// Read weights of other programs (PyTorch files of the published code, safetensors) into a checkpoint.
     Import(ImportArgs),
     /// Write a checkpoint's network for other programs: weights alone, under PyTorch keys.
+    /// Check that every quantized weight of a file is on its levels, and quantized as planned; exit code 1 if not.
+    Audit(AuditArgs),
     /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.
     Plan(PlanArgs),
     /// Write a checkpoint's weights alone (safetensors, PyTorch keys), as a start for other runs.
     Export(ExportArgs),
+    /// Run two files of one network (checkpoint, packed, ...) on the same images; fail when they differ.
+    Verify(VerifyArgs),
     /// Print a resolved config, or the JSON schema of configs.
     Config(ConfigArgs),
     /// Print a completion script for a shell.

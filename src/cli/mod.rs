@@ -3,6 +3,7 @@
 //! Start at [`Cli`]; [`run`] hands a parsed command to its file. Results go to stdout, everything else to stderr.
 
 mod args;
+mod audit;
 mod completions;
 mod config;
 mod export;
@@ -11,11 +12,13 @@ mod inspect;
 mod onnx;
 mod plan;
 mod score;
+mod search;
 mod stop;
 mod synth;
 mod terminal;
 mod test;
 mod train;
+mod verify;
 mod view;
 
 pub use args::Cli;
@@ -55,11 +58,14 @@ fn dispatch(command: Command) -> Result<Ended> {
     match command {
         Command::Train(args) => train::run(args),
         Command::Test(args) => test::run(args).map(|()| Ended::Done),
+        Command::Search(args) => search::run(*args),
         Command::Score(args) => score::run(args).map(|()| Ended::Done),
         Command::Synth(args) => synth::run(&args).map(|()| Ended::Done),
         Command::Inspect(args) => inspect::run(args).map(|()| Ended::Done),
         Command::Import(args) => import::run(args).map(|()| Ended::Done),
+        Command::Audit(args) => audit::run(args).map(|()| Ended::Done),
         Command::Plan(args) => plan::run(args).map(|()| Ended::Done),
+        Command::Verify(args) => verify::run(args).map(|()| Ended::Done),
         Command::Export(args) => export::run(args).map(|()| Ended::Done),
         Command::Config(args) => config::run(args).map(|()| Ended::Done),
         Command::Completions { shell } => completions::run(shell).map(|()| Ended::Done),

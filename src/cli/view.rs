@@ -3,8 +3,10 @@
 use anyhow::Result;
 
 use super::terminal::Progress;
+use crate::quant::telemetry::Numbers;
 use crate::train::{
-    CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, ValidRecord,
+    CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, TelemetryRecord,
+    ValidRecord,
 };
 
 /// Bars and log lines of a training run.
@@ -76,9 +78,23 @@ impl Observer for TrainView {
         Ok(())
     }
 
+    fn telemetry(&mut self, telemetry: &TelemetryRecord) -> Result<()> {
+        let module = &telemetry.module;
+        tracing::info!("{}: {}", module.module, telemetry_text(&module.numbers));
+        for layer in &module.layers {
+            tracing::debug!("{}: {}", layer.name, telemetry_text(&layer.numbers));
+        }
+        Ok(())
+    }
+
     fn validation(&mut self, valid: &ValidRecord) -> Result<()> {
         let best = if valid.best { ", best so far" } else { "" };
-        tracing::info!("validation: {} {:.1} %{best}", valid.score.name, valid.score.value);
+        let averaged = if valid.averaged { " of the averaged weights" } else { "" };
+        tracing::info!(
+            "validation: {} {:.1} %{averaged}{best}",
+            valid.score.name,
+            valid.score.value
+        );
         for (name, value) in &valid.score.details {
             tracing::debug!("validation: {name} {value:.1}");
         }
@@ -124,4 +140,24 @@ impl Observer for TrainView {
         tracing::warn!("{text}");
         Ok(())
     }
+}
+
+/// The numbers that are known, in a line.
+fn telemetry_text(numbers: &Numbers) -> String {
+    let percent = |value: Option<f64>, what: &str| Some(format!("{:.2} % {what}", 100.0 * value?));
+    let drift = |value: Option<f64>| {
+        let value = value.filter(|&v| v != 0.0)?;
+        Some(format!("scale moved by {:.2} %", 100.0 * value))
+    };
+    let parts = [
+        percent(numbers.share_frozen, "frozen"),
+        percent(numbers.flip_rate, "changed level"),
+        percent(numbers.oscillation, "changed back"),
+        drift(numbers.scale_drift),
+        numbers.sqnr_db.map(|db| format!("SQNR {db:.1} dB")),
+        percent(numbers.share_zero, "zero"),
+        numbers.levels_in_use.map(|n| format!("{n} levels in use")),
+    ];
+    let known: Vec<String> = parts.into_iter().flatten().collect();
+    if known.is_empty() { "no levels yet".to_owned() } else { known.join(", ") }
 }

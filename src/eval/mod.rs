@@ -16,6 +16,7 @@ mod draw;
 mod grid;
 mod infer;
 pub mod overlay;
+mod pair;
 mod plots;
 mod predictions;
 mod report;
@@ -28,6 +29,7 @@ pub use bop_csv::write_bop_csv;
 pub use config::EvalConfig;
 pub use infer::{Engine, InferOptions, Inference, Progress, infer};
 pub use overlay::write_overlays;
+pub use pair::{Deviation, LevelDeviation, Pair, infer_pair};
 pub use plots::{depth_chart, recall_over_depth, write_depth_chart};
 pub use predictions::{Prediction, write_predictions};
 pub use report::{

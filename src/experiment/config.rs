@@ -13,7 +13,7 @@ use crate::data::{DataConfig, InputConfig};
 use crate::eval::EvalConfig;
 use crate::io;
 use crate::model::{LossConfig, NetworkConfig, TargetConfig};
-use crate::train::{StageConfig, TrainConfig};
+use crate::train::{EmaConfig, StageConfig, TrainConfig};
 
 /// The problem that is meant when none is named.
 const DEFAULT_PROBLEM: &str = "SwissCube";
@@ -132,8 +132,12 @@ pub struct TrainingSection {
     pub valid_every: u32,
     /// Validate on the first so many images of the validation list; `null` takes all.
     pub valid_images: Option<usize>,
+    /// Train on so many images, spread evenly over the training list; `null` takes all.
+    pub train_images: Option<usize>,
     /// Stop after so many steps in all.
     pub max_steps: Option<u64>,
+    /// Average the weights and evaluate the average; `null` evaluates the weights themselves.
+    pub ema: Option<EmaConfig>,
 }
 
 impl Default for TrainingSection {
@@ -148,7 +152,9 @@ impl Default for TrainingSection {
             keep: train.keep,
             valid_every: train.valid_every,
             valid_images: None,
+            train_images: None,
             max_steps: train.max_steps,
+            ema: train.ema,
         }
     }
 }
@@ -187,6 +193,9 @@ impl Config {
         if self.training.valid_images == Some(0) {
             problems.push("training.valid_images: 0 is below 1; null takes all".into());
         }
+        if self.training.train_images == Some(0) {
+            problems.push("training.train_images: 0 is below 1; null takes all".into());
+        }
         let mut stages = Vec::new();
         self.train_config().check("training", &mut stages);
         problems.extend(stages.iter().map(|p| self.place_of_stage(p)));
@@ -203,6 +212,7 @@ impl Config {
             keep: t.keep,
             valid_every: t.valid_every,
             max_steps: t.max_steps,
+            ema: t.ema.clone(),
         }
     }
 

@@ -55,7 +55,9 @@ impl EngineChoice {
                 "{at} is no ONNX file, which --engine ort runs: write one with `mqat export {at} --format onnx --out FILE`"
             ),
             Self::Torch if onnx => {
-                bail!("{at} is an ONNX file, which libtorch does not run: use --engine ort or the checkpoint")
+                bail!(
+                    "{at} is an ONNX file, which libtorch does not run: use --engine ort or the checkpoint"
+                )
             }
             _ => Ok(onnx),
         }
@@ -83,6 +85,8 @@ pub struct OnnxMeta {
     pub quantized: Vec<String>,
     /// How activations are rounded, for people.
     pub activations: String,
+    /// Bits of integer activations; none where they are float.
+    pub activation_bits: Option<u32>,
     /// The resolved config of the network.
     pub config: Value,
 }
@@ -139,7 +143,11 @@ impl OnnxEngine {
         let at = path.display();
         let meta = OnnxMeta::of_file(path)?;
         let config = config::parse(meta.config.clone(), &format!("the config in {at}"))?;
-        let session = OnnxSession::open(path, options)?;
+        let mut options = options.clone();
+        if meta.activation_bits.is_some_and(|bits| bits < 8) && options.exact_sums.is_none() {
+            options.exact_sums = Some(false); // two products of 7 and 8 bits fit 16 bits
+        }
+        let session = OnnxSession::open(path, &options)?;
         let size = (config.input.height, config.input.width);
         let head = session.head();
         ensure!(

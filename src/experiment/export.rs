@@ -8,12 +8,14 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
-use super::config::Select;
+use super::config::{Config, Select};
 use super::import::config_of_file;
 use super::onnx::{self, OnnxOptions, OnnxReport};
 use super::open::blank_network;
+use super::packed::{self, PackReport};
 use super::test::module_names;
 use super::weights::{self, LoadedNetwork, Strictness};
+use crate::export::packed::PackOptions;
 use crate::io::tensors;
 use crate::model::PoseNet;
 
@@ -24,6 +26,8 @@ pub enum ExportFormat {
     /// Weights as safetensors under PyTorch keys.
     #[default]
     Safetensors,
+    /// Weights as codes of 1 to 8 bits, and everything else, in one file.
+    Packed,
     /// A graph for other runtimes.
     Onnx,
 }
@@ -49,6 +53,8 @@ pub struct ExportRequest {
     pub format: ExportFormat,
     /// Which weights; none takes the quantized ones of a quantized network.
     pub weights: Option<ExportWeights>,
+    /// How a packed file is made.
+    pub packed: PackOptions,
     /// The file to write.
     pub out: PathBuf,
     /// What an ONNX file is to be.
@@ -70,6 +76,9 @@ pub struct ExportReport {
     pub bytes: u64,
     /// The modules whose weights lie on levels.
     pub quantized: Vec<String>,
+    /// Sizes of a packed file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packed: Option<PackReport>,
     /// What is particular to an ONNX file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub onnx: Option<OnnxReport>,
@@ -101,11 +110,12 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     );
     let config = config_of_file(&request.checkpoint, &request.select)?;
     let net = blank_network(&config, Device::Cpu)?;
-    let loaded = weights::load(&request.checkpoint, &net, Strictness::Strict)?;
+    let loaded = weights::load_as_stored(&request.checkpoint, &net, Strictness::Strict)?;
     loaded.report.log();
     let exported = Exported { request, net, loaded };
     match request.format {
         ExportFormat::Safetensors => write_weights(&exported),
+        ExportFormat::Packed => write_packed(&exported, &config),
         ExportFormat::Onnx => onnx::write(&exported, &config),
     }
 }
@@ -120,6 +130,32 @@ impl Exported<'_> {
     }
 }
 
+/// A packed file with the config in it.
+fn write_packed(exported: &Exported, config: &Config) -> Result<ExportReport> {
+    let Exported { request, net, loaded } = exported;
+    let from = request.checkpoint.display();
+    let quantized =
+        loaded.quantizers.iter().any(|q| q.report().iter().any(|s| s.num_levels.is_some()));
+    let weights = if quantized { ExportWeights::Quantized } else { ExportWeights::Float };
+    ensure!(
+        request.weights.is_none_or(|wanted| wanted == weights),
+        "{from}: a packed file holds the weights that the network computes with; leave --weights out"
+    );
+    let config = serde_json::to_value(config).context("writing the config as JSON")?;
+    let (from, out) = (&request.checkpoint, &request.out);
+    let report = packed::write(net, loaded, from, config, request.packed, out)?;
+    Ok(ExportReport {
+        path: out.clone(),
+        format: request.format,
+        weights,
+        num_tensors: report.num_tensors,
+        bytes: report.bytes,
+        quantized: report.quantized.clone(),
+        packed: Some(report),
+        onnx: None,
+    })
+}
+
 /// Parameters and buffers under their bare keys.
 fn write_weights(exported: &Exported) -> Result<ExportReport> {
     let Exported { request, net, loaded } = exported;
@@ -131,24 +167,19 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
     }
     let state = match weights {
         ExportWeights::Float => net.state(),
-        ExportWeights::Quantized => effective_state(net),
+        ExportWeights::Quantized => effective_state(net, loaded),
     };
     let quantized = match weights {
         ExportWeights::Float => Vec::new(),
         ExportWeights::Quantized => module_names(&loaded.quantized),
     };
     let out = &request.out;
-    match request.format {
-        ExportFormat::Safetensors => {
-            let metadata = BTreeMap::from([
-                ("format".to_owned(), "pt".to_owned()),
-                ("mqat_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-                ("quantized".to_owned(), Value::from(quantized.clone()).to_string()),
-            ]);
-            tensors::write(out, &state, &metadata)?;
-        }
-        ExportFormat::Onnx => unreachable!("a graph is written by another function"),
-    }
+    let metadata = BTreeMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("mqat_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("quantized".to_owned(), Value::from(quantized.clone()).to_string()),
+    ]);
+    tensors::write(out, &state, &metadata)?;
     let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();
     Ok(ExportReport {
         path: out.clone(),
@@ -157,19 +188,18 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
         num_tensors: state.len(),
         bytes,
         quantized,
+        packed: None,
         onnx: None,
     })
 }
 
-/// The state with the weights that the layers compute with.
-fn effective_state(net: &PoseNet) -> Vec<(String, Tensor)> {
+/// The state with the weights that the quantized layers compute with.
+fn effective_state(net: &PoseNet, loaded: &LoadedNetwork) -> Vec<(String, Tensor)> {
     let mut state = net.state();
-    let sites: BTreeMap<String, Tensor> = tch::no_grad(|| {
-        let sites = net.store.sites();
-        sites.iter().map(|s| (s.weight_name(), s.effective_weight(false).detach())).collect()
-    });
+    let effective: BTreeMap<String, Tensor> =
+        loaded.quantizers.iter().flat_map(|q| q.effective_weights()).collect();
     for (name, tensor) in &mut state {
-        if let Some(weight) = sites.get(name) {
+        if let Some(weight) = effective.get(name) {
             *tensor = weight.shallow_clone();
         }
     }
@@ -206,16 +236,13 @@ fn ensure_float_exists(from: &Path, net: &PoseNet, loaded: &LoadedNetwork) -> Re
         if quantizer.assert_on_grid().is_err() {
             continue;
         }
-        for site in quantizer.report().iter().filter(|s| s.num_levels.is_some()) {
-            let sites = net.store.sites();
-            let Some(layer) = sites.iter().find(|s| s.name == site.name) else { continue };
-            if tch::no_grad(|| layer.effective_weight(false).equal(&layer.weight)) {
+        for (name, effective) in quantizer.effective_weights() {
+            if net.store.get(&name).is_some_and(|stored| stored.equal(&effective)) {
                 bail!(
-                    "{}: module {} has no float weights any more: {} sets each weight to its level when it freezes it, \
-                     and all are frozen; leave --weights float out, or export a checkpoint of an earlier stage",
+                    "{}: module {} has no float weights any more: {name} and the others were set to their levels for \
+                     good; leave --weights float out, or export a checkpoint from before that stage's end",
                     from.display(),
-                    quantizer.module(),
-                    site.method
+                    quantizer.module()
                 );
             }
         }

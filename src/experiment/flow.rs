@@ -17,9 +17,7 @@ use super::{keys, stretch};
 use crate::io;
 use crate::model::PoseNet;
 use crate::quant::select;
-use crate::quant::{
-    ActivationMethod, ActivationQuantConfig, FractionSchedule, WeightMethod, WeightQuantConfig,
-};
+use crate::quant::{ActivationMethod, ActivationQuantConfig, WeightMethod, WeightQuantConfig};
 use crate::train::{StageConfig, TrainConfig};
 
 /// Number of the layout of plan files that this version writes.
@@ -403,6 +401,9 @@ impl TextStage {
     }
 }
 
+/// The epochs that the defaults of quantizers are made for.
+const DEFAULT_EPOCHS: u32 = 30;
+
 /// Settings of weights with another width, from those of a stage where the method is the same.
 fn weights_of(
     base: Option<WeightQuantConfig>,
@@ -411,10 +412,11 @@ fn weights_of(
     epochs: u32,
 ) -> WeightQuantConfig {
     let same = base.filter(|base| method.is_none_or(|method| method == base.method));
-    let base = same.unwrap_or_else(|| WeightQuantConfig {
-        method: method.unwrap_or_default(),
-        schedule: stretch::schedule(&FractionSchedule::default(), 30, epochs),
-        ..WeightQuantConfig::default()
+    let base = same.unwrap_or_else(|| {
+        let method = method.unwrap_or_default();
+        let mut base = WeightQuantConfig { method, ..WeightQuantConfig::default() };
+        stretch::weights(&mut base, DEFAULT_EPOCHS, epochs);
+        base
     });
     WeightQuantConfig { bits: Some(width.bits), n_levels: width.n_levels, ..base }
 }
@@ -428,12 +430,10 @@ fn activations_of(
 ) -> ActivationQuantConfig {
     let same = base.filter(|base| method.is_none_or(|method| method == base.method));
     let base = same.unwrap_or_else(|| {
-        let default = ActivationQuantConfig::default();
-        ActivationQuantConfig {
-            method: method.unwrap_or_default(),
-            quant_start_epoch: default.quant_start_epoch.min(epochs.saturating_sub(1)),
-            ..default
-        }
+        let method = method.unwrap_or_default();
+        let mut base = ActivationQuantConfig { method, ..ActivationQuantConfig::default() };
+        stretch::activations(&mut base, DEFAULT_EPOCHS, epochs);
+        base
     });
     ActivationQuantConfig { bits: Some(width.bits), n_levels: width.n_levels, ..base }
 }
@@ -445,6 +445,19 @@ fn without_quantizing(stage: &StageConfig) -> StageConfig {
         None => stage.name.clone(),
     };
     StageConfig { name, module: None, weights: None, activations: None, ..stage.clone() }
+}
+
+/// What every layer is to be, for comparisons: no stage to be trained.
+pub(super) fn everything(bits: Bits) -> StageConfig {
+    let Bits { weights, activations } = bits;
+    let module = Some("*".to_owned());
+    let epochs = StageConfig::default().epochs;
+    StageConfig {
+        module,
+        weights: weights.map(|width| weights_of(None, None, width, epochs)),
+        activations: activations.map(|width| activations_of(None, None, width, epochs)),
+        ..StageConfig::default()
+    }
 }
 
 /// One stage over everything, with the epochs of the whole flow.

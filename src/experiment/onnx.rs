@@ -142,7 +142,8 @@ pub(super) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
     let grids_as_floats = grids_as_floats(&graph);
     let trained = plan::trained_inputs(&loaded.quantizers).with_context(at)?;
     let images = Images::new(exported, config)?;
-    let (mut plan, mut activations) = (plan::as_trained(&graph, &trained), "float activations".to_owned());
+    let (mut plan, mut activations) =
+        (plan::as_trained(&graph, &trained), "float activations".to_owned());
     if !plan.is_empty() {
         activations = format!("activations as trained ({} layers)", trained.len());
     }
@@ -157,9 +158,8 @@ pub(super) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
             symmetric: options.target == Target::Tensorrt,
         };
         let wanted = plan::calibrated_nodes(&graph);
-        let found = calibrate(&graph, &plan, &wanted, calibration, |each| {
-            images.each(num_images, each)
-        })?;
+        let found =
+            calibrate(&graph, &plan, &wanted, calibration, |each| images.each(num_images, each))?;
         plan = plan::calibrated(&graph, &trained, &found);
         plan::fit_biases(&mut graph, &plan);
         activations = format!(
@@ -176,15 +176,16 @@ pub(super) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
         opset: opset_for(&graph, options)?,
         carrier: options.carrier,
         int2: options.target == Target::Ort,
-        conv_integer: options.target == Target::Ort,
         batch: options.batch,
         decode: options.decode,
     };
     let quantized = module_names(&loaded.quantized);
+    let activation_bits = if trained.is_empty() { options.activation_bits } else { 8 };
     let meta = OnnxMeta {
         mqat_version: env!("CARGO_PKG_VERSION").to_owned(),
         quantized: quantized.clone(),
         activations: activations.clone(),
+        activation_bits: (!plan.is_empty()).then_some(activation_bits),
         config: serde_json::to_value(config).context("writing the config as JSON")?,
     };
     let model = emit(&graph, &plan, &emit_options, &metadata(&meta, &graph, config)?)?;
@@ -222,6 +223,7 @@ pub(super) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
         num_tensors,
         bytes: bytes.len() as u64,
         quantized,
+        packed: None,
         onnx: Some(onnx),
     })
 }
@@ -283,8 +285,9 @@ fn metadata(meta: &OnnxMeta, graph: &Graph, config: &Config) -> Result<BTreeMap<
     let levels = graph.levels.iter();
     let anchors: Vec<_> =
         levels.map(|l| json!({ "stride_px": l.stride, "anchor_px": l.anchor_px })).collect();
-    let classes: Vec<String> =
-        (1..=graph.num_classes).map(|class| format!("obj_{class:06} (rank {class} of the meshes)")).collect();
+    let classes: Vec<String> = (1..=graph.num_classes)
+        .map(|class| format!("obj_{class:06} (rank {class} of the meshes)"))
+        .collect();
     let entries = [
         (META_KEY, serde_json::to_value(meta)?.to_string()),
         ("class_names", json!(classes).to_string()),
@@ -309,7 +312,8 @@ struct Images {
 impl Images {
     fn new(exported: &Exported, config: &Config) -> Result<Self> {
         let options = &exported.request.onnx;
-        let wanted = options.calibrate.is_some() || (options.check.is_some() && options.data.is_some());
+        let wanted =
+            options.calibrate.is_some() || (options.check.is_some() && options.data.is_some());
         let dataset = wanted.then(|| -> Result<Dataset> {
             let home = Home::find(options.data.as_deref(), None)?;
             let list = config.data.list(Split::Train);
@@ -493,9 +497,13 @@ impl CheckReport {
                 d.max_logit, d.max_offset, d.mean_offset, d.max_relative
             )
         };
-        let kernels: Vec<String> = self.profile.kernels.iter().take(8).map(|k| {
-            format!("{} x {} {:.1} ms", k.nodes, k.op, k.ms)
-        }).collect();
+        let kernels: Vec<String> = self
+            .profile
+            .kernels
+            .iter()
+            .take(8)
+            .map(|k| format!("{} x {} {:.1} ms", k.nodes, k.op, k.ms))
+            .collect();
         format!(
             "\nONNX Runtime, {} images ({}){}\n  from the rounded network in libtorch: {}\n  from the network as trained: {}\n  \
              {} integer and {} float convolutions; a run: {}",

@@ -18,8 +18,9 @@ use super::open::{Request, infer_options, network_to_load};
 use super::weights::{self, Strictness};
 use crate::data::{Dataset, Split};
 use crate::eval::{
-    Comparison, Engine, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing, evaluate,
-    infer, write_bop_csv, write_depth_chart, write_errors, write_overlays, write_predictions,
+    Comparison, Engine, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing,
+    evaluate, infer, write_bop_csv, write_depth_chart, write_errors, write_overlays,
+    write_predictions,
 };
 use crate::io;
 use crate::quant::ModuleQuantizer;
@@ -239,7 +240,11 @@ fn evaluate_one(
             let net = network_to_load(config, device, strictness)?;
             let loaded = weights::load(file, &net, strictness)?;
             loaded.report.log();
-            (run_name(&loaded.quantized, &loaded.quantizers), Box::new(net), device)
+            let mut name = run_name(&loaded.quantized, &loaded.quantizers);
+            if loaded.averaged {
+                name += ", averaged weights";
+            }
+            (name, Box::new(net), device)
         };
     tracing::info!("evaluating {} ({name})", file.display());
     let options = infer_options(config, device, request.run.skip_bad);
@@ -257,7 +262,7 @@ fn evaluate_one(
 
 /// What a checkpoint is, for people: `full precision`, `fpn 2-bit (3 levels)`; says so where a module is not quantized
 /// to the end.
-fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> String {
+pub(super) fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> String {
     let names = module_names(quantized);
     if names.is_empty() {
         return "full precision".to_owned();
@@ -276,8 +281,9 @@ fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> St
         }
         text
     };
+    let quantizer_of = |i: usize| quantizers.iter().find(|q| q.module() == quantized[i].module);
     let named: Vec<String> = (names.iter().enumerate())
-        .map(|(i, name)| format!("{name}{}", quantizers.get(i).map_or_else(String::new, partly)))
+        .map(|(i, name)| format!("{name}{}", quantizer_of(i).map_or_else(String::new, partly)))
         .collect();
     named.join(" + ")
 }
@@ -285,14 +291,12 @@ fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> St
 /// Quantized modules, each with its bits and levels.
 pub(super) fn module_names(quantized: &[QuantizedModule]) -> Vec<String> {
     let name = |module: &QuantizedModule| {
-        let weights = module.weights.as_ref().and_then(|w| w.spacing().ok());
-        let activations = module.activations.as_ref().and_then(|a| a.spacing().ok());
         let mut text = module.module.clone();
-        if let Some(spacing) = weights {
-            text += &format!(" {}-bit ({} levels)", spacing.bits(), spacing.num_levels());
+        if let Some(weights) = &module.weights {
+            text += &format!(" {}", weights.describe());
         }
-        if let Some(spacing) = activations {
-            text += &format!(", inputs {}-bit ({} levels)", spacing.bits(), spacing.num_levels());
+        if let Some(activations) = &module.activations {
+            text += &format!(", inputs {}", activations.describe());
         }
         text
     };

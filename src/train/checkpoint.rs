@@ -11,7 +11,7 @@ use super::StageConfig;
 use crate::io::tensors;
 use crate::model::PoseNet;
 use crate::nn::Store;
-use crate::quant::{ActivationQuantConfig, ModuleQuantizer, WeightQuantConfig};
+use crate::quant::{ActivationQuantConfig, ModuleQuantizer, Telemetry, WeightQuantConfig};
 
 /// Number of the layout that this version writes.
 pub(super) const FORMAT: u32 = 1;
@@ -21,6 +21,9 @@ const METADATA_KEY: &str = "mqat";
 const QUANT: &str = "quant.";
 /// Begin of the names of momentum, followed by the parameter's key.
 const MOMENTUM: &str = "optim.momentum.";
+
+/// Begin of the names of averaged weights, followed by the key.
+const EMA: &str = "ema.";
 
 /// Where a run is: what the next update is, and how many lie behind it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,6 +196,14 @@ impl CheckpointMeta {
         }
     }
 
+    /// What another file holds of a checkpoint.
+    ///
+    /// # Errors
+    /// If it is none, or of a newer format.
+    pub fn of_json(json: &str) -> Result<Self> {
+        read_meta(json)
+    }
+
     /// Reads what a file says of itself, without its tensors; `None` for a file of bare weights.
     ///
     /// # Errors
@@ -215,6 +226,10 @@ pub struct Checkpoint {
     pub quant: Vec<(String, Tensor)>,
     /// Momentum by parameter key.
     pub momentum: Vec<(String, Tensor)>,
+    /// Moving average of the weights by key, empty where there is none.
+    pub ema: Vec<(String, Tensor)>,
+    /// What the telemetry remembers.
+    pub telemetry: Vec<(String, Tensor)>,
 }
 
 impl Checkpoint {
@@ -227,6 +242,9 @@ impl Checkpoint {
         all.extend(self.quant.iter().map(share));
         let momentum = self.momentum.iter().map(share);
         all.extend(momentum.map(|(name, tensor)| (format!("{MOMENTUM}{name}"), tensor)));
+        let ema = self.ema.iter().map(share);
+        all.extend(ema.map(|(name, tensor)| (format!("{EMA}{name}"), tensor)));
+        all.extend(self.telemetry.iter().map(share));
         tensors::write(path, &all, &metadata)
             .with_context(|| format!("writing checkpoint {}", path.display()))
     }
@@ -236,7 +254,7 @@ impl Checkpoint {
     /// # Errors
     /// If the file is unreadable or truncated, is no checkpoint, or of a newer format.
     pub fn read(path: &Path) -> Result<Self> {
-        let (meta, [weights, quant, momentum]) = read_parts(path)?;
+        let (meta, parts) = read_parts(path)?;
         let Some(meta) = meta else {
             bail!(
                 "{} holds weights but no position (metadata {METADATA_KEY}): it is no checkpoint to \
@@ -244,25 +262,40 @@ impl Checkpoint {
                 path.display()
             )
         };
-        Ok(Self { meta, weights, quant, momentum })
+        let Parts { weights, quant, momentum, ema, telemetry } = parts;
+        Ok(Self { meta, weights, quant, momentum, ema, telemetry })
     }
 }
 
 type Named = Vec<(String, Tensor)>;
 
-fn read_parts(path: &Path) -> Result<(Option<CheckpointMeta>, [Named; 3])> {
+/// The tensors of a file by what they are for.
+#[derive(Default)]
+struct Parts {
+    weights: Named,
+    quant: Named,
+    momentum: Named,
+    ema: Named,
+    telemetry: Named,
+}
+
+fn read_parts(path: &Path) -> Result<(Option<CheckpointMeta>, Parts)> {
     let at = path.display();
     let file = tensors::read(path).with_context(|| format!("reading checkpoint {at}"))?;
     let meta = file.metadata.get(METADATA_KEY).map(|json| read_meta(json));
     let meta = meta.transpose().with_context(|| format!("reading checkpoint {at}"))?;
-    let mut parts = [Vec::new(), Vec::new(), Vec::new()];
+    let mut parts = Parts::default();
     for (name, tensor) in file.tensors {
         if let Some(key) = name.strip_prefix(MOMENTUM) {
-            parts[2].push((key.to_owned(), tensor));
+            parts.momentum.push((key.to_owned(), tensor));
+        } else if let Some(key) = name.strip_prefix(EMA) {
+            parts.ema.push((key.to_owned(), tensor));
         } else if name.starts_with(QUANT) {
-            parts[1].push((name, tensor));
+            parts.quant.push((name, tensor));
+        } else if Telemetry::owns(&name) {
+            parts.telemetry.push((name, tensor));
         } else {
-            parts[0].push((name, tensor));
+            parts.weights.push((name, tensor));
         }
     }
     Ok((meta, parts))
@@ -302,20 +335,28 @@ pub struct Loaded {
     pub meta: Option<CheckpointMeta>,
     /// The quantizers that are plugged into the network now, in the order of the flow.
     pub quantizers: Vec<ModuleQuantizer>,
+    /// Whether the weights are the moving average, which the checkpoint holds beside the last ones.
+    pub averaged: bool,
 }
 
 /// Loads weights and quantizers of a checkpoint, or of a safetensors file of bare weights, into a network without
-/// quantizers. Momentum and position are left out.
+/// quantizers. Of a checkpoint with a moving average of the weights that is taken, as validation did; momentum and
+/// position are left out.
 ///
 /// # Errors
 /// If the file is broken or does not fit the network.
 pub fn load_for_evaluation(path: &Path, net: &PoseNet) -> Result<Loaded> {
-    let (meta, [weights, quant, _]) = read_parts(path)?;
-    load_weights(&net.store, &weights, path)?;
+    let (meta, Parts { weights, quant, ema, .. }) = read_parts(path)?;
+    let averaged = !ema.is_empty();
+    load_weights(&net.store, if averaged { &ema } else { &weights }, path)?;
     let quantized = meta.as_ref().map_or(&[][..], |m| &m.quantized);
-    let quantizers = attach_all(quantized, &net.store, &quant)
+    let mut quantizers = attach_all(quantized, &net.store, &quant)
         .with_context(|| format!("loading checkpoint {}", path.display()))?;
-    Ok(Loaded { meta, quantizers })
+    for quantizer in &mut quantizers {
+        // stored weights become those that the network computes with
+        quantizer.bake().with_context(|| format!("loading checkpoint {}", path.display()))?;
+    }
+    Ok(Loaded { meta, quantizers, averaged })
 }
 
 /// Builds the quantizers of a checkpoint and gives them their state. The weights are loaded before.

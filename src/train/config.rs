@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{LrConfig, SgdConfig};
+use super::{EmaConfig, LrConfig, SgdConfig};
 use crate::quant::select::{self, Claim, Pattern};
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
 
@@ -24,6 +24,8 @@ pub struct TrainConfig {
     pub valid_every: u32,
     /// Stop after this many updates in all, with a checkpoint.
     pub max_steps: Option<u64>,
+    /// Average the weights of each stage and evaluate the average; `null` evaluates the weights themselves.
+    pub ema: Option<EmaConfig>,
 }
 
 impl Default for TrainConfig {
@@ -37,6 +39,7 @@ impl Default for TrainConfig {
             keep: 3,
             valid_every: 1,
             max_steps: None,
+            ema: None,
         }
     }
 }
@@ -57,6 +60,10 @@ impl TrainConfig {
             if value == 0 {
                 problems.push(format!("{at}.{key}: 0 is below 1"));
             }
+        }
+        if let Some(ema) = &self.ema {
+            let longest = self.stages.iter().map(|stage| stage.epochs).max().unwrap_or(0);
+            ema.check(longest, &format!("{at}.ema"), problems);
         }
         for (i, stage) in self.stages.iter().enumerate() {
             stage.check(&format!("{at}.stages.{i}"), problems);

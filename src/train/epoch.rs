@@ -7,10 +7,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use super::checkpoint::{Best, EpochSums};
+use super::ema::Ema;
 use super::prefetch::{BatchRequest, Prefetch, Prepared};
 use super::step::{Step, StepNumbers};
 use super::trainer::{Hooks, Outcome, Trainer};
-use super::{EpochRecord, LrPlace, StepRecord, ValidRecord, ValidScore};
+use super::{EpochRecord, LrPlace, StepRecord, TelemetryRecord, ValidRecord, ValidScore};
 
 impl Trainer {
     /// Does the rest of the current epoch; `Some` if the run is to stop, with its checkpoint written.
@@ -62,16 +63,26 @@ impl Trainer {
     fn start_epoch(&mut self) -> Result<()> {
         self.sums = EpochSums::default();
         let epoch = self.position.epoch;
+        if let Some(config) = &self.config.ema
+            && self.ema.is_none()
+            && epoch >= config.from
+        {
+            self.ema = Some(Ema::begin(config, &self.net.store));
+        }
+        let mut telemetry = std::mem::take(&mut self.telemetry);
         if let Some(quantizer) = self.current_quantizer() {
+            telemetry.before_step(quantizer);
             let start = quantizer
                 .start_epoch(epoch)
                 .with_context(|| format!("the quantization step of epoch {epoch}"))?;
+            telemetry.after_step(quantizer);
             self.sums.fraction = start.fraction;
             if start.clear_optimizer {
                 self.sgd.clear_state();
             }
             self.freeze()?;
         }
+        self.telemetry = telemetry;
         Ok(())
     }
 
@@ -85,13 +96,18 @@ impl Trainer {
         let step = Step {
             net: &self.net,
             sgd: &mut self.sgd,
+            quantizers: &mut self.quantizers,
             assigner: &self.assigner,
             stage,
             lr,
             position: &self.position,
             last_checkpoint: self.last_checkpoint.as_deref(),
         };
-        Ok((step.run(prepared)?, lr))
+        let numbers = step.run(prepared)?;
+        if let Some(ema) = &mut self.ema {
+            ema.update();
+        }
+        Ok((numbers, lr))
     }
 
     fn count(&mut self, prepared: &Prepared, numbers: &StepNumbers, seconds: f64) {
@@ -144,6 +160,9 @@ impl Trainer {
         }
         self.position.global_epoch += 1;
         hooks.observer.epoch(&self.epoch_record(num_batches))?;
+        if let Some(record) = self.measure()? {
+            hooks.observer.telemetry(&record)?;
+        }
         self.position.epoch += 1;
         self.position.batch = 0;
         self.sums = EpochSums::default();
@@ -189,9 +208,26 @@ impl Trainer {
         }
     }
 
+    /// What quantization did to the stage's module in the epoch that ends.
+    fn measure(&mut self) -> Result<Option<TelemetryRecord>> {
+        let since = Instant::now();
+        let mut telemetry = std::mem::take(&mut self.telemetry);
+        let measured = self.current_quantizer().map(|q| telemetry.measure(q)).transpose()?;
+        self.telemetry = telemetry;
+        Ok(measured.filter(|module| !module.layers.is_empty()).map(|module| TelemetryRecord {
+            global_step: self.position.global_step,
+            global_epoch: self.position.global_epoch,
+            stage: self.position.stage,
+            stage_name: self.stage().label(),
+            epoch: self.position.epoch,
+            seconds: since.elapsed().as_secs_f64(),
+            module,
+        }))
+    }
+
     /// Validates; whether the weights are the stage's best so far.
     fn validate(&mut self, hooks: &mut Hooks<'_>) -> Result<bool> {
-        let score = tch::no_grad(|| (hooks.validate)(&self.net, &self.position));
+        let score = self.evaluated(|| tch::no_grad(|| (hooks.validate)(&self.net, &self.position)));
         let Some(score) = score.context("validating")? else { return Ok(false) };
         let eligible = self.quantization_is_complete();
         let best = eligible && self.is_best(&score);
@@ -213,6 +249,7 @@ impl Trainer {
             stage: self.position.stage,
             stage_name: self.stage().label(),
             score,
+            averaged: self.ema.is_some(),
             eligible,
             best,
         })?;

@@ -9,6 +9,7 @@
 
 mod checkpoint;
 mod config;
+mod ema;
 mod epoch;
 mod folder;
 mod lr;
@@ -26,12 +27,14 @@ pub use checkpoint::{
     attach_all, load_for_evaluation, load_weights,
 };
 pub use config::{StageConfig, TrainConfig};
+pub use ema::EmaConfig;
 pub use folder::{CheckpointFolder, Found, ResumeFrom};
 pub use lr::{Decay, LrConfig, LrPlace};
 pub use observer::{
-    CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, ValidRecord,
-    ValidScore,
+    CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, TelemetryRecord,
+    ValidRecord, ValidScore,
 };
+pub(crate) use prefetch::Assigner;
 pub use prefetch::{BatchRequest, BatchSource, Batches, Task};
 pub use sgd::{Sgd, SgdConfig};
 pub use trainer::{Hooks, Outcome, RunInfo, Trainer, Validate};

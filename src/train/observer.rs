@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::quant::SiteReport;
+use crate::quant::{ModuleTelemetry, SiteReport};
 
 /// One update.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -75,6 +75,26 @@ pub struct EpochRecord {
     pub share_frozen: Option<f64>,
     /// Images a second over the epoch.
     pub images_per_s: f64,
+}
+
+/// What quantization did to the weights of a stage's module in an epoch.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TelemetryRecord {
+    /// Updates of the run so far.
+    pub global_step: u64,
+    /// Epochs of the run so far, this one included.
+    pub global_epoch: u64,
+    /// The stage, from 0.
+    pub stage: usize,
+    /// The stage's name.
+    pub stage_name: String,
+    /// The stage's epoch, from 0.
+    pub epoch: u32,
+    /// Seconds that the measuring took.
+    pub seconds: f64,
+    /// The module and its layers.
+    #[serde(flatten)]
+    pub module: ModuleTelemetry,
 }
 
 /// A stage that begins, or goes on after a resume.
@@ -154,6 +174,8 @@ pub struct ValidRecord {
     pub stage_name: String,
     /// What was measured.
     pub score: ValidScore,
+    /// Whether the moving average of the weights was evaluated, not the weights themselves.
+    pub averaged: bool,
     /// Whether the weights may be the stage's best: not while its module is only partly quantized.
     pub eligible: bool,
     /// Whether it is the stage's best so far.
@@ -177,6 +199,11 @@ pub trait Observer {
 
     /// An epoch was completed; comes before its validation.
     fn epoch(&mut self, _epoch: &EpochRecord) -> Result<()> {
+        Ok(())
+    }
+
+    /// The quantization of the stage's module was measured; comes after the epoch.
+    fn telemetry(&mut self, _telemetry: &TelemetryRecord) -> Result<()> {
         Ok(())
     }
 

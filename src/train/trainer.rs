@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::checkpoint::{self, Best, EpochSums};
+use super::ema::Ema;
 use super::prefetch::Assigner;
 use super::{
     BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord, Observer,
@@ -14,7 +15,7 @@ use super::{
     TrainConfig, ValidScore,
 };
 use crate::model::PoseNet;
-use crate::quant::{ModuleQuantizer, SiteReport};
+use crate::quant::{ModuleQuantizer, SiteReport, Telemetry};
 
 /// What identifies a run, and where its checkpoints go.
 #[derive(Debug, Clone)]
@@ -78,7 +79,10 @@ pub struct Trainer {
     pub(super) sums: EpochSums,
     pub(super) best: Option<Best>,
     pub(super) last_checkpoint: Option<PathBuf>,
-    quantizers: Vec<(QuantizedModule, ModuleQuantizer)>,
+    /// The moving average of the weights, from the epoch of the stage on that it begins with.
+    pub(super) ema: Option<Ema>,
+    pub(super) telemetry: Telemetry,
+    pub(super) quantizers: Vec<(QuantizedModule, ModuleQuantizer)>,
     folder: CheckpointFolder,
     run: RunInfo,
     /// Where `last_checkpoint` is, if this run wrote or read it.
@@ -113,6 +117,8 @@ impl Trainer {
             sums: EpochSums::default(),
             best: None,
             last_checkpoint: None,
+            ema: None,
+            telemetry: Telemetry::default(),
             quantizers: Vec::new(),
             run,
             saved: None,
@@ -182,7 +188,7 @@ impl Trainer {
         path: &Path,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let Checkpoint { meta, weights, quant, momentum } = checkpoint;
+        let Checkpoint { meta, weights, quant, momentum, ema, telemetry } = checkpoint;
         self.check_stages(&meta)?;
         for difference in self.differences(&meta) {
             observer.message(&difference)?;
@@ -190,7 +196,20 @@ impl Trainer {
         checkpoint::load_weights(&self.net.store, &weights, path)?;
         let quantizers = checkpoint::attach_all(&meta.quantized, &self.net.store, &quant)?;
         self.quantizers = meta.quantized.into_iter().zip(quantizers).collect();
+        self.register_learnt()?;
         self.sgd.load_momentum(&momentum)?;
+        self.telemetry.load_state(&telemetry)?;
+        match &self.config.ema {
+            Some(config) if !ema.is_empty() => {
+                let mut average = Ema::begin(config, &self.net.store);
+                average.load_state(&ema)?;
+                self.ema = Some(average);
+            }
+            None if !ema.is_empty() => observer.message(
+                "the checkpoint holds a moving average of the weights, and training.ema is null: it is dropped",
+            )?,
+            _ => {}
+        }
         self.position = meta.position;
         self.sums = meta.epoch_sums;
         self.best = meta.best;
@@ -313,7 +332,26 @@ impl Trainer {
     /// Hands the optimizer what is frozen, of all modules.
     pub(super) fn freeze(&mut self) -> Result<()> {
         let masks: Vec<_> = self.quantizers.iter().flat_map(|(_, q)| q.trainable_masks()).collect();
+        if let Some(ema) = &mut self.ema {
+            ema.freeze(&masks)?;
+        }
         self.sgd.set_trainable(&masks)
+    }
+
+    /// Does something with the network as it is evaluated: with averaged weights where there are any.
+    pub(super) fn evaluated<T>(&self, task: impl FnOnce() -> T) -> T {
+        match &self.ema {
+            Some(ema) => ema.evaluate(task),
+            None => task(),
+        }
+    }
+
+    /// Hands the optimizer what quantizers learn.
+    fn register_learnt(&mut self) -> Result<()> {
+        let all = || self.quantizers.iter().map(|(_, quantizer)| quantizer);
+        let learnt = all().flat_map(ModuleQuantizer::learnt).collect();
+        let sources = all().flat_map(ModuleQuantizer::gradient_sources).collect();
+        self.sgd.set_learnt(learnt, sources)
     }
 
     fn begin_stage(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
@@ -321,6 +359,12 @@ impl Trainer {
         let stage = self.stage().clone();
         if epoch == 0 && batch == 0 {
             self.sgd.clear_state();
+            self.telemetry.clear();
+            self.ema = None;
+        }
+        for (module, quantizer) in self.quantizers.iter_mut().filter(|(m, _)| m.stage < index) {
+            let doing = || format!("freezing module {} before stage {index}", module.module);
+            quantizer.bake().with_context(doing)?;
         }
         if let Some(module) = QuantizedModule::of_stage(index, &stage, self.run.seed)
             && self.current_quantizer().is_none()
@@ -328,6 +372,7 @@ impl Trainer {
             let quantizer = module.attach(&self.net.store)?;
             self.quantizers.push((module, quantizer));
         }
+        self.register_learnt()?;
         self.sgd.set_config(&stage.optimizer);
         self.freeze()?;
         self.net.store.freeze_batch_norm(stage.freeze_bn);
@@ -348,10 +393,18 @@ impl Trainer {
     fn end_stage(&mut self, hooks: &mut Hooks<'_>) -> Result<PathBuf> {
         let index = self.position.stage;
         let name = self.stage().label();
-        for (module, quantizer) in &self.quantizers {
-            quantizer.assert_on_grid().with_context(|| {
-                format!("module {} is off its levels after stage {index} ({name})", module.module)
-            })?;
+        let on_grid = || -> Result<()> {
+            for (module, quantizer) in &self.quantizers {
+                quantizer.assert_on_grid().with_context(|| {
+                    let module = &module.module;
+                    format!("module {module} is off its levels after stage {index} ({name})")
+                })?;
+            }
+            Ok(())
+        };
+        on_grid()?;
+        if self.ema.is_some() {
+            self.evaluated(on_grid).context("in the moving average of the weights")?;
         }
         let numbered = self.save(hooks, false)?;
         let checkpoint = self.folder.mark_stage(&numbered, index, &name)?;
@@ -410,6 +463,8 @@ impl Trainer {
             weights: self.net.state(),
             quant: self.quantizers.iter().flat_map(|(_, q)| q.state()).collect(),
             momentum: self.sgd.momentum(),
+            ema: self.ema.as_ref().map_or_else(Vec::new, Ema::state),
+            telemetry: self.telemetry.state(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod config;
 mod help;
+mod import;
 mod pipeline;
 mod resume;
 mod score;

@@ -7,6 +7,7 @@ mod support;
 mod anchors;
 mod checkpoints;
 mod forward;
+mod import;
 mod inq;
 mod loss;
 mod pnp;

@@ -71,10 +71,8 @@ pub fn calibrate(
         ensure!(low.is_finite() && high.is_finite(), "the values of {} are not finite", node.name);
     }
     if calibration.method != Method::MinMax {
-        let mut histograms: Vec<Vec<u64>> = wanted
-            .iter()
-            .map(|wanted| if *wanted { vec![0; NUM_BINS] } else { vec![] })
-            .collect();
+        let mut histograms: Vec<Vec<u64>> =
+            wanted.iter().map(|wanted| if *wanted { vec![0; NUM_BINS] } else { vec![] }).collect();
         pass(&mut |images| {
             reference.run(images, Some(trained), |node, x| {
                 if wanted[node] {
@@ -191,7 +189,11 @@ fn least_error(
         counts.iter().map(squared).sum::<f64>()
     };
     let ends = |end: f32| -> Vec<f32> {
-        if end == 0.0 { vec![0.0] } else { shares.iter().map(|s| (f64::from(end) * s) as f32).collect() }
+        if end == 0.0 {
+            vec![0.0]
+        } else {
+            shares.iter().map(|s| (f64::from(end) * s) as f32).collect()
+        }
     };
     let (lows, highs) = (ends(range.0), ends(range.1));
     // One side after the other, twice: the sides hardly depend on each other.
@@ -240,7 +242,8 @@ mod tests {
         let (_, high) = least_error(&histogram, range, EIGHT, 1.0);
         assert!(high > 50.0, "{high}");
         let few = Calibration { bits: 2, ..EIGHT };
-        let mut normal: Vec<f32> = (1..2000).map(|i| ((i as f32) / 1000.0 - 1.0).powi(5) * 4.0).collect();
+        let mut normal: Vec<f32> =
+            (1..2000).map(|i| ((i as f32) / 1000.0 - 1.0).powi(5) * 4.0).collect();
         normal.push(4.0);
         let mut histogram = vec![0; NUM_BINS];
         count(&mut histogram, &Tensor::from_slice(&normal), (-4.0, 4.0));

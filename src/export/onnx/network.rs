@@ -158,13 +158,7 @@ impl Builder<'_> {
         self.conv_named(name, format!("{name}.{at}"), x, stride)
     }
 
-    fn conv_named(
-        &mut self,
-        layer: &str,
-        name: String,
-        x: NodeId,
-        stride: i64,
-    ) -> Result<NodeId> {
+    fn conv_named(&mut self, layer: &str, name: String, x: NodeId, stride: i64) -> Result<NodeId> {
         let conv = match self.by_name.get(layer) {
             Some(&conv) => conv,
             None => {
@@ -197,7 +191,8 @@ impl Builder<'_> {
         let sites = self.net.store.sites();
         let site = sites.iter().find(|s| s.name == layer);
         let site = site.with_context(|| format!("the network has no convolution {layer}"))?;
-        let dims: [i64; 4] = site.weight.size().try_into().ok().context("a kernel of 4 dimensions")?;
+        let dims: [i64; 4] =
+            site.weight.size().try_into().ok().context("a kernel of 4 dimensions")?;
         let num_out = dims[0] as usize;
         let per_channel = site.num_weights() / num_out;
         let fold = self.fold(layer, num_out)?;
@@ -274,7 +269,8 @@ fn floats_of(tensor: &Tensor) -> Result<Vec<f32>> {
 /// has no such step.
 fn integers(grid: &Grid, codes: &Tensor) -> Option<(Vec<i32>, Vec<f32>)> {
     let codes: Vec<i32> =
-        Vec::try_from(codes.to_device(Device::Cpu).to_kind(Kind::Int).contiguous().view([-1])).ok()?;
+        Vec::try_from(codes.to_device(Device::Cpu).to_kind(Kind::Int).contiguous().view([-1]))
+            .ok()?;
     let fits = |codes: &[i32]| codes.iter().all(|c| (-MAX_CODE - 1..=MAX_CODE).contains(c));
     if let Some(steps) = grid.steps() {
         return fits(&codes).then_some((codes, steps));
@@ -295,7 +291,8 @@ fn integers(grid: &Grid, codes: &Tensor) -> Option<(Vec<i32>, Vec<f32>)> {
         }
         steps.push(step);
     }
-    let codes = codes.iter().map(|code| multiples.get(code).copied()).collect::<Option<Vec<_>>>()?;
+    let codes =
+        codes.iter().map(|code| multiples.get(code).copied()).collect::<Option<Vec<_>>>()?;
     Some((codes, steps))
 }
 
@@ -311,7 +308,8 @@ fn fold_codes(
 ) -> Codes {
     let Some(gain) = gain else { return Codes { codes, scale: steps.to_vec() } };
     let most = codes.iter().map(|c| if *c < 0 { -c - 1 } else { *c }).max().unwrap_or(0);
-    let limit = most.max(0).checked_add(1).map_or(MAX_CODE, |n| (n as u32).next_power_of_two() as i32 - 1);
+    let limit =
+        most.max(0).checked_add(1).map_or(MAX_CODE, |n| (n as u32).next_power_of_two() as i32 - 1);
     let mut scale = vec![];
     for (c, (channel, &gain)) in codes.chunks_mut(per_channel).zip(gain).enumerate() {
         let step = f64::from(steps[if steps.len() == 1 { 0 } else { c }]);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::graph::{Codes, Conv, Graph, NodeId, Op, Weight};
 use super::proto::DataType;
@@ -54,7 +54,10 @@ impl QParams {
     /// If there are more than 256 levels or the range is empty.
     pub fn of_levels(low: f64, high: f64, num_levels: u32) -> Result<Self> {
         ensure!((2..=256).contains(&num_levels), "{num_levels} levels do not fit 8 bits");
-        ensure!(high > low && low.is_finite() && high.is_finite(), "the range {low}..{high} is empty");
+        ensure!(
+            high > low && low.is_finite() && high.is_finite(),
+            "the range {low}..{high} is empty"
+        );
         let top = num_levels as i32 - 1;
         let scale = ((high - low) / f64::from(top)) as f32;
         let zero_point = ((-low / f64::from(scale)).round() as i32).clamp(0, 255);
@@ -114,14 +117,17 @@ pub fn trained_inputs(quantizers: &[ModuleQuantizer]) -> Result<HashMap<String, 
 }
 
 fn of_report(layer: &str, report: &ActivationReport) -> Result<Option<QParams>> {
-    let Some(abs_max) = report.abs_max.filter(|_| report.quantizing) else {
+    let known = report.step.zip(report.codes).filter(|_| report.quantizing);
+    let Some((step, [lowest, highest])) = known else {
         if report.abs_max == Some(0.0) {
             return Ok(None); // an input that is always 0 stays as it is
         }
         bail!("the inputs of {layer} are not quantized yet: train that stage to its end");
     };
-    let abs_max = f64::from(abs_max);
-    QParams::of_levels(-abs_max, abs_max, report.num_levels).map(Some)
+    let value = |code: i32| f64::from(code) * f64::from(step);
+    QParams::of_levels(value(lowest), value(highest), report.num_levels)
+        .with_context(|| format!("the inputs of {layer}"))
+        .map(Some)
 }
 
 /// Rounds only the inputs that training quantized.
@@ -139,7 +145,9 @@ pub fn calibrated_nodes(graph: &Graph) -> Vec<bool> {
     let mut wanted: Vec<bool> = graph
         .nodes
         .iter()
-        .map(|node| !matches!(node.op, Op::GroupNorm { .. } | Op::Upsample { .. } | Op::Scale { .. }))
+        .map(|node| {
+            !matches!(node.op, Op::GroupNorm { .. } | Op::Upsample { .. } | Op::Scale { .. })
+        })
         .collect();
     for level in &graph.levels {
         wanted[level.cls] = false;
@@ -175,8 +183,13 @@ pub fn calibrated(
         }
     }
     for (i, node) in graph.nodes.iter().enumerate() {
-        if let Op::Upsample { x } = node.op {
-            values[i] = values[x]; // copies of the same values
+        match node.op {
+            Op::Upsample { x } => values[i] = values[x], // copies of the same values
+            // ONNX Runtime would round the weight, too, of a convolution between rounded values.
+            Op::Conv { conv, .. } if matches!(graph.convs[conv].weight, Weight::Float(_)) => {
+                values[i] = None;
+            }
+            _ => {}
         }
     }
     let inputs = graph.nodes.iter().zip(own).map(|(node, own)| match node.op {
@@ -205,6 +218,26 @@ pub fn round_weights(graph: &mut Graph) -> Vec<String> {
         rounded.push(conv.name.clone());
     }
     rounded
+}
+
+/// The bias of a convolution of integers, as integers and their scale (that of input and weight together): of one
+/// between rounded values; `None` for others, whose bias stays float.
+pub fn integer_bias(
+    graph: &Graph,
+    plan: &Plan,
+    node: NodeId,
+    x: NodeId,
+    conv: usize,
+) -> Option<(Vec<i32>, Vec<f32>)> {
+    let (input, _) = plan.input_of(node, x).zip(plan.values[node])?;
+    let conv = &graph.convs[conv];
+    let Weight::Codes(codes) = &conv.weight else { return None };
+    let scales: Vec<f32> = codes.scale.iter().map(|s| s * input.scale).collect();
+    let scale_of = |channel: usize| scales[if scales.len() == 1 { 0 } else { channel }];
+    let integer = |(channel, bias): (usize, &f32)| {
+        (f64::from(*bias) / f64::from(scale_of(channel))).round_ties_even() as i32
+    };
+    Some((conv.bias.iter().enumerate().map(integer).collect(), scales))
 }
 
 /// Makes the integer biases of a plan fit 32 bits: a bias has the scale of input and weight together, so a channel
@@ -274,7 +307,8 @@ mod tests {
 
     #[test]
     fn a_bias_that_is_too_large_for_its_scale_makes_the_scale_coarser() {
-        let weight = Weight::Codes(Codes { codes: vec![100, -100, 100, -100], scale: vec![1e-12, 0.1] });
+        let weight =
+            Weight::Codes(Codes { codes: vec![100, -100, 100, -100], scale: vec![1e-12, 0.1] });
         let mut conv = Conv {
             name: "c".to_owned(),
             dims: [2, 2, 1, 1],

@@ -53,7 +53,8 @@ impl Profile {
     /// If it is no profile.
     pub fn read(path: &Path) -> Result<Self> {
         let at = path.display();
-        let text = std::fs::read_to_string(path).with_context(|| format!("reading profile {at}"))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("reading profile {at}"))?;
         let events: Vec<Event> =
             serde_json::from_str(&text).with_context(|| format!("parsing profile {at}"))?;
         Self::of(&events).with_context(|| format!("profile {at}"))

@@ -196,7 +196,12 @@ impl Tensor {
     /// Floats of a shape; no dimensions for one alone.
     pub fn floats(name: &str, dims: &[i64], values: &[f32]) -> Self {
         let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Self { dims: dims.to_vec(), data_type: DataType::Float as i32, name: name.to_owned(), raw_data }
+        Self {
+            dims: dims.to_vec(),
+            data_type: DataType::Float as i32,
+            name: name.to_owned(),
+            raw_data,
+        }
     }
 
     /// Integers of a type that holds them.
@@ -297,7 +302,8 @@ mod tests {
     #[test]
     fn the_bytes_are_those_of_the_format() {
         // Written by hand from the field numbers: key = number << 3 | wire type.
-        let node = Node { op_type: "Add".to_owned(), input: vec!["a".to_owned()], ..Node::default() };
+        let node =
+            Node { op_type: "Add".to_owned(), input: vec!["a".to_owned()], ..Node::default() };
         assert_eq!(node.encode_to_vec(), b"\x0a\x01a\x22\x03Add");
         let attribute = Attribute::ints("pads", &[1, 1]);
         assert_eq!(attribute.encode_to_vec(), b"\x0a\x04pads\x40\x01\x40\x01\xa0\x01\x07");

@@ -56,10 +56,12 @@ impl OnnxSession {
         let head = read_head(path)?;
         let environment = environment()?;
         let at = path.display().to_string();
-        let exact_sums = options.exact_sums.unwrap_or(sums_saturate() && head.quantized_activations);
+        let exact_sums =
+            options.exact_sums.unwrap_or(sums_saturate() && head.quantized_activations);
         let build = || -> Result<Session> {
             let mut builder = SessionBuilder::new(environment).map_err(plain)?;
-            builder = builder.with_optimization_level(GraphOptimizationLevel::All).map_err(plain)?;
+            builder =
+                builder.with_optimization_level(GraphOptimizationLevel::All).map_err(plain)?;
             builder = builder.with_log_level(LogLevel::Fatal).map_err(plain)?;
             if options.threads > 0 {
                 builder = builder.with_intra_threads(options.threads).map_err(plain)?;
@@ -111,7 +113,16 @@ impl OnnxSession {
             let n = batch.min(shape[0] - first);
             let mut part = images.narrow(0, first, n);
             if n < batch {
-                part = Tensor::cat(&[part, images.new_zeros([batch - n, 3, shape[2], shape[3]], (Kind::Float, Device::Cpu))], 0);
+                part = Tensor::cat(
+                    &[
+                        part,
+                        images.new_zeros(
+                            [batch - n, 3, shape[2], shape[3]],
+                            (Kind::Float, Device::Cpu),
+                        ),
+                    ],
+                    0,
+                );
             }
             let outputs = self.run_batch(&part.contiguous())?;
             let kept = |all: Vec<Tensor>| all.into_iter().map(|t| t.narrow(0, 0, n)).collect();
@@ -130,13 +141,15 @@ impl OnnxSession {
 
     fn run_batch(&self, images: &Tensor) -> Result<Outputs> {
         let values = Vec::<f32>::try_from(images.view([-1]))?;
-        let input = TensorRef::from_array_view((images.size(), values.as_slice())).map_err(plain)?;
+        let input =
+            TensorRef::from_array_view((images.size(), values.as_slice())).map_err(plain)?;
         let mut session = self.session.borrow_mut();
         let outputs = session
             .run(ort::inputs![self.head.input.as_str() => input])
             .map_err(|e| anyhow!("{}: ONNX Runtime: {}", self.at, first_line(&e.to_string())))?;
         let tensor = |name: &String| -> Result<Tensor> {
-            let value = outputs.get(name).with_context(|| format!("{}: no output {name}", self.at))?;
+            let value =
+                outputs.get(name).with_context(|| format!("{}: no output {name}", self.at))?;
             let (shape, values) = value.try_extract_tensor::<f32>().map_err(plain)?;
             Ok(Tensor::from_slice(values).reshape(shape.to_vec()))
         };
@@ -182,7 +195,10 @@ pub fn environment() -> Result<&'static Environment> {
         builder.with_name("mqat").with_telemetry(false).build().map_err(plain)
     };
     let environment = load().with_context(|| {
-        format!("loading ONNX Runtime from {}; `./setup.sh --with-ort` fetches one that fits", library.display())
+        format!(
+            "loading ONNX Runtime from {}; `./setup.sh --with-ort` fetches one that fits",
+            library.display()
+        )
     })?;
     environment.set_log_level(LogLevel::Fatal);
     tracing::debug!(library = %library.display(), "ONNX Runtime");
@@ -201,7 +217,9 @@ fn library() -> Result<PathBuf> {
     if let Some(beside) = beside.filter(|p| p.is_file()) {
         return Ok(beside);
     }
-    for folder in ["/usr/lib", "/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"] {
+    for folder in
+        ["/usr/lib", "/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"]
+    {
         let path = Path::new(folder).join(LIBRARY);
         if path.is_file() {
             return Ok(path);

@@ -151,6 +151,7 @@ struct Recorder {
     interrupt_after: Option<(u64, Arc<AtomicBool>)>,
     steps: Vec<StepRecord>,
     epochs: Vec<EpochRecord>,
+    telemetry: Vec<TelemetryRecord>,
     valid: Vec<ValidRecord>,
     checkpoints: Vec<CheckpointRecord>,
     starts: Vec<StageStart>,
@@ -179,6 +180,11 @@ impl Observer for Recorder {
 
     fn epoch(&mut self, epoch: &EpochRecord) -> Result<()> {
         self.epochs.push(epoch.clone());
+        Ok(())
+    }
+
+    fn telemetry(&mut self, telemetry: &TelemetryRecord) -> Result<()> {
+        self.telemetry.push(TelemetryRecord { seconds: 0.0, ..telemetry.clone() });
         Ok(())
     }
 
@@ -238,9 +244,10 @@ fn bits(tensor: &Tensor) -> Vec<u64> {
 
 /// All tensors of the trainer's state, by name.
 fn everything(trainer: &Trainer) -> BTreeMap<String, Vec<u64>> {
-    let Checkpoint { weights, quant, momentum, .. } = trainer.checkpoint();
+    let Checkpoint { weights, quant, momentum, ema, telemetry, .. } = trainer.checkpoint();
     let momentum = momentum.into_iter().map(|(name, t)| (format!("momentum of {name}"), t));
-    let all = weights.into_iter().chain(quant).chain(momentum);
+    let ema = ema.into_iter().map(|(name, t)| (format!("average of {name}"), t));
+    let all = weights.into_iter().chain(quant).chain(momentum).chain(ema).chain(telemetry);
     all.map(|(name, tensor)| (name, bits(&tensor))).collect()
 }
 

@@ -51,7 +51,41 @@ fn stopping_after_any_update_and_resuming_changes_no_bit() {
         };
         assert_eq!(means(&recorder), means(&reference), "after {stop} updates");
         assert_eq!(recorder.valid, reference.valid, "after {stop} updates");
+        assert_eq!(recorder.telemetry, reference.telemetry, "after {stop} updates");
         assert_eq!(recorder.messages, [""; 0]);
+    }
+}
+
+#[test]
+fn a_moving_average_survives_stops_bit_for_bit() {
+    let ema = EmaConfig { decay: 0.75, from: 1 };
+    let config = TrainConfig { ema: Some(ema), ..three_stages() };
+    // weights as they are evaluated are part of the records
+    let mut seen_by_validation = |net: &PoseNet, position: &Position| {
+        let sum: f64 =
+            net.state().iter().map(|(_, t)| t.abs().sum(Kind::Double).double_value(&[])).sum();
+        let name = format!("epoch {}", position.global_epoch);
+        Ok(Some(ValidScore { name, value: sum, higher_is_better: true, details: vec![] }))
+    };
+    let whole = tempfile::tempdir().unwrap();
+    let mut reference = Recorder::default();
+    let mut first = trainer(&config, whole.path());
+    run_with(&mut first, &mut reference, &mut seen_by_validation).unwrap();
+    let expected = everything(&first);
+    // the last stage has but one epoch, and averages nothing
+    let averaged: Vec<bool> = reference.valid.iter().map(|v| v.averaged).collect();
+    assert_eq!(averaged, [false, true, false, true, true, false]);
+    for stop in [4, 5, 6, 9, 10, 13, 15, 16] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut recorder = Recorder::default();
+        let stopping = TrainConfig { max_steps: Some(stop), ..config.clone() };
+        run_with(&mut trainer(&stopping, folder.path()), &mut recorder, &mut seen_by_validation)
+            .unwrap();
+        let mut second = trainer(&config, folder.path());
+        second.resume(&ResumeFrom::Last, &mut recorder).unwrap();
+        run_with(&mut second, &mut recorder, &mut seen_by_validation).unwrap();
+        assert_equal(&everything(&second), &expected, &format!("after {stop} updates"));
+        assert_eq!(recorder.valid, reference.valid, "after {stop} updates");
     }
 }
 

@@ -263,3 +263,82 @@ fn each_bad_value_of_a_config_is_named() {
     empty.check("training", &mut none);
     assert_eq!(none, ["training.stages: is empty, expected at least one stage"]);
 }
+
+#[test]
+fn the_average_is_evaluated_and_the_weights_themselves_go_on() {
+    let (mut two, ema) = (three_stages(), EmaConfig { decay: 0.5, from: 0 });
+    two.stages.truncate(2);
+    let folder = tempfile::tempdir().unwrap();
+    let plain = {
+        let folder = tempfile::tempdir().unwrap();
+        let mut trainer = trainer(&two, folder.path());
+        run(&mut trainer, &mut Recorder::default()).unwrap();
+        weight_bits(&trainer, "")
+    };
+    let config = TrainConfig { ema: Some(ema), ..two };
+    let mut trainer = trainer(&config, folder.path());
+    let mut last_seen = BTreeMap::new();
+    let mut validate = |net: &PoseNet, _: &Position| {
+        last_seen = net.state().iter().map(|(n, t)| (n.clone(), bits(t))).collect();
+        Ok(None)
+    };
+    let mut recorder = Recorder::default();
+    let outcome = run_with(&mut trainer, &mut recorder, &mut validate).unwrap();
+    // the course of the training is that without an average
+    assert_eq!(weight_bits(&trainer, ""), plain);
+    let Outcome::Finished { checkpoint } = outcome else { panic!("{outcome:?}") };
+    let saved = Checkpoint::read(&checkpoint).unwrap();
+    let average: BTreeMap<_, _> =
+        saved.ema.iter().map(|(name, tensor)| (name.clone(), bits(tensor))).collect();
+    assert_eq!(average, last_seen);
+    // quantized weights are on their levels in both, bit for bit; the others differ
+    for (name, values) in &average {
+        if name.starts_with("fpn.") && name.ends_with(".weight") {
+            assert_eq!(*values, plain[name], "{name}");
+        }
+    }
+    for moving in ["head.cls_logits.weight", "fpn.out_convs.2.bias"] {
+        assert_ne!(average[moving], plain[moving], "{moving}");
+    }
+    let net = toy_net();
+    let loaded = load_for_evaluation(&checkpoint, &net).unwrap();
+    assert!(loaded.averaged);
+    let used: BTreeMap<_, _> = net.state().iter().map(|(n, t)| (n.clone(), bits(t))).collect();
+    assert_eq!(used, average);
+    loaded.quantizers[0].assert_on_grid().unwrap();
+}
+
+#[test]
+fn an_average_that_never_begins_is_refused() {
+    let ema = |decay, from| {
+        let config = TrainConfig { ema: Some(EmaConfig { decay, from }), ..three_stages() };
+        let mut problems = Vec::new();
+        config.check("training", &mut problems);
+        problems.join("; ")
+    };
+    assert_eq!(ema(0.9, 2), "");
+    assert!(ema(0.9, 3).contains("training.ema.from: epoch 3 is never reached"), "{}", ema(0.9, 3));
+    assert!(ema(1.0, 0).contains("training.ema.decay: 1 is outside 0 to 1"));
+}
+
+#[test]
+fn telemetry_comes_with_every_epoch_that_quantizes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recorder = Recorder::default();
+    run(&mut trainer(&three_stages(), folder.path()), &mut recorder).unwrap();
+    let places: Vec<_> = recorder.telemetry.iter().map(|t| (t.stage, t.epoch)).collect();
+    assert_eq!(places, [(1, 0), (1, 1), (1, 2), (2, 0)]);
+    let fpn: Vec<_> = recorder.telemetry[..3].iter().map(|t| &t.module.numbers).collect();
+    let frozen: Vec<f64> = fpn.iter().map(|n| n.share_frozen.unwrap()).collect();
+    assert!((frozen[0] - 0.5).abs() < 0.01 && (frozen[1] - 0.8).abs() < 0.01, "{frozen:?}");
+    assert_eq!(frozen[2], 1.0);
+    assert_eq!(fpn[0].flip_rate, None);
+    assert!(fpn[1].flip_rate.unwrap() < 0.2, "only half of the weights could move");
+    assert!(fpn[1].oscillation.is_none() && fpn[2].oscillation.is_some());
+    assert_eq!((fpn[2].scale_drift, fpn[2].scale_drift_from_start), (Some(0.0), Some(0.0)));
+    assert!(fpn.iter().all(|n| (3.0..20.0).contains(&n.sqnr_db.unwrap())), "{fpn:?}");
+    assert_eq!(fpn[2].levels_in_use, Some(3));
+    // the head's stage knows nothing of the fpn's
+    let head = &recorder.telemetry[3].module;
+    assert!(head.layers.iter().all(|l| l.name.starts_with("head.")) && head.module == "head");
+}

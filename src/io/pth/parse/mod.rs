@@ -100,9 +100,8 @@ pub fn parse<R: Read + Seek>(mut reader: R) -> Result<Parsed<R>> {
         true => archive::parse(reader, file_bytes),
         false => legacy::parse(reader, file_bytes),
     }?;
-    let needed = parsed.views.iter().try_fold(0_u64, |sum, view| {
-        sum.checked_add(view.num_elements.checked_mul(view.element.size())?)
-    });
+    let needed =
+        parsed.views.iter().try_fold(0_u64, |sum, view| sum.checked_add(view.num_bytes()?));
     let limit = file_bytes.saturating_mul(TENSOR_BYTES_PER_BYTE).saturating_add(BASE_TENSOR_BYTES);
     ensure!(
         needed.is_some_and(|needed| needed <= limit),
