@@ -85,6 +85,8 @@ pub struct OnnxMeta {
     pub quantized: Vec<String>,
     /// How activations are rounded, for people.
     pub activations: String,
+    /// Bits of integer activations; none where they are float.
+    pub activation_bits: Option<u32>,
     /// The resolved config of the network.
     pub config: Value,
 }
@@ -141,7 +143,11 @@ impl OnnxEngine {
         let at = path.display();
         let meta = OnnxMeta::of_file(path)?;
         let config = config::parse(meta.config.clone(), &format!("the config in {at}"))?;
-        let session = OnnxSession::open(path, options)?;
+        let mut options = options.clone();
+        if meta.activation_bits.is_some_and(|bits| bits < 8) && options.exact_sums.is_none() {
+            options.exact_sums = Some(false); // two products of 7 and 8 bits fit 16 bits
+        }
+        let session = OnnxSession::open(path, &options)?;
         let size = (config.input.height, config.input.width);
         let head = session.head();
         ensure!(

@@ -176,15 +176,16 @@ pub(super) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
         opset: opset_for(&graph, options)?,
         carrier: options.carrier,
         int2: options.target == Target::Ort,
-        conv_integer: options.target == Target::Ort,
         batch: options.batch,
         decode: options.decode,
     };
     let quantized = module_names(&loaded.quantized);
+    let activation_bits = if trained.is_empty() { options.activation_bits } else { 8 };
     let meta = OnnxMeta {
         mqat_version: env!("CARGO_PKG_VERSION").to_owned(),
         quantized: quantized.clone(),
         activations: activations.clone(),
+        activation_bits: (!plan.is_empty()).then_some(activation_bits),
         config: serde_json::to_value(config).context("writing the config as JSON")?,
     };
     let model = emit(&graph, &plan, &emit_options, &metadata(&meta, &graph, config)?)?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use anyhow::{Result, ensure};
 
 use super::graph::{Codes, Graph, NodeId, Op, Weight};
-use super::plan::{Plan, QParams};
+use super::plan::{self, Plan, QParams};
 use super::proto::{self, Attribute, DataType, Tensor, ValueInfo};
 use super::reference::LEAKY_SLOPE;
 use crate::nn::NORM_EPS;
@@ -39,8 +39,6 @@ pub struct EmitOptions {
     pub carrier: Carrier,
     /// Whether the runtime has 2-bit weights.
     pub int2: bool,
-    /// Whether the convolutions that make the outputs become `ConvInteger`, so that the outputs are not rounded.
-    pub conv_integer: bool,
     /// Batch size; `None` leaves it open.
     pub batch: Option<i64>,
     /// Scores and decoded corners as further outputs.
@@ -224,28 +222,14 @@ impl Emitter<'_> {
             Attribute::ints("pads", &[pad; 4]),
             Attribute::ints("strides", &[constants.stride; 2]),
         ];
-        let input = self.plan.input_of(node, x);
-        let layer = constants.name.clone();
-        match (&constants.weight, input) {
-            (Weight::Codes(codes), Some(input))
-                if self.options.conv_integer
-                    && self.plan.values[node].is_none()
-                    && input.kind == DataType::Uint8
-                    && carrier_of(codes, self.options) == DataType::Int8 =>
-            {
-                self.conv_integer(&name, &out, &value, conv, &input, attributes);
+        let weight = match &constants.weight {
+            Weight::Float(values) => {
+                self.floats(&format!("{}.weight", constants.name), &constants.dims, values)
             }
-            (weight, input) => {
-                let weight = match weight {
-                    Weight::Float(values) => {
-                        self.floats(&format!("{layer}.weight"), &constants.dims, values)
-                    }
-                    Weight::Codes(codes) => self.codes(&name, conv, codes),
-                };
-                let bias = self.bias(node, conv, input);
-                self.push("Conv", &name, &[value, weight, bias], &out, attributes);
-            }
-        }
+            Weight::Codes(codes) => self.codes(&name, conv, codes),
+        };
+        let bias = self.bias(node, x, conv);
+        self.push("Conv", &name, &[value, weight, bias], &out, attributes);
     }
 
     /// Integer weights and their inverse rounding; returns the floats' name.
@@ -268,26 +252,15 @@ impl Emitter<'_> {
     }
 
     /// The bias: integers where the convolution is one of integers from end to end, else floats.
-    fn bias(&mut self, node: NodeId, conv: usize, input: Option<QParams>) -> String {
+    fn bias(&mut self, node: NodeId, x: NodeId, conv: usize) -> String {
         let constants = &self.graph.convs[conv];
-        let (Weight::Codes(codes), Some(input), Some(_)) =
-            (&constants.weight, input, self.plan.values[node])
-        else {
+        let integer = plan::integer_bias(self.graph, self.plan, node, x, conv);
+        let Some((integers, scales)) = integer else {
             let (name, dims) = (format!("{}.bias", constants.name), [constants.dims[0]]);
             return self.floats(&name, &dims, &constants.bias);
         };
         let name = self.graph.nodes[node].name.clone();
-        let per_tensor = codes.scale.len() == 1;
-        let scales: Vec<f32> = codes.scale.iter().map(|s| s * input.scale).collect();
-        let integers: Vec<i32> = constants
-            .bias
-            .iter()
-            .enumerate()
-            .map(|(c, bias)| {
-                let scale = f64::from(scales[if per_tensor { 0 } else { c }]);
-                (f64::from(*bias) / scale).round_ties_even() as i32
-            })
-            .collect();
+        let per_tensor = scales.len() == 1;
         let dims: &[i64] = if per_tensor { &[] } else { &[constants.dims[0]] };
         let bias = self.integers(
             &format!("{name}.bias_codes"),
@@ -302,40 +275,6 @@ impl Emitter<'_> {
         let axis = (!per_tensor).then(|| Attribute::int("axis", 0));
         self.push("DequantizeLinear", &out, &[bias, scale, zero], &out, axis.into_iter().collect());
         out
-    }
-
-    /// A convolution of integers whose sums become floats without being rounded.
-    fn conv_integer(
-        &mut self,
-        name: &str,
-        out: &str,
-        value: &str,
-        conv: usize,
-        input: &QParams,
-        attributes: Vec<Attribute>,
-    ) {
-        let constants = &self.graph.convs[conv];
-        let Weight::Codes(codes) = &constants.weight else { unreachable!("asked by the caller") };
-        let (layer, c) = (&constants.name, constants.dims[0]);
-        let integers = value.strip_suffix(".dq").map_or(value.to_owned(), |v| format!("{v}.q"));
-        let zero = value.strip_suffix(".dq").map_or(value.to_owned(), |v| format!("{v}.zero"));
-        let weight = self.integers(
-            &format!("{layer}.weight_codes"),
-            &constants.dims,
-            DataType::Int8,
-            &codes.codes,
-        );
-        let scales: Vec<f32> = (0..c as usize).map(|i| codes.scale_of(i) * input.scale).collect();
-        let bias = constants.bias.clone();
-        let scale = self.floats(&format!("{name}.sum_scale"), &[1, c, 1, 1], &scales);
-        let bias = self.floats(&format!("{name}.sum_bias"), &[1, c, 1, 1], &bias);
-        let step = |what: &str| format!("{name}.{what}");
-        let (sum, float, scaled) = (step("sum"), step("float"), step("scaled"));
-        self.push("ConvInteger", name, &[integers, weight, zero], &sum, attributes);
-        let to_float = vec![Attribute::int("to", DataType::Float as i64)];
-        self.push("Cast", &float.clone(), &[sum], &float, to_float);
-        self.push("Mul", &scaled.clone(), &[float, scale], &scaled, vec![]);
-        self.push("Add", &step("biased"), &[scaled, bias], out, vec![]);
     }
 
     fn upsample(&mut self, node: NodeId, x: NodeId) {
@@ -482,5 +421,141 @@ impl Emitter<'_> {
             self.out.initializer.push(Tensor::integers(name, dims, kind, values));
         }
         name.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::export::onnx::network::graph_of;
+    use crate::export::onnx::testing::network;
+    use crate::model::NetworkConfig;
+
+    fn options() -> EmitOptions {
+        EmitOptions {
+            opset: BASE_OPSET,
+            carrier: Carrier::Int8,
+            int2: true,
+            batch: None,
+            decode: false,
+        }
+    }
+
+    /// The tiny network with every value but the outputs rounded.
+    fn rounded() -> (Graph, Plan) {
+        let net = network(&NetworkConfig::widedepth_tiny(), 2);
+        let mut graph = graph_of(&net, &[], (64, 64)).unwrap();
+        plan::round_weights(&mut graph);
+        let params = QParams::over(-1.0, 2.0, 8, false);
+        let found = plan::calibrated_nodes(&graph).into_iter().map(|w| w.then_some(params));
+        let plan = plan::calibrated(&graph, &HashMap::new(), &found.collect::<Vec<_>>());
+        (graph, plan)
+    }
+
+    /// Names are written once and before they are read; constants have as many bytes as their shapes say.
+    fn check_names(graph: &proto::Graph) {
+        let mut known: HashSet<&str> = graph.input.iter().map(|v| v.name.as_str()).collect();
+        for tensor in &graph.initializer {
+            assert!(known.insert(&tensor.name), "{} occurs twice", tensor.name);
+            let count: i64 = tensor.dims.iter().product();
+            let bits = match tensor.data_type {
+                22 => 4,
+                26 => 2,
+                2 | 3 => 8,
+                7 => 64,
+                _ => 32,
+            };
+            let bytes = (count as usize * bits).div_ceil(8);
+            assert_eq!(tensor.raw_data.len(), bytes, "{}", tensor.name);
+        }
+        for node in &graph.node {
+            for input in node.input.iter().filter(|name| !name.is_empty()) {
+                assert!(known.contains(input.as_str()), "{} reads {input}", node.name);
+            }
+            for output in &node.output {
+                assert!(known.insert(output), "{output} is written twice");
+            }
+        }
+        for output in &graph.output {
+            assert!(known.contains(output.name.as_str()), "{} is not there", output.name);
+        }
+    }
+
+    #[test]
+    fn every_convolution_of_a_rounded_network_stands_between_roundings() {
+        let (graph, plan) = rounded();
+        let model = emit(&graph, &plan, &options(), &BTreeMap::new()).unwrap();
+        let out = model.graph.unwrap();
+        check_names(&out);
+        let by_output: HashMap<&str, &str> =
+            out.node.iter().map(|n| (n.output[0].as_str(), n.op_type.as_str())).collect();
+        let convs: Vec<_> = out.node.iter().filter(|n| n.op_type == "Conv").collect();
+        assert_eq!(convs.len(), 50);
+        let mut between = 0;
+        for conv in convs {
+            for input in &conv.input[..2] {
+                assert_eq!(by_output[input.as_str()], "DequantizeLinear", "{}", conv.name);
+            }
+            let readers: Vec<&str> = out
+                .node
+                .iter()
+                .filter(|n| n.input.contains(&conv.output[0]))
+                .map(|n| n.op_type.as_str())
+                .collect();
+            if readers == ["QuantizeLinear"] {
+                between += 1;
+                assert_eq!(by_output[conv.input[2].as_str()], "DequantizeLinear", "{}", conv.name);
+            } else {
+                let name = &conv.name;
+                assert!(name.contains("cls_logits") || name.contains("pose_pred"), "{name}");
+            }
+        }
+        assert_eq!(between, 40);
+        // The head's weights are stored once for the five levels.
+        let head = out.initializer.iter().filter(|t| t.name == "head.pose_pred.weight_codes");
+        assert_eq!(head.count(), 1);
+    }
+
+    #[test]
+    fn codes_get_the_smallest_type_that_opset_and_runtime_have() {
+        let of = |codes: &[i32], options: &EmitOptions| {
+            carrier_of(&Codes { codes: codes.to_vec(), scale: vec![1.0] }, options)
+        };
+        let all = EmitOptions { opset: INT2_OPSET, carrier: Carrier::TrueBits, ..options() };
+        assert_eq!(of(&[-1, 0, 1], &all), DataType::Int2);
+        assert_eq!(of(&[-3, 3], &all), DataType::Int4);
+        assert_eq!(of(&[-7, 7], &all), DataType::Int4);
+        assert_eq!(of(&[-15, 15], &all), DataType::Int8);
+        assert_eq!(of(&[-1, 0, 1], &EmitOptions { int2: false, ..all.clone() }), DataType::Int4);
+        let before = EmitOptions { opset: INT4_OPSET, ..all.clone() };
+        assert_eq!(of(&[-1, 0, 1], &before), DataType::Int4);
+        assert_eq!(of(&[-1, 0, 1], &EmitOptions { opset: 20, ..before }), DataType::Int8);
+        assert_eq!(of(&[-1, 0, 1], &options()), DataType::Int8);
+        let error = emit(&rounded().0, &rounded().1, &EmitOptions { opset: 16, ..all }, &BTreeMap::new());
+        assert!(error.unwrap_err().to_string().contains("opset 16 is outside 17..=25"));
+    }
+
+    #[test]
+    fn odd_sizes_are_cut_and_decoded_outputs_cover_every_cell() {
+        let net = network(&NetworkConfig::widedepth_tiny(), 2);
+        let graph = graph_of(&net, &[], (72, 100)).unwrap();
+        let plan = plan::as_trained(&graph, &HashMap::new());
+        assert!(plan.is_empty());
+        let options = EmitOptions { decode: true, batch: Some(3), ..options() };
+        let out = emit(&graph, &plan, &options, &BTreeMap::new()).unwrap().graph.unwrap();
+        check_names(&out);
+        assert!(out.node.iter().any(|n| n.op_type == "Slice"));
+        assert!(out.node.iter().all(|n| n.op_type != "QuantizeLinear"));
+        let cells = net.grid(72, 100).num_cells() as i64;
+        let dims = |name: &str| -> Vec<i64> {
+            let output = out.output.iter().find(|o| o.name == name).unwrap();
+            output.dims().unwrap().into_iter().flatten().collect()
+        };
+        assert_eq!(dims("scores"), [3, 2, cells]);
+        assert_eq!(dims("corners_px"), [3, 2, 2, 8, cells]);
+        assert_eq!(dims("cls_p3"), [3, 2, 13, 9]);
+        assert_eq!(out.input[0].dims().unwrap(), [Some(3), Some(3), Some(100), Some(72)]);
     }
 }

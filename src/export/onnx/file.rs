@@ -138,3 +138,71 @@ fn levels_of(outputs: &[ValueInfo]) -> Result<(Vec<[String; 2]>, usize)> {
     })?;
     Ok((levels.into_iter().map(|(_, names)| names).collect(), num_classes as usize))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::onnx::proto::{GraphHead, Node, OperatorSet};
+
+    fn model() -> ModelHead {
+        let value = |name: &str, rest: &[i64]| ValueInfo::batched(name, None, rest, "");
+        let node = Node { op_type: "Conv".to_owned(), ..Node::default() };
+        ModelHead {
+            ir_version: 8,
+            graph: Some(GraphHead {
+                node: vec![node.clone(), node],
+                input: vec![value("images", &[3, 32, 64])],
+                output: vec![
+                    value("cls_p4", &[2, 2, 4]),
+                    value("reg_p4", &[32, 2, 4]),
+                    value("cls_p3", &[2, 4, 8]),
+                    value("reg_p3", &[32, 4, 8]),
+                    value("scores", &[2, 40]),
+                ],
+            }),
+            opset_import: vec![OperatorSet { domain: String::new(), version: 17 }],
+            metadata: vec![],
+        }
+    }
+
+    #[test]
+    fn the_head_tells_sizes_and_levels() {
+        let head = head_of(model()).unwrap();
+        assert_eq!((head.size, head.batch, head.num_classes, head.opset), ((32, 64), None, 2, 17));
+        assert_eq!(head.levels[0], ["cls_p3", "reg_p3"]);
+        assert_eq!(head.operations["Conv"], 2);
+        assert!(!head.quantized_activations);
+    }
+
+    #[test]
+    fn what_is_no_pose_network_is_refused_with_the_reason() {
+        let check = |change: fn(&mut GraphHead), expected: &str| {
+            let mut model = model();
+            change(model.graph.as_mut().unwrap());
+            let text = head_of(model).unwrap_err().to_string();
+            assert!(text.contains(expected), "{text}");
+        };
+        check(|g| g.input.clear(), "expected one: images");
+        check(|g| g.input[0] = ValueInfo::batched("x", None, &[1, 4, 4], ""), "expected [n, 3");
+        check(|g| g.output.truncate(1), "cls_p4 and no reg_p4");
+        check(|g| g.output.retain(|o| o.name == "scores"), "no pose network of mqat");
+        check(
+            |g| g.output[1] = ValueInfo::batched("reg_p4", None, &[16, 2, 4], ""),
+            "expected C and 16 C",
+        );
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cut.onnx");
+        let bytes = model().encode_to_vec();
+        for end in [0, 1, 2, bytes.len() / 3, bytes.len() / 2] {
+            std::fs::write(&path, &bytes[..end]).unwrap();
+            let text = format!("{:#}", read_head(&path).unwrap_err());
+            assert!(text.contains("cut.onnx") && text.contains("truncated"), "{text}");
+        }
+        std::fs::write(&path, b"PK\x03\x04 something else").unwrap();
+        assert!(format!("{:#}", read_head(&path).unwrap_err()).contains("no ONNX file"));
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::graph::{Codes, Conv, Graph, NodeId, Op, Weight};
 use super::proto::DataType;
@@ -117,14 +117,17 @@ pub fn trained_inputs(quantizers: &[ModuleQuantizer]) -> Result<HashMap<String, 
 }
 
 fn of_report(layer: &str, report: &ActivationReport) -> Result<Option<QParams>> {
-    let Some(abs_max) = report.abs_max.filter(|_| report.quantizing) else {
+    let known = report.step.zip(report.codes).filter(|_| report.quantizing);
+    let Some((step, [lowest, highest])) = known else {
         if report.abs_max == Some(0.0) {
             return Ok(None); // an input that is always 0 stays as it is
         }
         bail!("the inputs of {layer} are not quantized yet: train that stage to its end");
     };
-    let abs_max = f64::from(abs_max);
-    QParams::of_levels(-abs_max, abs_max, report.num_levels).map(Some)
+    let value = |code: i32| f64::from(code) * f64::from(step);
+    QParams::of_levels(value(lowest), value(highest), report.num_levels)
+        .with_context(|| format!("the inputs of {layer}"))
+        .map(Some)
 }
 
 /// Rounds only the inputs that training quantized.
@@ -180,8 +183,13 @@ pub fn calibrated(
         }
     }
     for (i, node) in graph.nodes.iter().enumerate() {
-        if let Op::Upsample { x } = node.op {
-            values[i] = values[x]; // copies of the same values
+        match node.op {
+            Op::Upsample { x } => values[i] = values[x], // copies of the same values
+            // ONNX Runtime would round the weight, too, of a convolution between rounded values.
+            Op::Conv { conv, .. } if matches!(graph.convs[conv].weight, Weight::Float(_)) => {
+                values[i] = None;
+            }
+            _ => {}
         }
     }
     let inputs = graph.nodes.iter().zip(own).map(|(node, own)| match node.op {
@@ -210,6 +218,26 @@ pub fn round_weights(graph: &mut Graph) -> Vec<String> {
         rounded.push(conv.name.clone());
     }
     rounded
+}
+
+/// The bias of a convolution of integers, as integers and their scale (that of input and weight together): of one
+/// between rounded values; `None` for others, whose bias stays float.
+pub fn integer_bias(
+    graph: &Graph,
+    plan: &Plan,
+    node: NodeId,
+    x: NodeId,
+    conv: usize,
+) -> Option<(Vec<i32>, Vec<f32>)> {
+    let (input, _) = plan.input_of(node, x).zip(plan.values[node])?;
+    let conv = &graph.convs[conv];
+    let Weight::Codes(codes) = &conv.weight else { return None };
+    let scales: Vec<f32> = codes.scale.iter().map(|s| s * input.scale).collect();
+    let scale_of = |channel: usize| scales[if scales.len() == 1 { 0 } else { channel }];
+    let integer = |(channel, bias): (usize, &f32)| {
+        (f64::from(*bias) / f64::from(scale_of(channel))).round_ties_even() as i32
+    };
+    Some((conv.bias.iter().enumerate().map(integer).collect(), scales))
 }
 
 /// Makes the integer biases of a plan fit 32 bits: a bias has the scale of input and weight together, so a channel

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
 use super::graph::{Graph, NodeId, Op};
-use super::plan::{Plan, QParams};
+use super::plan::{Plan, QParams, integer_bias};
 use crate::model::Outputs;
 use crate::nn::NORM_EPS;
 
@@ -91,9 +91,11 @@ impl<'a> Reference<'a> {
         match self.graph.nodes[node].op {
             Op::Input => images.shallow_clone(),
             Op::Conv { x, conv } => {
+                let rounded = plan.and_then(|plan| rounded_bias(self.graph, plan, node, x, conv));
                 let again = plan.and_then(|plan| plan.inputs[node]);
                 let x = again.map_or_else(|| of(x).shallow_clone(), |p| round(of(x), &p));
                 let (weight, bias) = &self.weights[conv];
+                let bias = rounded.as_ref().unwrap_or(bias);
                 let conv = &self.graph.convs[conv];
                 let (stride, pad) = ([conv.stride; 2], [conv.dims[2] / 2; 2]);
                 x.conv2d(weight, Some(bias), stride, pad, [1, 1], 1)
@@ -110,6 +112,20 @@ impl<'a> Reference<'a> {
             Op::Scale { x, factor } => of(x) * f64::from(factor),
         }
     }
+}
+
+/// The bias that a convolution of integers computes with.
+fn rounded_bias(
+    graph: &Graph,
+    plan: &Plan,
+    node: NodeId,
+    x: NodeId,
+    conv: usize,
+) -> Option<Tensor> {
+    let (integers, scales) = integer_bias(graph, plan, node, x, conv)?;
+    let scale_of = |channel: usize| scales[if scales.len() == 1 { 0 } else { channel }];
+    let value = |(channel, v): (usize, &i32)| *v as f32 * scale_of(channel);
+    Some(Tensor::from_slice(&integers.iter().enumerate().map(value).collect::<Vec<f32>>()))
 }
 
 /// Rounds to the integers of `params` and back, halves to even.
