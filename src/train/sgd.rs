@@ -603,7 +603,7 @@ mod tests {
             sgd.step(0.01);
             for (value, m) in expected.iter_mut().zip(&mut momentum) {
                 *m = 0.5 * *m + 3.0 + 0.1 * *value;
-                *value = (*value - 0.02 * *m).max(0.05);
+                *value = f64::max(*value - 0.02 * *m, 0.05);
             }
             let found = Vec::<f64>::try_from(&step.detach()).unwrap();
             assert!(
