@@ -595,8 +595,8 @@ mod tests {
         };
         sgd.set_learnt(vec![learnt()], vec![]).unwrap();
         assert_eq!(sgd.num_trainable(), 4);
-        let mut expected = [1.0, 0.2];
-        let mut momentum = [0.0; 2];
+        let mut expected = [1.0f64, 0.2];
+        let mut momentum = [0.0f64; 2];
         for i in 0..3 {
             sgd.zero_grad().unwrap();
             (&step * 3.0).sum(Kind::Double).backward();
