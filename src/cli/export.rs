@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 
 use super::args::ConfigSelect;
+use super::onnx::OnnxArgs;
 use super::{print_json, print_text, select};
 use crate::experiment::{self, ExportRequest, export};
 use crate::export::packed::{self, PackOptions};
@@ -43,6 +44,9 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub select: ConfigSelect,
 
+    #[command(flatten)]
+    pub onnx: OnnxArgs,
+
     /// Print one JSON document on stdout.
     #[arg(long)]
     pub json: bool,
@@ -58,6 +62,8 @@ pub enum Format {
     Pth,
     /// Weights as codes of 1 to 8 bits, and everything else, in one small file.
     Packed,
+    /// A graph for ONNX Runtime, TensorRT or OpenVINO.
+    Onnx,
 }
 
 /// `--ternary`.
@@ -85,6 +91,7 @@ impl From<Format> for experiment::ExportFormat {
             Format::Safetensors => Self::Safetensors,
             Format::Pth => Self::Pth,
             Format::Packed => Self::Packed,
+            Format::Onnx => Self::Onnx,
         }
     }
 }
@@ -117,12 +124,17 @@ pub(super) fn run(args: ExportArgs) -> Result<()> {
             fold_bn: args.fold_bn,
         },
         out: args.out,
+        onnx: args.onnx.into(),
     })?;
     if args.json {
         return print_json(&report);
     }
     if let Some(packed) = &report.packed {
         return print_text(&packed.text());
+    }
+    if let Some(onnx) = &report.onnx {
+        let size = format!("{:.2} MB", report.bytes as f64 / 1e6);
+        return print_text(&format!("{}\n{size}", onnx.text(&report.path)));
     }
     print_text(&format!(
         "{}: {} tensors, {:.2} MB",

@@ -9,8 +9,11 @@ mod config;
 mod export;
 mod import;
 mod inspect;
+mod onnx;
 mod plan;
+mod report;
 mod score;
+mod search;
 mod stop;
 mod synth;
 mod terminal;
@@ -56,6 +59,8 @@ fn dispatch(command: Command) -> Result<Ended> {
     match command {
         Command::Train(args) => train::run(args),
         Command::Test(args) => test::run(args).map(|()| Ended::Done),
+        Command::Search(args) => search::run(*args),
+        Command::Report(args) => report::run(args).map(|()| Ended::Done),
         Command::Score(args) => score::run(args).map(|()| Ended::Done),
         Command::Synth(args) => synth::run(&args).map(|()| Ended::Done),
         Command::Inspect(args) => inspect::run(args).map(|()| Ended::Done),

@@ -14,11 +14,11 @@ use crate::experiment::{Limits, VerifyRequest, verify};
 /// Arguments of `mqat verify`.
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArgs {
-    /// The reference: a file of weights of any kind (checkpoint, packed, safetensors, PyTorch).
+    /// The reference: a file of weights of any kind (checkpoint, packed, safetensors, PyTorch), or an ONNX file.
     #[arg(value_name = "A")]
     pub first: PathBuf,
 
-    /// What is held against it, of any kind.
+    /// What is held against it, likewise.
     #[arg(value_name = "B")]
     pub second: PathBuf,
 

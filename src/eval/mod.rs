@@ -10,6 +10,7 @@
 //! evaluated list has not, lines that hold no pose.
 
 mod bop_csv;
+mod bop_scores;
 pub mod candidates;
 mod config;
 mod draw;
@@ -26,6 +27,7 @@ mod tables;
 mod testing;
 
 pub use bop_csv::write_bop_csv;
+pub use bop_scores::average_recalls;
 pub use config::EvalConfig;
 pub use infer::{Engine, InferOptions, Inference, Progress, infer};
 pub use overlay::write_overlays;

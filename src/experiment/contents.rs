@@ -10,10 +10,8 @@ use tch::Device;
 
 use super::config;
 use super::open::blank_network;
-use super::packed;
 use super::test::module_names;
 use super::weights::{self, FileKind, InqLayerReport, OtherMember, Strictness};
-use crate::export::packed::HeadTensor;
 use crate::io::tensors;
 use crate::model::{NetworkConfig, keys};
 use crate::quant::SiteReport;
@@ -165,9 +163,10 @@ pub fn inspect_file(path: &Path) -> Result<FileReport> {
         }
         FileKind::PyTorch => describe_state(&mut report)?,
         FileKind::Packed => {
-            let (head, meta) = packed::head_of(path)?;
-            report.tensors = head.tensors.into_iter().map(packed_tensor).collect();
-            describe_checkpoint(&mut report, meta);
+            let packed = super::packed::describe(path)?;
+            report.tensors = packed.tensors;
+            report.notes = packed.notes;
+            describe_checkpoint(&mut report, packed.meta);
         }
     }
     count(&mut report);
@@ -185,24 +184,10 @@ fn head(path: &Path) -> Result<Vec<TensorReport>> {
     Ok(tensors.map(report).collect())
 }
 
-/// A tensor of a packed file; codes are told by their levels, with the bytes of their scales.
-fn packed_tensor(t: HeadTensor) -> TensorReport {
-    let dtype = match (t.dtype, t.codes) {
-        (Some(dtype), _) => format!("{dtype:?}").to_lowercase(),
-        (None, codes) => format!("{}-level codes", codes.map_or(0, |c| c.num_levels)),
-    };
-    TensorReport {
-        dtype,
-        name: t.name,
-        shape: t.shape.into_iter().map(|d| d as i64).collect(),
-        bytes: t.num_bytes + t.codes.map_or(0, |c| c.grid_bytes),
-    }
-}
-
 /// Position, provenance and quantizers of a checkpoint of mqat.
 fn describe_checkpoint(report: &mut FileReport, meta: CheckpointMeta) {
     report.quantized = module_names(&meta.quantized);
-    // The quantizers' state is in checkpoints; a packed file's levels stand at its tensors.
+    // a packed file says all of its layers by the types of its tensors
     if report.kind == FileKind::Checkpoint && !meta.quantized.is_empty() {
         match quantized_layers(&report.path, &meta) {
             Ok(layers) => report.layers = layers,

@@ -10,6 +10,7 @@ use tch::Device;
 
 use super::config::{Config, Select};
 use super::import::config_of_file;
+use super::onnx::{self, OnnxOptions, OnnxReport};
 use super::open::blank_network;
 use super::packed::{self, PackReport};
 use super::test::module_names;
@@ -29,6 +30,8 @@ pub enum ExportFormat {
     Pth,
     /// Weights as codes of 1 to 8 bits, and everything else, in one file.
     Packed,
+    /// A graph for other runtimes.
+    Onnx,
 }
 
 /// Which weights of a quantized network are written.
@@ -56,6 +59,8 @@ pub struct ExportRequest {
     pub packed: PackOptions,
     /// The file to write.
     pub out: PathBuf,
+    /// What an ONNX file is to be.
+    pub onnx: OnnxOptions,
 }
 
 /// What was written.
@@ -76,6 +81,9 @@ pub struct ExportReport {
     /// Sizes of a packed file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packed: Option<PackReport>,
+    /// What is particular to an ONNX file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub onnx: Option<OnnxReport>,
 }
 
 /// A network to write, with what was loaded beside it.
@@ -93,6 +101,15 @@ pub(super) struct Exported<'a> {
 pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     let out = &request.out;
     ensure!(!out.exists(), "{} is there already; remove it or name another file", out.display());
+    let graph = request.format == ExportFormat::Onnx;
+    ensure!(
+        graph || request.onnx == OnnxOptions::default(),
+        "options of ONNX files are given (see `mqat export --help`), and the format is another: add --format onnx"
+    );
+    ensure!(
+        !graph || request.weights != Some(ExportWeights::Float),
+        "an ONNX file holds the weights that the network computes with: leave --weights float out"
+    );
     let config = config_of_file(&request.checkpoint, &request.select)?;
     let net = blank_network(&config, Device::Cpu)?;
     let load = match request.weights {
@@ -105,6 +122,17 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     match request.format {
         ExportFormat::Safetensors | ExportFormat::Pth => write_weights(&exported),
         ExportFormat::Packed => write_packed(&exported, &config),
+        ExportFormat::Onnx => onnx::write(&exported, &config),
+    }
+}
+
+impl Exported<'_> {
+    /// The weights that are asked for.
+    pub(super) fn weights(&self) -> ExportWeights {
+        self.request.weights.unwrap_or(match self.loaded.quantizers.is_empty() {
+            true => ExportWeights::Float,
+            false => ExportWeights::Quantized,
+        })
     }
 }
 
@@ -130,6 +158,7 @@ fn write_packed(exported: &Exported, config: &Config) -> Result<ExportReport> {
         bytes: report.bytes,
         quantized: report.quantized.clone(),
         packed: Some(report),
+        onnx: None,
     })
 }
 
@@ -137,10 +166,7 @@ fn write_packed(exported: &Exported, config: &Config) -> Result<ExportReport> {
 fn write_weights(exported: &Exported) -> Result<ExportReport> {
     let Exported { request, net, loaded } = exported;
     let from = &request.checkpoint;
-    let weights = request.weights.unwrap_or(match loaded.quantizers.is_empty() {
-        true => ExportWeights::Float,
-        false => ExportWeights::Quantized,
-    });
+    let weights = exported.weights();
     match weights {
         ExportWeights::Float => ensure_float_exists(from, net, loaded)?,
         ExportWeights::Quantized => ensure_quantized(from, loaded)?,
@@ -172,6 +198,7 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
         bytes,
         quantized,
         packed: None,
+        onnx: None,
     })
 }
 

@@ -8,6 +8,7 @@ mod audit;
 mod config;
 mod contents;
 mod device;
+mod engine;
 mod export;
 mod flow;
 mod folder;
@@ -16,12 +17,15 @@ mod import;
 mod inspect;
 mod keys;
 mod layers;
+mod onnx;
 mod open;
 mod packed;
 mod plan;
 mod published;
 mod record;
+mod report;
 mod score;
+mod search;
 mod stretch;
 mod test;
 mod train;
@@ -35,6 +39,7 @@ pub use config::{
 };
 pub use contents::{FileReport, inspect_file};
 pub use device::DeviceChoice;
+pub use engine::{EngineChoice, OnnxEngine, OnnxMeta, is_onnx};
 pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, export};
 pub use flow::{
     Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
@@ -44,10 +49,17 @@ pub use home::Home;
 pub use import::{ImportReport, import};
 pub use inspect::{NetworkReport, inspect_network};
 pub use layers::{LayerReport, QuantizedTo};
+pub use onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target as Runtime};
 pub use open::Request;
 pub use packed::PackReport;
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
+pub use report::{Family, Group, Point, ReportRequest, ReportSummary, report};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
+pub use search::{
+    Budget, First, GainReport, LayerRow, ListedTrial, ModuleRow, OrderReport, OrdersReport,
+    SearchEnd, SearchReport, SearchRequest, SizeKind, SizeReport, Target, TraceRequest,
+    TrialReport, Walk, search,
+};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use verify::{

@@ -3,17 +3,19 @@
 //! The file carries the checkpoint's description with its config, so that nothing else is needed. Weights come back as
 //! they are computed with; the quantizers of inputs come back with their ranges.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use serde_json::Map;
+use serde_json::{Map, Value};
 use tch::{Device, Tensor};
 
+use super::contents::TensorReport;
 use super::test::module_names;
 use super::weights::{FileKind, LoadedNetwork};
-use crate::export::packed::{self, Bytes, PackOptions, PackedHead, Unpacked};
+use crate::export::packed::{self, Bytes, PackOptions, Unpacked};
 use crate::model::PoseNet;
 use crate::nn::Store;
 use crate::quant::size::Sizes;
@@ -21,6 +23,8 @@ use crate::train::{CheckpointMeta, Imported, QuantizedModule, attach_all};
 
 /// The entry of the file's `meta` that holds the checkpoint's description.
 const CHECKPOINT: &str = "checkpoint";
+/// The entry that says whether the weights are averaged ones.
+const AVERAGED: &str = "averaged";
 /// Begin of the names of quantizer state.
 const QUANT: &str = "quant.";
 
@@ -103,7 +107,7 @@ pub(super) fn write(
     net: &PoseNet,
     loaded: &LoadedNetwork,
     from: &Path,
-    config: serde_json::Value,
+    config: Value,
     options: PackOptions,
     out: &Path,
 ) -> Result<PackReport> {
@@ -117,7 +121,8 @@ pub(super) fn write(
     let meta = description(loaded, from, config);
     let meta =
         serde_json::to_value(meta).context("writing the checkpoint's description as JSON")?;
-    let meta = Map::from_iter([(CHECKPOINT.to_owned(), meta)]);
+    let averaged = loaded.averaged.into();
+    let meta = Map::from_iter([(CHECKPOINT.to_owned(), meta), (AVERAGED.to_owned(), averaged)]);
     let packed = packed::pack(net, &loaded.quantizers, &inputs, meta, options).with_context(at)?;
     let bytes = packed::write(out, &packed.file)?;
     let is_coded = |t: &&packed::PackedTensor| matches!(t.content, packed::Content::Codes { .. });
@@ -137,7 +142,7 @@ pub(super) fn write(
 }
 
 /// The description that the file carries: the checkpoint's, or one made for weights of other programs.
-fn description(loaded: &LoadedNetwork, from: &Path, config: serde_json::Value) -> CheckpointMeta {
+fn description(loaded: &LoadedNetwork, from: &Path, config: Value) -> CheckpointMeta {
     match &loaded.meta {
         Some(meta) => CheckpointMeta { config, ..meta.clone() },
         None => {
@@ -188,6 +193,8 @@ fn input_state(net: &PoseNet, loaded: &LoadedNetwork) -> Result<Vec<(String, Ten
 pub(super) struct PackedState {
     /// The checkpoint's description.
     pub meta: CheckpointMeta,
+    /// Whether the weights are averages over training.
+    pub averaged: bool,
     /// The network's tensors.
     pub weights: Vec<(String, Tensor)>,
     /// The state of the quantizers of inputs.
@@ -203,8 +210,9 @@ pub(super) fn read(path: &Path) -> Result<PackedState> {
     let at = || format!("reading packed file {}", path.display());
     let Unpacked { meta, state, extra } =
         packed::unpack(file, |name| name.starts_with(QUANT)).with_context(at)?;
+    let averaged = meta.get(AVERAGED).and_then(Value::as_bool).unwrap_or(false);
     let meta = checkpoint_of(&meta).with_context(at)?;
-    Ok(PackedState { meta, weights: state, inputs: extra })
+    Ok(PackedState { meta, averaged, weights: state, inputs: extra })
 }
 
 /// What a packed file says of the checkpoint it was made from.
@@ -216,7 +224,7 @@ pub(super) fn meta_of(path: &Path) -> Result<CheckpointMeta> {
     checkpoint_of(&head.meta).with_context(|| format!("reading packed file {}", path.display()))
 }
 
-fn checkpoint_of(meta: &Map<String, serde_json::Value>) -> Result<CheckpointMeta> {
+fn checkpoint_of(meta: &Map<String, Value>) -> Result<CheckpointMeta> {
     let json = meta.get(CHECKPOINT).with_context(|| format!("its meta has no {CHECKPOINT}"))?;
     CheckpointMeta::of_json(&json.to_string()).with_context(|| format!("meta.{CHECKPOINT}"))
 }
@@ -232,10 +240,49 @@ pub(super) fn attach_inputs(
     attach_all(&with_inputs_only(&state.meta.quantized), store, &state.inputs)
 }
 
-/// The header of a packed file with the description in it.
-pub(super) fn head_of(path: &Path) -> Result<(PackedHead, CheckpointMeta)> {
+/// A packed file without its numbers: tensors, description, and what is to be said of its bytes.
+pub(super) struct PackedContents {
+    /// The tensors; the bytes of a weight's codes include its scales.
+    pub tensors: Vec<TensorReport>,
+    /// The checkpoint's description.
+    pub meta: CheckpointMeta,
+    /// One line for the header and one for each kind of codes.
+    pub notes: Vec<String>,
+}
+
+/// Describes a packed file by its header.
+///
+/// # Errors
+/// If the header is damaged.
+pub(super) fn describe(path: &Path) -> Result<PackedContents> {
     let head = packed::read_head(path)?;
-    let meta = checkpoint_of(&head.meta)
-        .with_context(|| format!("reading packed file {}", path.display()))?;
-    Ok((head, meta))
+    let at = || format!("reading packed file {}", path.display());
+    let meta = checkpoint_of(&head.meta).with_context(at)?;
+    let mut kinds: BTreeMap<String, [usize; 3]> = BTreeMap::new();
+    let mut tensors = Vec::with_capacity(head.tensors.len());
+    for tensor in head.tensors {
+        let (dtype, bytes) = match (tensor.dtype, tensor.codes) {
+            (_, Some(codes)) => {
+                let bytes = tensor.num_bytes + codes.grid_bytes;
+                let width = codes.coding.bits();
+                let kind = format!("{} levels at {width} bits", codes.num_levels);
+                let [weights, elements, total] = kinds.entry(kind).or_default();
+                (*weights, *elements, *total) =
+                    (*weights + 1, *elements + tensor.num_elements, *total + bytes);
+                (format!("u{width}"), bytes)
+            }
+            (dtype, None) => {
+                let name = dtype.map_or(String::new(), |d| format!("{d:?}").to_lowercase());
+                (name, tensor.num_bytes)
+            }
+        };
+        let shape = tensor.shape.iter().map(|&d| d as i64).collect();
+        tensors.push(TensorReport { name: tensor.name, dtype, shape, bytes });
+    }
+    let mut notes = vec![format!("header {:.1} kB", head.header_bytes as f64 / 1e3)];
+    notes.extend(kinds.into_iter().map(|(kind, [weights, elements, bytes])| {
+        let mb = bytes as f64 / 1e6;
+        format!("{weights} layers with {kind}: {elements} weights, {mb:.3} MB with scales")
+    }));
+    Ok(PackedContents { tensors, meta, notes })
 }

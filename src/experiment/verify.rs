@@ -7,10 +7,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use serde_json::Value;
 use tch::Device;
 
-use super::config::{Config, Select};
-use super::import::config_of_file;
+use super::config::{self, Config, Select};
+use super::engine::{OnnxEngine, OnnxMeta, is_onnx};
+use super::home::Home;
+use super::keys;
 use super::open::{Request, blank_network, infer_options, limited};
 use super::test::run_name;
 use super::weights::{self, Strictness};
@@ -153,19 +156,28 @@ struct Artefact {
 
 /// Opens a file of any kind that this program runs.
 fn open(file: &Path, config: &Config, device: Device) -> Result<Artefact> {
+    if is_onnx(file)? {
+        let engine = OnnxEngine::open(file, tch::get_num_threads() as usize)?;
+        let (kind, name) = ("ONNX".to_owned(), engine.meta.name());
+        return Ok(Artefact { kind, name, engine: Box::new(engine) });
+    }
     let net = blank_network(config, device)?;
     let loaded = weights::load(file, &net, Strictness::Strict)?;
     loaded.report.log();
+    let averaged = if loaded.averaged { ", averaged weights" } else { "" };
     Ok(Artefact {
         kind: loaded.kind.text().to_owned(),
-        name: run_name(&loaded.quantized, &loaded.quantizers),
+        name: run_name(&loaded.quantized, &loaded.quantizers) + averaged,
         engine: Box::new(net),
     })
 }
 
-/// Whether a file says which config its network has.
-fn carries_config(file: &Path) -> Result<bool> {
-    Ok(weights::meta_of(file)?.is_some())
+/// The config that a file carries, as it was stored.
+fn stored_config(file: &Path) -> Result<Option<Value>> {
+    Ok(match is_onnx(file)? {
+        true => Some(OnnxMeta::of_file(file)?.config),
+        false => weights::meta_of(file)?.map(|meta| meta.config),
+    })
 }
 
 /// Runs both artefacts over the same images and compares outputs, detections, poses and accuracy.
@@ -207,10 +219,21 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
 /// The config of each artefact: one that the user names, else its own; a file without takes the other's.
 fn configs(files: &[PathBuf; 2], select: &Select) -> Result<[Config; 2]> {
     let named = select.config.is_some() || select.topology.is_some();
-    let carries = [carries_config(&files[0])?, carries_config(&files[1])?];
-    let of = |i: usize| match (named, carries[i], carries[1 - i]) {
-        (false, false, true) => config_of_file(&files[1 - i], select),
-        _ => config_of_file(&files[i], select),
+    let stored = match named {
+        true => [None, None],
+        false => [stored_config(&files[0])?, stored_config(&files[1])?],
+    };
+    let of = |i: usize| {
+        let own = stored[i].as_ref().map(|config| (config, &files[i]));
+        let others = stored[1 - i].as_ref().map(|config| (config, &files[1 - i]));
+        let Some((document, file)) = own.or(others) else {
+            return select.resolve(&Home::find(None, None)?);
+        };
+        let mut document = document.clone();
+        for assignment in &select.set {
+            keys::set(&mut document, assignment)?;
+        }
+        config::parse(document, &format!("the config in {}", file.display()))
     };
     Ok([of(0)?, of(1)?])
 }

@@ -256,13 +256,12 @@ fn load_packed(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<Loa
     assign::assign(net, &packed.weights, strictness, &mut report)?;
     let quantizers = super::packed::attach_inputs(&packed, &net.store)
         .with_context(|| format!("loading packed file {}", path.display()))?;
-    let (quantized, meta) = (packed.meta.quantized.clone(), Some(packed.meta));
     Ok(LoadedNetwork {
         kind: FileKind::Packed,
-        meta,
-        quantized,
+        quantized: packed.meta.quantized.clone(),
+        meta: Some(packed.meta),
         quantizers,
-        averaged: false,
+        averaged: packed.averaged,
         report,
     })
 }

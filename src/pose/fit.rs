@@ -240,3 +240,55 @@ impl Tail {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seed;
+    use rand::Rng;
+
+    /// Squared lengths of a bivariate Student distribution; its quantiles have a closed form.
+    fn squares(freedom: f64, scale_px2: f64, num: usize) -> Vec<f64> {
+        let mut rng = seed::stream(3, &[freedom.to_bits()]);
+        let mut square = || {
+            let p: f64 = rng.random();
+            match freedom.is_infinite() {
+                true => -2.0 * scale_px2 * (1.0 - p).ln(),
+                false => scale_px2 * freedom * ((1.0 - p).powf(-2.0 / freedom) - 1.0),
+            }
+        };
+        (0..num).map(|_| square()).collect()
+    }
+
+    #[test]
+    fn the_tail_that_made_the_residuals_is_found() {
+        for freedom in [f64::INFINITY, 4.0, 2.0, 1.0] {
+            for scale in [1e-6, 0.5, 30.0] {
+                let tail = Tail::of(&squares(freedom, scale, 4000));
+                assert_eq!(tail.freedom, freedom);
+                // Three steps from the next lighter tail's scale are close, not at the end.
+                assert!(
+                    (tail.scale_px2 / scale - 1.0).abs() < 0.1,
+                    "{freedom}: {}",
+                    tail.scale_px2
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn weights_fall_with_the_residual_and_are_equal_for_a_gaussian() {
+        let gaussian = Tail::of(&squares(f64::INFINITY, 1.0, 200));
+        assert!([0.0, 1.0, 1e6].iter().all(|s| gaussian.weight(*s) == 1.0));
+        let heavy = Tail::of(&squares(1.0, 1.0, 200));
+        assert!(heavy.weight(0.0) > 1.0 && heavy.weight(100.0) < 0.1);
+        assert_eq!((fading(0.0), fading(1.0), fading(7.0)), (1.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn residuals_of_zero_have_finite_weights() {
+        let tail = Tail::of(&[0.0; 80]);
+        assert!(tail.weight(0.0).is_finite() && tail.scale_px2 > 0.0);
+        assert!(Tail::of(&[]).weight(1.0).is_finite());
+    }
+}

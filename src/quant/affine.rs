@@ -122,7 +122,7 @@ pub(crate) fn gradients(x: &Tensor, grad: &mut Tensor, step: &Tensor, codes: Cod
             let (inside, by_step) = masks(x, step, codes);
             let by_step = (&*grad * by_step).reshape([num_steps as i64, -1]);
             let sums = by_step.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
-            let _ = grad.g_mul_(&inside);
+            let _ = grad.masked_fill_(&inside.eq(0.0), 0.0);
             sums.to_kind(Kind::Float)
         });
     }

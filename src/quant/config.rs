@@ -721,6 +721,89 @@ mod tests {
     }
 
     #[test]
+    fn settings_that_the_method_would_ignore_are_refused() {
+        let found = |json: &str| problems(&weights(json));
+        for (json, key) in [
+            (r#"{"bits": 2, "lsq": {"init": "mse"}}"#, "fpn.weights.lsq: is a setting of lsq"),
+            (
+                r#"{"bits": 2, "method": "lsq", "quant_init_method": "uniform"}"#,
+                "fpn.weights.quant_init_method: is a setting of inq, uniform, ana",
+            ),
+            (
+                r#"{"bits": 2, "method": "lsq", "schedule": {"0": 1}}"#,
+                "fpn.weights.schedule: is a setting of inq and the method is lsq",
+            ),
+            (
+                r#"{"bits": 2, "method": "uniform", "quant_init_method": "none"}"#,
+                "fpn.weights.quant_init_method: power-of-two is for method inq alone",
+            ),
+            (
+                r#"{"bits": 2, "method": "lsq", "lsq": {"lr_factor": -1}}"#,
+                "fpn.weights.lsq.lr_factor: -1 is not a number of 0 or more",
+            ),
+            (
+                r#"{"bits": 2, "method": "ana", "ana": {"backward_width": 0}}"#,
+                "fpn.weights.ana.backward_width: 0 is not above 0",
+            ),
+            (
+                r#"{"bits": 2, "layer_bits": {"fpn.a": 9}}"#,
+                "fpn.weights.layer_bits.fpn.a: bits 9 is outside 1..=8",
+            ),
+        ] {
+            let found = found(json);
+            assert!(found.len() == 1 && found[0].starts_with(key), "{json}: {found:?}");
+        }
+        for method in ["lsq", "uniform", "dorefa", "ana"] {
+            let json = format!(r#"{{"method": "{method}", "bits": 1, "granularity": "channel"}}"#);
+            assert_eq!(found(&json), [""; 0], "{method}");
+        }
+        let all_by_layer = weights(r#"{"layer_bits": {"fpn": 4}}"#);
+        assert_eq!(problems(&all_by_layer), [""; 0]);
+
+        let inputs = |json: &str| {
+            let config: ActivationQuantConfig = serde_json::from_str(json).unwrap();
+            let mut found = Vec::new();
+            config.check("a", &mut found);
+            found
+        };
+        assert!(inputs(r#"{"bits": 8, "pact": {"init": 6}}"#)[0].contains("setting of pact"));
+        let text = inputs(r#"{"bits": 8, "method": "pact", "pact": {"init": 0}}"#);
+        assert!(text[0].starts_with("a.pact.init: 0 is not a number above 0"), "{text:?}");
+        let text = inputs(r#"{"bits": 8, "method": "lsq", "calibration": {"range": "mse"}}"#);
+        assert!(text[0].contains("set that one"), "{text:?}");
+        let text = inputs(r#"{"bits": 8, "method": "lsq", "calibration": {"batches": 0}}"#);
+        assert!(text[0].starts_with("a.calibration.batches: 0"), "{text:?}");
+    }
+
+    #[test]
+    fn noise_must_end_within_the_stage() {
+        let config = weights(r#"{"method": "ana", "bits": 2}"#);
+        let mut found = Vec::new();
+        config.check_epochs(20, "w", &mut found);
+        assert!(found[0].starts_with("w.ana.end_epoch: 20 is never reached"), "{found:?}");
+        found.clear();
+        config.check_epochs(21, "w", &mut found);
+        assert!(found.is_empty());
+        assert_eq!([0, 10, 20, 30].map(|epoch| config.ana.share_at(epoch)), [1.0, 0.5, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn another_method_keeps_the_width_alone() {
+        let config = weights(r#"{"bits": 3, "granularity": "channel", "schedule": {"0": 1}}"#);
+        let lsq = config.with_method(WeightMethod::Lsq);
+        assert_eq!(problems(&lsq), [""; 0]);
+        assert_eq!((lsq.bits, lsq.granularity), (Some(3), Granularity::Channel));
+        assert_eq!(lsq.describe(), "lsq 3-bit (8 levels)");
+        assert_eq!(config.describe(), "3-bit (7 levels)");
+        let mixed = weights(r#"{"bits": 4, "layer_bits": {"fpn.a": 8, "fpn.b": 2}}"#);
+        assert_eq!(mixed.describe(), "2- to 8-bit");
+        let inputs = ActivationQuantConfig { bits: Some(8), ..Default::default() };
+        assert_eq!(inputs.describe(), "8-bit (255 levels)");
+        let pact = ActivationQuantConfig { method: ActivationMethod::Pact, ..inputs };
+        assert_eq!(pact.describe(), "pact 8-bit (255 or 256 levels)");
+    }
+
+    #[test]
     fn a_stage_must_be_long_enough_for_both() {
         let mut found = Vec::new();
         WeightQuantConfig::default().check_epochs(29, "w", &mut found);

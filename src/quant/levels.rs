@@ -421,8 +421,10 @@ mod tests {
         let uniform =
             [2, 3, 4, 15, 16, 31, 255, 256].map(|num_levels| Spacing::Uniform { num_levels });
         let powers = [1, 2, 4, 64].map(|num_exponents| Spacing::PowerOfTwo { num_exponents });
+        let integers = [(-2, 1), (-1, 1), (-128, 127), (0, 1), (0, 255)];
+        let integers = integers.map(|(lowest, highest)| Spacing::Integers { lowest, highest });
         let mut grids = Vec::new();
-        for spacing in uniform.into_iter().chain(powers) {
+        for spacing in uniform.into_iter().chain(powers).chain(integers) {
             for scale in [vec![1.0], vec![0.3712345], vec![0.01, 0.7, 1.9]] {
                 grids.push(Grid::new(spacing, scale).unwrap());
             }
@@ -460,6 +462,38 @@ mod tests {
     }
 
     #[test]
+    fn learnt_steps_and_inputs_have_the_integers_of_their_papers() {
+        use CodeRange::{Full, Narrow};
+        let codes = |bits, n, range| Spacing::integers(bits, n, range).unwrap().codes();
+        assert_eq!(codes(Some(2), None, Full), [-2, -1, 0, 1]);
+        assert_eq!(codes(Some(2), None, Narrow), [-1, 0, 1]);
+        assert_eq!(codes(None, Some(4), Narrow), [-2, -1, 0, 1]);
+        assert_eq!(codes(None, Some(5), Full), [-2, -1, 0, 1, 2]);
+        for range in [Full, Narrow] {
+            assert_eq!(codes(Some(1), None, range), [-1, 1]);
+        }
+        let eight = codes(Some(8), None, Full);
+        assert_eq!((eight[0], eight[255]), (-128, 127));
+        assert_eq!(Spacing::unsigned(Some(1), None).unwrap().codes(), [0, 1]);
+        assert_eq!(Spacing::unsigned(Some(8), None).unwrap().num_levels(), 256);
+        assert_eq!(Spacing::unsigned(None, Some(3)).unwrap().codes(), [0, 1, 2]);
+        assert_eq!(Spacing::all_codes(Some(2), None).unwrap().codes(), [-3, -1, 1, 3]);
+        for bits in 1..=8 {
+            for spacing in [
+                Spacing::integers(Some(bits), None, Full),
+                Spacing::integers(Some(bits), None, Narrow),
+                Spacing::unsigned(Some(bits), None),
+                Spacing::all_codes(Some(bits), None),
+            ] {
+                assert_eq!(spacing.unwrap().bits(), bits);
+            }
+        }
+        assert!(Spacing::integers(None, None, Full).is_err());
+        assert!(Spacing::unsigned(Some(9), None).is_err());
+        assert!(Spacing::all_codes(Some(2), Some(5)).is_err());
+    }
+
+    #[test]
     fn powers_of_two_need_an_odd_count_and_two_bits() {
         let refused = |bits, n| Spacing::power_of_two(bits, n).unwrap_err().to_string();
         assert!(refused(Some(1), None).contains("2..=8"));
@@ -484,11 +518,17 @@ mod tests {
             let codes = grid.spacing().codes();
             assert_eq!(codes.len() as u32, grid.spacing().num_levels());
             let mirrored: Vec<i32> = codes.iter().rev().map(|c| -c).collect();
-            assert_eq!(codes, mirrored);
+            let one_sided = matches!(grid.spacing(), Spacing::Integers { .. });
+            assert!(codes == mirrored || one_sided);
+            assert!(grid.spacing().multiples().is_none_or(|c| c.count() as usize == codes.len()));
             let Some(steps) = grid.steps() else { continue };
             for (channel, step) in steps.into_iter().enumerate() {
                 let levels: Vec<f32> = codes.iter().map(|&code| code as f32 * step).collect();
                 assert_eq!(levels, grid.levels(channel));
+                if one_sided {
+                    assert_eq!(step, grid.scale()[channel]);
+                    continue;
+                }
                 let (top, s) =
                     (f64::from(levels[levels.len() - 1]), f64::from(grid.scale()[channel]));
                 // the step and the level are each rounded once

@@ -37,6 +37,8 @@ mod surrogate;
 pub mod telemetry;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod weight;
 
 pub use config::{

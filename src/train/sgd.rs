@@ -579,4 +579,63 @@ mod tests {
             ]
         );
     }
+
+    #[test]
+    fn what_quantizers_learn_has_its_own_rate_decay_and_floor() {
+        let config = SgdConfig { momentum: 0.5, nesterov: false, weight_decay: 0.7 };
+        let own = leaf(values(&[2], 1.0, Kind::Double));
+        let mut sgd = Sgd::new(&config, vec![("own".to_owned(), own)]).unwrap();
+        let step = leaf(Tensor::from_slice(&[1.0f64, 0.2]));
+        let learnt = || Learnt {
+            name: "quant.step".to_owned(),
+            tensor: step.shallow_clone(),
+            lr_factor: 2.0,
+            weight_decay: 0.1,
+            min: 0.05,
+        };
+        sgd.set_learnt(vec![learnt()], vec![]).unwrap();
+        assert_eq!(sgd.num_trainable(), 4);
+        let mut expected = [1.0f64, 0.2];
+        let mut momentum = [0.0f64; 2];
+        for i in 0..3 {
+            sgd.zero_grad().unwrap();
+            (&step * 3.0).sum(Kind::Double).backward();
+            sgd.step(0.01);
+            for (value, m) in expected.iter_mut().zip(&mut momentum) {
+                *m = 0.5 * *m + 3.0 + 0.1 * *value;
+                *value = f64::max(*value - 0.02 * *m, 0.05);
+            }
+            let found = Vec::<f64>::try_from(&step.detach()).unwrap();
+            assert!(
+                found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12),
+                "{i} {found:?}"
+            );
+            // registering again keeps the momentum
+            sgd.set_learnt(vec![learnt()], vec![]).unwrap();
+        }
+        assert_eq!(sgd.momentum()[0].0, "quant.step");
+        let twice = sgd.set_learnt(vec![learnt(), learnt()], vec![]);
+        assert!(twice.unwrap_err().to_string().contains("two parameters are named quant.step"));
+        sgd.set_learnt(vec![], vec![]).unwrap();
+        assert_eq!((sgd.num_trainable(), sgd.momentum().len()), (2, 0));
+    }
+
+    #[test]
+    fn a_gradient_may_lie_in_another_tensor() {
+        let weight = leaf(values(&[3], 1.0, Kind::Double));
+        let start = weight.detach().copy();
+        let mut sgd =
+            Sgd::new(&SgdConfig::default(), vec![("w".to_owned(), weight.shallow_clone())])
+                .unwrap();
+        let quantized = leaf(weight.round());
+        sgd.set_learnt(vec![], vec![("w".to_owned(), quantized.shallow_clone())]).unwrap();
+        (&quantized * 4.0).sum(Kind::Double).backward();
+        assert!((sgd.clip_grad_norm(100.0).unwrap() - 48f64.sqrt()).abs() < 1e-12);
+        sgd.step(0.5);
+        assert!(largest_difference(&weight, &(start - 2.0)) < 1e-12);
+        sgd.zero_grad().unwrap();
+        assert!(!quantized.grad().defined());
+        let unknown = sgd.set_learnt(vec![], vec![("v".to_owned(), quantized)]);
+        assert!(unknown.unwrap_err().to_string().contains("no parameter v"));
+    }
 }

@@ -3,7 +3,9 @@
 mod config;
 mod help;
 mod import;
+mod packed;
 mod pipeline;
 mod resume;
 mod score;
+mod search;
 mod support;

@@ -10,6 +10,7 @@ mod forward;
 mod import;
 mod inq;
 mod loss;
+mod lsq;
 mod pnp;
 mod pose_errors;
 mod postprocess;

@@ -194,6 +194,27 @@ fn broken_tensors_are_refused_by_name() {
     check("torch\nQInt8Storage", 2, two, &[1, 2], "names torch.QInt8Storage");
 }
 
+/// A directory that claims a terabyte for a record, and a tensor of one element of it.
+#[test]
+fn sizes_that_an_archive_merely_claims_are_not_believed() {
+    let place = b"K\x00K\x01\x85K\x01\x85";
+    let huge = b"(U\x07storagectorch\nByteStorage\nU\x010U\x03cpu\x8a\x06\0\0\0\0\0\x01tQ";
+    let pickled = [&rebuild("_rebuild_tensor", &[huge, place])[..], b"."].concat();
+    let mut file = archive(&pickled, "little", &[("0", &[1; 16])]);
+    // The zip64 form of the directory entry of the storage, by hand: its sizes are 2^40.
+    let name = b"any/name/data/0";
+    let entry = file.windows(name.len()).rposition(|w| w == name).unwrap() - 46;
+    file[entry + 20..entry + 28].fill(0xff);
+    file[entry + 30] = 20;
+    let extra = [&[1, 0, 16, 0][..], &(1_u64 << 40).to_le_bytes().repeat(2)].concat();
+    let after = entry + 46 + name.len();
+    file.splice(after..after, extra);
+    let end = file.len() - 10;
+    file[end] += 20;
+    let error = message(&file);
+    assert!(error.contains("its storages claim 1099511627776 bytes"), "{error}");
+}
+
 #[test]
 fn other_kinds_of_file_are_told_what_they_are() {
     let mut tar = vec![0; 1024];
