@@ -7,6 +7,8 @@
 //! experiment  the whole config, the run folder, the wiring     uses every room below
 //! train       trainer, epoch, step, optimizer, checkpoints     uses model quant data nn io geom
 //! eval        inference over a split, poses, scores, report    uses model data pose io geom
+//! export      packed low-bit files and graphs of a network     uses model quant nn io
+//! search      curvature, bit widths and order of modules       uses quant nn seed
 //! synth       renders meshes into a BOP dataset                uses data io geom
 //! model       darknet53, fpn, head, anchors, targets, losses   uses nn geom
 //! quant       quantizers behind the slots of nn, schedules     uses nn
@@ -22,12 +24,14 @@ pub mod cli;
 pub mod data;
 pub mod eval;
 pub mod experiment;
+pub mod export;
 pub mod geom;
 pub mod io;
 pub mod model;
 pub mod nn;
 pub mod pose;
 pub mod quant;
+pub mod search;
 pub mod seed;
 pub mod synth;
 pub mod train;

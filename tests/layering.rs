@@ -7,16 +7,22 @@ use std::path::{Path, PathBuf};
 /// What each room may use, as `src/lib.rs` tells it.
 fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
-        ("cli", &["experiment", "synth", "eval", "train", "data", "quant", "io"] as &[&str]),
+        (
+            "cli",
+            &["experiment", "export", "synth", "eval", "train", "data", "quant", "search", "io"]
+                as &[&str],
+        ),
         (
             "experiment",
             &[
-                "train", "eval", "synth", "model", "quant", "data", "pose", "nn", "geom", "io",
-                "seed",
+                "train", "eval", "export", "synth", "model", "quant", "data", "pose", "nn", "geom",
+                "io", "seed", "search",
             ],
         ),
         ("train", &["model", "quant", "data", "nn", "io", "seed", "geom"]),
         ("eval", &["model", "data", "pose", "io", "seed", "geom"]),
+        ("export", &["model", "quant", "nn", "io", "seed"]),
+        ("search", &["quant", "nn", "seed"]),
         ("synth", &["data", "io", "geom", "seed"]),
         ("model", &["nn", "geom", "seed"]),
         ("quant", &["nn", "seed"]),

@@ -8,8 +8,10 @@ use super::audit::AuditArgs;
 use super::export::ExportArgs;
 use super::import::ImportArgs;
 use super::plan::{FlowArgs, PlanArgs};
+use super::search::SearchArgs;
+use super::verify::VerifyArgs;
 use crate::data::Split;
-use crate::experiment::DeviceChoice;
+use crate::experiment::{DeviceChoice, EngineChoice};
 use crate::synth::{Attitude, Format, parse_depth_range};
 use crate::train::ResumeFrom;
 
@@ -50,8 +52,12 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate checkpoints on a split: poses, the accuracy table, plots and overlays.
     Test(TestArgs),
+    /// Find the order and the bit widths of the modules for a target size, and write a plan to train.
+    Search(Box<SearchArgs>),
     /// Score poses from files (JSON lines or BOP csv, of any program) as `test` scores a network's.
     Score(super::score::ScoreArgs),
+    /// Put evaluated experiments side by side: accuracy against compression, tables, one HTML page.
+    Report(super::report::ReportArgs),
     /// Render a synthetic SwissCube dataset.
     Synth(SynthArgs),
     /// Show a network (layers, parameters, quantization plan) or a checkpoint's tensors.
@@ -65,6 +71,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Write a checkpoint's weights alone (safetensors, PyTorch keys), as a start for other runs.
     Export(ExportArgs),
+    /// Run two files of one network (checkpoint, packed, ...) on the same images; fail when they differ.
+    Verify(VerifyArgs),
     /// Print a resolved config, or the JSON schema of configs.
     Config(ConfigArgs),
     /// Print a completion script for a shell.
@@ -206,6 +214,10 @@ pub struct TestArgs {
     /// Evaluate a file that lacks layers of the network, too: they have random values, and so have the results.
     #[arg(long)]
     pub loose: bool,
+
+    /// What runs the network: torch, ort (ONNX Runtime, for files of `mqat export --format onnx`), or auto by the file.
+    #[arg(long, default_value = "auto", value_name = "ENGINE")]
+    pub engine: EngineChoice,
 
     /// Print one JSON document on stdout; everything else goes to stderr.
     #[arg(long)]

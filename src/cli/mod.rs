@@ -9,13 +9,17 @@ mod config;
 mod export;
 mod import;
 mod inspect;
+mod onnx;
 mod plan;
+mod report;
 mod score;
+mod search;
 mod stop;
 mod synth;
 mod terminal;
 mod test;
 mod train;
+mod verify;
 mod view;
 
 pub use args::Cli;
@@ -55,12 +59,15 @@ fn dispatch(command: Command) -> Result<Ended> {
     match command {
         Command::Train(args) => train::run(args),
         Command::Test(args) => test::run(args).map(|()| Ended::Done),
+        Command::Search(args) => search::run(*args),
+        Command::Report(args) => report::run(args).map(|()| Ended::Done),
         Command::Score(args) => score::run(args).map(|()| Ended::Done),
         Command::Synth(args) => synth::run(&args).map(|()| Ended::Done),
         Command::Inspect(args) => inspect::run(args).map(|()| Ended::Done),
         Command::Import(args) => import::run(args).map(|()| Ended::Done),
         Command::Audit(args) => audit::run(args).map(|()| Ended::Done),
         Command::Plan(args) => plan::run(args).map(|()| Ended::Done),
+        Command::Verify(args) => verify::run(args).map(|()| Ended::Done),
         Command::Export(args) => export::run(args).map(|()| Ended::Done),
         Command::Config(args) => config::run(args).map(|()| Ended::Done),
         Command::Completions { shell } => completions::run(shell).map(|()| Ended::Done),

@@ -17,6 +17,7 @@ pub(super) fn run(args: TestArgs) -> Result<()> {
         predictions: args.predictions,
         out: args.out,
         loose: args.loose,
+        engine: args.engine,
     };
     let mut bar: Option<(String, Progress)> = None;
     let report = test(&request, &mut |name, at| {

@@ -61,8 +61,8 @@ impl Observer for TrainView {
 
     fn epoch(&mut self, epoch: &EpochRecord) -> Result<()> {
         self.end_bar();
-        let frozen =
-            epoch.share_frozen.map_or(String::new(), |s| format!(", {:.2} % frozen", s * 100.0));
+        let share = epoch.share_frozen.filter(|_| epoch.inq_fraction.is_some());
+        let frozen = share.map_or(String::new(), |s| format!(", {:.2} % frozen", s * 100.0));
         tracing::info!(
             "{} epoch {}/{}: loss {:.4} (cls {:.4}, reg {:.4}), lr {:.2e}, gradient norm {:.2}{frozen}, {:.1} images/s",
             epoch.stage_name,

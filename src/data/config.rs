@@ -1,6 +1,7 @@
 //! The sections `data` and `INPUT` of a problem's config, with the published keys.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
@@ -192,6 +193,11 @@ impl DataConfig {
             Split::Valid => &self.valid,
             Split::Test => &self.test,
         })
+    }
+
+    /// The file of the BOP format that tells the objects' symmetries; it need not be there.
+    pub fn models_info(&self, root: &Path) -> PathBuf {
+        root.join(dataset_relative(&self.mesh_dir)).join("models_info.json")
     }
 
     /// Classes without the background.

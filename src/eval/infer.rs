@@ -40,6 +40,33 @@ pub struct InferOptions {
     pub device: Device,
 }
 
+/// What computes a network's outputs: libtorch, or another runtime of an exported file.
+pub trait Engine {
+    /// Object classes.
+    fn num_classes(&self) -> i64;
+    /// Where the outputs for images of that size lie.
+    fn grid(&self, width: usize, height: usize) -> AnchorGrid;
+    /// Logits and offsets for images `[n, 3, h, w]`, normalised.
+    ///
+    /// # Errors
+    /// If the images do not fit or the runtime fails.
+    fn forward(&self, images: &Tensor) -> Result<Outputs>;
+}
+
+impl Engine for PoseNet {
+    fn num_classes(&self) -> i64 {
+        self.num_classes()
+    }
+
+    fn grid(&self, width: usize, height: usize) -> AnchorGrid {
+        self.grid(width, height)
+    }
+
+    fn forward(&self, images: &Tensor) -> Result<Outputs> {
+        Ok(tch::no_grad(|| self.forward_t(images, false)))
+    }
+}
+
 /// How far an inference is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
@@ -71,7 +98,7 @@ pub struct Inference {
 /// If an image cannot be loaded (unless `skip_bad`), the network's outputs have not the shapes of its grid, or it has
 /// not as many classes as the dataset.
 pub fn infer(
-    network: &PoseNet,
+    network: &dyn Engine,
     dataset: &Arc<Dataset>,
     options: &InferOptions,
     mut progress: impl FnMut(Progress),
@@ -84,20 +111,8 @@ pub fn infer(
     );
     let started = Instant::now();
     let mut timing = Timing { num_images: dataset.frames.len(), ..Timing::default() };
-    let solver = Solver {
-        dataset,
-        grid: network.grid(options.input.width, options.input.height),
-        camera: options.input.camera()?,
-        options,
-    };
-    let loader_options = LoaderOptions {
-        seed: options.seed,
-        batch_size: options.data.bs_valid,
-        workers: options.workers,
-        skip_bad: options.skip_bad,
-        ..LoaderOptions::default() // in the list's order, nothing augmented or replaced
-    };
-    let mut loader = Loader::start(dataset.clone(), &options.input, &options.data, loader_options)?;
+    let solver = Solver::new(network, dataset, options)?;
+    let mut loader = start_loader(dataset, options)?;
     // The network runs here, the poses are found on the other threads meanwhile.
     let solved = std::thread::scope(|scope| -> Result<Solved> {
         let (sender, receiver) = sync_channel(WAITING_BATCHES);
@@ -118,7 +133,7 @@ pub fn infer(
                 &options.input.pixel_std,
                 options.device,
             )?;
-            let outputs = tch::no_grad(|| network.forward_t(&images, false));
+            let outputs = network.forward(&images)?;
             let values = to_host(&outputs, &solver.grid, size[0], num_classes)?;
             timing.network_s += running.elapsed().as_secs_f64();
             num_done += batch.indices.len();
@@ -138,16 +153,28 @@ pub fn infer(
     Ok(Inference { predictions: solved.predictions, left_out, timing })
 }
 
+/// Loads the images in the list's order, nothing augmented or replaced.
+pub(super) fn start_loader(dataset: &Arc<Dataset>, options: &InferOptions) -> Result<Loader> {
+    let loader_options = LoaderOptions {
+        seed: options.seed,
+        batch_size: options.data.bs_valid,
+        workers: options.workers,
+        skip_bad: options.skip_bad,
+        ..LoaderOptions::default()
+    };
+    Loader::start(dataset.clone(), &options.input, &options.data, loader_options)
+}
+
 /// The outputs of one batch on the CPU.
-struct HostOutputs {
+pub(super) struct HostOutputs {
     /// The frames they belong to.
-    indices: Vec<usize>,
+    pub indices: Vec<usize>,
     /// For each image the levels' logits `[C, h, w]`, then the levels' regressions `[16 C, h, w]`.
-    values: Vec<f32>,
+    pub values: Vec<f32>,
 }
 
 /// All outputs of a batch in one transfer: `[n, (C + 16 C) cells]`, levels' logits first.
-fn to_host(
+pub(super) fn to_host(
     outputs: &Outputs,
     grid: &AnchorGrid,
     num_images: usize,
@@ -168,38 +195,53 @@ fn to_host(
 }
 
 /// What turns outputs into predictions.
-struct Solver<'a> {
+pub(super) struct Solver<'a> {
     dataset: &'a Dataset,
-    grid: AnchorGrid,
+    pub grid: AnchorGrid,
     camera: Camera,
     options: &'a InferOptions,
 }
 
 #[derive(Default)]
-struct Solved {
-    predictions: Vec<Prediction>,
+pub(super) struct Solved {
+    pub predictions: Vec<Prediction>,
     decode_s: f64,
     pnp_s: f64,
 }
 
-impl Solver<'_> {
+impl<'a> Solver<'a> {
+    /// For the outputs of `network`.
+    pub(super) fn new(
+        network: &dyn Engine,
+        dataset: &'a Dataset,
+        options: &'a InferOptions,
+    ) -> Result<Self> {
+        let grid = network.grid(options.input.width, options.input.height);
+        Ok(Self { dataset, grid, camera: options.input.camera()?, options })
+    }
+
     fn solve_all(&self, batches: Receiver<HostOutputs>) -> Solved {
         let mut all = Solved::default();
         for batch in batches {
-            let per_image = batch.values.len() / batch.indices.len().max(1);
-            let images: Vec<Solved> = batch
-                .indices
-                .par_iter()
-                .zip(batch.values.par_chunks(per_image.max(1)))
-                .map(|(&index, values)| self.solve(index, values))
-                .collect();
-            for image in images {
-                all.predictions.extend(image.predictions);
-                all.decode_s += image.decode_s;
-                all.pnp_s += image.pnp_s;
-            }
+            self.solve_batch(&batch, &mut all);
         }
         all
+    }
+
+    /// Adds the poses of a batch.
+    pub(super) fn solve_batch(&self, batch: &HostOutputs, all: &mut Solved) {
+        let per_image = batch.values.len() / batch.indices.len().max(1);
+        let images: Vec<Solved> = batch
+            .indices
+            .par_iter()
+            .zip(batch.values.par_chunks(per_image.max(1)))
+            .map(|(&index, values)| self.solve(index, values))
+            .collect();
+        for image in images {
+            all.predictions.extend(image.predictions);
+            all.decode_s += image.decode_s;
+            all.pnp_s += image.pnp_s;
+        }
     }
 
     /// The poses in one image.

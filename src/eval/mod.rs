@@ -10,12 +10,14 @@
 //! evaluated list has not, lines that hold no pose.
 
 mod bop_csv;
+mod bop_scores;
 pub mod candidates;
 mod config;
 mod draw;
 mod grid;
 mod infer;
 pub mod overlay;
+mod pair;
 mod plots;
 mod predictions;
 mod report;
@@ -25,9 +27,11 @@ mod tables;
 mod testing;
 
 pub use bop_csv::write_bop_csv;
+pub use bop_scores::average_recalls;
 pub use config::EvalConfig;
-pub use infer::{InferOptions, Inference, Progress, infer};
+pub use infer::{Engine, InferOptions, Inference, Progress, infer};
 pub use overlay::write_overlays;
+pub use pair::{Deviation, LevelDeviation, Pair, infer_pair};
 pub use plots::{depth_chart, recall_over_depth, write_depth_chart};
 pub use predictions::{Prediction, write_predictions};
 pub use report::{

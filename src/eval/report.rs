@@ -11,8 +11,8 @@ use super::predictions::{Prediction, write_lines};
 use crate::data::{BadSample, DataConfig, Dataset, Frame};
 use crate::io::{read_json, write_json};
 use crate::pose::{
-    Counting, DepthBins, Estimate, EvalTable, Target, TargetErrors, TargetModel, sample_vertices,
-    score_targets,
+    BopScores, Counting, DepthBins, Estimate, EvalTable, Target, TargetErrors, TargetModel,
+    sample_vertices, score_targets,
 };
 
 /// A file of this name in a dataset's root says that the images were rendered.
@@ -112,6 +112,9 @@ pub struct Report {
     pub config: EvalConfig,
     /// Where the inference's time went, when it was run here.
     pub timing: Option<Timing>,
+    /// The BOP benchmark's average recalls, where they were computed.
+    #[serde(default)]
+    pub bop: Option<BopScores>,
 }
 
 /// A run's report and the errors it comes from.
@@ -201,11 +204,12 @@ pub fn evaluate(
         table,
         config: config.clone(),
         timing: info.timing,
+        bop: None,
     };
     Ok(Evaluation { report, errors })
 }
 
-fn targets_of(frames: &[&Frame]) -> Vec<Target> {
+pub(super) fn targets_of(frames: &[&Frame]) -> Vec<Target> {
     frames
         .iter()
         .flat_map(|frame| {
@@ -220,7 +224,10 @@ fn targets_of(frames: &[&Frame]) -> Vec<Target> {
 }
 
 /// The predictions as the scores want them, and how many are where no such object is.
-fn estimates_of(dataset: &Dataset, predictions: &[Prediction]) -> Result<(Vec<Estimate>, usize)> {
+pub(super) fn estimates_of(
+    dataset: &Dataset,
+    predictions: &[Prediction],
+) -> Result<(Vec<Estimate>, usize)> {
     let mut classes_by_image: HashMap<&str, Vec<usize>> = HashMap::new();
     for frame in &dataset.frames {
         let classes = classes_by_image.entry(&frame.image).or_default();

@@ -133,6 +133,17 @@ impl Report {
         };
         let meanings = self.definitions.iter().map(|d| format!("{}: {}", d.metric, d.meaning));
         let mut lines: Vec<String> = std::iter::once(bins).chain(meanings).collect();
+        if let Some(bop) = &self.bop {
+            lines.push(format!(
+                "BOP average recall, percent: MSSD {}, MSPD {} ({}; VSD, which needs depth, is not part of it)",
+                number(bop.ar_mssd, 1),
+                number(bop.ar_mspd, 1),
+                match bop.num_symmetric_classes {
+                    0 => "no symmetries".to_owned(),
+                    n => format!("symmetries of {n} of {} classes", self.classes.len()),
+                }
+            ));
+        }
         if let Some(t) = &self.timing {
             lines.push(format!(
                 "time: {:.1} s for {}; network {:.1} s, waiting for images {:.1} s; on all threads \

@@ -132,6 +132,8 @@ pub struct TrainingSection {
     pub valid_every: u32,
     /// Validate on the first so many images of the validation list; `null` takes all.
     pub valid_images: Option<usize>,
+    /// Train on so many images, spread evenly over the training list; `null` takes all.
+    pub train_images: Option<usize>,
     /// Stop after so many steps in all.
     pub max_steps: Option<u64>,
     /// Average the weights and evaluate the average; `null` evaluates the weights themselves.
@@ -150,6 +152,7 @@ impl Default for TrainingSection {
             keep: train.keep,
             valid_every: train.valid_every,
             valid_images: None,
+            train_images: None,
             max_steps: train.max_steps,
             ema: train.ema,
         }
@@ -189,6 +192,9 @@ impl Config {
         }
         if self.training.valid_images == Some(0) {
             problems.push("training.valid_images: 0 is below 1; null takes all".into());
+        }
+        if self.training.train_images == Some(0) {
+            problems.push("training.train_images: 0 is below 1; null takes all".into());
         }
         let mut stages = Vec::new();
         self.train_config().check("training", &mut stages);

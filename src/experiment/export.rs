@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
-use tch::{Device, Tensor};
+use tch::Device;
 
-use super::config::Select;
+use super::config::{Config, Select};
 use super::import::config_of_file;
+use super::onnx::{self, OnnxOptions, OnnxReport};
 use super::open::blank_network;
+use super::packed::{self, PackReport};
 use super::test::module_names;
 use super::weights::{self, LoadedNetwork, Strictness};
-use crate::io::tensors;
+use crate::export::packed::PackOptions;
+use crate::io::{pth, tensors};
 use crate::model::PoseNet;
 
 /// What file is written.
@@ -23,6 +26,12 @@ pub enum ExportFormat {
     /// Weights as safetensors under PyTorch keys.
     #[default]
     Safetensors,
+    /// Weights as a PyTorch file, under the same keys.
+    Pth,
+    /// Weights as codes of 1 to 8 bits, and everything else, in one file.
+    Packed,
+    /// A graph for other runtimes.
+    Onnx,
 }
 
 /// Which weights of a quantized network are written.
@@ -46,8 +55,12 @@ pub struct ExportRequest {
     pub format: ExportFormat,
     /// Which weights; none takes the quantized ones of a quantized network.
     pub weights: Option<ExportWeights>,
+    /// How a packed file is made.
+    pub packed: PackOptions,
     /// The file to write.
     pub out: PathBuf,
+    /// What an ONNX file is to be.
+    pub onnx: OnnxOptions,
 }
 
 /// What was written.
@@ -65,6 +78,12 @@ pub struct ExportReport {
     pub bytes: u64,
     /// The modules whose weights lie on levels.
     pub quantized: Vec<String>,
+    /// Sizes of a packed file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packed: Option<PackReport>,
+    /// What is particular to an ONNX file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub onnx: Option<OnnxReport>,
 }
 
 /// A network to write, with what was loaded beside it.
@@ -82,39 +101,86 @@ pub(super) struct Exported<'a> {
 pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     let out = &request.out;
     ensure!(!out.exists(), "{} is there already; remove it or name another file", out.display());
+    let graph = request.format == ExportFormat::Onnx;
+    ensure!(
+        graph || request.onnx == OnnxOptions::default(),
+        "options of ONNX files are given (see `mqat export --help`), and the format is another: add --format onnx"
+    );
+    ensure!(
+        !graph || request.weights != Some(ExportWeights::Float),
+        "an ONNX file holds the weights that the network computes with: leave --weights float out"
+    );
     let config = config_of_file(&request.checkpoint, &request.select)?;
     let net = blank_network(&config, Device::Cpu)?;
-    let loaded = weights::load(&request.checkpoint, &net, Strictness::Strict)?;
+    let load = match request.weights {
+        Some(ExportWeights::Float) => weights::load_as_stored,
+        _ => weights::load,
+    };
+    let loaded = load(&request.checkpoint, &net, Strictness::Strict)?;
     loaded.report.log();
     let exported = Exported { request, net, loaded };
     match request.format {
-        ExportFormat::Safetensors => write_weights(&exported),
+        ExportFormat::Safetensors | ExportFormat::Pth => write_weights(&exported),
+        ExportFormat::Packed => write_packed(&exported, &config),
+        ExportFormat::Onnx => onnx::write(&exported, &config),
     }
+}
+
+impl Exported<'_> {
+    /// The weights that are asked for.
+    pub(super) fn weights(&self) -> ExportWeights {
+        self.request.weights.unwrap_or(match self.loaded.quantizers.is_empty() {
+            true => ExportWeights::Float,
+            false => ExportWeights::Quantized,
+        })
+    }
+}
+
+/// A packed file with the config in it.
+fn write_packed(exported: &Exported, config: &Config) -> Result<ExportReport> {
+    let Exported { request, net, loaded } = exported;
+    let from = request.checkpoint.display();
+    let quantized =
+        loaded.quantizers.iter().any(|q| q.report().iter().any(|s| s.num_levels.is_some()));
+    let weights = if quantized { ExportWeights::Quantized } else { ExportWeights::Float };
+    ensure!(
+        request.weights.is_none_or(|wanted| wanted == weights),
+        "{from}: a packed file holds the weights that the network computes with; leave --weights out"
+    );
+    let config = serde_json::to_value(config).context("writing the config as JSON")?;
+    let (from, out) = (&request.checkpoint, &request.out);
+    let report = packed::write(net, loaded, from, config, request.packed, out)?;
+    Ok(ExportReport {
+        path: out.clone(),
+        format: request.format,
+        weights,
+        num_tensors: report.num_tensors,
+        bytes: report.bytes,
+        quantized: report.quantized.clone(),
+        packed: Some(report),
+        onnx: None,
+    })
 }
 
 /// Parameters and buffers under their bare keys.
 fn write_weights(exported: &Exported) -> Result<ExportReport> {
     let Exported { request, net, loaded } = exported;
     let from = &request.checkpoint;
-    let weights = request.weights.unwrap_or(match loaded.quantizers.is_empty() {
-        true => ExportWeights::Float,
-        false => ExportWeights::Quantized,
-    });
+    let weights = exported.weights();
     match weights {
         ExportWeights::Float => ensure_float_exists(from, net, loaded)?,
         ExportWeights::Quantized => ensure_quantized(from, loaded)?,
     }
-    let state = match weights {
-        ExportWeights::Float => net.state(),
-        ExportWeights::Quantized => effective_state(net),
-    };
+    // Quantized weights were baked when they were loaded.
+    let state = net.state();
     let quantized = match weights {
         ExportWeights::Float => Vec::new(),
         ExportWeights::Quantized => module_names(&loaded.quantized),
     };
     let out = &request.out;
     match request.format {
-        ExportFormat::Safetensors => {
+        ExportFormat::Pth => pth::write(out, &state)?,
+        _ => {
             let metadata = BTreeMap::from([
                 ("format".to_owned(), "pt".to_owned()),
                 ("mqat_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
@@ -131,22 +197,9 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
         num_tensors: state.len(),
         bytes,
         quantized,
+        packed: None,
+        onnx: None,
     })
-}
-
-/// The state with the weights that the layers compute with.
-fn effective_state(net: &PoseNet) -> Vec<(String, Tensor)> {
-    let mut state = net.state();
-    let sites: BTreeMap<String, Tensor> = tch::no_grad(|| {
-        let sites = net.store.sites();
-        sites.iter().map(|s| (s.weight_name(), s.effective_weight(false).detach())).collect()
-    });
-    for (name, tensor) in &mut state {
-        if let Some(weight) = sites.get(name) {
-            *tensor = weight.shallow_clone();
-        }
-    }
-    state
 }
 
 /// Refuses weights that are not what the network will compute with.
@@ -179,16 +232,13 @@ fn ensure_float_exists(from: &Path, net: &PoseNet, loaded: &LoadedNetwork) -> Re
         if quantizer.assert_on_grid().is_err() {
             continue;
         }
-        for site in quantizer.report().iter().filter(|s| s.num_levels.is_some()) {
-            let sites = net.store.sites();
-            let Some(layer) = sites.iter().find(|s| s.name == site.name) else { continue };
-            if tch::no_grad(|| layer.effective_weight(false).equal(&layer.weight)) {
+        for (name, effective) in quantizer.effective_weights() {
+            if net.store.get(&name).is_some_and(|stored| stored.equal(&effective)) {
                 bail!(
-                    "{}: module {} has no float weights any more: {} sets each weight to its level when it freezes it, \
-                     and all are frozen; leave --weights float out, or export a checkpoint of an earlier stage",
+                    "{}: module {} has no float weights any more: {name} and the others were set to their levels for \
+                     good; leave --weights float out, or export a checkpoint from before that stage's end",
                     from.display(),
-                    quantizer.module(),
-                    site.method
+                    quantizer.module()
                 );
             }
         }

@@ -412,6 +412,9 @@ impl TextStage {
     }
 }
 
+/// The epochs that the defaults of quantizers are made for.
+const DEFAULT_EPOCHS: u32 = 30;
+
 /// Settings of weights with another width, from those of a stage where the method is the same.
 fn weights_of(
     base: Option<WeightQuantConfig>,
@@ -421,14 +424,10 @@ fn weights_of(
 ) -> WeightQuantConfig {
     let same = base.filter(|base| method.is_none_or(|method| method == base.method));
     let base = same.unwrap_or_else(|| {
-        let mut own = WeightQuantConfig {
-            method: method.unwrap_or_default(),
-            ..WeightQuantConfig::default()
-        };
-        if own.freezes() {
-            own.schedule = stretch::schedule(&own.schedule, StageConfig::default().epochs, epochs);
-        }
-        own
+        let method = method.unwrap_or_default();
+        let mut base = WeightQuantConfig { method, ..WeightQuantConfig::default() };
+        stretch::weights(&mut base, DEFAULT_EPOCHS, epochs);
+        base
     });
     WeightQuantConfig { bits: Some(width.bits), n_levels: width.n_levels, ..base }
 }
@@ -442,12 +441,10 @@ fn activations_of(
 ) -> ActivationQuantConfig {
     let same = base.filter(|base| method.is_none_or(|method| method == base.method));
     let base = same.unwrap_or_else(|| {
-        let default = ActivationQuantConfig::default();
-        ActivationQuantConfig {
-            method: method.unwrap_or_default(),
-            quant_start_epoch: default.quant_start_epoch.min(epochs.saturating_sub(1)),
-            ..default
-        }
+        let method = method.unwrap_or_default();
+        let mut base = ActivationQuantConfig { method, ..ActivationQuantConfig::default() };
+        stretch::activations(&mut base, DEFAULT_EPOCHS, epochs);
+        base
     });
     ActivationQuantConfig { bits: Some(width.bits), n_levels: width.n_levels, ..base }
 }

@@ -33,7 +33,7 @@ pub struct ImportReport {
 /// Reads weights of any kind into the network of a config and writes them as a checkpoint that carries the config:
 /// `mqat test --checkpoint` needs nothing else, `mqat export` takes it on.
 ///
-/// A checkpoint of this program keeps its own config, position and quantizers, and loses its momentum.
+/// A checkpoint of this program keeps its own config, position and quantizers, and loses what only a resume needs.
 ///
 /// # Errors
 /// If the file is broken or does not fit the network of the config (with [`Strictness::Loose`]: not at all), or `out`
@@ -47,7 +47,12 @@ pub fn import(
     ensure!(!out.exists(), "{} is there already; remove it or name another file", out.display());
     let config = config_of_file(file, select)?;
     let net = network_to_load(&config, Device::Cpu, strictness)?;
-    let loaded = weights::load(file, &net, strictness)?;
+    let loaded = weights::load_as_stored(file, &net, strictness)?;
+    ensure!(
+        loaded.kind != FileKind::Packed,
+        "{} is packed, without the state that training goes on from; import the checkpoint it was made from",
+        file.display()
+    );
     let quantized = module_names(&loaded.quantized);
     let meta = match loaded.meta {
         Some(meta) => meta,

@@ -1,9 +1,8 @@
-//! `mqat inspect`: the network of a config with its quantization plan, or the tensors of a file.
+//! `mqat inspect`: the network of a config with its quantization plan.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 use tch::Device;
 
@@ -12,12 +11,7 @@ use super::flow;
 use super::home::Home;
 use super::layers::{LayerReport, layers, sizes_after, sizes_text};
 use super::open::blank_network;
-use crate::io::tensors;
 use crate::quant::size::Sizes;
-use crate::train::{CheckpointMeta, Position};
-
-/// The module of a tensor that belongs to none.
-const OTHER: &str = "other";
 
 /// A network as its config describes it.
 #[derive(Debug, Serialize)]
@@ -138,132 +132,6 @@ impl NetworkReport {
                     l.weights_text(),
                     l.activations_text()
                 );
-            }
-        }
-        out
-    }
-}
-
-/// The tensors of a file.
-#[derive(Debug, Serialize)]
-pub struct FileReport {
-    /// The file.
-    pub path: PathBuf,
-    /// Bytes on disk.
-    pub bytes: u64,
-    /// Version of mqat that wrote it, for a checkpoint.
-    pub mqat_version: Option<String>,
-    /// The stage a checkpoint is in.
-    pub stage: Option<String>,
-    /// Where a checkpoint is.
-    pub position: Option<Position>,
-    /// Modules that carry quantizers.
-    pub quantized: Vec<String>,
-    /// Groups of tensors: modules, optimizer, quantizers.
-    pub groups: Vec<GroupReport>,
-    /// Every tensor.
-    pub tensors: Vec<TensorReport>,
-}
-
-/// Tensors under one name.
-#[derive(Debug, Serialize)]
-pub struct GroupReport {
-    /// `backbone`, `fpn`, `head`, `optim`, `quant`, ...
-    pub name: String,
-    /// Tensors.
-    pub num_tensors: usize,
-    /// Numbers in them.
-    pub num_elements: usize,
-    /// Bytes of them.
-    pub bytes: usize,
-}
-
-/// One tensor.
-#[derive(Debug, Serialize)]
-pub struct TensorReport {
-    /// Key.
-    pub name: String,
-    /// Element type.
-    pub dtype: String,
-    /// Shape.
-    pub shape: Vec<i64>,
-}
-
-/// Describes a safetensors file.
-///
-/// # Errors
-/// If it cannot be read.
-pub fn inspect_file(path: &Path) -> Result<FileReport> {
-    let bytes =
-        std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.len();
-    let file = tensors::read_head(path)?;
-    let meta = CheckpointMeta::of_file(path)?;
-    let mut groups: Vec<GroupReport> = Vec::new();
-    let mut listed = Vec::with_capacity(file.tensors.len());
-    for tensor in file.tensors {
-        let group = tensor.name.split_once('.').map_or(OTHER, |(first, _)| first);
-        let num_elements = tensor.shape.iter().product::<i64>() as usize;
-        match groups.iter_mut().find(|g| g.name == group) {
-            Some(g) => {
-                g.num_tensors += 1;
-                g.num_elements += num_elements;
-                g.bytes += tensor.num_bytes;
-            }
-            None => groups.push(GroupReport {
-                name: group.to_owned(),
-                num_tensors: 1,
-                num_elements,
-                bytes: tensor.num_bytes,
-            }),
-        }
-        listed.push(TensorReport {
-            dtype: format!("{:?}", tensor.kind).to_lowercase(),
-            name: tensor.name,
-            shape: tensor.shape,
-        });
-    }
-    Ok(FileReport {
-        path: path.to_owned(),
-        bytes,
-        mqat_version: meta.as_ref().map(|m| m.mqat_version.clone()),
-        stage: meta.as_ref().map(|m| m.stage_name.clone()),
-        position: meta.as_ref().map(|m| m.position.clone()),
-        quantized: meta.map_or_else(Vec::new, |m| super::test::module_names(&m.quantized)),
-        groups,
-        tensors: listed,
-    })
-}
-
-impl FileReport {
-    /// For a terminal; `all` lists every tensor.
-    pub fn text(&self, all: bool) -> String {
-        let mut out = String::new();
-        let _ = writeln!(out, "{}: {:.2} MB", self.path.display(), self.bytes as f64 / 1e6);
-        if let (Some(version), Some(stage), Some(at)) =
-            (&self.mqat_version, &self.stage, &self.position)
-        {
-            let _ = writeln!(
-                out,
-                "checkpoint of mqat {version}: stage {} ({stage}), epoch {}, batch {}, step {}",
-                at.stage, at.epoch, at.batch, at.global_step
-            );
-        }
-        let quantized =
-            if self.quantized.is_empty() { "none".to_owned() } else { self.quantized.join(" + ") };
-        let _ = writeln!(out, "quantized modules: {quantized}");
-        let _ = writeln!(out, "\n{:<18} {:>8} {:>12} {:>10}", "group", "tensors", "elements", "MB");
-        for g in &self.groups {
-            let mb = g.bytes as f64 / 1e6;
-            let _ = writeln!(
-                out,
-                "{:<18} {:>8} {:>12} {mb:>10.2}",
-                g.name, g.num_tensors, g.num_elements
-            );
-        }
-        if all {
-            let _ = writeln!(out, "\n{:<60} {:<8} shape", "tensor", "dtype");
-            for t in &self.tensors {
-                let _ = writeln!(out, "{:<60} {:<8} {:?}", t.name, t.dtype, t.shape);
             }
         }
         out

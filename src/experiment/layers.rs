@@ -133,6 +133,12 @@ fn put_stage(
     let covered = names(true, true)?;
     let chosen = names(claim.first_layer, claim.last_layer)?;
     let without_first = names(false, true).unwrap_or_default();
+    let own = match &stage.weights {
+        Some(weights) => {
+            weights.for_layers(&chosen.iter().map(String::as_str).collect::<Vec<_>>())?
+        }
+        None => Vec::new(),
+    };
     for layer in layers.iter_mut().filter(|l| covered.contains(&l.name)) {
         if !chosen.contains(&layer.name) {
             let first = !claim.first_layer && !without_first.contains(&layer.name);
@@ -143,7 +149,8 @@ fn put_stage(
         layer.stage = Some(index);
         layer.stage_name = Some(stage.label());
         layer.float_because = None;
-        if let Some(weights) = &stage.weights {
+        let at = chosen.iter().position(|name| *name == layer.name);
+        if let Some(weights) = at.and_then(|at| own.get(at)) {
             let spacing = weights.spacing()?;
             layer.num_scales = weights.num_scales(layer.shape[0] as usize);
             layer.weights = Some(QuantizedTo {
@@ -153,7 +160,7 @@ fn put_stage(
             });
         }
         if let Some(activations) = &stage.activations {
-            let spacing = activations.spacing()?;
+            let spacing = activations.spacing(true)?;
             layer.activations = Some(QuantizedTo {
                 method: name_of(&activations.method),
                 bits: spacing.bits(),

@@ -6,7 +6,9 @@
 
 mod audit;
 mod config;
+mod contents;
 mod device;
+mod engine;
 mod export;
 mod flow;
 mod folder;
@@ -15,14 +17,19 @@ mod import;
 mod inspect;
 mod keys;
 mod layers;
+mod onnx;
 mod open;
+mod packed;
 mod plan;
 mod published;
 mod record;
+mod report;
 mod score;
+mod search;
 mod stretch;
 mod test;
 mod train;
+mod verify;
 mod weights;
 
 pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
@@ -30,7 +37,9 @@ pub use config::{
     Config, ExperimentConfig, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig, Select,
     TrainingSection,
 };
+pub use contents::{FileReport, inspect_file};
 pub use device::DeviceChoice;
+pub use engine::{EngineChoice, OnnxEngine, OnnxMeta, is_onnx};
 pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, export};
 pub use flow::{
     Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
@@ -38,16 +47,28 @@ pub use flow::{
 pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
 pub use import::{ImportReport, import};
-pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
+pub use inspect::{NetworkReport, inspect_network};
 pub use layers::{LayerReport, QuantizedTo};
+pub use onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target as Runtime};
 pub use open::Request;
+pub use packed::PackReport;
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
+pub use report::{Family, Group, Point, ReportRequest, ReportSummary, report};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
+pub use search::{
+    Budget, First, GainReport, LayerRow, ListedTrial, ModuleRow, OrderReport, OrdersReport,
+    SearchEnd, SearchReport, SearchRequest, SizeKind, SizeReport, Target, TraceRequest,
+    TrialReport, Walk, search,
+};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
+pub use verify::{
+    ArtefactReport, Detections, Limits, PoseDeviation, Spread, VerifyReport, VerifyRequest, verify,
+};
 pub use weights::{
     Conversion, FileKind, GridReport, InqLayerReport, LoadReport, LoadedNetwork, OtherMember,
-    Strictness, Unmatched, kind_of, load, meta_of,
+    Strictness, Unmatched, assembled_weight, kind_of, load, load_state_dict, meta_of,
+    recognise_grid,
 };
 
 /// The libtorch that the program is built for.

@@ -142,6 +142,21 @@ pub(super) fn infer_options(config: &Config, device: Device, skip_bad: bool) -> 
     }
 }
 
+/// So many images of a dataset, spread evenly over its list.
+pub(super) fn thinned(mut dataset: Dataset, most: Option<usize>) -> Dataset {
+    let num_images = dataset.frames.len();
+    if let Some(most) = most.filter(|most| *most < num_images) {
+        // Position i / most of the way: the (i * n / most)-th image, for i below most.
+        let mut index = 0;
+        dataset.frames.retain(|_| {
+            let (before, up_to) = (index * most / num_images, (index + 1) * most / num_images);
+            index += 1;
+            up_to > before
+        });
+    }
+    dataset
+}
+
 /// The first `most` images of a dataset.
 pub(super) fn limited(mut dataset: Dataset, most: Option<usize>) -> Arc<Dataset> {
     if let Some(most) = most {

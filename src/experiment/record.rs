@@ -27,11 +27,13 @@ pub(super) struct Recorder<'a> {
     metrics: Option<BufWriter<fs::File>>,
     events: Option<EventWriter>,
     stages: Vec<Value>,
+    /// The stage whose end was written by an earlier process, when a run is resumed right there.
+    ended_before: Option<usize>,
 }
 
 impl<'a> Recorder<'a> {
     pub(super) fn new(folder: Folder, view: &'a mut dyn Observer) -> Self {
-        Self { folder, view, metrics: None, events: None, stages: Vec::new() }
+        Self { folder, view, metrics: None, events: None, stages: Vec::new(), ended_before: None }
     }
 
     /// The ends of the stages that this process completed.
@@ -43,7 +45,7 @@ impl<'a> Recorder<'a> {
     fn open(&mut self, global_step: u64) -> Result<()> {
         let path = self.folder.metrics();
         if path.exists() {
-            keep_up_to(&path, global_step)?;
+            self.ended_before = keep_up_to(&path, global_step)?;
         }
         let file = fs::OpenOptions::new()
             .create(true)
@@ -91,8 +93,14 @@ impl Observer for Recorder<'_> {
         if self.metrics.is_none() {
             self.open(start.global_step)?;
         }
-        self.line("stage_start", start)?;
-        self.flush()?;
+        // A stage that is complete does not begin again, unless it has got more epochs.
+        if start.epoch < start.num_epochs {
+            self.ended_before = None;
+        }
+        if self.ended_before != Some(start.stage) {
+            self.line("stage_start", start)?;
+            self.flush()?;
+        }
         self.view.stage_start(start)
     }
 
@@ -157,7 +165,9 @@ impl Observer for Recorder<'_> {
     }
 
     fn stage_end(&mut self, end: &StageEnd) -> Result<()> {
-        self.line("stage_end", end)?;
+        if self.ended_before.take() != Some(end.stage) {
+            self.line("stage_end", end)?;
+        }
         self.flush()?;
         draw(&self.folder)?;
         self.stages.push(json!({
@@ -184,27 +194,32 @@ impl Drop for Recorder<'_> {
     }
 }
 
-/// Keeps the lines of a metrics file up to a step; a torn last line goes too.
-fn keep_up_to(path: &Path, global_step: u64) -> Result<()> {
+/// Keeps the lines of a metrics file up to a step; a torn last line goes too. Returns the stage that ended at that step.
+fn keep_up_to(path: &Path, global_step: u64) -> Result<Option<usize>> {
     #[derive(Deserialize)]
     struct Place {
         global_step: u64,
         kind: String,
+        stage: Option<usize>,
     }
     let reading = || format!("reading {}", path.display());
     let file = fs::File::open(path).with_context(reading)?;
     let mut kept = Vec::new();
+    let mut ended = None;
     for line in BufReader::new(file).split(b'\n') {
         let line = line.with_context(reading)?;
-        let keeps = |p: &Place| {
-            p.global_step <= global_step && (p.kind != "stage_start" || p.global_step < global_step)
-        };
-        if serde_json::from_slice::<Place>(&line).as_ref().is_ok_and(keeps) {
+        let Ok(place) = serde_json::from_slice::<Place>(&line) else { continue };
+        let here = place.global_step == global_step;
+        if place.global_step < global_step || (here && place.kind != "stage_start") {
             kept.extend_from_slice(&line);
             kept.push(b'\n');
         }
+        if here && place.kind == "stage_end" {
+            ended = place.stage;
+        }
     }
-    write_atomic(path, |out| Ok(out.write_all(&kept)?))
+    write_atomic(path, |out| Ok(out.write_all(&kept)?))?;
+    Ok(ended)
 }
 
 /// The lines of a metrics file.

@@ -9,7 +9,9 @@ use super::config::Config;
 use super::open::Request;
 use super::test::{Run, text_of, write_report};
 use crate::data::{Dataset, Split};
-use crate::eval::{Report, ResultFile, ResultFormat, RunInfo, evaluate, read_predictions};
+use crate::eval::{
+    Report, ResultFile, ResultFormat, RunInfo, average_recalls, evaluate, read_predictions,
+};
 
 /// What `mqat score` is asked.
 #[derive(Debug, Clone)]
@@ -115,8 +117,9 @@ fn scored(
 ) -> Result<Run> {
     let info = RunInfo { name, list: config.data.list(split), left_out: &[], timing: None };
     let predictions = std::mem::take(&mut file.predictions);
-    let evaluation = evaluate(dataset, &config.data, &predictions, &config.evaluation, info)
+    let mut evaluation = evaluate(dataset, &config.data, &predictions, &config.evaluation, info)
         .with_context(|| format!("scoring {name}"))?;
+    evaluation.report.bop = Some(average_recalls(dataset, &config.data, &predictions, &[])?);
     Ok(Run { predictions, evaluation })
 }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::config::Config;
-use crate::quant::FractionSchedule;
+use crate::quant::{
+    ActivationMethod, ActivationQuantConfig, FractionSchedule, WeightMethod, WeightQuantConfig,
+};
 use crate::train::{Decay, StageConfig};
 
 /// Gives `stage` `epochs` epochs; the epochs in its schedules move in proportion.
@@ -16,28 +18,22 @@ pub(super) fn stage(stage: &mut StageConfig, epochs: u32) {
         stage.epochs = epochs;
         return;
     }
-    let moved = |at: u64| at * u64::from(epochs) / u64::from(from);
-    let epoch = |at: u32| u32::try_from(moved(u64::from(at))).unwrap_or(u32::MAX);
     match &mut stage.lr.decay {
         Decay::Epochs(table) => {
-            *table = table.iter().map(|(&at, &factor)| (epoch(at), factor)).collect();
+            *table = table.iter().map(|(&at, &factor)| (moved(at, from, epochs), factor)).collect();
         }
         Decay::Steps { at, .. } => {
             for step in at.iter_mut() {
-                *step = moved(*step);
+                *step = *step * u64::from(epochs) / u64::from(from);
             }
         }
         Decay::Constant | Decay::Cosine { .. } => {}
     }
-    if let Some(weights) = &mut stage.weights
-        && weights.freezes()
-    {
-        weights.schedule = schedule(&weights.schedule, from, epochs);
+    if let Some(config) = &mut stage.weights {
+        weights(config, from, epochs);
     }
-    if let Some(activations) = &mut stage.activations {
-        let start = epoch(activations.quant_start_epoch);
-        // The range has to be watched for an epoch before it is used.
-        activations.quant_start_epoch = start.max(1).min(activations.quant_start_epoch);
+    if let Some(config) = &mut stage.activations {
+        activations(config, from, epochs);
     }
     stage.epochs = epochs;
 }
@@ -49,20 +45,39 @@ pub(super) fn all(config: &mut Config, epochs: u32) {
     }
 }
 
-/// A schedule made for `from` epochs, for `epochs`.
-pub(super) fn schedule(schedule: &FractionSchedule, from: u32, epochs: u32) -> FractionSchedule {
-    let moved = |at: u32| u64::from(at) * u64::from(epochs) / u64::from(from.max(1));
-    let entries: BTreeMap<u32, f64> = schedule
-        .entries()
-        .map(|(at, fraction)| (u32::try_from(moved(at)).unwrap_or(u32::MAX), fraction))
-        .collect();
-    FractionSchedule::new(entries)
+/// Moves what settings made for `from` epochs say of epochs, for `epochs`.
+pub(super) fn weights(config: &mut WeightQuantConfig, from: u32, epochs: u32) {
+    match config.method {
+        WeightMethod::Inq => {
+            let entries: BTreeMap<u32, f64> = (config.schedule.entries())
+                .map(|(at, fraction)| (moved(at, from, epochs), fraction))
+                .collect();
+            config.schedule = FractionSchedule::new(entries);
+        }
+        WeightMethod::Ana => config.ana.end_epoch = moved(config.ana.end_epoch, from, epochs),
+        WeightMethod::Lsq | WeightMethod::Uniform | WeightMethod::Dorefa => {}
+    }
+}
+
+/// As [`weights`], for inputs.
+pub(super) fn activations(config: &mut ActivationQuantConfig, from: u32, epochs: u32) {
+    let start = moved(config.quant_start_epoch, from, epochs);
+    // The range is best watched for an epoch before it is used; a stage of one epoch watches it as it begins.
+    let earliest = u32::from(epochs > 1);
+    config.quant_start_epoch = start.max(earliest).min(config.quant_start_epoch);
+    if config.method == ActivationMethod::Ana {
+        config.ana.end_epoch = moved(config.ana.end_epoch, from, epochs);
+    }
+}
+
+fn moved(epoch: u32, from: u32, epochs: u32) -> u32 {
+    let moved = u64::from(epoch) * u64::from(epochs) / u64::from(from.max(1));
+    u32::try_from(moved).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::WeightQuantConfig;
 
     fn published() -> StageConfig {
         let weights = WeightQuantConfig { bits: Some(2), ..WeightQuantConfig::default() };
@@ -78,6 +93,26 @@ mod tests {
             config.check("stage", &mut problems);
             assert_eq!(problems, Vec::<String>::new(), "{epochs} epochs");
             assert_eq!(config.epochs, epochs);
+        }
+    }
+
+    #[test]
+    fn a_stage_with_quantized_inputs_or_noise_shrinks_to_any_length() {
+        for (weights, activations) in [("inq", "ste"), ("ana", "ana"), ("lsq", "pact")] {
+            for epochs in [1, 2, 7, 90] {
+                let weights = format!(r#"{{"method": "{weights}", "bits": 4}}"#);
+                let activations = format!(r#"{{"method": "{activations}", "bits": 8}}"#);
+                let mut config = StageConfig::mqat("fpn", serde_json::from_str(&weights).unwrap());
+                let activations: ActivationQuantConfig =
+                    serde_json::from_str(&activations).unwrap();
+                config.activations = Some(activations);
+                stage(&mut config, epochs);
+                let mut problems = Vec::new();
+                config.check("stage", &mut problems);
+                assert_eq!(problems, Vec::<String>::new(), "{weights} {epochs} epochs");
+                let start = config.activations.unwrap().quant_start_epoch;
+                assert_eq!(start == 0, epochs == 1, "{epochs} epochs");
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tch::Device;
 
 use super::config::{self, Config};
+use super::engine::{EngineChoice, OnnxEngine, OnnxMeta};
 use super::folder::{Folder, Pick};
 use super::home::Home;
 use super::keys;
@@ -17,12 +18,16 @@ use super::open::{Request, infer_options, network_to_load};
 use super::weights::{self, Strictness};
 use crate::data::{Dataset, Split};
 use crate::eval::{
-    Comparison, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing, evaluate,
-    infer, write_bop_csv, write_depth_chart, write_errors, write_overlays, write_predictions,
+    Comparison, Engine, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing,
+    average_recalls, evaluate, infer, write_bop_csv, write_depth_chart, write_errors,
+    write_overlays, write_predictions,
 };
 use crate::io;
 use crate::quant::ModuleQuantizer;
 use crate::train::{CheckpointFolder, CheckpointMeta, QuantizedModule};
+
+/// Beside metrics.json: the files that its reports are of, in their order.
+pub(super) const CHECKPOINTS_FILE: &str = "checkpoints.json";
 
 /// What `mqat test` is asked.
 #[derive(Debug, Clone)]
@@ -43,6 +48,8 @@ pub struct TestRequest {
     pub out: Option<PathBuf>,
     /// Evaluate files that lack layers, too.
     pub loose: bool,
+    /// What runs the networks.
+    pub engine: EngineChoice,
 }
 
 /// What `mqat test` found.
@@ -112,6 +119,9 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
         .or_else(|| folder.as_ref().map(|f| f.evaluation(&request.split.to_string())));
     if let Some(out) = &out {
         write_report(out, &config, &dataset, &runs)?;
+        let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone());
+        let paths: Vec<PathBuf> = files.iter().map(absolute).collect();
+        io::write_json(&out.join(CHECKPOINTS_FILE), &paths)?;
     }
     let evaluations = runs
         .into_iter()
@@ -204,8 +214,13 @@ fn config_for(
         (false, Some(folder)) => {
             Some((io::read_json(&folder.config())?, folder.config().display().to_string()))
         }
-        (false, None) => weights::meta_of(checkpoint)?
-            .map(|meta| (meta.config, format!("the config in {}", checkpoint.display()))),
+        (false, None) => {
+            let config = match request.engine.is_ort(checkpoint)? {
+                true => Some(OnnxMeta::of_file(checkpoint)?.config),
+                false => weights::meta_of(checkpoint)?.map(|meta| meta.config),
+            };
+            config.map(|config| (config, format!("the config in {}", checkpoint.display())))
+        }
     };
     let Some((mut document, at)) = stored else { return select.resolve(home) };
     for assignment in &select.set {
@@ -222,31 +237,40 @@ fn evaluate_one(
     file: &Path,
     progress: &mut dyn FnMut(&str, Progress),
 ) -> Result<Run> {
-    let strictness = Strictness::loose(request.loose);
-    let net = network_to_load(config, device, strictness)?;
-    let loaded = weights::load(file, &net, strictness)?;
-    loaded.report.log();
-    let mut name = run_name(&loaded.quantized, &loaded.quantizers);
-    if loaded.averaged {
-        name += ", averaged weights";
-    }
+    let (name, engine, device): (String, Box<dyn Engine>, Device) =
+        if request.engine.is_ort(file)? {
+            let engine = OnnxEngine::open(file, tch::get_num_threads() as usize)?;
+            (engine.meta.name(), Box::new(engine), Device::Cpu)
+        } else {
+            let strictness = Strictness::loose(request.loose);
+            let net = network_to_load(config, device, strictness)?;
+            let loaded = weights::load(file, &net, strictness)?;
+            loaded.report.log();
+            let mut name = run_name(&loaded.quantized, &loaded.quantizers);
+            if loaded.averaged {
+                name += ", averaged weights";
+            }
+            (name, Box::new(net), device)
+        };
     tracing::info!("evaluating {} ({name})", file.display());
     let options = infer_options(config, device, request.run.skip_bad);
-    let inference = infer(&net, dataset, &options, |p| progress(&name, p))?;
+    let inference = infer(engine.as_ref(), dataset, &options, |p| progress(&name, p))?;
     let info = RunInfo {
         name: &name,
         list: config.data.list(request.split),
         left_out: &inference.left_out,
         timing: Some(inference.timing),
     };
-    let evaluation =
+    let mut evaluation =
         evaluate(dataset, &config.data, &inference.predictions, &config.evaluation, info)?;
+    evaluation.report.bop =
+        Some(average_recalls(dataset, &config.data, &inference.predictions, &inference.left_out)?);
     Ok(Run { predictions: inference.predictions, evaluation })
 }
 
 /// What a checkpoint is, for people: `full precision`, `fpn 2-bit (3 levels)`; says so where a module is not quantized
 /// to the end.
-fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> String {
+pub(super) fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> String {
     let names = module_names(quantized);
     if names.is_empty() {
         return "full precision".to_owned();
@@ -265,8 +289,9 @@ fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> St
         }
         text
     };
+    let quantizer_of = |i: usize| quantizers.iter().find(|q| q.module() == quantized[i].module);
     let named: Vec<String> = (names.iter().enumerate())
-        .map(|(i, name)| format!("{name}{}", quantizers.get(i).map_or_else(String::new, partly)))
+        .map(|(i, name)| format!("{name}{}", quantizer_of(i).map_or_else(String::new, partly)))
         .collect();
     named.join(" + ")
 }
@@ -274,14 +299,12 @@ fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> St
 /// Quantized modules, each with its bits and levels.
 pub(super) fn module_names(quantized: &[QuantizedModule]) -> Vec<String> {
     let name = |module: &QuantizedModule| {
-        let weights = module.weights.as_ref().and_then(|w| w.spacing().ok());
-        let activations = module.activations.as_ref().and_then(|a| a.spacing().ok());
         let mut text = module.module.clone();
-        if let Some(spacing) = weights {
-            text += &format!(" {}-bit ({} levels)", spacing.bits(), spacing.num_levels());
+        if let Some(weights) = &module.weights {
+            text += &format!(" {}", weights.describe());
         }
-        if let Some(spacing) = activations {
-            text += &format!(", inputs {}-bit ({} levels)", spacing.bits(), spacing.num_levels());
+        if let Some(activations) = &module.activations {
+            text += &format!(", inputs {}", activations.describe());
         }
         text
     };

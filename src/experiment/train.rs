@@ -16,7 +16,7 @@ use super::device::device_name;
 use super::flow::FlowSource;
 use super::folder::{Folder, Pick, Provenance, Start};
 use super::home::Home;
-use super::open::{Request, infer_options, limited, new_network, num_workers};
+use super::open::{Request, infer_options, limited, new_network, num_workers, thinned};
 use super::record::{Recorder, make_plots_folder};
 use super::weights::{self, Strictness};
 use super::{flow, keys, stretch};
@@ -100,7 +100,8 @@ pub fn train(
         home = request.run.home_of_run(&existing_folder(request, &home)?)?;
     }
     let device = request.run.open_device(&config)?;
-    let training = Arc::new(request.run.open_split(&home, &config, Split::Train)?);
+    let training = request.run.open_split(&home, &config, Split::Train)?;
+    let training = Arc::new(thinned(training, config.training.train_images));
     let validation = request.run.open_split(&home, &config, Split::Valid)?;
     let validation = limited(validation, config.training.valid_images);
     ensure_batches(&config, &training)?;
@@ -266,7 +267,7 @@ fn write_head(
 }
 
 /// Loads the weights that a config starts from; quantized ones are refused.
-fn load_pretrained(net: &PoseNet, config: &Config) -> Result<()> {
+pub(super) fn load_pretrained(net: &PoseNet, config: &Config) -> Result<()> {
     let path = Path::new(&config.experiment.url);
     ensure!(
         path.is_file(),
@@ -277,7 +278,7 @@ fn load_pretrained(net: &PoseNet, config: &Config) -> Result<()> {
     let loaded = weights::load(path, net, Strictness::loose(config.experiment.loose))
         .with_context(|| format!("experiment.url: loading {}", path.display()))?;
     ensure!(
-        loaded.quantizers.is_empty(),
+        loaded.quantized.is_empty(),
         "experiment.url: {} is quantized already; start from full-precision weights",
         path.display()
     );
@@ -286,7 +287,7 @@ fn load_pretrained(net: &PoseNet, config: &Config) -> Result<()> {
 }
 
 /// Tells configs apart; not a fingerprint against malice.
-fn hash(document: &Value) -> String {
+pub(super) fn hash(document: &Value) -> String {
     let mut hasher = DefaultHasher::new();
     document.to_string().hash(&mut hasher);
     format!("{:016x}", hasher.finish())
@@ -375,6 +376,12 @@ fn validate(
     }
     let found: usize = table.all.num_found.last().copied().unwrap_or(0);
     details.push(("found".to_owned(), found as f64));
+    // The counts behind the headline, for intervals.
+    let last = table.bins.len().saturating_sub(1);
+    if let Some(recall) = table.all.recall(EvalTable::HEADLINE, last) {
+        details.push(("correct".to_owned(), recall.num_correct as f64));
+        details.push(("objects".to_owned(), recall.num_targets as f64));
+    }
     let name = EvalTable::HEADLINE.to_owned();
     Ok(Some(ValidScore { name, value, higher_is_better: true, details }))
 }

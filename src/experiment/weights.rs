@@ -7,6 +7,7 @@
 
 mod assign;
 mod grid;
+mod pytorch;
 mod report;
 mod unwrap;
 
@@ -14,12 +15,16 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tch::Tensor;
 
+pub(super) use assign::{dtype, num_classes_of, shape_of, topology_of};
+pub use grid::recognise_grid;
 pub use report::{Conversion, GridReport, InqLayerReport, LoadReport, OtherMember, Unmatched};
+pub use unwrap::assembled_weight;
 
+use crate::export::packed;
 use crate::io::tensors;
 use crate::model::PoseNet;
 use crate::quant::ModuleQuantizer;
@@ -71,11 +76,12 @@ impl Strictness {
 pub struct LoadedNetwork {
     /// The kind of the file.
     pub kind: FileKind,
-    /// Position and provenance; `None` for all but checkpoints of mqat.
+    /// Position and provenance; `None` for all but checkpoints of mqat and packed files.
     pub meta: Option<CheckpointMeta>,
     /// What built the quantizers, in their order.
     pub quantized: Vec<QuantizedModule>,
-    /// The quantizers that are plugged into the network now, in the order of the flow.
+    /// The quantizers that are plugged into the network now, in the order of the flow; those of inputs alone for packed
+    /// files, whose weights lie on their levels.
     pub quantizers: Vec<ModuleQuantizer>,
     /// Whether the weights are the moving average that a checkpoint holds beside the last ones: validation measured it.
     pub averaged: bool,
@@ -99,58 +105,101 @@ pub fn kind_of(path: &Path) -> Result<FileKind> {
             None => FileKind::Safetensors,
         });
     }
+    if head.starts_with(&packed::MAGIC) {
+        return Ok(FileKind::Packed);
+    }
     let is_zip = head.starts_with(b"PK\x03\x04");
     let is_pickle = matches!(head[..], [0x80, 2..=5, ..]);
     ensure!(
         is_zip || is_pickle,
-        "{at} is no file of weights: expected a checkpoint of mqat, safetensors or a PyTorch file (zip or legacy)"
+        "{at} is no file of weights: expected a checkpoint of mqat, safetensors, a packed file or \
+         a PyTorch file (zip or legacy)"
     );
     Ok(FileKind::PyTorch)
 }
 
-/// What a file says of itself beside its weights; `None` for all but checkpoints of mqat.
+/// What a file says of itself beside its weights; `None` for all but checkpoints of mqat and packed files.
 ///
 /// # Errors
 /// If the file cannot be read or is of no known kind.
 pub fn meta_of(path: &Path) -> Result<Option<CheckpointMeta>> {
     match kind_of(path)? {
         FileKind::Checkpoint => CheckpointMeta::of_file(path),
-        FileKind::Safetensors | FileKind::PyTorch | FileKind::Packed => Ok(None),
+        FileKind::Packed => super::packed::meta_of(path).map(Some),
+        FileKind::Safetensors | FileKind::PyTorch => Ok(None),
     }
 }
 
-/// Loads the weights of a file of any kind, and the quantizers it knows of, into a network without quantizers.
+/// Loads the weights of a file of any kind, and the quantizers it knows of, into a network without quantizers, for
+/// evaluation: stored weights become those that the network computes with.
 ///
-/// Momentum and position of a checkpoint are left out.
+/// Of a checkpoint with a moving average of the weights that is taken, as validation did. Momentum and position are
+/// left out.
 ///
 /// # Errors
 /// If the file is broken or, as far as `strictness` asks, does not fit the network, which is then unchanged.
 pub fn load(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<LoadedNetwork> {
+    let mut loaded = load_as_stored(path, net, strictness)?;
+    for quantizer in &mut loaded.quantizers {
+        quantizer.bake().with_context(|| format!("loading {}", path.display()))?;
+    }
+    Ok(loaded)
+}
+
+/// As [`load`], with the weights that training goes on from where a method has both.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn load_as_stored(
+    path: &Path,
+    net: &PoseNet,
+    strictness: Strictness,
+) -> Result<LoadedNetwork> {
     let kind = kind_of(path)?;
     match kind {
         FileKind::Checkpoint => load_checkpoint(path, net, strictness),
-        FileKind::Safetensors => {
-            let state = tensors::read(path)?.tensors;
-            load_state(StateDict { tensors: state, ..StateDict::of(path) }, kind, net, strictness)
+        FileKind::Safetensors | FileKind::PyTorch => {
+            load_state(read_state(path)?, kind, net, strictness)
         }
-        FileKind::PyTorch | FileKind::Packed => {
-            bail!("{}: files of this kind are not read yet", path.display())
-        }
+        FileKind::Packed => load_packed(path, net, strictness),
     }
 }
 
 /// A state dict as it lies in a file.
-struct StateDict<'a> {
+pub(super) struct StateDict<'a> {
     path: &'a Path,
-    tensors: Vec<(String, Tensor)>,
-    member: Option<String>,
-    other_members: Vec<OtherMember>,
+    /// Its tensors, in the file's order.
+    pub tensors: Vec<(String, Tensor)>,
+    /// The part of a nested file that it is.
+    pub member: Option<String>,
+    /// The other parts.
+    pub other_members: Vec<OtherMember>,
 }
 
 impl<'a> StateDict<'a> {
     fn of(path: &'a Path) -> Self {
         Self { path, tensors: Vec::new(), member: None, other_members: Vec::new() }
     }
+}
+
+/// Reads the state dict of a file of another program.
+pub(super) fn read_state(path: &Path) -> Result<StateDict<'_>> {
+    match kind_of(path)? {
+        FileKind::PyTorch => pytorch::read(path),
+        _ => Ok(StateDict { tensors: tensors::read(path)?.tensors, ..StateDict::of(path) }),
+    }
+}
+
+/// The INQ layers of a state dict, and what is to be known about its keys.
+pub(super) fn inq_layers(state: StateDict) -> Result<(Vec<InqLayerReport>, Vec<String>)> {
+    let unwrapped = unwrap::unwrap(state.tensors, Strictness::Loose)
+        .with_context(|| format!("reading {}", state.path.display()))?;
+    Ok((unwrapped.inq.iter().map(grid::describe).collect(), unwrapped.notes))
+}
+
+/// The form of keys, for people.
+pub(super) fn key_form<'a>(keys: impl Iterator<Item = &'a str>) -> String {
+    unwrap::key_form(keys)
 }
 
 /// A checkpoint of mqat: its quantizers come from its own description.
@@ -179,6 +228,40 @@ fn load_checkpoint(path: &Path, net: &PoseNet, strictness: Strictness) -> Result
         quantized,
         quantizers,
         averaged,
+        report,
+    })
+}
+
+/// Loads a state dict of another program, with the keys that it has there, into a network without quantizers.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_state_dict(
+    state: Vec<(String, Tensor)>,
+    net: &PoseNet,
+    strictness: Strictness,
+) -> Result<LoadedNetwork> {
+    let state = StateDict { tensors: state, ..StateDict::of(Path::new("the state dict")) };
+    load_state(state, FileKind::PyTorch, net, strictness)
+}
+
+/// A packed file: weights on their levels, and the quantizers of inputs.
+fn load_packed(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<LoadedNetwork> {
+    let packed = super::packed::read(path)?;
+    let mut report = LoadReport {
+        file: path.to_owned(),
+        key_form: unwrap::key_form(packed.weights.iter().map(|(name, _)| name.as_str())),
+        ..LoadReport::default()
+    };
+    assign::assign(net, &packed.weights, strictness, &mut report)?;
+    let quantizers = super::packed::attach_inputs(&packed, &net.store)
+        .with_context(|| format!("loading packed file {}", path.display()))?;
+    Ok(LoadedNetwork {
+        kind: FileKind::Packed,
+        quantized: packed.meta.quantized.clone(),
+        meta: Some(packed.meta),
+        quantizers,
+        averaged: packed.averaged,
         report,
     })
 }

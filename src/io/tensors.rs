@@ -351,7 +351,12 @@ fn header(
     Ok(bytes)
 }
 
-fn write_bytes(out: &mut dyn Write, tensor: &Tensor, num_bytes: usize) -> Result<()> {
+/// Writes a tensor's `num_bytes` bytes in row-major order.
+pub(in crate::io) fn write_bytes(
+    out: &mut dyn Write,
+    tensor: &Tensor,
+    num_bytes: usize,
+) -> Result<()> {
     if num_bytes == 0 {
         return Ok(());
     }
@@ -446,7 +451,7 @@ fn copy_into(target: &Tensor, value: &Tensor) -> Result<(), String> {
 }
 
 /// libtorch's message without its stack frames.
-fn first_line(error: &tch::TchError) -> String {
+pub(in crate::io) fn first_line(error: &tch::TchError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 

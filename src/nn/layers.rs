@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Fill, Path, Site};
 
 /// Added to variances by batch and group norm.
-const NORM_EPS: f64 = 1e-5;
+pub(crate) const NORM_EPS: f64 = 1e-5;
 /// Weight of the batch in batch norm's running statistics.
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
 /// Negative slope of the leaky ReLU of Darknet-53.

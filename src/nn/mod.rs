@@ -10,6 +10,7 @@ mod slot;
 mod store;
 
 pub use init::Fill;
+pub(crate) use layers::NORM_EPS;
 pub use layers::{
     BatchNorm, Conv2d, ConvShape, GroupNorm, LayerSummary, Linear, Scale, images_from_bytes,
     leaky_relu,

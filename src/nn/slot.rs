@@ -7,7 +7,8 @@ use tch::Tensor;
 
 /// Replaces a layer's weight in the forward pass (fake quantization with its own gradient).
 ///
-/// INQ needs none: it keeps frozen values in the weight itself and masks their update.
+/// INQ needs none: it keeps frozen values in the weight itself and masks their update. A layer may be called
+/// several times in a forward pass: what is worth computing once is the slot's to keep.
 pub trait WeightSlot {
     /// The weight to compute with; same shape as `weight`, differentiable in it.
     fn forward(&self, weight: &Tensor, train: bool) -> Tensor;
@@ -60,16 +61,16 @@ impl Site {
         *self.input_slot.borrow_mut() = slot;
     }
 
-    /// The weight to compute with.
-    pub(crate) fn effective_weight(&self, train: bool) -> Tensor {
+    /// The weight that the layer computes with: the slot's, or its own.
+    pub fn effective_weight(&self, train: bool) -> Tensor {
         match self.weight_slot.borrow().as_ref() {
             Some(slot) => slot.forward(&self.weight, train),
             None => self.weight.shallow_clone(),
         }
     }
 
-    /// The input to compute with.
-    pub(crate) fn effective_input(&self, x: &Tensor, train: bool) -> Tensor {
+    /// The input that the layer computes with: the slot's, or `x`.
+    pub fn effective_input(&self, x: &Tensor, train: bool) -> Tensor {
         match self.input_slot.borrow().as_ref() {
             Some(slot) => slot.forward(x, train),
             None => x.shallow_clone(),

@@ -1,6 +1,6 @@
 //! EPnP: a pose from many points without a start, in linear time.
 
-use nalgebra::{DMatrix, DVector, Matrix3, SMatrix, SVector, SymmetricEigen, Vector4};
+use nalgebra::{Matrix3, SMatrix, SVector, SymmetricEigen, Vector4};
 
 use crate::geom::{Camera, Pose, Vec2, Vec3, nearest_rotation};
 
@@ -180,16 +180,16 @@ impl Kernel {
             norm += d[0].norm_squared();
         }
         starts.push(Vector4::new(dot / norm, 0.0, 0.0, 0.0));
-        if let Some(b) = self.products(&[(0, 0), (0, 1), (1, 1)]) {
+        if let Some(b) = self.products([(0, 0), (0, 1), (1, 1)]) {
             let (b1, b2) = two_coefficients(b[0], b[1], b[2]);
             starts.push(Vector4::new(b1, b2, 0.0, 0.0));
         }
         if self.num_controls == 4 {
-            if let Some(b) = self.products(&[(0, 0), (0, 1), (1, 1), (0, 2), (1, 2)]) {
+            if let Some(b) = self.products([(0, 0), (0, 1), (1, 1), (0, 2), (1, 2)]) {
                 let (b1, b2) = two_coefficients(b[0], b[1], b[2]);
                 starts.push(Vector4::new(b1, b2, b[3] / b1, 0.0));
             }
-            if let Some(b) = self.products(&[(0, 0), (0, 1), (0, 2), (0, 3)]) {
+            if let Some(b) = self.products([(0, 0), (0, 1), (0, 2), (0, 3)]) {
                 let b1 = b[0].abs().sqrt();
                 let sign = b[0].signum();
                 starts.push(Vector4::new(b1, sign * b[1] / b1, sign * b[2] / b1, sign * b[3] / b1));
@@ -199,15 +199,20 @@ impl Kernel {
         starts
     }
 
-    /// Least squares for products of coefficients `b_i b_j`, each an unknown of its own.
-    fn products(&self, unknowns: &[(usize, usize)]) -> Option<DVector<f64>> {
-        let system = DMatrix::from_fn(self.pairs.len(), unknowns.len(), |row, column| {
-            let (i, j) = unknowns[column];
-            let d = &self.pairs[row].0;
-            d[i].dot(&d[j]) * if i == j { 1.0 } else { 2.0 }
-        });
-        let distances = DVector::from_fn(self.pairs.len(), |row, _| self.pairs[row].1);
-        system.try_svd(true, true, f64::EPSILON, 200)?.solve(&distances, 1e-14).ok()
+    /// Least squares for products of coefficients `b_i b_j`, each an unknown of its own; by the normal equations, since
+    /// what comes out is a start.
+    fn products<const N: usize>(&self, unknowns: [(usize, usize); N]) -> Option<SVector<f64, N>> {
+        let mut normal = SMatrix::<f64, N, N>::zeros();
+        let mut right = SVector::<f64, N>::zeros();
+        for (d, squared) in &self.pairs {
+            let row = SVector::<f64, N>::from_fn(|column, _| {
+                let (i, j) = unknowns[column];
+                d[i].dot(&d[j]) * if i == j { 1.0 } else { 2.0 }
+            });
+            normal += row * row.transpose();
+            right += row * *squared;
+        }
+        Some(normal.cholesky()?.solve(&right))
     }
 
     /// Gauss-Newton, slightly damped, on the squared distances of the control points.

@@ -8,6 +8,7 @@
 //! camera (too few, identical, collinear, non-finite points, no consensus); it never panics and never
 //! returns a number that is not finite.
 
+mod bop;
 mod correspondences;
 mod epnp;
 pub mod errors;
@@ -18,6 +19,7 @@ mod recall;
 mod table;
 pub mod vsd;
 
+pub use bop::{BopModel, BopScores, bop_scores, symmetries};
 pub use epnp::epnp;
 pub use ransac::{PnpSolution, RansacConfig, solve_pnp_ransac};
 pub use recall::{

@@ -12,7 +12,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::config::{QuantStrategy, WeightQuantConfig};
 use super::levels::{Grid, Spacing};
 use super::method::{SavedState, SiteReport, WeightQuantizer, WeightStep, saved_epoch};
-use super::scale::{ensure_finite, scales};
+use super::scale::{ensure_finite, scales_by};
 use super::ste::check_order;
 use crate::nn::Site;
 use crate::seed;
@@ -82,7 +82,8 @@ impl InqWeight {
         ensure_finite(&name, &self.site.weight)?;
         if self.grid.is_none() {
             let spacing = self.spacing;
-            let scale = scales(&name, &self.site.weight, self.config.quant_init_method, spacing)?;
+            let (init, per_channel) = (self.config.quant_init_method, self.config.per_channel());
+            let scale = scales_by(&name, &self.site.weight, init, spacing, per_channel)?;
             self.grid =
                 Some(Grid::new(spacing, scale).with_context(|| format!("quantizing {name}"))?);
         }
@@ -169,22 +170,36 @@ impl InqWeight {
     /// Whether all frozen weights lie on their levels, bit for bit.
     fn check_frozen(&self) -> Result<()> {
         let Some(grid) = &self.grid else { return Ok(()) };
-        let weight = self.site.weight.detach();
-        let off = grid.on_grid(&weight)?.logical_not().logical_and(&self.trainable.eq(0.0));
-        if !bool::try_from(off.any())? {
-            return Ok(());
-        }
-        let off = off.reshape([-1]);
-        let index = off.nonzero().int64_value(&[0, 0]);
-        bail!(
-            "{} holds {:e} at index {index}, which is frozen but lies on none of its {} levels ({} \
-             such weights): something changed frozen weights",
-            self.site.weight_name(),
-            weight.reshape([-1]).double_value(&[index]),
-            grid.spacing().num_levels(),
-            off.sum(Kind::Int64).int64_value(&[]),
-        )
+        let frozen = self.trainable.eq(0.0);
+        check_on_grid(&self.site.weight_name(), grid, &self.site.weight.detach(), Some(&frozen))
     }
+}
+
+/// Refuses weights (where `of` is true, else all) that have not exactly the bits of a level.
+pub(crate) fn check_on_grid(
+    name: &str,
+    grid: &Grid,
+    weight: &Tensor,
+    of: Option<&Tensor>,
+) -> Result<()> {
+    let mut off = grid.on_grid(weight)?.logical_not();
+    if let Some(of) = of {
+        off = off.logical_and(of);
+    }
+    if !bool::try_from(off.any())? {
+        return Ok(());
+    }
+    let off = off.reshape([-1]);
+    let index = off.nonzero().int64_value(&[0, 0]);
+    bail!(
+        "{name} holds {:e} at index {index}, which {} lies on none of its {} levels ({} such weights): \
+         {}",
+        weight.reshape([-1]).double_value(&[index]),
+        if of.is_some() { "is frozen but" } else { "is quantized but" },
+        grid.spacing().num_levels(),
+        off.sum(Kind::Int64).int64_value(&[]),
+        if of.is_some() { "something changed frozen weights" } else { "it is not a number" }
+    )
 }
 
 /// Number of frozen weights at a fraction: truncated, in f64, as published.
@@ -225,8 +240,8 @@ impl WeightQuantizer for InqWeight {
         Some(InqWeight::trainable(self))
     }
 
-    fn grid(&self) -> Option<&Grid> {
-        self.grid.as_ref()
+    fn grid(&self) -> Option<Grid> {
+        self.grid.clone()
     }
 
     fn assert_on_grid(&self) -> Result<()> {
@@ -275,22 +290,12 @@ impl WeightQuantizer for InqWeight {
     }
 
     fn report(&self, report: &mut SiteReport) {
-        let num_levels = self.spacing.num_levels();
         report.method = "inq".to_owned();
-        report.bits = self.spacing.bits();
-        report.num_levels = Some(num_levels);
+        report.set_spacing(self.spacing);
         report.share_frozen = self.num_frozen as f64 / self.site.num_weights() as f64;
         if let Some(grid) = &self.grid {
-            report.scale = grid.scale().to_vec();
-            report.levels = match grid.scale().len() {
-                1 => grid.levels(0),
-                _ => self.spacing.levels(1.0),
-            };
-            let index =
-                grid.index(&self.site.weight).expect("the grid fits: it rounded this weight");
-            let index = index.masked_select(&self.trainable.eq(0.0));
-            let counts = index.bincount::<Tensor>(None, i64::from(num_levels));
-            report.levels_in_use = counts.gt(0).sum(Kind::Int64).int64_value(&[]) as usize;
+            let frozen = self.trainable.eq(0.0);
+            report.set_grid(grid, &self.site.weight, Some(&frozen));
         }
     }
 }
@@ -298,13 +303,12 @@ impl WeightQuantizer for InqWeight {
 impl InqWeight {
     /// The saved scale; `None` before the first step.
     fn load_scale(&self, state: &SavedState) -> Result<Option<Vec<f32>>> {
-        use super::config::QuantInit::UniformL2OptPerChannel;
         let one = state.tensor("weight_scale", Kind::Float, &[1]);
-        let scale = match (one, self.config.quant_init_method) {
-            (Err(_), UniformL2OptPerChannel) => {
+        let scale = match one {
+            Err(_) if self.config.per_channel() => {
                 state.tensor("weight_scale", Kind::Float, &self.site.weight.size()[..1])?
             }
-            (one, _) => one?,
+            one => one?,
         };
         let scale: Vec<f32> = Vec::try_from(&scale)?;
         Ok(if scale[0].is_nan() { None } else { Some(scale) })

@@ -6,6 +6,8 @@
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
+use super::config::CodeRange;
+
 /// Most levels a grid may have: an index fits 8 bits.
 pub const MAX_LEVELS: u32 = 256;
 
@@ -23,6 +25,32 @@ pub enum Spacing {
         /// Number of different magnitudes other than 0, 1 to 127.
         num_exponents: u32,
     },
+    /// Successive integers times the scale: `lowest * s`, .., `0`, .., `highest * s`. The scale is the
+    /// step itself, as a learnt step size is.
+    Integers {
+        /// The lowest code, 0 or below.
+        lowest: i32,
+        /// The highest code, above 0.
+        highest: i32,
+    },
+}
+
+/// The integers of the levels that lie at integer multiples of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Codes {
+    /// The lowest.
+    pub lowest: i32,
+    /// The highest.
+    pub highest: i32,
+    /// The distance of neighbours: 1, or 2 where the codes are the odd integers.
+    pub stride: i32,
+}
+
+impl Codes {
+    /// How many there are.
+    pub fn count(self) -> u32 {
+        ((self.highest - self.lowest) / self.stride + 1) as u32
+    }
 }
 
 impl Spacing {
@@ -70,10 +98,47 @@ impl Spacing {
         Ok(Self::PowerOfTwo { num_exponents })
     }
 
+    /// Successive integers around 0 for a learnt step: from a bit width and a range, or a level count
+    /// `n`: `-n/2 .. n/2 - 1` where it is even, symmetric where it is odd. 1 bit, or 2 levels, is
+    /// `{-s, s}`, which is [`Spacing::Uniform`].
+    ///
+    /// # Errors
+    /// As for [`Spacing::uniform`].
+    pub fn integers(bits: Option<u32>, n_levels: Option<u32>, range: CodeRange) -> Result<Self> {
+        check_widths(bits, n_levels, 1)?;
+        let num_levels = match (n_levels, bits, range) {
+            (Some(n), _, _) => n,
+            (None, Some(b), CodeRange::Full) => 1 << b,
+            (None, Some(b), CodeRange::Narrow) => ((1 << b) - 1).max(2),
+            (None, None, _) => unreachable!("refused by check_widths"),
+        };
+        Ok(match num_levels as i32 {
+            2 => Self::Uniform { num_levels: 2 },
+            n => Self::Integers { lowest: -(n / 2), highest: (n - 1) / 2 },
+        })
+    }
+
+    /// Successive integers from 0: `2^b` or `n_levels` of them.
+    ///
+    /// # Errors
+    /// As for [`Spacing::uniform`].
+    pub fn unsigned(bits: Option<u32>, n_levels: Option<u32>) -> Result<Self> {
+        Ok(Self::Integers { lowest: 0, highest: all_levels(bits, n_levels)? as i32 - 1 })
+    }
+
+    /// As many evenly spaced levels over `[-s, s]` as the bits number: `2^b`, or `n_levels`.
+    ///
+    /// # Errors
+    /// As for [`Spacing::uniform`].
+    pub fn all_codes(bits: Option<u32>, n_levels: Option<u32>) -> Result<Self> {
+        Ok(Self::Uniform { num_levels: all_levels(bits, n_levels)? })
+    }
+
     /// Number of levels.
     pub fn num_levels(self) -> u32 {
         match self {
             Self::Uniform { num_levels } => num_levels,
+            Self::Integers { lowest, highest } => (highest - lowest + 1).max(0) as u32,
             Self::PowerOfTwo { num_exponents } => 2 * num_exponents + 1,
         }
     }
@@ -86,27 +151,46 @@ impl Spacing {
     /// The integer codes of the levels, ascending.
     ///
     /// Uniform: the level is `code * step`, [`Grid::steps`]; codes are successive integers around 0 for
-    /// an odd count, odd integers for an even one. Powers of two: the sign of the level times the
-    /// rank of its exponent, from 1; 0 is level 0.
+    /// an odd count, odd integers for an even one (half of the distance of two levels is the step, and
+    /// no level is 0). Integers: successive integers, likewise times the step. Powers of two: the sign
+    /// of the level times the rank of its exponent, from 1; 0 is level 0.
     pub fn codes(self) -> Vec<i32> {
-        let n = self.num_levels() as i32;
+        let codes = self.multiples().unwrap_or_else(|| {
+            let highest = (self.num_levels() as i32 - 1) / 2;
+            Codes { lowest: -highest, highest, stride: 1 }
+        });
+        (codes.lowest..=codes.highest).step_by(codes.stride as usize).collect()
+    }
+
+    /// The codes, where a level is its code times a step; `None` for powers of two.
+    pub fn multiples(self) -> Option<Codes> {
         match self {
-            Self::Uniform { .. } if n % 2 == 0 => (0..n).map(|i| 2 * i - (n - 1)).collect(),
-            _ => (0..n).map(|i| i - (n - 1) / 2).collect(),
+            Self::Uniform { num_levels } => {
+                let n = num_levels as i32;
+                Some(match n % 2 {
+                    0 => Codes { lowest: 1 - n, highest: n - 1, stride: 2 },
+                    _ => Codes { lowest: -(n - 1) / 2, highest: (n - 1) / 2, stride: 1 },
+                })
+            }
+            Self::Integers { lowest, highest } => Some(Codes { lowest, highest, stride: 1 }),
+            Self::PowerOfTwo { .. } => None,
         }
     }
 
-    /// The step of a uniform grid: level = code * step in f32.
-    fn step(self, scale: f32) -> f32 {
+    /// The step of a grid that has one: level = code * step in f32.
+    pub(crate) fn step(self, scale: f32) -> f32 {
         let n = self.num_levels();
-        let codes_to_scale = if n.is_multiple_of(2) { n - 1 } else { (n - 1) / 2 };
-        (f64::from(scale) / f64::from(codes_to_scale)) as f32
+        match self {
+            Self::Integers { .. } => scale,
+            _ if n.is_multiple_of(2) => (f64::from(scale) / f64::from(n - 1)) as f32,
+            _ => (f64::from(scale) / f64::from((n - 1) / 2)) as f32,
+        }
     }
 
     /// The levels at a scale, ascending as the codes.
     pub fn levels(self, scale: f32) -> Vec<f32> {
         match self {
-            Self::Uniform { .. } => {
+            Self::Uniform { .. } | Self::Integers { .. } => {
                 let step = self.step(scale);
                 self.codes().into_iter().map(|code| code as f32 * step).collect()
             }
@@ -133,6 +217,12 @@ impl Spacing {
 /// Bits that number `num_levels` levels.
 pub fn bits_of(num_levels: u32) -> u32 {
     u32::BITS - num_levels.saturating_sub(1).leading_zeros()
+}
+
+/// `2^b` levels, or `n_levels`.
+fn all_levels(bits: Option<u32>, n_levels: Option<u32>) -> Result<u32> {
+    check_widths(bits, n_levels, 1)?;
+    Ok(n_levels.unwrap_or_else(|| 1 << bits.unwrap_or_default()))
 }
 
 fn check_widths(bits: Option<u32>, n_levels: Option<u32>, min_bits: u32) -> Result<()> {
@@ -170,8 +260,9 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// A grid whose outermost level is the scale (for powers of two: the scale is max |W|). One scale
-    /// is per tensor, more are one per output channel.
+    /// A grid whose outermost level is the scale (for powers of two: the scale is max |W|; for
+    /// [`Spacing::Integers`]: the scale is the step). One scale is per tensor, more are one per output
+    /// channel.
     ///
     /// # Errors
     /// If a scale is not positive and finite, or so small that levels coincide in f32.
@@ -204,10 +295,10 @@ impl Grid {
         &self.scale
     }
 
-    /// The step of each scale: `level = code * step` in f32; none for powers of two.
+    /// The step of each scale: `level = code * step` in f32, bit for bit; none for powers of two.
     pub fn steps(&self) -> Option<Vec<f32>> {
         match self.spacing {
-            Spacing::Uniform { .. } => {
+            Spacing::Uniform { .. } | Spacing::Integers { .. } => {
                 Some(self.scale.iter().map(|&s| self.spacing.step(s)).collect())
             }
             Spacing::PowerOfTwo { .. } => None,
@@ -330,8 +421,10 @@ mod tests {
         let uniform =
             [2, 3, 4, 15, 16, 31, 255, 256].map(|num_levels| Spacing::Uniform { num_levels });
         let powers = [1, 2, 4, 64].map(|num_exponents| Spacing::PowerOfTwo { num_exponents });
+        let integers = [(-2, 1), (-1, 1), (-128, 127), (0, 1), (0, 255)];
+        let integers = integers.map(|(lowest, highest)| Spacing::Integers { lowest, highest });
         let mut grids = Vec::new();
-        for spacing in uniform.into_iter().chain(powers) {
+        for spacing in uniform.into_iter().chain(powers).chain(integers) {
             for scale in [vec![1.0], vec![0.3712345], vec![0.01, 0.7, 1.9]] {
                 grids.push(Grid::new(spacing, scale).unwrap());
             }
@@ -369,6 +462,38 @@ mod tests {
     }
 
     #[test]
+    fn learnt_steps_and_inputs_have_the_integers_of_their_papers() {
+        use CodeRange::{Full, Narrow};
+        let codes = |bits, n, range| Spacing::integers(bits, n, range).unwrap().codes();
+        assert_eq!(codes(Some(2), None, Full), [-2, -1, 0, 1]);
+        assert_eq!(codes(Some(2), None, Narrow), [-1, 0, 1]);
+        assert_eq!(codes(None, Some(4), Narrow), [-2, -1, 0, 1]);
+        assert_eq!(codes(None, Some(5), Full), [-2, -1, 0, 1, 2]);
+        for range in [Full, Narrow] {
+            assert_eq!(codes(Some(1), None, range), [-1, 1]);
+        }
+        let eight = codes(Some(8), None, Full);
+        assert_eq!((eight[0], eight[255]), (-128, 127));
+        assert_eq!(Spacing::unsigned(Some(1), None).unwrap().codes(), [0, 1]);
+        assert_eq!(Spacing::unsigned(Some(8), None).unwrap().num_levels(), 256);
+        assert_eq!(Spacing::unsigned(None, Some(3)).unwrap().codes(), [0, 1, 2]);
+        assert_eq!(Spacing::all_codes(Some(2), None).unwrap().codes(), [-3, -1, 1, 3]);
+        for bits in 1..=8 {
+            for spacing in [
+                Spacing::integers(Some(bits), None, Full),
+                Spacing::integers(Some(bits), None, Narrow),
+                Spacing::unsigned(Some(bits), None),
+                Spacing::all_codes(Some(bits), None),
+            ] {
+                assert_eq!(spacing.unwrap().bits(), bits);
+            }
+        }
+        assert!(Spacing::integers(None, None, Full).is_err());
+        assert!(Spacing::unsigned(Some(9), None).is_err());
+        assert!(Spacing::all_codes(Some(2), Some(5)).is_err());
+    }
+
+    #[test]
     fn powers_of_two_need_an_odd_count_and_two_bits() {
         let refused = |bits, n| Spacing::power_of_two(bits, n).unwrap_err().to_string();
         assert!(refused(Some(1), None).contains("2..=8"));
@@ -393,11 +518,17 @@ mod tests {
             let codes = grid.spacing().codes();
             assert_eq!(codes.len() as u32, grid.spacing().num_levels());
             let mirrored: Vec<i32> = codes.iter().rev().map(|c| -c).collect();
-            assert_eq!(codes, mirrored);
+            let one_sided = matches!(grid.spacing(), Spacing::Integers { .. });
+            assert!(codes == mirrored || one_sided);
+            assert!(grid.spacing().multiples().is_none_or(|c| c.count() as usize == codes.len()));
             let Some(steps) = grid.steps() else { continue };
             for (channel, step) in steps.into_iter().enumerate() {
                 let levels: Vec<f32> = codes.iter().map(|&code| code as f32 * step).collect();
                 assert_eq!(levels, grid.levels(channel));
+                if one_sided {
+                    assert_eq!(step, grid.scale()[channel]);
+                    continue;
+                }
                 let (top, s) =
                     (f64::from(levels[levels.len() - 1]), f64::from(grid.scale()[channel]));
                 // the step and the level are each rounded once

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use super::levels::Grid;
+use super::levels::{Grid, Spacing};
 use crate::nn::{ActivationSlot, Site};
 
 /// What the begin of an epoch did to a layer's weights.
@@ -33,7 +33,7 @@ pub(crate) trait WeightQuantizer {
     /// 1 where the weight is trainable, 0 where frozen; `None` when all are trainable always.
     fn trainable(&self) -> Option<Tensor>;
     /// The levels, once known.
-    fn grid(&self) -> Option<&Grid>;
+    fn grid(&self) -> Option<Grid>;
     /// Whether every weight is quantized and lies on its levels exactly.
     fn assert_on_grid(&self) -> Result<()>;
     /// What a resume needs, by field name.
@@ -42,6 +42,44 @@ pub(crate) trait WeightQuantizer {
     fn load_state(&mut self, state: &SavedState) -> Result<()>;
     /// Fills in the weight part of the layer's report.
     fn report(&self, report: &mut SiteReport);
+    /// The weight that the layer computes with in evaluation; no gradient.
+    fn effective(&self) -> Tensor {
+        self.site().weight.detach()
+    }
+    /// What is learnt besides the weight, by field name.
+    fn learnt(&self) -> Vec<Learnt> {
+        Vec::new()
+    }
+    /// Before the forward pass of an update: computes the effective weight once for all its uses.
+    fn begin_step(&mut self) {}
+    /// Where the gradient of the stored weight is found after [`WeightQuantizer::end_step`], if not in
+    /// the weight itself. Stays the same tensor.
+    fn gradient_source(&self) -> Option<Tensor> {
+        None
+    }
+    /// After the backward pass of an update: hands the gradient of the effective weight on.
+    fn end_step(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// Sets the stored weight to the effective one for good; learns nothing from then on.
+    fn bake(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A tensor that a quantizer learns, for the optimizer.
+#[derive(Debug)]
+pub struct Learnt {
+    /// Its name: a field within a layer, or `quant.LAYER.FIELD`.
+    pub name: String,
+    /// The tensor; shares storage with the quantizer.
+    pub tensor: Tensor,
+    /// Its learning rate over that of the stage.
+    pub lr_factor: f64,
+    /// L2 penalty added to its gradient.
+    pub weight_decay: f64,
+    /// Updates do not take a value below this.
+    pub min: f64,
 }
 
 /// An activation quantizer of one layer: the slot that the layer calls, shared with it.
@@ -56,6 +94,16 @@ pub(crate) trait ActivationQuantizer: ActivationSlot {
     fn load_state(&self, state: &SavedState) -> Result<()>;
     /// What is to be said about it.
     fn report(&self) -> ActivationReport;
+    /// What it learns, by field name.
+    fn learnt(&self) -> Vec<Learnt> {
+        Vec::new()
+    }
+    /// Before the forward pass of an update.
+    fn begin_step(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Learns nothing from now on.
+    fn bake(&self) {}
 }
 
 /// The saved tensors of one layer.
@@ -121,11 +169,18 @@ pub struct SiteReport {
     /// The levels; in units of the scale where there is one scale per channel. Empty before the
     /// scale is known.
     pub levels: Vec<f32>,
-    /// The scale: one, or one per output channel. Empty before it is known.
+    /// The scale, which is the outermost level (`lsq`: the step): one, or one per output channel. Empty
+    /// before it is known.
     pub scale: Vec<f32>,
-    /// Share of the weights that is frozen on its levels, 0 to 1.
+    /// The step of each scale: a level is an integer code times it. Empty before it is known, and for
+    /// powers of two.
+    pub step: Vec<f32>,
+    /// The lowest and the highest integer code; none for float.
+    pub codes: Option<[i32; 2]>,
+    /// Share of the weights that is on its levels for good, 0 to 1: frozen (`inq`), or all once the
+    /// layer computes with quantized weights (the other methods).
     pub share_frozen: f64,
-    /// Number of different levels that frozen weights use.
+    /// Number of different levels that these weights use.
     pub levels_in_use: usize,
     /// The quantizer of the layer's input, if there is one.
     pub activations: Option<ActivationReport>,
@@ -138,10 +193,46 @@ pub struct ActivationReport {
     pub method: String,
     /// Bits per value.
     pub bits: u32,
-    /// Number of levels, over `[-abs_max, abs_max]`.
+    /// Number of levels; before the calibration, that of inputs of both signs.
     pub num_levels: u32,
-    /// The outermost level; none before something was recorded.
+    /// The largest magnitude of a level; none before something was recorded.
     pub abs_max: Option<f32>,
     /// Whether inputs are quantized at this moment.
     pub quantizing: bool,
+    /// Whether there are levels of both signs; none before the calibration.
+    pub signed: Option<bool>,
+    /// The step: a level is an integer code times it (`ste`: up to rounding of the published order of
+    /// operations). None before the range is known.
+    pub step: Option<f32>,
+    /// The lowest and the highest integer code; none before the calibration.
+    pub codes: Option<[i32; 2]>,
+    /// The distance of neighbouring codes: 1, or 2 where the codes are the odd integers.
+    pub code_stride: i32,
+}
+
+impl SiteReport {
+    /// Fills in levels, scales, codes and the number of levels that `weight` uses (where `of` is true).
+    pub(crate) fn set_grid(&mut self, grid: &Grid, weight: &Tensor, of: Option<&Tensor>) {
+        self.scale = grid.scale().to_vec();
+        self.step = grid.steps().unwrap_or_default();
+        self.levels = match grid.scale().len() {
+            1 => grid.levels(0),
+            _ => grid.spacing().levels(1.0),
+        };
+        let index = grid.index(weight).expect("the grid fits: it is that of this weight");
+        let index = match of {
+            Some(of) => index.masked_select(of),
+            None => index.reshape([-1]),
+        };
+        let counts = index.bincount::<Tensor>(None, i64::from(grid.spacing().num_levels()));
+        self.levels_in_use = counts.gt(0).sum(Kind::Int64).int64_value(&[]) as usize;
+    }
+
+    /// Fills in bits, number of levels and codes.
+    pub(crate) fn set_spacing(&mut self, spacing: Spacing) {
+        self.bits = spacing.bits();
+        self.num_levels = Some(spacing.num_levels());
+        let codes = spacing.codes();
+        self.codes = Some([codes[0], codes[codes.len() - 1]]);
+    }
 }

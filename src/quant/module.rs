@@ -6,12 +6,14 @@ use std::rc::Rc;
 use anyhow::{Context, Result, ensure};
 use tch::Tensor;
 
+use super::activation::CalibratedActivation;
 use super::config::{ActivationMethod, ActivationQuantConfig, WeightMethod, WeightQuantConfig};
 use super::inq::InqWeight;
 use super::levels::Grid;
-use super::method::{ActivationQuantizer, SavedState, SiteReport, WeightQuantizer};
+use super::method::{ActivationQuantizer, Learnt, SavedState, SiteReport, WeightQuantizer};
 use super::select;
 use super::ste::SteActivation;
+use super::weight::FakeWeight;
 use crate::nn::{Site, Store};
 
 /// What the begin of an epoch did.
@@ -52,6 +54,9 @@ struct Layer {
 impl ModuleQuantizer {
     /// Gives the convolutions of `module` their quantizers. Nothing changes until the first epoch.
     ///
+    /// Weights that are fake-quantized (all methods but INQ) and inputs have a slot of their layer from
+    /// now on, until the quantizer is baked or the network is gone.
+    ///
     /// `first_layer` and `last_layer` false keep the network's first convolution and its prediction
     /// layers float. `seed` is that of the run.
     ///
@@ -72,8 +77,18 @@ impl ModuleQuantizer {
             "module {module:?}: neither weights nor activations are to be quantized"
         );
         let mut layers = Vec::new();
-        for site in select::sites(store, module, first_layer, last_layer)? {
-            let weight = weights.map(|config| weight_quantizer(&site, config, seed)).transpose()?;
+        let sites = select::sites(store, module, first_layer, last_layer)?;
+        let names: Vec<&str> = sites.iter().map(|site| site.name.as_str()).collect();
+        let own = match weights {
+            Some(config) => {
+                let own =
+                    config.for_layers(&names).with_context(|| format!("module {module:?}"))?;
+                own.into_iter().map(Some).collect()
+            }
+            None => vec![None; sites.len()],
+        };
+        for (site, config) in sites.iter().cloned().zip(own) {
+            let weight = config.map(|config| weight_quantizer(&site, &config, seed)).transpose()?;
             let input = activations.map(|config| input_quantizer(&site, config)).transpose()?;
             layers.push(Layer { site, weight, input });
         }
@@ -142,6 +157,82 @@ impl ModuleQuantizer {
         weights.filter_map(|w| Some((w.site().weight_name(), w.trainable()?))).collect()
     }
 
+    /// What is learnt besides the network's own parameters (step sizes, clipping levels), under names
+    /// `quant.LAYER.FIELD`, for the optimizer.
+    pub fn learnt(&self) -> Vec<Learnt> {
+        let mut all = Vec::new();
+        for layer in &self.layers {
+            let weight = layer.weight.iter().flat_map(|weight| weight.learnt());
+            let input = layer.input.iter().flat_map(|input| input.learnt());
+            let prefix = layer.prefix();
+            all.extend(
+                weight.chain(input).map(|l| Learnt { name: format!("{prefix}.{}", l.name), ..l }),
+            );
+        }
+        all
+    }
+
+    /// What [`ModuleQuantizer::learnt`] learns, by name.
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        self.learnt().into_iter().map(|learnt| (learnt.name, learnt.tensor)).collect()
+    }
+
+    /// By weight key, the tensor whose gradient is that of the weight between
+    /// [`ModuleQuantizer::end_step`] and the update. Weights that are not named have their own.
+    pub fn gradient_sources(&self) -> Vec<(String, Tensor)> {
+        let weights = self.layers.iter().filter_map(|layer| layer.weight.as_ref());
+        weights.filter_map(|w| Some((w.site().weight_name(), w.gradient_source()?))).collect()
+    }
+
+    /// Before the forward pass of an update. Together with [`ModuleQuantizer::end_step`] it saves
+    /// quantizing a weight at each of its uses, and counts the batches of a calibration.
+    ///
+    /// # Errors
+    /// If a calibration that ends here saw no input, or one that is not finite.
+    pub fn begin_step(&mut self) -> Result<()> {
+        for layer in &mut self.layers {
+            if let Some(weight) = &mut layer.weight {
+                weight.begin_step();
+            }
+            if let Some(input) = &layer.input {
+                input.begin_step()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After the backward pass (the last one, where several add up) and before the update.
+    ///
+    /// # Errors
+    /// If a gradient cannot be handed on.
+    pub fn end_step(&mut self) -> Result<()> {
+        self.layers.iter_mut().filter_map(|l| l.weight.as_mut()).try_for_each(|w| w.end_step())
+    }
+
+    /// Freezes the module for good: stored weights become the quantized ones, bit for bit, nothing is
+    /// learnt any more. Does nothing to what is not quantized yet, and to INQ, whose weights are frozen
+    /// already. A baked module cannot be trained for another epoch of its stage.
+    ///
+    /// # Errors
+    /// If a weight is off its grid (it is not a number).
+    pub fn bake(&mut self) -> Result<()> {
+        for layer in &mut self.layers {
+            if let Some(weight) = &mut layer.weight {
+                weight.bake()?;
+            }
+            if let Some(input) = &layer.input {
+                input.bake();
+            }
+        }
+        Ok(())
+    }
+
+    /// By weight key, the weights that the layers compute with in evaluation; no gradient.
+    pub fn effective_weights(&self) -> Vec<(String, Tensor)> {
+        let weights = self.layers.iter().filter_map(|layer| layer.weight.as_ref());
+        weights.map(|w| (w.site().weight_name(), w.effective())).collect()
+    }
+
     /// Everything a resume needs, under names `quant.LAYER.FIELD`.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut state = Vec::new();
@@ -199,17 +290,18 @@ impl ModuleQuantizer {
         for weight in self.layers.iter().filter_map(|layer| layer.weight.as_ref()) {
             weight.assert_on_grid()?;
             let name = weight.site().weight_name();
-            let grid = weight.grid().with_context(|| format!("{name} has no levels"))?.clone();
-            let codes = grid.codes(&weight.site().weight)?;
+            let grid = weight.grid().with_context(|| format!("{name} has no levels"))?;
+            let codes = grid.codes(&weight.effective())?;
             all.push(WeightCodes { name, grid, codes });
         }
         Ok(all)
     }
 
-    /// Makes sure that every weight of the module is frozen and has exactly the bits of a level.
+    /// Makes sure that every weight of the module is quantized and has exactly the bits of a level: the
+    /// stored weight (INQ, and all methods once baked) or the one that the layer computes with.
     ///
     /// # Errors
-    /// Names the first layer, index and value that is off, or the layer that is not fully frozen.
+    /// Names the first layer, index and value that is off, or the layer that is not fully quantized.
     pub fn assert_on_grid(&self) -> Result<()> {
         for weight in self.layers.iter().filter_map(|layer| layer.weight.as_ref()) {
             weight.assert_on_grid()?;
@@ -232,6 +324,8 @@ impl Layer {
             num_levels: None,
             levels: Vec::new(),
             scale: Vec::new(),
+            step: Vec::new(),
+            codes: None,
             share_frozen: 0.0,
             levels_in_use: 0,
             activations: self.input.as_ref().map(|input| input.report()),
@@ -250,6 +344,7 @@ fn weight_quantizer(
 ) -> Result<Box<dyn WeightQuantizer>> {
     Ok(match config.method {
         WeightMethod::Inq => Box::new(InqWeight::new(site, config, seed)?),
+        _ => Box::new(FakeWeight::attach(site, config)?),
     })
 }
 
@@ -259,6 +354,7 @@ fn input_quantizer(
 ) -> Result<Rc<dyn ActivationQuantizer>> {
     Ok(match config.method {
         ActivationMethod::Ste => Rc::new(SteActivation::new(site, config)?),
+        _ => Rc::new(CalibratedActivation::new(site, config)?),
     })
 }
 

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::config::QuantInit;
-use super::levels::Spacing;
+use super::levels::{Codes, Spacing};
 
 /// Points of the first, even search, as published.
 const GRID_POINTS: usize = 1000;
@@ -158,23 +158,7 @@ impl Magnitudes {
     ///
     /// An even search over `[1e-6, 1.05 max |W|]`, then golden sections around its best points.
     pub fn fit(&self, norm: Norm, num_levels: u32) -> Option<Fit> {
-        if self.max() < ZERO {
-            return None;
-        }
-        let max = f64::from(self.max());
-        let low = GRID_MIN.min(1e-3 * max);
-        let step = (max - low) / (GRID_POINTS - 1) as f64;
-        let fit = |scale: f64| Fit { scale, loss: self.loss(norm, num_levels, scale) };
-        let mut points: Vec<Fit> = (0..GRID_POINTS + POINTS_BEYOND_MAX)
-            .into_par_iter()
-            .map(|i| fit(low + i as f64 * step))
-            .collect();
-        points.sort_by(|a, b| a.loss.total_cmp(&b.loss).then(a.scale.total_cmp(&b.scale)));
-        points.truncate(NUM_REFINED);
-        let refined = points
-            .par_iter()
-            .map(|&p| golden_section(&fit, p, (p.scale - step).max(low), p.scale + step));
-        refined.collect::<Vec<_>>().into_iter().min_by(|a, b| a.loss.total_cmp(&b.loss))
+        search(self.max(), &|scale| self.loss(norm, num_levels, scale))
     }
 
     /// Number of magnitudes up to `limit`, given that the first `from` are.
@@ -185,6 +169,59 @@ impl Magnitudes {
     fn sum(&self, start: usize, end: usize) -> f64 {
         self.sum[end] - self.sum[start]
     }
+}
+
+/// The scale up to `1.05 max` of smallest loss; `None` when `max` is zero.
+fn search(max: f32, loss: &(dyn Fn(f64) -> f64 + Sync)) -> Option<Fit> {
+    if max < ZERO {
+        return None;
+    }
+    let max = f64::from(max);
+    let low = GRID_MIN.min(1e-3 * max);
+    let step = (max - low) / (GRID_POINTS - 1) as f64;
+    let fit = |scale: f64| Fit { scale, loss: loss(scale) };
+    let mut points: Vec<Fit> = (0..GRID_POINTS + POINTS_BEYOND_MAX)
+        .into_par_iter()
+        .map(|i| fit(low + i as f64 * step))
+        .collect();
+    points.sort_by(|a, b| a.loss.total_cmp(&b.loss).then(a.scale.total_cmp(&b.scale)));
+    points.truncate(NUM_REFINED);
+    let refined = points
+        .par_iter()
+        .map(|&p| golden_section(&fit, p, (p.scale - step).max(low), p.scale + step));
+    refined.collect::<Vec<_>>().into_iter().min_by(|a, b| a.loss.total_cmp(&b.loss))
+}
+
+/// The step whose multiples by `codes` have the smallest squared distance to the values; `None` when
+/// all values are zero.
+pub(crate) fn best_step(values: &[f32], codes: Codes) -> Option<f32> {
+    let magnitudes = Magnitudes::new(values);
+    let top = codes.highest.max(-codes.lowest);
+    if codes.lowest == -codes.highest {
+        let fit = magnitudes.fit(Norm::L2, codes.count())?;
+        return Some((fit.scale / f64::from(top)) as f32);
+    }
+    // each side of 0 is half of a symmetric grid
+    let side = |sign: f32| -> Magnitudes {
+        let values: Vec<f32> = values.iter().map(|v| v * sign).filter(|&v| v >= 0.0).collect();
+        Magnitudes::new(&values)
+    };
+    let sides = [(side(-1.0), -codes.lowest), (side(1.0), codes.highest)];
+    let loss = |scale: f64| {
+        let of_side = |(side, highest): &(Magnitudes, i32)| match *highest {
+            0 => 0.0, // whatever the step, these values become 0
+            n => side.loss(Norm::L2, 2 * n as u32 + 1, scale * f64::from(n) / f64::from(top)),
+        };
+        sides.iter().map(|s| of_side(s).powi(2)).sum::<f64>().sqrt()
+    };
+    let fit = search(magnitudes.max(), &loss)?;
+    Some((fit.scale / f64::from(top)) as f32)
+}
+
+/// The mean of the magnitudes; 0 when there are none.
+pub(crate) fn mean_magnitude(values: &[f32]) -> f64 {
+    let sum: f64 = values.iter().map(|v| f64::from(v.abs())).sum();
+    sum / values.len().max(1) as f64
 }
 
 /// The levels at or above 0 of an evenly spaced grid: an odd count has 0, an even one starts half a
@@ -252,6 +289,13 @@ fn golden_section(fit: &impl Fn(f64) -> Fit, known: Fit, mut low: f64, mut high:
 
 /// The scale of a weight tensor: one, or one per output channel for `uniform-l2-opt-per_ch`.
 ///
+/// As [`scales_by`], with the granularity that `init` names.
+pub fn scales(name: &str, weight: &Tensor, init: QuantInit, spacing: Spacing) -> Result<Vec<f32>> {
+    scales_by(name, weight, init, spacing, init == QuantInit::UniformL2OptPerChannel)
+}
+
+/// The scale of a weight tensor: one, or one per output channel.
+///
 /// Zeros alone have no best scale: it is then 1 where 0 is a level (they stay 0, as published), and
 /// 1e-6 where it is not.
 ///
@@ -260,11 +304,13 @@ fn golden_section(fit: &impl Fn(f64) -> Fit, known: Fit, mut low: f64, mut high:
 ///
 /// # Errors
 /// If the tensor is empty, or holds NaN or infinity; the message names it.
-pub fn scales(name: &str, weight: &Tensor, init: QuantInit, spacing: Spacing) -> Result<Vec<f32>> {
-    ensure_finite(name, weight)?;
-    ensure!(weight.numel() > 0, "{name} has no values to quantize");
-    let flat = weight.detach().reshape([-1]).to_device(Device::Cpu).to_kind(Kind::Float);
-    let values: Vec<f32> = Vec::try_from(&flat).with_context(|| format!("reading {name}"))?;
+pub fn scales_by(
+    name: &str,
+    weight: &Tensor,
+    init: QuantInit,
+    spacing: Spacing,
+    per_channel: bool,
+) -> Result<Vec<f32>> {
     let num_levels = spacing.num_levels();
     let scale = |values: &[f32]| {
         let magnitudes = Magnitudes::new(values);
@@ -282,17 +328,34 @@ pub fn scales(name: &str, weight: &Tensor, init: QuantInit, spacing: Spacing) ->
             None => scale_of_zeros(spacing),
         }
     };
-    Ok(match init {
-        QuantInit::UniformL2OptPerChannel => {
-            let per_channel = values.len() / weight.size()[0] as usize;
-            values.par_chunks(per_channel).map(scale).collect()
-        }
-        _ => vec![scale(&values)],
+    by_channel(name, weight, per_channel, scale)
+}
+
+/// `of` the values of a tensor, or of each of its channels.
+///
+/// # Errors
+/// If the tensor is empty, or holds NaN or infinity; the message names it.
+pub(crate) fn by_channel(
+    name: &str,
+    weight: &Tensor,
+    per_channel: bool,
+    of: impl Fn(&[f32]) -> f32 + Sync + Send,
+) -> Result<Vec<f32>> {
+    ensure_finite(name, weight)?;
+    ensure!(weight.numel() > 0, "{name} has no values to quantize");
+    let flat = weight.detach().reshape([-1]).to_device(Device::Cpu).to_kind(Kind::Float);
+    let values: Vec<f32> = Vec::try_from(&flat).with_context(|| format!("reading {name}"))?;
+    Ok(if per_channel {
+        let per_channel = values.len() / weight.size()[0] as usize;
+        values.par_chunks(per_channel).map(of).collect()
+    } else {
+        vec![of(&values)]
     })
 }
 
-fn scale_of_zeros(spacing: Spacing) -> f32 {
-    if spacing.num_levels() % 2 == 1 { 1.0 } else { GRID_MIN as f32 }
+/// The scale of values that are all zero: 1 where 0 is a level, else 1e-6.
+pub(crate) fn scale_of_zeros(spacing: Spacing) -> f32 {
+    if spacing.codes().contains(&0) { 1.0 } else { GRID_MIN as f32 }
 }
 
 /// Refuses NaN and infinity.

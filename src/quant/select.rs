@@ -288,7 +288,7 @@ fn first_component_without_match(glob: &str, names: &BTreeSet<&str>) -> Option<S
 }
 
 /// The three names most like `wanted`.
-fn ranked<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+pub(super) fn ranked<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut ranked: Vec<(f64, &str)> =
         names.map(|name| (strsim::jaro_winkler(wanted, name), name)).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0));

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{QuantInit, WeightMethod, WeightQuantConfig};
+use super::config::{WeightMethod, WeightQuantConfig};
 
 /// Bits of a float weight.
 pub const FLOAT_BITS: u32 = 32;
@@ -63,10 +63,7 @@ pub fn sizes(layers: &[LayerSize], other_bytes: u64) -> Sizes {
 impl WeightQuantConfig {
     /// How many scales a layer of so many output channels has.
     pub fn num_scales(&self, num_channels: usize) -> usize {
-        match self.quant_init_method {
-            QuantInit::UniformL2OptPerChannel => num_channels,
-            _ => 1,
-        }
+        if self.per_channel() { num_channels } else { 1 }
     }
 
     /// Whether the method freezes a growing share of weights by the schedule.

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use tracing::warn;
 
 use super::config::ActivationQuantConfig;
-use super::levels::bits_of;
+use super::levels::Spacing;
 use super::method::{ActivationQuantizer, ActivationReport, SavedState, saved_epoch};
 use crate::nn::{ActivationSlot, Site};
 
@@ -56,7 +56,7 @@ impl SteActivation {
     pub fn new(site: &Site, config: &ActivationQuantConfig) -> Result<Self> {
         Ok(Self {
             name: site.name.clone(),
-            num_levels: config.spacing()?.num_levels(),
+            num_levels: config.spacing(true)?.num_levels(),
             quant_start_epoch: config.quant_start_epoch,
             mode: Cell::new(Mode::Idle),
             num_recorded: Cell::new(0),
@@ -254,13 +254,20 @@ impl ActivationQuantizer for SteActivation {
     }
 
     fn report(&self) -> ActivationReport {
+        let spacing = Spacing::Uniform { num_levels: self.num_levels };
+        let codes = spacing.multiples().expect("a uniform grid has a step");
+        let abs_max = (self.num_recorded.get() > 0 || self.mode.get() == Mode::Quantizing)
+            .then(|| self.abs_max());
         ActivationReport {
             method: "ste".to_owned(),
-            bits: bits_of(self.num_levels),
+            bits: spacing.bits(),
             num_levels: self.num_levels,
-            abs_max: (self.num_recorded.get() > 0 || self.mode.get() == Mode::Quantizing)
-                .then(|| self.abs_max()),
+            abs_max,
             quantizing: matches!(self.mode.get(), Mode::Quantizing | Mode::Calibrating),
+            signed: Some(true),
+            step: abs_max.filter(|&max| max > 0.0).map(|max| spacing.step(max)),
+            codes: Some([codes.lowest, codes.highest]),
+            code_stride: codes.stride,
         }
     }
 }

@@ -247,7 +247,7 @@ impl Memory {
             let index = index.reshape([-1]);
             let in_use = index.bincount::<Tensor>(None, 0).gt(0);
             numbers.levels_in_use = Some(count(&in_use) as usize);
-            self.follow(index.to_kind(Kind::Uint8), grid, &mut numbers);
+            self.follow(index.to_kind(Kind::Uint8), &grid, &mut numbers);
         }
         let layer = LayerTelemetry { name: site.name.clone(), num_weights, numbers };
         Ok(Measured { layer, signal, noise })

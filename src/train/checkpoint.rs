@@ -196,6 +196,14 @@ impl CheckpointMeta {
         }
     }
 
+    /// What another file holds of a checkpoint.
+    ///
+    /// # Errors
+    /// If it is none, or of a newer format.
+    pub fn of_json(json: &str) -> Result<Self> {
+        read_meta(json)
+    }
+
     /// Reads what a file says of itself, without its tensors; `None` for a file of bare weights.
     ///
     /// # Errors
@@ -342,8 +350,12 @@ pub fn load_for_evaluation(path: &Path, net: &PoseNet) -> Result<Loaded> {
     let averaged = !ema.is_empty();
     load_weights(&net.store, if averaged { &ema } else { &weights }, path)?;
     let quantized = meta.as_ref().map_or(&[][..], |m| &m.quantized);
-    let quantizers = attach_all(quantized, &net.store, &quant)
+    let mut quantizers = attach_all(quantized, &net.store, &quant)
         .with_context(|| format!("loading checkpoint {}", path.display()))?;
+    for quantizer in &mut quantizers {
+        // stored weights become those that the network computes with
+        quantizer.bake().with_context(|| format!("loading checkpoint {}", path.display()))?;
+    }
     Ok(Loaded { meta, quantizers, averaged })
 }
 

@@ -96,6 +96,7 @@ impl Trainer {
         let step = Step {
             net: &self.net,
             sgd: &mut self.sgd,
+            quantizers: &mut self.quantizers,
             assigner: &self.assigner,
             stage,
             lr,

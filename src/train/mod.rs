@@ -34,6 +34,7 @@ pub use observer::{
     CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, TelemetryRecord,
     ValidRecord, ValidScore,
 };
+pub(crate) use prefetch::Assigner;
 pub use prefetch::{BatchRequest, BatchSource, Batches, Task};
 pub use sgd::{Sgd, SgdConfig};
 pub use trainer::{Hooks, Outcome, RunInfo, Trainer, Validate};

@@ -58,13 +58,13 @@ pub trait BatchSource {
 
 /// A batch and its targets.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(crate) struct Prepared {
     pub batch: Batch,
     pub assignments: Vec<Assignment>,
 }
 
 /// Draws targets as a function of the seed, the update and the place in the batch.
-pub(super) struct Assigner {
+pub(crate) struct Assigner {
     pub task: Task,
     pub grid: AnchorGrid,
     pub seed: u64,

@@ -7,6 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{COptimizer, Kind, Tensor};
 
+use crate::quant::Learnt;
+
 /// Settings of the optimizer. The default is the published fine-tuning of MQAT.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -50,6 +52,10 @@ impl SgdConfig {
 struct Slot {
     name: String,
     param: Tensor,
+    /// Where the gradient is, if not in the parameter itself.
+    source: Option<Tensor>,
+    /// Set for what a quantizer learns.
+    learnt: Option<LearntRule>,
     momentum: Option<Tensor>,
     /// 1 where the entry is frozen; bool, in the memory layout of the parameter.
     frozen: Option<Tensor>,
@@ -57,10 +63,19 @@ struct Slot {
     all_frozen: bool,
 }
 
+/// How a quantizer's parameter departs from the rule of the network's.
+#[derive(Clone, Copy)]
+struct LearntRule {
+    lr_factor: f64,
+    weight_decay: f64,
+    min: f64,
+}
+
 /// SGD with momentum (dampening 0), Nesterov and weight decay, as `torch.optim.SGD`, over named parameters.
 ///
 /// Frozen entries ([`Sgd::set_trainable`]) get no gradient, no momentum and no decay: they stay bit-identical.
-/// Parameters without a gradient are skipped. Buffers take the memory layout of their parameter.
+/// What quantizers learn ([`Sgd::set_learnt`]) has its own learning rate and decay. Parameters without a gradient
+/// are skipped. Buffers take the memory layout of their parameter.
 pub struct Sgd {
     config: SgdConfig,
     slots: Vec<Slot>,
@@ -84,9 +99,49 @@ impl Sgd {
                 by_name.insert(name.clone(), slots.len()).is_none(),
                 "two parameters are named {name}"
             );
-            slots.push(Slot { name, param, momentum: None, frozen: None, all_frozen: false });
+            slots.push(Slot::new(name, param));
         }
         Ok(Self { config: config.clone(), slots, by_name, clearer })
+    }
+
+    /// Replaces what quantizers learn, beside the network's parameters; momentum stays with its name. `sources` says,
+    /// by name, for which parameters of the network the gradient is found in another tensor, of the same shape.
+    ///
+    /// # Errors
+    /// If a learnt tensor has the name of a parameter, or a source that of none.
+    pub fn set_learnt(
+        &mut self,
+        learnt: Vec<Learnt>,
+        sources: Vec<(String, Tensor)>,
+    ) -> Result<()> {
+        let mut slots = std::mem::take(&mut self.slots);
+        let old: Vec<Slot> = slots.extract_if(.., |slot| slot.learnt.is_some()).collect();
+        self.by_name = slots.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
+        self.slots = slots;
+        self.clearer = COptimizer::sgd(0.0, 0.0, 0.0, 0.0, false)?;
+        for slot in &mut self.slots {
+            slot.source = None;
+        }
+        for Learnt { name, tensor, lr_factor, weight_decay, min } in learnt {
+            let free = self.by_name.insert(name.clone(), self.slots.len()).is_none();
+            ensure!(free, "two parameters are named {name}");
+            let before = old.iter().find(|slot| slot.name == name);
+            let momentum = before.and_then(|slot| slot.momentum.as_ref());
+            self.slots.push(Slot {
+                learnt: Some(LearntRule { lr_factor, weight_decay, min }),
+                momentum: momentum.map(Tensor::shallow_clone),
+                ..Slot::new(name, tensor)
+            });
+        }
+        for (name, source) in sources {
+            self.slot(&name)?.source = Some(source);
+        }
+        for slot in &self.slots {
+            for tensor in [Some(&slot.param), slot.source.as_ref()].into_iter().flatten() {
+                self.clearer.add_parameters(tensor, 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// Replaces the settings; the momentum stays.
@@ -240,16 +295,32 @@ impl Sgd {
 }
 
 impl Slot {
+    fn new(name: String, param: Tensor) -> Self {
+        Self {
+            name,
+            param,
+            source: None,
+            learnt: None,
+            momentum: None,
+            frozen: None,
+            all_frozen: false,
+        }
+    }
+
     fn grad(&self) -> Option<Tensor> {
-        let grad = self.param.grad();
+        let grad = self.source.as_ref().unwrap_or(&self.param).grad();
         (!self.all_frozen && grad.defined()).then_some(grad)
     }
 
     /// d = g + decay p; m = momentum m + d; p -= lr (nesterov ? d + momentum m : m).
     fn step(&mut self, config: &SgdConfig, lr: f64) {
         let Some(mut d) = self.grad() else { return };
-        if config.weight_decay != 0.0 {
-            d += &self.param * config.weight_decay;
+        let (lr, weight_decay) = match self.learnt {
+            Some(rule) => (lr * rule.lr_factor, rule.weight_decay),
+            None => (lr, config.weight_decay),
+        };
+        if weight_decay != 0.0 {
+            d += &self.param * weight_decay;
         }
         if let Some(frozen) = &self.frozen {
             // +0 on frozen entries: subtracting lr x (+0) keeps every bit, the sign of zero too.
@@ -272,6 +343,9 @@ impl Slot {
             if config.nesterov { d + m * config.momentum } else { m }
         };
         let _ = self.param.g_sub_(&(direction * lr));
+        if let Some(rule) = self.learnt {
+            let _ = self.param.clamp_min_(rule.min);
+        }
     }
 }
 
@@ -504,5 +578,64 @@ mod tests {
                 "sgd.momentum: 1 is outside 0 to 1 (excluded)",
             ]
         );
+    }
+
+    #[test]
+    fn what_quantizers_learn_has_its_own_rate_decay_and_floor() {
+        let config = SgdConfig { momentum: 0.5, nesterov: false, weight_decay: 0.7 };
+        let own = leaf(values(&[2], 1.0, Kind::Double));
+        let mut sgd = Sgd::new(&config, vec![("own".to_owned(), own)]).unwrap();
+        let step = leaf(Tensor::from_slice(&[1.0f64, 0.2]));
+        let learnt = || Learnt {
+            name: "quant.step".to_owned(),
+            tensor: step.shallow_clone(),
+            lr_factor: 2.0,
+            weight_decay: 0.1,
+            min: 0.05,
+        };
+        sgd.set_learnt(vec![learnt()], vec![]).unwrap();
+        assert_eq!(sgd.num_trainable(), 4);
+        let mut expected = [1.0f64, 0.2];
+        let mut momentum = [0.0f64; 2];
+        for i in 0..3 {
+            sgd.zero_grad().unwrap();
+            (&step * 3.0).sum(Kind::Double).backward();
+            sgd.step(0.01);
+            for (value, m) in expected.iter_mut().zip(&mut momentum) {
+                *m = 0.5 * *m + 3.0 + 0.1 * *value;
+                *value = f64::max(*value - 0.02 * *m, 0.05);
+            }
+            let found = Vec::<f64>::try_from(&step.detach()).unwrap();
+            assert!(
+                found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12),
+                "{i} {found:?}"
+            );
+            // registering again keeps the momentum
+            sgd.set_learnt(vec![learnt()], vec![]).unwrap();
+        }
+        assert_eq!(sgd.momentum()[0].0, "quant.step");
+        let twice = sgd.set_learnt(vec![learnt(), learnt()], vec![]);
+        assert!(twice.unwrap_err().to_string().contains("two parameters are named quant.step"));
+        sgd.set_learnt(vec![], vec![]).unwrap();
+        assert_eq!((sgd.num_trainable(), sgd.momentum().len()), (2, 0));
+    }
+
+    #[test]
+    fn a_gradient_may_lie_in_another_tensor() {
+        let weight = leaf(values(&[3], 1.0, Kind::Double));
+        let start = weight.detach().copy();
+        let mut sgd =
+            Sgd::new(&SgdConfig::default(), vec![("w".to_owned(), weight.shallow_clone())])
+                .unwrap();
+        let quantized = leaf(weight.round());
+        sgd.set_learnt(vec![], vec![("w".to_owned(), quantized.shallow_clone())]).unwrap();
+        (&quantized * 4.0).sum(Kind::Double).backward();
+        assert!((sgd.clip_grad_norm(100.0).unwrap() - 48f64.sqrt()).abs() < 1e-12);
+        sgd.step(0.5);
+        assert!(largest_difference(&weight, &(start - 2.0)) < 1e-12);
+        sgd.zero_grad().unwrap();
+        assert!(!quantized.grad().defined());
+        let unknown = sgd.set_learnt(vec![], vec![("v".to_owned(), quantized)]);
+        assert!(unknown.unwrap_err().to_string().contains("no parameter v"));
     }
 }

@@ -4,13 +4,16 @@ use anyhow::{Context, Result, bail};
 use tch::{Kind, Tensor};
 
 use super::prefetch::{Assigner, Prepared};
-use super::{Position, Sgd, StageConfig};
+use super::{Position, QuantizedModule, Sgd, StageConfig};
 use crate::model::{PoseNet, images_from_bytes, losses};
+use crate::quant::ModuleQuantizer;
 
 /// What an update needs besides its batch.
 pub(super) struct Step<'a> {
     pub net: &'a PoseNet,
     pub sgd: &'a mut Sgd,
+    /// Those of all modules.
+    pub quantizers: &'a mut [(QuantizedModule, ModuleQuantizer)],
     pub assigner: &'a Assigner,
     pub stage: &'a StageConfig,
     pub lr: f64,
@@ -47,9 +50,15 @@ impl Step<'_> {
             self.net.store.device(),
         )?;
         self.sgd.zero_grad()?;
+        for (_, quantizer) in self.quantizers.iter_mut() {
+            quantizer.begin_step()?;
+        }
         let outputs = self.net.forward_t(&images, true);
         let losses = losses(&outputs, grid, &task.camera, &prepared.assignments, &task.loss)?;
         losses.total().backward();
+        for (_, quantizer) in self.quantizers.iter_mut() {
+            quantizer.end_step()?;
+        }
         let numbers = self.fetch(&losses.cls, &losses.reg, losses.num_positive)?;
         self.guard(&numbers, prepared)?;
         self.sgd.clip(numbers.grad_norm, self.stage.clip_norm)?;

@@ -82,7 +82,7 @@ pub struct Trainer {
     /// The moving average of the weights, from the epoch of the stage on that it begins with.
     pub(super) ema: Option<Ema>,
     pub(super) telemetry: Telemetry,
-    quantizers: Vec<(QuantizedModule, ModuleQuantizer)>,
+    pub(super) quantizers: Vec<(QuantizedModule, ModuleQuantizer)>,
     folder: CheckpointFolder,
     run: RunInfo,
     /// Where `last_checkpoint` is, if this run wrote or read it.
@@ -196,6 +196,7 @@ impl Trainer {
         checkpoint::load_weights(&self.net.store, &weights, path)?;
         let quantizers = checkpoint::attach_all(&meta.quantized, &self.net.store, &quant)?;
         self.quantizers = meta.quantized.into_iter().zip(quantizers).collect();
+        self.register_learnt()?;
         self.sgd.load_momentum(&momentum)?;
         self.telemetry.load_state(&telemetry)?;
         match &self.config.ema {
@@ -345,6 +346,14 @@ impl Trainer {
         }
     }
 
+    /// Hands the optimizer what quantizers learn.
+    fn register_learnt(&mut self) -> Result<()> {
+        let all = || self.quantizers.iter().map(|(_, quantizer)| quantizer);
+        let learnt = all().flat_map(ModuleQuantizer::learnt).collect();
+        let sources = all().flat_map(ModuleQuantizer::gradient_sources).collect();
+        self.sgd.set_learnt(learnt, sources)
+    }
+
     fn begin_stage(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
         let Position { stage: index, epoch, batch, global_step, .. } = self.position;
         let stage = self.stage().clone();
@@ -353,12 +362,17 @@ impl Trainer {
             self.telemetry.clear();
             self.ema = None;
         }
+        for (module, quantizer) in self.quantizers.iter_mut().filter(|(m, _)| m.stage < index) {
+            let doing = || format!("freezing module {} before stage {index}", module.module);
+            quantizer.bake().with_context(doing)?;
+        }
         if let Some(module) = QuantizedModule::of_stage(index, &stage, self.run.seed)
             && self.current_quantizer().is_none()
         {
             let quantizer = module.attach(&self.net.store)?;
             self.quantizers.push((module, quantizer));
         }
+        self.register_learnt()?;
         self.sgd.set_config(&stage.optimizer);
         self.freeze()?;
         self.net.store.freeze_batch_norm(stage.freeze_bn);

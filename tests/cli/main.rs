@@ -3,7 +3,10 @@
 mod config;
 mod flow;
 mod help;
+mod import;
+mod packed;
 mod pipeline;
 mod resume;
 mod score;
+mod search;
 mod support;

@@ -69,6 +69,12 @@ fn stopping_after_any_number_of_steps_changes_nothing() {
     }
     run(&resumed(&places)).code(0);
     assert_same(&expected, &tensors(&last(&logs)), "stopped at 2, 4, 8, 11");
+    // Nothing is left to do, and nothing more is written.
+    let metrics = logs.join("SwissCube/WidedepthTiny/exp000/metrics.jsonl");
+    let before = fs::read_to_string(&metrics).unwrap();
+    assert_eq!(before.matches("\"stage_end\"").count(), 2, "{before}");
+    run(&resumed(&places)).code(0);
+    assert_eq!(fs::read_to_string(&metrics).unwrap(), before);
 }
 
 #[test]

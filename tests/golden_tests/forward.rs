@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::support::{arrays, formula_value, golden_dir, json, number, numbers};
 
 /// The constants (a, b) of a kind of tensor (README, "Deterministic tensors"); none for what is not touched.
-fn constants(kind: &str, shape: &[i64]) -> Option<(f64, f64)> {
+pub(super) fn constants(kind: &str, shape: &[i64]) -> Option<(f64, f64)> {
     let fan_in = shape.iter().skip(1).product::<i64>() as f64;
     match kind {
         "conv_weight" | "linear_weight" => Some(((3.0 / fan_in).sqrt(), 0.0)),
@@ -21,17 +21,17 @@ fn constants(kind: &str, shape: &[i64]) -> Option<(f64, f64)> {
     }
 }
 
-fn formula_tensor(name: &str, shape: &[i64], a: f64, b: f64) -> Tensor {
+pub(super) fn formula_tensor(name: &str, shape: &[i64], a: f64, b: f64) -> Tensor {
     let len = shape.iter().product::<i64>() as u64;
     let values: Vec<f32> = (0..len).into_par_iter().map(|i| formula_value(name, i, a, b)).collect();
     Tensor::from_slice(&values).reshape(shape)
 }
 
-fn entries(list: &Value) -> &Vec<Value> {
+pub(super) fn entries(list: &Value) -> &Vec<Value> {
     list["entries"].as_array().unwrap()
 }
 
-fn shape(entry: &Value) -> Vec<i64> {
+pub(super) fn shape(entry: &Value) -> Vec<i64> {
     entry["shape"].as_array().unwrap().iter().map(|d| d.as_i64().unwrap()).collect()
 }
 
@@ -48,7 +48,7 @@ fn formula_net(num_classes: i64, prefix: &str, kinds: &HashMap<String, String>) 
     net
 }
 
-fn double(t: &Tensor) -> Vec<f64> {
+pub(super) fn double(t: &Tensor) -> Vec<f64> {
     Vec::try_from(t.to_kind(Kind::Double).flatten(0, -1)).unwrap()
 }
 
@@ -57,7 +57,7 @@ fn singles(values: &[f64]) -> Vec<f32> {
     values.iter().map(|&v| v as f32).collect()
 }
 
-fn assert_near(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
+pub(super) fn assert_near(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
         assert!(
@@ -81,6 +81,22 @@ fn assert_stats(t: &Tensor, stats: &Value, what: &str) {
     }
 }
 
+/// The image of a case.
+pub(super) fn image(file: &Value, case: &Value) -> Tensor {
+    let prefix = file["weight_name_prefix"].as_str().unwrap();
+    let image_name = file["image_name"].as_str().unwrap();
+    let size: Vec<i64> =
+        case["input"].as_array().unwrap().iter().map(|d| d.as_i64().unwrap()).collect();
+    let (a, b) = (number(&file["image_a"]), number(&file["image_b"]));
+    let first4 = singles(&numbers(&case["image_first4"]));
+    // The name may be given with the prefix or without.
+    [image_name.to_owned(), format!("{prefix}{image_name}")]
+        .iter()
+        .map(|name| formula_tensor(name, &size, a, b))
+        .find(|image| singles(&double(&image.flatten(0, -1).narrow(0, 0, 4))) == first4)
+        .expect("an image of the stated first values")
+}
+
 #[test]
 fn formula_weights_give_the_originals_outputs() {
     let file = json("01_wdr_forward/cases.json");
@@ -90,7 +106,6 @@ fn formula_weights_give_the_originals_outputs() {
         .map(|e| (e["key"].as_str().unwrap().to_owned(), e["kind"].as_str().unwrap().to_owned()))
         .collect();
     let prefix = file["weight_name_prefix"].as_str().unwrap();
-    let image_name = file["image_name"].as_str().unwrap();
     let cases = file["cases"].as_array().unwrap();
     assert!(!cases.is_empty());
     let mut net: Option<PoseNet> = None;
@@ -101,16 +116,7 @@ fn formula_weights_give_the_originals_outputs() {
             net = Some(formula_net(num_classes, prefix, &kinds));
         }
         let net = net.as_ref().unwrap();
-        let size: Vec<i64> =
-            case["input"].as_array().unwrap().iter().map(|d| d.as_i64().unwrap()).collect();
-        let (a, b) = (number(&file["image_a"]), number(&file["image_b"]));
-        let first4 = singles(&numbers(&case["image_first4"]));
-        // The name may be given with the prefix or without.
-        let image = [image_name.to_owned(), format!("{prefix}{image_name}")]
-            .iter()
-            .map(|name| formula_tensor(name, &size, a, b))
-            .find(|image| singles(&double(&image.flatten(0, -1).narrow(0, 0, 4))) == first4)
-            .expect("an image of the stated first values");
+        let image = image(&file, case);
         let data = arrays(&format!("01_wdr_forward/case_{id}.safetensors"));
         tch::no_grad(|| {
             let features = net.features_t(&image, false);

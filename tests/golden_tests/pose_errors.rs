@@ -234,12 +234,11 @@ fn assert_errors_match(
         assert_eq!(e.found, mm >= 0.0, "{what}");
         let speed = row(get("speed_rad_and_relative"), i);
         if e.found {
-            // The stored errors were computed in float32 from points about 1e3 mm away.
-            assert_close(&format!("{what}: mm"), e.headline_mm, mm, 1e-5, 2e-4);
-            assert_close(&format!("{what}: px"), e.reproj_px, f64::from(px), 1e-5, 1e-4);
-            // Near 0 the arc cosine of a float32 scalar product has no digits: 1 - 6e-8 is 7e-4 rad.
-            assert_close(&format!("{what}: e_q"), e.speed.e_q_rad, speed[0], 1e-5, 3e-3);
-            assert_close(&format!("{what}: e_t"), e.speed.e_t, speed[1], 1e-5, 1e-6);
+            // The absolute parts are for errors of nearly 0, stored in float32.
+            assert_close(&format!("{what}: mm"), e.headline_mm, mm, 1e-5, 1e-9);
+            assert_close(&format!("{what}: px"), e.reproj_px, f64::from(px), 1e-5, 1e-9);
+            assert_close(&format!("{what}: e_q"), e.speed.e_q_rad, speed[0], 1e-5, 1e-7);
+            assert_close(&format!("{what}: e_t"), e.speed.e_t, speed[1], 1e-5, 1e-9);
         }
     }
 }

@@ -122,7 +122,7 @@ fn fit(var: &Var, value: &Tensor) -> Result<Tensor, String> {
 }
 
 /// The name of an element type, as PyTorch has it.
-pub(super) fn dtype(kind: Kind) -> String {
+pub(in crate::experiment) fn dtype(kind: Kind) -> String {
     match kind {
         Kind::Double => "float64".to_owned(),
         Kind::Float => "float32".to_owned(),
@@ -200,29 +200,20 @@ fn examples(tensors: &[(String, Tensor)]) -> String {
 /// What to change, where that can be told from the tensors; ends with `": "` or is empty.
 fn advice(net: &PoseNet, tensors: &[(String, Tensor)], report: &LoadReport) -> String {
     let ours = net.config();
-    let Some(theirs) = shape_of(tensors, ours) else {
+    let sizes = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
+    let Some(theirs) = shape_of(&sizes, ours) else {
         return format!("its keys are not those of this network{}: ", examples(tensors));
     };
     if theirs != *ours {
-        for topology in ["Widedepth", "WidedepthTiny"] {
-            let preset = NetworkConfig::preset(topology);
-            if preset.is_some_and(|p| same_widths(&p, &theirs)) {
-                return format!(
-                    "it is of topology {topology}: name it with --topology {topology}: "
-                );
-            }
+        if let Some(topology) = topology_of(&theirs) {
+            return format!("it is of topology {topology}: name it with --topology {topology}: ");
         }
         let difference = differences(ours, &theirs);
         return format!("it is another topology; for its own set network.params.{difference}: ");
     }
-    let classes = |name: &str, per_class: i64| {
-        let (_, tensor) = tensors.iter().find(|(n, _)| n == name)?;
-        let channels = *tensor.size().first()?;
-        (channels % per_class == 0).then_some(channels / per_class)
-    };
     let bad = report.mismatched.iter().any(|u| u.name.starts_with("head."));
-    match (classes("head.cls_logits.weight", 1), classes("head.pose_pred.weight", 16)) {
-        (Some(found), Some(same)) if bad && found == same && found != net.num_classes() => format!(
+    match num_classes_of(&sizes) {
+        Some(found) if bad && found != net.num_classes() => format!(
             "head.cls_logits.weight knows {found} object class(es), and the config has {}: set data.N_CLASS to {} \
              (classes and the background) with its MESH_DIAMETERS: ",
             net.num_classes(),
@@ -232,10 +223,27 @@ fn advice(net: &PoseNet, tensors: &[(String, Tensor)], report: &LoadReport) -> S
     }
 }
 
+/// Shapes by bare key.
+pub(in crate::experiment) type Sizes<'a> = HashMap<&'a str, Vec<i64>>;
+
+/// Object classes of the network that the tensors are of, if both prediction layers agree on them.
+pub(in crate::experiment) fn num_classes_of(sizes: &Sizes) -> Option<i64> {
+    let channels = |name: &str| sizes.get(name).and_then(|s| s.first()).copied();
+    let classes = channels("head.cls_logits.weight")?;
+    (channels("head.pose_pred.weight")? == 16 * classes).then_some(classes)
+}
+
+/// The topology of that shape, if it is one with a name.
+pub(in crate::experiment) fn topology_of(shape: &NetworkConfig) -> Option<&'static str> {
+    let is_it = |name: &&str| NetworkConfig::preset(name).is_some_and(|p| same_widths(&p, shape));
+    ["Widedepth", "WidedepthTiny"].into_iter().find(is_it)
+}
+
 /// The shape of the network that the tensors are of, as far as they tell it; the rest is that of `base`.
-fn shape_of(tensors: &[(String, Tensor)], base: &NetworkConfig) -> Option<NetworkConfig> {
-    let sizes: HashMap<&str, Vec<i64>> =
-        tensors.iter().map(|(n, t)| (n.as_str(), t.size())).collect();
+pub(in crate::experiment) fn shape_of(
+    sizes: &Sizes,
+    base: &NetworkConfig,
+) -> Option<NetworkConfig> {
     let out = |name: &str| sizes.get(name).and_then(|s| s.first()).copied();
     let mut config = NetworkConfig {
         stem_channels: out("backbone.features.init_block.conv.weight")?,

@@ -40,7 +40,7 @@ pub(super) struct Values<'a> {
 
 /// The grid with the fewest levels that all layers lie on, with each layer's scale; `None` if there is none.
 ///
-/// Evenly spaced levels come before powers of two, and the stored scale before the largest magnitude.
+/// Evenly spaced levels come before as many powers of two, and the stored scale before the largest magnitude.
 pub(super) fn recognise(layers: &[Values]) -> Option<(Spacing, Vec<f32>)> {
     let largest = |layer: &Values| layer.values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     let stored = |layer: &Values| layer.scale.unwrap_or(f32::NAN);
@@ -49,19 +49,26 @@ pub(super) fn recognise(layers: &[Values]) -> Option<(Spacing, Vec<f32>)> {
         if scales.iter().any(|s| !s.is_finite() || *s <= 0.0) {
             continue;
         }
-        let uniform = (2..=MAX_LEVELS).map(|num_levels| Spacing::Uniform { num_levels });
         let fits = |spacing: &Spacing| {
             layers.iter().zip(&scales).all(|(layer, &s)| lies_on(layer.values, *spacing, s))
         };
-        if let Some(spacing) = uniform.into_iter().find(fits) {
-            return Some((spacing, scales));
-        }
-        let powers = (1..MAX_LEVELS / 2).map(|num_exponents| Spacing::PowerOfTwo { num_exponents });
-        if let Some(spacing) = powers.into_iter().find(fits) {
+        let mut uniform = (2..=MAX_LEVELS).map(|num_levels| Spacing::Uniform { num_levels });
+        let mut powers =
+            (1..MAX_LEVELS / 2).map(|num_exponents| Spacing::PowerOfTwo { num_exponents });
+        let found = [uniform.find(fits), powers.find(fits)];
+        // The first of equals: even spacing.
+        if let Some(spacing) = found.into_iter().flatten().min_by_key(|s| s.num_levels()) {
             return Some((spacing, scales));
         }
     }
     None
+}
+
+/// The grid with the fewest levels that a layer's frozen values lie on but for rounding; `scale` is what is stored
+/// beside them (`weight_s`). `None` if there is none.
+pub fn recognise_grid(values: &[f32], scale: Option<f32>) -> Option<Grid> {
+    let (spacing, scale) = recognise(&[Values { values, scale }])?;
+    Grid::new(spacing, scale).ok()
 }
 
 fn lies_on(values: &[f32], spacing: Spacing, scale: f32) -> bool {
@@ -70,7 +77,9 @@ fn lies_on(values: &[f32], spacing: Spacing, scale: f32) -> bool {
         let at = levels.partition_point(|l| *l < v);
         let near = levels[at.saturating_sub(1)..levels.len().min(at + 1)].iter();
         let limit = match spacing {
-            Spacing::Uniform { .. } => LEVEL_TOLERANCE * f64::from(scale),
+            Spacing::Uniform { .. } | Spacing::Integers { .. } => {
+                LEVEL_TOLERANCE * f64::from(scale)
+            }
             Spacing::PowerOfTwo { .. } => 0.0, // powers of two are exact
         };
         near.into_iter().any(|l| (f64::from(v) - f64::from(*l)).abs() <= limit)
@@ -164,7 +173,7 @@ fn as_module<'a>(net: &PoseNet, module: &str, layers: &[&'a InqLayer]) -> Option
     let grids: Option<Vec<Grid>> =
         scales.into_iter().map(|s| Grid::new(spacing, vec![s]).ok()).collect();
     let quant_init_method = match spacing {
-        Spacing::Uniform { .. } => QuantInit::Uniform,
+        Spacing::Uniform { .. } | Spacing::Integers { .. } => QuantInit::Uniform,
         Spacing::PowerOfTwo { .. } => QuantInit::PowerOfTwo,
     };
     let weights = WeightQuantConfig {

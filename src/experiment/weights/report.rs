@@ -106,6 +106,7 @@ impl GridReport {
         let name = match spacing {
             Spacing::Uniform { .. } => "uniform",
             Spacing::PowerOfTwo { .. } => "power_of_two",
+            Spacing::Integers { .. } => "integers",
         };
         Self { spacing: name, num_levels: spacing.num_levels(), bits: spacing.bits(), scale }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tch::{Kind, Tensor};
 
 use super::Strictness;
@@ -174,6 +174,18 @@ pub(super) fn first_difference(a: &Tensor, b: &Tensor) -> Result<Option<String>>
     Ok(Some(format!("{} and {} at index {index}", value(a), value(b))))
 }
 
+/// The weight that a published INQ layer computes with: `frozen` where it is a number, else the stored `weight`.
+///
+/// # Errors
+/// If shapes or kinds do not fit each other.
+pub fn assembled_weight(weight: &Tensor, frozen: &Tensor) -> Result<Tensor> {
+    tch::no_grad(|| {
+        let is_frozen = frozen.isnan().logical_not();
+        let frozen = frozen.f_to_kind(weight.kind())?;
+        Ok(frozen.f_where_self(&is_frozen, weight)?)
+    })
+}
+
 impl InqLayer {
     fn assemble(key: &str, stored: &Tensor, extras: &[Option<Tensor>; 2]) -> Result<Self> {
         let name = key.strip_suffix(".weight").unwrap_or(key).to_owned();
@@ -197,13 +209,13 @@ impl InqLayer {
             Some(s) if s.numel() == 1 => Some(s.reshape([-1]).double_value(&[0]) as f32),
             _ => None,
         };
-        tch::no_grad(|| {
-            let frozen = values.isnan().logical_not();
-            let weight = values
-                .f_to_kind(stored.kind())
-                .and_then(|values| values.f_where_self(&frozen, stored))
-                .map_err(|e| anyhow!("assembling {key}: {e}"))?;
-            Ok(Self { name, frozen, weight, scale: scale.filter(|s| s.is_finite() && *s > 0.0) })
+        let weight =
+            assembled_weight(stored, values).with_context(|| format!("assembling {key}"))?;
+        Ok(Self {
+            name,
+            frozen: values.isnan().logical_not(),
+            weight,
+            scale: scale.filter(|s| s.is_finite() && *s > 0.0),
         })
     }
 

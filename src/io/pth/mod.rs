@@ -1,12 +1,14 @@
-//! PyTorch files (`.pth`, `.pt`, `.ckpt`), without Python.
+//! PyTorch files (`.pth`, `.pt`, `.ckpt`), read and written without Python.
 //!
-//! Start at [`read`]. A file of `torch.save` is a pickle, a program for a small machine that could call anything,
+//! Start at [`read`]; [`write`] makes files that PyTorch reads. A file of `torch.save` is a pickle, a program for a small machine that could call anything,
 //! and storages of numbers. Our machine builds data only (dicts, lists, tensors) and refuses every other name, so
 //! nothing in a file can run; sizes are checked against the file before memory is taken. Both formats are
 //! read: the zip archive (PyTorch 1.6 and later) and the older one.
 
+mod make;
 mod parse;
-mod tensors;
+mod write;
+mod zip_out;
 
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
@@ -16,6 +18,7 @@ use anyhow::{Context, Result, ensure};
 use tch::Tensor;
 
 pub use parse::Data;
+pub use write::write;
 
 /// A value of a PyTorch file.
 pub type Value = Data<Tensor>;
@@ -57,7 +60,10 @@ pub fn read_bytes(bytes: &[u8]) -> Result<PthFile> {
 
 fn read_from<R: Read + Seek>(reader: R) -> Result<PthFile> {
     let mut parsed = parse::parse(reader)?;
-    let tensors = tensors::make(&mut parsed)?;
+    let tensors = make::tensors(&mut parsed)?;
     let value = parsed.value.map(&mut |view| tensors[view].shallow_clone());
     Ok(PthFile { value })
 }
+
+#[cfg(test)]
+mod tests;

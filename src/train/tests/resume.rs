@@ -232,3 +232,100 @@ fn a_loaded_checkpoint_computes_what_the_trained_network_does() {
         .unwrap();
     assert_ne!(outputs(&float), outputs(trained.net()));
 }
+
+/// Learnt step sizes and clipping levels: LSQ weights with PACT inputs, then DoReFa weights with LSQ inputs.
+fn learnt_stages() -> TrainConfig {
+    let lr = LrConfig { base: 0.01, warmup_steps: 0, decay: Decay::Constant };
+    let stage = |module: &str, weights: &str, inputs: &str| StageConfig {
+        epochs: 2,
+        lr: lr.clone(),
+        optimizer: SgdConfig { weight_decay: 1e-3, nesterov: true, ..SgdConfig::default() },
+        activations: Some(serde_json::from_str(inputs).unwrap()),
+        ..StageConfig::mqat(module, serde_json::from_str(weights).unwrap())
+    };
+    let fpn = stage(
+        "fpn",
+        r#"{"method": "lsq", "bits": 3, "granularity": "channel"}"#,
+        r#"{"method": "pact", "bits": 4, "quant_start_epoch": 0, "calibration": {"batches": 2}}"#,
+    );
+    let head = stage(
+        "head",
+        r#"{"method": "dorefa", "bits": 4, "layer_bits": {"head.cls_logits": 8}}"#,
+        r#"{"method": "lsq", "bits": 8}"#,
+    );
+    TrainConfig { stages: vec![fpn, head], ..TrainConfig::default() }
+}
+
+#[test]
+fn what_quantizers_learn_resumes_bit_for_bit_with_its_momentum() {
+    let config = learnt_stages();
+    let (expected, _) = undisturbed(&config);
+    for stop in [1, 4, 6, 8, 11] {
+        let folder = tempfile::tempdir().unwrap();
+        let first = TrainConfig { max_steps: Some(stop), ..config.clone() };
+        run(&mut trainer(&first, folder.path()), &mut Recorder::default()).unwrap();
+        let mut second = trainer(&config, folder.path());
+        second.resume(&ResumeFrom::Last, &mut ()).unwrap();
+        run(&mut second, &mut Recorder::default()).unwrap();
+        assert_equal(&everything(&second), &expected, &format!("after {stop} updates"));
+    }
+    // The FPN's steps were learnt in its stage, and rest in the next: no momentum any more.
+    let folder = tempfile::tempdir().unwrap();
+    let mut trained = trainer(&config, folder.path());
+    let mut recorder = Recorder::default();
+    run(&mut trained, &mut recorder).unwrap();
+    let read = |stage: usize| Checkpoint::read(&recorder.ends[stage].checkpoint).unwrap();
+    let (fpn, head) = (read(0), read(1));
+    let has_momentum =
+        |c: &Checkpoint, what: &str| c.momentum.iter().any(|(n, _)| n.contains(what));
+    for field in ["quant.fpn.inner_convs.3.weight_step", "quant.fpn.inner_convs.3.act_alpha"] {
+        assert!(has_momentum(&fpn, field) && !has_momentum(&head, field), "{field}");
+        let value =
+            |c: &Checkpoint| bits(&c.quant.iter().find(|(name, _)| name == field).unwrap().1);
+        assert_eq!(value(&fpn), value(&head), "{field} moved after its stage");
+    }
+    assert!(has_momentum(&head, "quant.head.cls_logits.act_step"));
+    let site = |name: &str| recorder.ends[1].sites.iter().find(|s| s.name == name).unwrap();
+    assert_eq!(site("head.cls_logits").bits, 8);
+    assert_eq!(site("head.pose_pred").bits, 4);
+    assert_eq!(site("fpn.inner_convs.3").codes, Some([-4, 3]));
+    let pact = site("fpn.inner_convs.3").activations.as_ref().unwrap();
+    assert!(pact.quantizing && pact.step.unwrap() > 0.0 && pact.signed.is_some());
+}
+
+#[test]
+fn a_file_of_a_fake_quantized_network_evaluates_as_the_network_does() {
+    let config = learnt_stages();
+    let folder = tempfile::tempdir().unwrap();
+    let mut trained = trainer(&config, folder.path());
+    let Outcome::Finished { checkpoint } = run(&mut trained, &mut Recorder::default()).unwrap()
+    else {
+        panic!("not finished")
+    };
+    let blank = PoseNet::blank(trained.net().config(), 1, Device::Cpu).unwrap();
+    let loaded = load_for_evaluation(&checkpoint, &blank).unwrap();
+    let x =
+        Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).sin().reshape([2, 3, 32, 32]);
+    let outputs = |net: &PoseNet| {
+        let outputs = tch::no_grad(|| net.forward_t(&x, false));
+        outputs.cls.iter().chain(&outputs.reg).map(bits).collect::<Vec<_>>()
+    };
+    assert_eq!(outputs(&blank), outputs(trained.net()));
+    for quantizer in &loaded.quantizers {
+        // the loaded weights themselves are on their levels
+        quantizer.assert_on_grid().unwrap();
+        for layer in quantizer.codes().unwrap() {
+            let values = layer.grid.values(&layer.codes).unwrap();
+            assert_eq!(
+                bits(&values),
+                bits(&blank.store.get(&layer.name).unwrap()),
+                "{}",
+                layer.name
+            );
+        }
+    }
+    assert_eq!(
+        trained.sites(),
+        loaded.quantizers.iter().flat_map(|q| q.report()).collect::<Vec<_>>()
+    );
+}

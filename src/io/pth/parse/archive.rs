@@ -3,6 +3,7 @@
 use std::io::{Read, Seek};
 
 use anyhow::{Context, Result, bail, ensure};
+use zip::read::{ArchiveOffset, Config, ZipFile, ZipFileEntry, ZipReadOptions};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{self, MAX_PICKLE_BYTES};
@@ -26,7 +27,11 @@ pub(super) struct Archive<R> {
 
 /// Reads everything of a zip file but the storages' bytes.
 pub(super) fn parse<R: Read + Seek>(reader: R, file_bytes: u64) -> Result<Parsed<R>> {
-    let mut zip = ZipArchive::new(reader).map_err(|error| {
+    // Offsets count from the start of the file. To search for the start instead goes wrong on PyTorch's own files:
+    // between the directory and the end record they have 76 bytes (zip64), which the search takes for the first
+    // entry if that has a name of 30 bytes.
+    let config = Config { archive_offset: ArchiveOffset::Known(0) };
+    let mut zip = ZipArchive::with_config(config, reader).map_err(|error| {
         anyhow::anyhow!(
             "the zip archive cannot be read ({error}): the file is truncated or damaged"
         )
@@ -47,24 +52,22 @@ pub(super) fn parse<R: Read + Seek>(reader: R, file_bytes: u64) -> Result<Parsed
     let mut tables = Tables::default();
     let pickled = pickle::run(&bytes, &mut tables).map_err(|f| f.error).context(PICKLE)?;
     let value = tree(&pickled).context(PICKLE)?;
-    let mut records = Vec::with_capacity(tables.storages.len());
+    let (mut records, mut places) = (Vec::new(), Vec::new());
     for storage in &tables.storages {
         let at = zip.index_for_name(&format!("{root}data/{}", storage.key));
         let at = at.with_context(|| {
             format!("storage {:?} is not in the archive: the file is damaged", storage.key)
         })?;
-        let in_record = checked(&zip.by_index_raw(at)?)?;
+        let entry = zip.by_index_data(at)?;
+        let in_record = checked_size(&entry)?;
         ensure!(
             in_record == storage.num_bytes,
             "storage {} has {in_record} bytes in the archive, expected {}: the file is damaged",
             storage.key,
             storage.num_bytes
         );
+        places.push(entry.header_start());
         records.push(at);
-    }
-    let mut places = Vec::with_capacity(records.len());
-    for &at in &records {
-        places.push(zip.by_index_raw(at)?.header_start());
     }
     let source = Source::Zip(Archive { zip, records });
     Ok(Parsed::new(value, tables, places, order, source))
@@ -73,7 +76,7 @@ pub(super) fn parse<R: Read + Seek>(reader: R, file_bytes: u64) -> Result<Parsed
 impl<R: Read + Seek> Archive<R> {
     /// Fills `bytes`, which has the size of the storage.
     pub(super) fn read_storage(&mut self, storage: usize, bytes: &mut [u8]) -> Result<()> {
-        let mut record = self.zip.by_index(self.records[storage])?;
+        let mut record = open(&mut self.zip, self.records[storage])?;
         record.read_exact(bytes)?;
         finish(&mut record)
     }
@@ -114,9 +117,9 @@ fn small_text<R: Read + Seek>(zip: &mut ZipArchive<R>, name: &str) -> Result<Opt
 
 fn record<R: Read + Seek>(zip: &mut ZipArchive<R>, name: &str, limit: u64) -> Result<Vec<u8>> {
     let at = zip.index_for_name(name).context("the record is missing")?;
-    let num_bytes = checked(&zip.by_index_raw(at)?)?;
+    let num_bytes = checked_size(&zip.by_index_data(at)?)?;
     ensure!(num_bytes <= limit, "the record has {num_bytes} bytes, more than the {limit} expected");
-    let mut record = zip.by_index(at)?;
+    let mut record = open(zip, at)?;
     // Grows with what is there, whatever the archive claims.
     let mut bytes = Vec::new();
     record.by_ref().take(num_bytes).read_to_end(&mut bytes)?;
@@ -125,15 +128,21 @@ fn record<R: Read + Seek>(zip: &mut ZipArchive<R>, name: &str, limit: u64) -> Re
     Ok(bytes)
 }
 
+/// A record to read from. PyTorch can be told to write no checksums, and leaves zeros then.
+fn open<R: Read + Seek>(zip: &mut ZipArchive<R>, at: usize) -> Result<ZipFile<'_, R>> {
+    let unchecked = zip.by_index_data(at)?.crc32() == 0;
+    Ok(zip.by_index_with_options(at, ZipReadOptions::new().ignore_crc32(unchecked))?)
+}
+
 /// The size of a record that can be read.
-fn checked<R: Read>(record: &zip::read::ZipFile<'_, R>) -> Result<u64> {
-    ensure!(!record.encrypted(), "the archive is encrypted");
-    let method = record.compression();
+fn checked_size(entry: &ZipFileEntry) -> Result<u64> {
+    ensure!(!entry.encrypted(), "the archive is encrypted");
+    let method = entry.compression();
     ensure!(
         matches!(method, CompressionMethod::Stored | CompressionMethod::Deflated),
         "a record is compressed by {method}, expected none or deflate"
     );
-    Ok(record.size())
+    Ok(entry.size())
 }
 
 /// Reads the end of a record, where its checksum is compared.

@@ -84,7 +84,8 @@ pub(super) enum Global {
     /// `OrderedDict` and `Counter`: made from nothing, a dict or pairs.
     Dict,
     Set,
-    Bytearray,
+    /// `bytes` and `bytearray`.
+    Bytes,
     /// `_codecs.encode`: how protocol 2 writes `bytes`.
     Encode,
     /// `torch.Size`: a tuple.
@@ -112,7 +113,7 @@ impl Global {
         Some(match (module, name) {
             ("collections", "OrderedDict" | "Counter") => Self::Dict,
             ("builtins" | "__builtin__", "set" | "frozenset") => Self::Set,
-            ("builtins" | "__builtin__", "bytearray") => Self::Bytearray,
+            ("builtins" | "__builtin__", "bytearray" | "bytes") => Self::Bytes,
             ("_codecs", "encode") => Self::Encode,
             ("torch", "Size") => Self::Size,
             ("torch", "device") | ("torch.serialization", "_get_layout") => Self::Named,

@@ -100,18 +100,28 @@ pub fn parse<R: Read + Seek>(mut reader: R) -> Result<Parsed<R>> {
         true => archive::parse(reader, file_bytes),
         false => legacy::parse(reader, file_bytes),
     }?;
-    let needed = parsed.views.iter().try_fold(0_u64, |sum, view| {
-        sum.checked_add(view.num_elements.checked_mul(view.element.size())?)
-    });
-    let limit = file_bytes.saturating_mul(TENSOR_BYTES_PER_BYTE).saturating_add(BASE_TENSOR_BYTES);
-    ensure!(
-        needed.is_some_and(|needed| needed <= limit),
-        "its {} tensors would take {} bytes, and the file has {file_bytes}: too many of them show the same numbers \
-         (expanded or compressed); save contiguous copies",
-        parsed.views.len(),
-        needed.map_or("more than 2^64".to_owned(), |needed| needed.to_string())
-    );
+    check_memory(&parsed, file_bytes)?;
     Ok(parsed)
+}
+
+/// Refuses files whose tensors are out of all proportion to them.
+fn check_memory<R>(parsed: &Parsed<R>, file_bytes: u64) -> Result<()> {
+    let limit = file_bytes.saturating_mul(TENSOR_BYTES_PER_BYTE).saturating_add(BASE_TENSOR_BYTES);
+    let sum = |sum: u64, bytes: Option<u64>| sum.checked_add(bytes?);
+    let mut sizes = parsed.storages.iter().map(|storage| Some(storage.num_bytes));
+    let stored = sizes.try_fold(0, sum).unwrap_or(u64::MAX);
+    ensure!(
+        stored <= limit,
+        "its storages claim {stored} bytes, and the file has {file_bytes}: it is compressed too far, or damaged"
+    );
+    let shown = parsed.views.iter().map(View::num_bytes).try_fold(0, sum).unwrap_or(u64::MAX);
+    ensure!(
+        shown <= limit,
+        "its {} tensors would take {shown} bytes, and the file has {file_bytes}: too many of them show the same \
+         numbers (expanded or compressed); save contiguous copies",
+        parsed.views.len()
+    );
+    Ok(())
 }
 
 const HEAD_BYTES: u64 = 512;

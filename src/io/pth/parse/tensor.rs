@@ -43,9 +43,9 @@ pub struct View {
 }
 
 impl View {
-    /// Bytes of its elements.
-    pub fn num_bytes(&self) -> u64 {
-        self.num_elements * self.element.size()
+    /// Bytes of its elements; `None` beyond 64 bits.
+    pub fn num_bytes(&self) -> Option<u64> {
+        self.num_elements.checked_mul(self.element.size())
     }
 
     /// Whether the elements lie one after another in row-major order.
@@ -115,12 +115,12 @@ impl Machine<'_, '_> {
                 Node::Tuple(_) => return Ok(Made::Same(source)),
                 _ => Node::Tuple(self.items_of(source)?),
             },
-            (Global::Bytearray, []) => Node::OwnBytes(Vec::new()),
-            (Global::Bytearray, &[source]) => match self.node(source) {
+            (Global::Bytes, []) => Node::OwnBytes(Vec::new()),
+            (Global::Bytes, &[source]) => match self.node(source) {
                 Node::Bytes(_) | Node::OwnBytes(_) => return Ok(Made::Same(source)),
                 other => bail!("a bytearray is made of {}", other.type_name()),
             },
-            (Global::Bytearray | Global::Encode, &[source, encoding]) => {
+            (Global::Bytes | Global::Encode, &[source, encoding]) => {
                 self.encode(source, encoding)?
             }
             (Global::Named, &[source]) => self.name(source, None)?,

@@ -10,7 +10,7 @@ use super::pickle::{Id, Node, Pickled};
 /// Deepest nesting. Checkpoints reach about 6.
 const MAX_DEPTH: usize = 200;
 /// Bytes that any tree may take. Values that a pickle names again and again are copied here.
-const BASE_BYTES: usize = 64 << 20;
+const BASE_BYTES: usize = 4 << 20;
 /// Bytes that a tree may take for each byte of its pickle, besides.
 const BYTES_PER_BYTE: usize = 64;
 

@@ -2,29 +2,34 @@
 
 use std::io::{Read, Seek};
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use tch::{Device, Kind, Tensor};
+
+use crate::io::tensors::first_line;
 
 use super::parse::{Element, Order, Parsed, View};
 
-/// The element type in `tch`.
-pub(super) fn kind_of(element: Element) -> Kind {
-    match element {
-        Element::F64 => Kind::Double,
-        Element::F32 => Kind::Float,
-        Element::F16 => Kind::Half,
-        Element::BF16 => Kind::BFloat16,
-        Element::I64 => Kind::Int64,
-        Element::I32 => Kind::Int,
-        Element::I16 => Kind::Int16,
-        Element::I8 => Kind::Int8,
-        Element::U8 => Kind::Uint8,
-        Element::Bool => Kind::Bool,
-    }
+/// The element types in `tch`.
+const KINDS: [(Element, Kind); 10] = [
+    (Element::F64, Kind::Double),
+    (Element::F32, Kind::Float),
+    (Element::F16, Kind::Half),
+    (Element::BF16, Kind::BFloat16),
+    (Element::I64, Kind::Int64),
+    (Element::I32, Kind::Int),
+    (Element::I16, Kind::Int16),
+    (Element::I8, Kind::Int8),
+    (Element::U8, Kind::Uint8),
+    (Element::Bool, Kind::Bool),
+];
+
+/// The element type of a kind of `tch`, if files may have it.
+pub(super) fn element_of(kind: Kind) -> Option<Element> {
+    KINDS.iter().find(|(_, k)| *k == kind).map(|(element, _)| *element)
 }
 
 /// The tensors of a file, in the order of its views. One storage at a time is in memory besides.
-pub(super) fn make<R: Read + Seek>(parsed: &mut Parsed<R>) -> Result<Vec<Tensor>> {
+pub(super) fn tensors<R: Read + Seek>(parsed: &mut Parsed<R>) -> Result<Vec<Tensor>> {
     let mut of_storage: Vec<Vec<usize>> = vec![Vec::new(); parsed.storages.len()];
     for (i, view) in parsed.views.iter().enumerate() {
         of_storage[view.storage].push(i);
@@ -74,7 +79,8 @@ fn tensor(plain: &Tensor, view: &View) -> Result<Tensor> {
         Ok(sizes.iter().map(|&n| i64::try_from(n)).collect::<Result<_, _>>()?)
     };
     let (shape, strides) = (signed(&view.shape)?, signed(&view.strides)?);
-    let kind = kind_of(view.element);
+    let kind = KINDS.iter().find(|(element, _)| *element == view.element).map(|(_, kind)| *kind);
+    let kind = kind.context("an element type without a kind")?;
     let made = || {
         if view.num_elements == 0 {
             return Tensor::f_empty(&shape, (kind, Device::Cpu));
@@ -104,9 +110,4 @@ fn check_booleans(tensor: &Tensor) -> Result<()> {
         Ok(worst) => bail!("a boolean is {worst}, expected 0 or 1"),
         Err(error) => bail!("{}", first_line(&error)),
     }
-}
-
-/// libtorch's message without its stack frames.
-fn first_line(error: &tch::TchError) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
 }

@@ -1,0 +1,95 @@
+//! `mqat verify`.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use super::args::{ConfigSelect, Places};
+use super::terminal::Progress;
+use super::{print_json, print_text, request};
+use crate::data::Split;
+use crate::experiment::{Limits, VerifyRequest, verify};
+
+/// Arguments of `mqat verify`.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// The reference: a file of weights of any kind (checkpoint, packed, safetensors, PyTorch), or an ONNX file.
+    #[arg(value_name = "A")]
+    pub first: PathBuf,
+
+    /// What is held against it, likewise.
+    #[arg(value_name = "B")]
+    pub second: PathBuf,
+
+    /// Compare on so many images of the split, from the first on; 0 takes all.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub images: usize,
+
+    /// The split.
+    #[arg(long, default_value = "test", value_name = "train|valid|test")]
+    pub split: Split,
+
+    /// How far logits and offsets of a level may lie apart, as a share of their largest magnitude in A.
+    #[arg(long, default_value_t = Limits::default().outputs, value_name = "SHARE", value_parser = limit)]
+    pub tolerance: f64,
+
+    /// Which share of the detections may be made by one of the two only.
+    #[arg(long, default_value_t = Limits::default().changed, value_name = "SHARE", value_parser = limit)]
+    pub max_changed: f64,
+
+    /// How far ADI-0.1d may differ, percentage points.
+    #[arg(long, default_value_t = Limits::default().adi_points, value_name = "POINTS", value_parser = limit)]
+    pub max_adi: f64,
+
+    #[command(flatten)]
+    pub select: ConfigSelect,
+
+    #[command(flatten)]
+    pub places: Places,
+
+    /// Print one JSON document on stdout; everything else goes to stderr.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn limit(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    if value >= 0.0 { Ok(value) } else { Err(format!("{text} is below 0")) }
+}
+
+pub(super) fn run(args: VerifyArgs) -> Result<()> {
+    let request = VerifyRequest {
+        run: request(args.select, args.places),
+        files: [args.first, args.second],
+        split: args.split,
+        images: (args.images > 0).then_some(args.images),
+        limits: Limits {
+            outputs: args.tolerance,
+            changed: args.max_changed,
+            adi_points: args.max_adi,
+        },
+    };
+    let mut bar: Option<Progress> = None;
+    let report = verify(&request, &mut |at| {
+        let bar =
+            bar.get_or_insert_with(|| Progress::start("verify", "images", at.num_images as u64, 0));
+        bar.at(at.num_done as u64, "");
+    })?;
+    if let Some(bar) = bar {
+        bar.finish();
+    }
+    if args.json {
+        print_json(&report)?
+    } else {
+        print_text(&report.text())?
+    }
+    ensure!(
+        report.passed,
+        "{} and {} differ: {}",
+        request.files[0].display(),
+        request.files[1].display(),
+        report.failures.join("; ")
+    );
+    Ok(())
+}

@@ -1,0 +1,533 @@
+//! `mqat verify A B`: whether two artefacts of one network still compute the same.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use serde_json::Value;
+use tch::Device;
+
+use super::config::{self, Config, Select};
+use super::engine::{OnnxEngine, OnnxMeta, is_onnx};
+use super::home::Home;
+use super::keys;
+use super::open::{Request, blank_network, infer_options, limited};
+use super::test::run_name;
+use super::weights::{self, Strictness};
+use crate::data::{Dataset, Split};
+use crate::eval::{
+    Deviation, Engine, LevelDeviation, Pair, Prediction, Progress, RunInfo, SYNTHETIC_FILE,
+    evaluate, infer_pair,
+};
+use crate::pose::errors::{re_deg, te_mm};
+
+/// What is compared in percent of objects.
+const ADI: &str = "ADI-0.1d";
+
+/// What `mqat verify` is asked.
+#[derive(Debug, Clone)]
+pub struct VerifyRequest {
+    /// Config, places, device.
+    pub run: Request,
+    /// The artefacts; the first one is the reference.
+    pub files: [PathBuf; 2],
+    /// The split.
+    pub split: Split,
+    /// How many of its images, from the first on; none takes all.
+    pub images: Option<usize>,
+    /// What may differ.
+    pub limits: Limits,
+}
+
+/// What may differ at most.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Limits {
+    /// Largest difference of a level's logits or offsets, as a share of the largest magnitude of that output in the
+    /// reference.
+    pub outputs: f64,
+    /// Share of detections that only one of the two makes.
+    pub changed: f64,
+    /// Difference of ADI-0.1d, percentage points.
+    pub adi_points: f64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { outputs: 1e-4, changed: 0.01, adi_points: 1.0 }
+    }
+}
+
+/// What `mqat verify` found.
+#[derive(Debug, Serialize)]
+pub struct VerifyReport {
+    /// True when no limit is exceeded.
+    pub passed: bool,
+    /// The limits that are exceeded, a line each.
+    pub failures: Vec<String>,
+    /// The limits.
+    pub limits: Limits,
+    /// The artefacts.
+    pub artefacts: [ArtefactReport; 2],
+    /// Images compared.
+    pub num_images: usize,
+    /// The split they are of.
+    pub split: String,
+    /// True when the dataset says that it was rendered.
+    pub synthetic_data: bool,
+    /// The outputs by level, finest first.
+    pub levels: Vec<LevelDeviation>,
+    /// Who finds what.
+    pub detections: Detections,
+    /// Poses of objects that both find; none when there is no such object.
+    pub poses: Option<PoseDeviation>,
+    /// ADI-0.1d of the second less that of the first, percentage points; none without true objects.
+    pub adi_difference_points: Option<f64>,
+}
+
+/// One of the two.
+#[derive(Debug, Clone, Serialize)]
+pub struct ArtefactReport {
+    /// The file.
+    pub path: PathBuf,
+    /// What kind of file it is.
+    pub kind: String,
+    /// What the network is, for people.
+    pub name: String,
+    /// Size of the file.
+    pub bytes: u64,
+    /// ADI-0.1d over all objects, percent.
+    pub adi_percent: Option<f64>,
+}
+
+/// Detections, one at most for a class and image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Detections {
+    /// Made by both.
+    pub both: usize,
+    /// Made by the first alone.
+    pub only_first: usize,
+    /// Made by the second alone.
+    pub only_second: usize,
+    /// Those that only one makes over all.
+    pub share_changed: f64,
+}
+
+/// How far poses of the same object lie apart.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PoseDeviation {
+    /// Angle of the rotation between the two, degrees.
+    pub rotation_deg: Spread,
+    /// Distance of the translations, mm.
+    pub translation_mm: Spread,
+    /// The same over the object's distance.
+    pub translation_relative: Spread,
+}
+
+/// Some numbers in short.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The middle one.
+    pub median: f64,
+    /// 95 % are at most this.
+    pub p95: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// `None` without numbers.
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let last = values.len().checked_sub(1)?;
+        let at = |share: f64| values[(share * last as f64).ceil() as usize];
+        Some(Self { median: at(0.5), p95: at(0.95), max: values[last] })
+    }
+}
+
+/// Something that computes poses: what a file became.
+struct Artefact {
+    kind: String,
+    name: String,
+    engine: Box<dyn Engine>,
+}
+
+/// Opens a file of any kind that this program runs.
+fn open(file: &Path, config: &Config, device: Device) -> Result<Artefact> {
+    if is_onnx(file)? {
+        let engine = OnnxEngine::open(file, tch::get_num_threads() as usize)?;
+        let (kind, name) = ("ONNX".to_owned(), engine.meta.name());
+        return Ok(Artefact { kind, name, engine: Box::new(engine) });
+    }
+    let net = blank_network(config, device)?;
+    let loaded = weights::load(file, &net, Strictness::Strict)?;
+    loaded.report.log();
+    let averaged = if loaded.averaged { ", averaged weights" } else { "" };
+    Ok(Artefact {
+        kind: loaded.kind.text().to_owned(),
+        name: run_name(&loaded.quantized, &loaded.quantizers) + averaged,
+        engine: Box::new(net),
+    })
+}
+
+/// The config that a file carries, as it was stored.
+fn stored_config(file: &Path) -> Result<Option<Value>> {
+    Ok(match is_onnx(file)? {
+        true => Some(OnnxMeta::of_file(file)?.config),
+        false => weights::meta_of(file)?.map(|meta| meta.config),
+    })
+}
+
+/// Runs both artefacts over the same images and compares outputs, detections, poses and accuracy.
+///
+/// # Errors
+/// If a file cannot be read, the two are different networks, or the dataset cannot be read. Differences above a limit
+/// are no error here: see [`VerifyReport::passed`].
+pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport> {
+    let configs = configs(&request.files, &request.run.select)?;
+    ensure_same_network(&request.files, &configs)?;
+    let [config, other] = &configs;
+    let mut config = config.clone();
+    if let Some(seed) = request.run.select.seed {
+        config.evaluation.seed = seed;
+    }
+    let home = request.run.home()?;
+    let device = request.run.open_device(&config)?;
+    let dataset = request.run.open_split(&home, &config, request.split)?;
+    let dataset = limited(dataset, request.images);
+    let [first, second] = &request.files;
+    let artefacts = [open(first, &config, device)?, open(second, other, device)?];
+    let options = infer_options(&config, device, request.run.skip_bad);
+    let engines = [artefacts[0].engine.as_ref(), artefacts[1].engine.as_ref()];
+    let pair = infer_pair(engines, &dataset, &options, |p| progress(p))?;
+    let mut reports = Vec::with_capacity(2);
+    for (i, artefact) in artefacts.iter().enumerate() {
+        let path = request.files[i].clone();
+        let bytes =
+            std::fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?.len();
+        let adi_percent = adi(&config, &dataset, request.split, &pair, i)?;
+        let (kind, name) = (artefact.kind.clone(), artefact.name.clone());
+        reports.push(ArtefactReport { path, kind, name, bytes, adi_percent });
+    }
+    let artefacts: [ArtefactReport; 2] =
+        reports.try_into().map_err(|_| anyhow::anyhow!("two artefacts have two reports"))?;
+    Ok(judge(request, &dataset, pair, artefacts))
+}
+
+/// The config of each artefact: one that the user names, else its own; a file without takes the other's.
+fn configs(files: &[PathBuf; 2], select: &Select) -> Result<[Config; 2]> {
+    let named = select.config.is_some() || select.topology.is_some();
+    let stored = match named {
+        true => [None, None],
+        false => [stored_config(&files[0])?, stored_config(&files[1])?],
+    };
+    let of = |i: usize| {
+        let own = stored[i].as_ref().map(|config| (config, &files[i]));
+        let others = stored[1 - i].as_ref().map(|config| (config, &files[1 - i]));
+        let Some((document, file)) = own.or(others) else {
+            return select.resolve(&Home::find(None, None)?);
+        };
+        let mut document = document.clone();
+        for assignment in &select.set {
+            keys::set(&mut document, assignment)?;
+        }
+        config::parse(document, &format!("the config in {}", file.display()))
+    };
+    Ok([of(0)?, of(1)?])
+}
+
+/// Refuses networks whose outputs cannot be compared.
+fn ensure_same_network(files: &[PathBuf; 2], configs: &[Config; 2]) -> Result<()> {
+    let [a, b] = configs;
+    let classes = [a.data.num_classes(), b.data.num_classes()];
+    let strides = configs.each_ref().map(|c| c.network.params.strides());
+    let anchors = [&a.network.params.anchor_sizes, &b.network.params.anchor_sizes];
+    let input = configs.each_ref().map(|c| (c.input.width, c.input.height));
+    let what = if classes[0] != classes[1] {
+        format!("{} and {} object classes", classes[0], classes[1])
+    } else if strides[0] != strides[1] {
+        format!("levels of strides {:?} and {:?}", strides[0], strides[1])
+    } else if anchors[0] != anchors[1] {
+        format!("anchors of {:?} and {:?} px", anchors[0], anchors[1])
+    } else if input[0] != input[1] {
+        let [(w, h), (v, g)] = input;
+        format!("inputs of {w} x {h} and {v} x {g} px")
+    } else if a.input != b.input {
+        "another internal camera or normalisation of images".to_owned()
+    } else {
+        return Ok(());
+    };
+    bail!(
+        "{} and {} are different networks, which cannot be compared: they have {what}",
+        files[0].display(),
+        files[1].display()
+    )
+}
+
+/// ADI-0.1d of one artefact, percent.
+fn adi(
+    config: &Config,
+    dataset: &Arc<Dataset>,
+    split: Split,
+    pair: &Pair,
+    which: usize,
+) -> Result<Option<f64>> {
+    let info = RunInfo {
+        name: if which == 0 { "first" } else { "second" },
+        list: config.data.list(split),
+        left_out: &pair.left_out,
+        timing: None,
+    };
+    let predictions = &pair.predictions[which];
+    let evaluation = evaluate(dataset, &config.data, predictions, &config.evaluation, info)?;
+    Ok(evaluation.report.headline_percent)
+}
+
+/// Puts the numbers together and holds them against the limits.
+fn judge(
+    request: &VerifyRequest,
+    dataset: &Dataset,
+    pair: Pair,
+    artefacts: [ArtefactReport; 2],
+) -> VerifyReport {
+    let (detections, poses) = compare_poses(&pair.predictions);
+    let difference = match (artefacts[0].adi_percent, artefacts[1].adi_percent) {
+        (Some(a), Some(b)) => Some(b - a),
+        _ => None,
+    };
+    let failures = failures(&request.limits, &pair.levels, &detections, difference);
+    VerifyReport {
+        passed: failures.is_empty(),
+        failures,
+        limits: request.limits,
+        artefacts,
+        num_images: dataset.frames.len() - pair.left_out.len(),
+        split: request.split.to_string(),
+        synthetic_data: dataset.root.join(SYNTHETIC_FILE).exists(),
+        levels: pair.levels,
+        detections,
+        poses,
+        adi_difference_points: difference,
+    }
+}
+
+fn level_name(stride: i64) -> String {
+    format!("P{}", stride.max(1).ilog2())
+}
+
+/// What exceeds a limit.
+fn failures(
+    limits: &Limits,
+    levels: &[LevelDeviation],
+    detections: &Detections,
+    adi_points: Option<f64>,
+) -> Vec<String> {
+    let mut failures = Vec::new();
+    for level in levels {
+        for (what, d) in [("logits", &level.logits), ("offsets", &level.offsets)] {
+            let at = level_name(level.stride);
+            if d.num_not_finite > 0 {
+                failures.push(format!(
+                    "{what} of {at}: {} values are finite in one of the two only",
+                    d.num_not_finite
+                ));
+            }
+            if d.relative > limits.outputs {
+                failures.push(format!(
+                    "{what} of {at} differ by {:.3e} of their scale, above {:e}",
+                    d.relative, limits.outputs
+                ));
+            }
+        }
+    }
+    if detections.share_changed > limits.changed {
+        failures.push(format!(
+            "{:.2} % of the detections are made by one of the two only, above {:.2} %",
+            100.0 * detections.share_changed,
+            100.0 * limits.changed
+        ));
+    }
+    if let Some(points) = adi_points.filter(|points| points.abs() > limits.adi_points) {
+        failures
+            .push(format!("{ADI} differs by {points:+.2} points, above {:.2}", limits.adi_points));
+    }
+    failures
+}
+
+/// Matches predictions by image and class.
+fn compare_poses(predictions: &[Vec<Prediction>; 2]) -> (Detections, Option<PoseDeviation>) {
+    type ByPlace<'a> = BTreeMap<(&'a str, usize), &'a Prediction>;
+    let [first, second]: [ByPlace; 2] = predictions
+        .each_ref()
+        .map(|list| list.iter().map(|p| ((p.image.as_str(), p.class), p)).collect());
+    let (mut rotations, mut translations, mut relative) = (Vec::new(), Vec::new(), Vec::new());
+    let mut both = 0;
+    for (place, a) in &first {
+        let Some(b) = second.get(place) else { continue };
+        both += 1;
+        if let (Ok(a), Ok(b)) = (a.pose(), b.pose()) {
+            rotations.push(re_deg(&b, &a));
+            translations.push(te_mm(&b, &a));
+            relative.push(te_mm(&b, &a) / a.t_mm.norm());
+        }
+    }
+    let (only_first, only_second) = (first.len() - both, second.len() - both);
+    let all = (both + only_first + only_second).max(1);
+    let share_changed = (only_first + only_second) as f64 / all as f64;
+    let spreads = (Spread::of(rotations), Spread::of(translations), Spread::of(relative));
+    let poses = match spreads {
+        (Some(rotation_deg), Some(translation_mm), Some(translation_relative)) => {
+            Some(PoseDeviation { rotation_deg, translation_mm, translation_relative })
+        }
+        _ => None,
+    };
+    (Detections { both, only_first, only_second, share_changed }, poses)
+}
+
+impl VerifyReport {
+    /// For a terminal.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        for (letter, a) in ["A", "B"].iter().zip(&self.artefacts) {
+            let _ = writeln!(
+                out,
+                "{letter}  {}: {}, {}, {:.3} MB",
+                a.path.display(),
+                a.kind,
+                a.name,
+                a.bytes as f64 / 1e6
+            );
+        }
+        let synthetic = if self.synthetic_data { " (synthetic)" } else { "" };
+        let _ =
+            writeln!(out, "{} images of the {} split{synthetic}\n", self.num_images, self.split);
+        let _ = writeln!(
+            out,
+            "{:<6} {:>12} {:>12} {:>12}   {:>12} {:>12} {:>12}",
+            "level", "logits max", "mean", "of scale", "offsets max", "mean", "of scale"
+        );
+        for level in &self.levels {
+            let part = |d: &Deviation| {
+                format!("{:>12.3e} {:>12.3e} {:>12.3e}", d.max_abs, d.mean_abs, d.relative)
+            };
+            let _ = writeln!(
+                out,
+                "{:<6} {}   {}",
+                level_name(level.stride),
+                part(&level.logits),
+                part(&level.offsets)
+            );
+        }
+        self.poses_text(&mut out);
+        let _ = match self.failures.as_slice() {
+            [] => writeln!(out, "passed: A and B agree within the limits"),
+            failures => writeln!(out, "FAILED: {}", failures.join("; ")),
+        };
+        out
+    }
+
+    fn poses_text(&self, out: &mut String) {
+        let d = &self.detections;
+        let _ = writeln!(
+            out,
+            "\ndetections: {} by both, {} by A alone, {} by B alone: {:.2} % changed (limit {:.2} %)",
+            d.both,
+            d.only_first,
+            d.only_second,
+            100.0 * d.share_changed,
+            100.0 * self.limits.changed
+        );
+        let _ = match &self.poses {
+            None => writeln!(out, "poses: none that both find"),
+            Some(p) => {
+                let spread =
+                    |s: &Spread| format!("{:.3e} / {:.3e} / {:.3e}", s.median, s.p95, s.max);
+                writeln!(
+                    out,
+                    "poses, median / 95 % / largest: rotation {} deg; translation {} mm, {} of the distance",
+                    spread(&p.rotation_deg),
+                    spread(&p.translation_mm),
+                    spread(&p.translation_relative)
+                )
+            }
+        };
+        let percent = |a: &ArtefactReport| {
+            a.adi_percent.map_or("none".to_owned(), |percent| format!("{percent:.2} %"))
+        };
+        let [a, b] = self.artefacts.each_ref().map(percent);
+        let points = self.adi_difference_points.map_or(String::new(), |points| {
+            format!(": {points:+.2} points (limit {:.2})", self.limits.adi_points)
+        });
+        let _ = writeln!(out, "{ADI}: A {a}, B {b}{points}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prediction(image: &str, turn_deg: f64, x_mm: f64) -> Prediction {
+        let (sin, cos) = turn_deg.to_radians().sin_cos();
+        Prediction {
+            image: image.to_owned(),
+            class: 0,
+            obj_id: None,
+            score: 0.5,
+            r: [cos, -sin, 0.0, sin, cos, 0.0, 0.0, 0.0, 1.0],
+            t_mm: [x_mm, 0.0, 1000.0],
+            inliers: 8,
+            residual_px: 1.0,
+        }
+    }
+
+    #[test]
+    fn detections_and_poses_are_matched_by_image_and_class() {
+        let first =
+            vec![prediction("a", 0.0, 0.0), prediction("b", 0.0, 0.0), prediction("c", 0.0, 0.0)];
+        let second =
+            vec![prediction("b", 2.0, 10.0), prediction("a", 0.0, 0.0), prediction("d", 0.0, 0.0)];
+        let (detections, poses) = compare_poses(&[first, second]);
+        let expected = Detections { both: 2, only_first: 1, only_second: 1, share_changed: 0.5 };
+        assert_eq!(detections, expected);
+        let poses = poses.unwrap();
+        assert!((poses.rotation_deg.max - 2.0).abs() < 1e-6, "{poses:?}");
+        assert!((poses.translation_mm.max - 10.0).abs() < 1e-9);
+        assert!((poses.translation_relative.max - 0.01).abs() < 1e-9);
+        let (none, poses) = compare_poses(&[Vec::new(), Vec::new()]);
+        assert_eq!((none.share_changed, poses), (0.0, None));
+    }
+
+    #[test]
+    fn a_spread_is_of_the_sorted_numbers() {
+        let s = Spread::of((1..=100).rev().map(f64::from).collect()).unwrap();
+        assert_eq!((s.median, s.p95, s.max), (51.0, 96.0, 100.0));
+        assert_eq!(Spread::of(vec![7.0]).unwrap(), Spread { median: 7.0, p95: 7.0, max: 7.0 });
+        assert_eq!(Spread::of(Vec::new()), None);
+    }
+
+    #[test]
+    fn every_limit_has_its_own_failure() {
+        let limits = Limits::default();
+        let fine = LevelDeviation {
+            stride: 8,
+            logits: Deviation { relative: 1e-4, ..Default::default() },
+            offsets: Deviation::default(),
+        };
+        let none = Detections::default();
+        assert!(failures(&limits, &[fine], &none, Some(-1.0)).is_empty());
+        let mut level = fine;
+        level.stride = 32;
+        level.offsets.relative = 2e-4;
+        let text = failures(&limits, &[fine, level], &none, None).join("; ");
+        assert_eq!(text, "offsets of P5 differ by 2.000e-4 of their scale, above 1e-4");
+        let mut level = fine;
+        level.logits.num_not_finite = 3;
+        assert!(failures(&limits, &[level], &none, None)[0].contains("3 values are finite"));
+        let changed = Detections { share_changed: 0.02, ..none };
+        assert!(failures(&limits, &[fine], &changed, None)[0].contains("2.00 % of the detections"));
+        let text = failures(&limits, &[fine], &none, Some(-1.25)).join("; ");
+        assert_eq!(text, "ADI-0.1d differs by -1.25 points, above 1.00");
+    }
+}

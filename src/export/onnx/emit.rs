@@ -1,0 +1,561 @@
+//! A graph as an ONNX model.
+
+use std::collections::{BTreeMap, HashSet};
+
+use anyhow::{Result, ensure};
+
+use super::graph::{Codes, Graph, NodeId, Op, Weight};
+use super::plan::{self, Plan, QParams};
+use super::proto::{self, Attribute, DataType, Tensor, ValueInfo};
+use super::reference::LEAKY_SLOPE;
+use crate::nn::NORM_EPS;
+
+/// The opset that `InstanceNormalization`, `Resize` and per-channel `DequantizeLinear` are written for.
+pub const BASE_OPSET: i64 = 17;
+/// The first opset with 4-bit integers.
+pub const INT4_OPSET: i64 = 21;
+/// The first opset with 2-bit integers.
+pub const INT2_OPSET: i64 = 25;
+/// The last opset that was tried.
+pub const LAST_OPSET: i64 = 25;
+/// Name of the input.
+pub const INPUT: &str = "images";
+
+/// How integer weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// A byte each: what convolution kernels take.
+    Int8,
+    /// 2, 4 or 8 bits, whichever is the smallest that holds them and that the opset has.
+    TrueBits,
+}
+
+/// What is written.
+#[derive(Debug, Clone)]
+pub struct EmitOptions {
+    /// Version of the operators.
+    pub opset: i64,
+    /// Type of integer weights.
+    pub carrier: Carrier,
+    /// Whether the runtime has 2-bit weights.
+    pub int2: bool,
+    /// Batch size; `None` leaves it open.
+    pub batch: Option<i64>,
+    /// Scores and decoded corners as further outputs.
+    pub decode: bool,
+}
+
+/// The names of a level's outputs: `cls_p3`, `reg_p3`, by the level's stride.
+pub fn output_names(stride: i64) -> [String; 2] {
+    let level = stride.ilog2();
+    [format!("cls_p{level}"), format!("reg_p{level}")]
+}
+
+/// Writes the graph, rounded by `plan`, as a model.
+///
+/// # Errors
+/// If the opset is outside what is known, or lacks a type that is asked for.
+pub fn emit(
+    graph: &Graph,
+    plan: &Plan,
+    options: &EmitOptions,
+    metadata: &BTreeMap<String, String>,
+) -> Result<proto::Model> {
+    ensure!(
+        (BASE_OPSET..=LAST_OPSET).contains(&options.opset),
+        "opset {} is outside {BASE_OPSET}..={LAST_OPSET}",
+        options.opset
+    );
+    let mut emitter =
+        Emitter { graph, plan, options, out: proto::Graph::default(), known: HashSet::new() };
+    emitter.run();
+    let entries = metadata.iter();
+    let metadata =
+        entries.map(|(k, v)| proto::Entry { key: k.clone(), value: v.clone() }).collect();
+    Ok(proto::Model {
+        ir_version: ir_version(options.opset),
+        producer_name: "mqat".to_owned(),
+        producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        doc_string: "6D-pose network: images to class logits and corner offsets by level"
+            .to_owned(),
+        graph: Some(proto::Graph { name: "mqat".to_owned(), ..emitter.out }),
+        opset_import: vec![proto::OperatorSet { domain: String::new(), version: options.opset }],
+        metadata,
+    })
+}
+
+/// The version of the file format that came with an opset (the table in the ONNX release notes).
+fn ir_version(opset: i64) -> i64 {
+    match opset {
+        ..=18 => 8,
+        19..=20 => 9,
+        21..=22 => 10,
+        23 => 11,
+        24 => 12,
+        _ => 13,
+    }
+}
+
+/// The type that holds a weight's codes.
+pub fn carrier_of(codes: &Codes, options: &EmitOptions) -> DataType {
+    let (low, high) = codes.range();
+    let fits = |kind: DataType| kind.range().0 <= low && high <= kind.range().1;
+    match options.carrier {
+        Carrier::TrueBits
+            if options.opset >= INT2_OPSET && options.int2 && fits(DataType::Int2) =>
+        {
+            DataType::Int2
+        }
+        Carrier::TrueBits if options.opset >= INT4_OPSET && fits(DataType::Int4) => DataType::Int4,
+        _ => DataType::Int8,
+    }
+}
+
+struct Emitter<'a> {
+    graph: &'a Graph,
+    plan: &'a Plan,
+    options: &'a EmitOptions,
+    out: proto::Graph,
+    /// Constants that are written.
+    known: HashSet<String>,
+}
+
+impl Emitter<'_> {
+    fn run(&mut self) {
+        let shape = self.graph.nodes[0].shape;
+        let doc = "RGB images, byte / 255 - mean, over deviation; see the metadata";
+        self.out.input.push(ValueInfo::batched(INPUT, self.options.batch, &shape, doc));
+        for node in 0..self.graph.nodes.len() {
+            self.node(node);
+            self.round_value(node);
+        }
+        for level in 0..self.graph.levels.len() {
+            self.output(level);
+        }
+        if self.options.decode {
+            self.decode();
+        }
+    }
+
+    /// The name of a node's value before it is rounded.
+    fn raw(&self, node: NodeId) -> String {
+        for level in &self.graph.levels {
+            let [cls, reg] = output_names(level.stride);
+            if level.cls == node {
+                return cls;
+            }
+            if level.reg == node {
+                return reg;
+            }
+        }
+        self.graph.nodes[node].name.clone()
+    }
+
+    /// The name of a node's value as its readers take it.
+    fn value(&self, node: NodeId) -> String {
+        let raw = self.raw(node);
+        if self.plan.values[node].is_some() { format!("{raw}.dq") } else { raw }
+    }
+
+    fn node(&mut self, node: NodeId) {
+        let name = self.graph.nodes[node].name.clone();
+        let out = self.raw(node);
+        match self.graph.nodes[node].op {
+            Op::Input => {}
+            Op::Conv { x, conv } => self.conv(node, x, conv),
+            Op::LeakyRelu { x } => {
+                let slope = Attribute::float("alpha", LEAKY_SLOPE as f32);
+                self.push("LeakyRelu", &name, &[self.value(x)], &out, vec![slope]);
+            }
+            Op::Relu { x } => self.push("Relu", &name, &[self.value(x)], &out, vec![]),
+            Op::Add { a, b } => {
+                self.push("Add", &name, &[self.value(a), self.value(b)], &out, vec![]);
+            }
+            Op::Upsample { x } => self.upsample(node, x),
+            Op::GroupNorm { x, norm } => self.group_norm(node, x, norm),
+            Op::Scale { x, factor } => {
+                let factor = self.floats(&format!("{name}.factor"), &[], &[factor]);
+                self.push("Mul", &name, &[self.value(x), factor], &out, vec![]);
+            }
+        }
+    }
+
+    /// Rounding and its inverse after a node.
+    fn round_value(&mut self, node: NodeId) {
+        if let Some(params) = self.plan.values[node] {
+            let raw = self.raw(node);
+            self.round(&raw, &raw, &params);
+        }
+    }
+
+    /// Rounds `x`; the integers are `{name}.q`, what they stand for `{name}.dq`.
+    fn round(&mut self, x: &str, name: &str, params: &QParams) {
+        let mut x = x.to_owned();
+        if params.clamp.is_some() {
+            let (low, high) = params.limits();
+            let low = self.floats(&format!("{name}.low"), &[], &[low]);
+            let high = self.floats(&format!("{name}.high"), &[], &[high]);
+            let clamped = format!("{name}.clamped");
+            self.push("Clip", &clamped.clone(), &[x, low, high], &clamped, vec![]);
+            x = clamped;
+        }
+        let scale = self.floats(&format!("{name}.scale"), &[], &[params.scale]);
+        let zero = self.integers(&format!("{name}.zero"), &[], params.kind, &[params.zero_point]);
+        let (q, dq) = (format!("{name}.q"), format!("{name}.dq"));
+        let args = [x, scale.clone(), zero.clone()];
+        self.push("QuantizeLinear", &q, &args, &q, vec![]);
+        self.push("DequantizeLinear", &dq, &[q.clone(), scale, zero], &dq, vec![]);
+    }
+
+    fn conv(&mut self, node: NodeId, x: NodeId, conv: usize) {
+        let (name, out) = (self.graph.nodes[node].name.clone(), self.raw(node));
+        let constants = &self.graph.convs[conv];
+        let mut value = self.value(x);
+        if let Some(params) = self.plan.inputs[node] {
+            let input = format!("{name}.input");
+            self.round(&value, &input, &params);
+            value = format!("{input}.dq");
+        }
+        let (kernel, pad) = (constants.dims[2], constants.dims[2] / 2);
+        let attributes = vec![
+            Attribute::ints("kernel_shape", &[kernel; 2]),
+            Attribute::ints("pads", &[pad; 4]),
+            Attribute::ints("strides", &[constants.stride; 2]),
+        ];
+        let weight = match &constants.weight {
+            Weight::Float(values) => {
+                self.floats(&format!("{}.weight", constants.name), &constants.dims, values)
+            }
+            Weight::Codes(codes) => self.codes(&name, conv, codes),
+        };
+        let bias = self.bias(node, x, conv);
+        self.push("Conv", &name, &[value, weight, bias], &out, attributes);
+    }
+
+    /// Integer weights and their inverse rounding; returns the floats' name.
+    fn codes(&mut self, name: &str, conv: usize, codes: &Codes) -> String {
+        let constants = &self.graph.convs[conv];
+        let layer = &constants.name;
+        let kind = carrier_of(codes, self.options);
+        let channels = codes.scale.len() as i64;
+        let dims: &[i64] = if channels == 1 { &[] } else { &[channels] };
+        let weight =
+            self.integers(&format!("{layer}.weight_codes"), &constants.dims, kind, &codes.codes);
+        let scale = self.floats(&format!("{layer}.weight_scale"), dims, &codes.scale);
+        let zeros = vec![0; codes.scale.len()];
+        let zero = self.integers(&format!("{layer}.weight_zero"), dims, kind, &zeros);
+        let out = format!("{name}.weight_dq");
+        let axis = (channels > 1).then(|| Attribute::int("axis", 0));
+        let args = [weight, scale, zero];
+        self.push("DequantizeLinear", &out, &args, &out, axis.into_iter().collect());
+        out
+    }
+
+    /// The bias: integers where the convolution is one of integers from end to end, else floats.
+    fn bias(&mut self, node: NodeId, x: NodeId, conv: usize) -> String {
+        let constants = &self.graph.convs[conv];
+        let integer = plan::integer_bias(self.graph, self.plan, node, x, conv);
+        let Some((integers, scales)) = integer else {
+            let (name, dims) = (format!("{}.bias", constants.name), [constants.dims[0]]);
+            return self.floats(&name, &dims, &constants.bias);
+        };
+        let name = self.graph.nodes[node].name.clone();
+        let per_tensor = scales.len() == 1;
+        let dims: &[i64] = if per_tensor { &[] } else { &[constants.dims[0]] };
+        let bias = self.integers(
+            &format!("{name}.bias_codes"),
+            &[constants.dims[0]],
+            DataType::Int32,
+            &integers,
+        );
+        let scale = self.floats(&format!("{name}.bias_scale"), dims, &scales);
+        let zeros = vec![0; scales.len()];
+        let zero = self.integers(&format!("{name}.bias_zero"), dims, DataType::Int32, &zeros);
+        let out = format!("{name}.bias_dq");
+        let axis = (!per_tensor).then(|| Attribute::int("axis", 0));
+        self.push("DequantizeLinear", &out, &[bias, scale, zero], &out, axis.into_iter().collect());
+        out
+    }
+
+    fn upsample(&mut self, node: NodeId, x: NodeId) {
+        let (name, out) = (self.graph.nodes[node].name.clone(), self.raw(node));
+        let ([_, h, w], [_, from_h, from_w]) =
+            (self.graph.nodes[node].shape, self.graph.nodes[x].shape);
+        let whole = (h, w) == (2 * from_h, 2 * from_w);
+        let twice = if whole { out.clone() } else { format!("{name}.twice") };
+        let scales = self.floats("upsample.scales", &[4], &[1.0, 1.0, 2.0, 2.0]);
+        let attributes = vec![
+            Attribute::text("mode", "nearest"),
+            Attribute::text("coordinate_transformation_mode", "asymmetric"),
+            Attribute::text("nearest_mode", "floor"),
+        ];
+        self.push("Resize", &name, &[self.value(x), String::new(), scales], &twice, attributes);
+        if !whole {
+            let kind = DataType::Int64;
+            let starts = self.integers("upsample.starts", &[2], kind, &[0, 0]);
+            let ends = self.integers(&format!("{name}.ends"), &[2], kind, &[h as i32, w as i32]);
+            let axes = self.integers("upsample.axes", &[2], kind, &[2, 3]);
+            self.push("Slice", &format!("{name}.cut"), &[twice, starts, ends, axes], &out, vec![]);
+        }
+    }
+
+    /// Group norm as an instance norm over the groups, then each channel's factor and offset.
+    ///
+    /// ONNX Runtime has a kernel of its own for the instance norm; `GroupNormalization` is expanded into a dozen
+    /// operations there.
+    fn group_norm(&mut self, node: NodeId, x: NodeId, norm: usize) {
+        let (name, out) = (self.graph.nodes[node].name.clone(), self.raw(node));
+        let [c, h, w] = self.graph.nodes[node].shape;
+        let constants = &self.graph.norms[norm];
+        let (groups, layer) = (constants.groups, &constants.name);
+        let kind = DataType::Int64;
+        let grouped = [0, groups as i32, -1];
+        let grouped = self.integers(&format!("{layer}.groups"), &[3], kind, &grouped);
+        let shape = [0, c as i32, h as i32, w as i32];
+        let shape = self.integers(&format!("{name}.shape"), &[4], kind, &shape);
+        let ones = self.floats(&format!("{layer}.ones"), &[groups], &vec![1.0; groups as usize]);
+        let zeros = self.floats(&format!("{layer}.zeros"), &[groups], &vec![0.0; groups as usize]);
+        let weight = self.floats(&format!("{layer}.weight"), &[1, c, 1, 1], &constants.weight);
+        let bias = self.floats(&format!("{layer}.bias"), &[1, c, 1, 1], &constants.bias);
+        let step = |what: &str| format!("{name}.{what}");
+        let eps = Attribute::float("epsilon", NORM_EPS as f32);
+        self.push("Reshape", &step("split"), &[self.value(x), grouped], &step("split"), vec![]);
+        let args = [step("split"), ones, zeros];
+        self.push("InstanceNormalization", &name, &args, &step("normal"), vec![eps]);
+        self.push("Reshape", &step("join"), &[step("normal"), shape], &step("join"), vec![]);
+        self.push("Mul", &step("scale"), &[step("join"), weight], &step("scale"), vec![]);
+        self.push("Add", &step("offset"), &[step("scale"), bias], &out, vec![]);
+    }
+
+    fn output(&mut self, level: usize) {
+        let level = self.graph.levels[level];
+        let [cls, reg] = output_names(level.stride);
+        for (name, node, doc) in [
+            (cls, level.cls, "class logits [n, C, h, w]".to_owned()),
+            (
+                reg,
+                level.reg,
+                format!(
+                    "corner offsets [n, 16 C, h, w], class by class 8 x then 8 y, from the anchor's centre \
+                     (stride {} px) in anchor sizes ({} px)",
+                    level.stride, level.anchor_px
+                ),
+            ),
+        ] {
+            let shape = self.graph.nodes[node].shape;
+            self.out.output.push(ValueInfo::batched(&name, self.options.batch, &shape, &doc));
+        }
+    }
+
+    /// `scores` `[n, C, cells]` and `corners_px` `[n, C, 2, 8, cells]` over all levels, finest first.
+    fn decode(&mut self) {
+        let classes = self.graph.num_classes as i32;
+        let (mut scores, mut corners, mut total) = (vec![], vec![], 0);
+        let kind = DataType::Int64;
+        let by_class = self.integers("decode.by_class", &[3], kind, &[0, classes, -1]);
+        let by_corner = self.integers("decode.by_corner", &[5], kind, &[0, classes, 2, 8, -1]);
+        for level in self.graph.levels.clone() {
+            let [_, h, w] = self.graph.nodes[level.cls].shape;
+            let [cls, reg] = output_names(level.stride);
+            let step = |name: &str, what: &str| format!("decode.{name}.{what}");
+            let (flat, points) = (step(&cls, "flat"), step(&reg, "points"));
+            self.push("Reshape", &flat.clone(), &[cls.clone(), by_class.clone()], &flat, vec![]);
+            self.push("Sigmoid", &step(&cls, "sigmoid"), &[flat], &step(&cls, "scores"), vec![]);
+            self.push(
+                "Reshape",
+                &points.clone(),
+                &[reg.clone(), by_corner.clone()],
+                &points,
+                vec![],
+            );
+            let size = self.floats(&step(&reg, "anchor"), &[], &[level.anchor_px as f32]);
+            let scaled = step(&reg, "scaled");
+            self.push("Mul", &scaled.clone(), &[points, size], &scaled, vec![]);
+            let half = level.stride as f32 / 2.0;
+            let center = |i: i64| half + level.stride as f32 * i as f32;
+            let xs = (0..h * w).map(|i| center(i % w));
+            let centers: Vec<f32> = xs.chain((0..h * w).map(|i| center(i / w))).collect();
+            let centers = self.floats(&step(&reg, "centers"), &[1, 1, 2, 1, h * w], &centers);
+            let pixels = step(&reg, "pixels");
+            self.push("Add", &pixels.clone(), &[scaled, centers], &pixels, vec![]);
+            scores.push(step(&cls, "scores"));
+            corners.push(pixels);
+            total += h * w;
+        }
+        let last = || vec![Attribute::int("axis", -1)];
+        self.push("Concat", "decode.scores", &scores, "scores", last());
+        self.push("Concat", "decode.corners", &corners, "corners_px", last());
+        let (batch, classes) = (self.options.batch, i64::from(classes));
+        let doc = "probability of each class and cell, levels from the finest on, row by row";
+        self.out.output.push(ValueInfo::batched("scores", batch, &[classes, total], doc));
+        let doc = "x and y of the 8 corners, px of the input";
+        self.out.output.push(ValueInfo::batched("corners_px", batch, &[classes, 2, 8, total], doc));
+    }
+
+    fn push(
+        &mut self,
+        op: &str,
+        name: &str,
+        inputs: &[String],
+        out: &str,
+        attribute: Vec<Attribute>,
+    ) {
+        self.out.node.push(proto::Node {
+            input: inputs.to_vec(),
+            output: vec![out.to_owned()],
+            name: format!("{name}:{op}"),
+            op_type: op.to_owned(),
+            attribute,
+        });
+    }
+
+    fn floats(&mut self, name: &str, dims: &[i64], values: &[f32]) -> String {
+        if self.known.insert(name.to_owned()) {
+            self.out.initializer.push(Tensor::floats(name, dims, values));
+        }
+        name.to_owned()
+    }
+
+    fn integers(&mut self, name: &str, dims: &[i64], kind: DataType, values: &[i32]) -> String {
+        if self.known.insert(name.to_owned()) {
+            self.out.initializer.push(Tensor::integers(name, dims, kind, values));
+        }
+        name.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::export::onnx::network::graph_of;
+    use crate::export::onnx::testing::network;
+    use crate::model::NetworkConfig;
+
+    fn options() -> EmitOptions {
+        EmitOptions {
+            opset: BASE_OPSET,
+            carrier: Carrier::Int8,
+            int2: true,
+            batch: None,
+            decode: false,
+        }
+    }
+
+    /// The tiny network with every value but the outputs rounded.
+    fn rounded() -> (Graph, Plan) {
+        let net = network(&NetworkConfig::widedepth_tiny(), 2);
+        let mut graph = graph_of(&net, &[], (64, 64)).unwrap();
+        plan::round_weights(&mut graph);
+        let params = QParams::over(-1.0, 2.0, 8, false);
+        let found = plan::calibrated_nodes(&graph).into_iter().map(|w| w.then_some(params));
+        let plan = plan::calibrated(&graph, &HashMap::new(), &found.collect::<Vec<_>>());
+        (graph, plan)
+    }
+
+    /// Names are written once and before they are read; constants have as many bytes as their shapes say.
+    fn check_names(graph: &proto::Graph) {
+        let mut known: HashSet<&str> = graph.input.iter().map(|v| v.name.as_str()).collect();
+        for tensor in &graph.initializer {
+            assert!(known.insert(&tensor.name), "{} occurs twice", tensor.name);
+            let count: i64 = tensor.dims.iter().product();
+            let bits = match tensor.data_type {
+                22 => 4,
+                26 => 2,
+                2 | 3 => 8,
+                7 => 64,
+                _ => 32,
+            };
+            let bytes = (count as usize * bits).div_ceil(8);
+            assert_eq!(tensor.raw_data.len(), bytes, "{}", tensor.name);
+        }
+        for node in &graph.node {
+            for input in node.input.iter().filter(|name| !name.is_empty()) {
+                assert!(known.contains(input.as_str()), "{} reads {input}", node.name);
+            }
+            for output in &node.output {
+                assert!(known.insert(output), "{output} is written twice");
+            }
+        }
+        for output in &graph.output {
+            assert!(known.contains(output.name.as_str()), "{} is not there", output.name);
+        }
+    }
+
+    #[test]
+    fn every_convolution_of_a_rounded_network_stands_between_roundings() {
+        let (graph, plan) = rounded();
+        let model = emit(&graph, &plan, &options(), &BTreeMap::new()).unwrap();
+        let out = model.graph.unwrap();
+        check_names(&out);
+        let by_output: HashMap<&str, &str> =
+            out.node.iter().map(|n| (n.output[0].as_str(), n.op_type.as_str())).collect();
+        let convs: Vec<_> = out.node.iter().filter(|n| n.op_type == "Conv").collect();
+        assert_eq!(convs.len(), 50);
+        let mut between = 0;
+        for conv in convs {
+            for input in &conv.input[..2] {
+                assert_eq!(by_output[input.as_str()], "DequantizeLinear", "{}", conv.name);
+            }
+            let readers: Vec<&str> = out
+                .node
+                .iter()
+                .filter(|n| n.input.contains(&conv.output[0]))
+                .map(|n| n.op_type.as_str())
+                .collect();
+            if readers == ["QuantizeLinear"] {
+                between += 1;
+                assert_eq!(by_output[conv.input[2].as_str()], "DequantizeLinear", "{}", conv.name);
+            } else {
+                let name = &conv.name;
+                assert!(name.contains("cls_logits") || name.contains("pose_pred"), "{name}");
+            }
+        }
+        assert_eq!(between, 40);
+        // The head's weights are stored once for the five levels.
+        let head = out.initializer.iter().filter(|t| t.name == "head.pose_pred.weight_codes");
+        assert_eq!(head.count(), 1);
+    }
+
+    #[test]
+    fn codes_get_the_smallest_type_that_opset_and_runtime_have() {
+        let of = |codes: &[i32], options: &EmitOptions| {
+            carrier_of(&Codes { codes: codes.to_vec(), scale: vec![1.0] }, options)
+        };
+        let all = EmitOptions { opset: INT2_OPSET, carrier: Carrier::TrueBits, ..options() };
+        assert_eq!(of(&[-1, 0, 1], &all), DataType::Int2);
+        assert_eq!(of(&[-3, 3], &all), DataType::Int4);
+        assert_eq!(of(&[-7, 7], &all), DataType::Int4);
+        assert_eq!(of(&[-15, 15], &all), DataType::Int8);
+        assert_eq!(of(&[-1, 0, 1], &EmitOptions { int2: false, ..all.clone() }), DataType::Int4);
+        let before = EmitOptions { opset: INT4_OPSET, ..all.clone() };
+        assert_eq!(of(&[-1, 0, 1], &before), DataType::Int4);
+        assert_eq!(of(&[-1, 0, 1], &EmitOptions { opset: 20, ..before }), DataType::Int8);
+        assert_eq!(of(&[-1, 0, 1], &options()), DataType::Int8);
+        let error = emit(&rounded().0, &rounded().1, &EmitOptions { opset: 16, ..all }, &BTreeMap::new());
+        assert!(error.unwrap_err().to_string().contains("opset 16 is outside 17..=25"));
+    }
+
+    #[test]
+    fn odd_sizes_are_cut_and_decoded_outputs_cover_every_cell() {
+        let net = network(&NetworkConfig::widedepth_tiny(), 2);
+        let graph = graph_of(&net, &[], (72, 100)).unwrap();
+        let plan = plan::as_trained(&graph, &HashMap::new());
+        assert!(plan.is_empty());
+        let options = EmitOptions { decode: true, batch: Some(3), ..options() };
+        let out = emit(&graph, &plan, &options, &BTreeMap::new()).unwrap().graph.unwrap();
+        check_names(&out);
+        assert!(out.node.iter().any(|n| n.op_type == "Slice"));
+        assert!(out.node.iter().all(|n| n.op_type != "QuantizeLinear"));
+        let cells = net.grid(72, 100).num_cells() as i64;
+        let dims = |name: &str| -> Vec<i64> {
+            let output = out.output.iter().find(|o| o.name == name).unwrap();
+            output.dims().unwrap().into_iter().flatten().collect()
+        };
+        assert_eq!(dims("scores"), [3, 2, cells]);
+        assert_eq!(dims("corners_px"), [3, 2, 2, 8, cells]);
+        assert_eq!(dims("cls_p3"), [3, 2, 13, 9]);
+        assert_eq!(out.input[0].dims().unwrap(), [Some(3), Some(3), Some(100), Some(72)]);
+    }
+}

@@ -1,0 +1,35 @@
+//! ONNX files of a pose network, and ONNX Runtime to run them.
+//!
+//! Start at [`graph_of`]: it writes the network down as a [`graph::Graph`], batch norms folded, integer weights kept as
+//! integers. A [`plan::Plan`] says which values are rounded to 8 bits: by the quantizers of training
+//! ([`plan::as_trained`]), and by [`calibrate()`] where there are none ([`plan::calibrated`]). [`emit()`] turns both into
+//! a model of QuantizeLinear/DequantizeLinear pairs, which runtimes fuse into integer kernels. [`Reference`] computes with
+//! libtorch what the model should. [`OnnxSession`] runs a file in ONNX Runtime, a [`Profile`] says which kernels ran.
+//!
+//! Refused: partly quantized modules, files that are truncated, no ONNX, or of another network.
+
+pub mod calibrate;
+mod emit;
+mod exact;
+mod file;
+pub mod graph;
+mod network;
+pub mod plan;
+mod profile;
+pub mod proto;
+mod reference;
+mod session;
+#[cfg(test)]
+mod testing;
+
+pub use calibrate::{Calibration, Method, calibrate};
+pub use emit::{
+    BASE_OPSET, Carrier, EmitOptions, INPUT, INT2_OPSET, INT4_OPSET, LAST_OPSET, carrier_of, emit,
+    output_names,
+};
+pub use exact::{sums_saturate, use_unsigned_weights};
+pub use file::{FileHead, META_KEY, looks_like_onnx, read_head};
+pub use network::graph_of;
+pub use profile::{Kernel, Profile};
+pub use reference::Reference;
+pub use session::{LIBRARY, LIBRARY_VARIABLE, OnnxSession, SessionOptions, environment};

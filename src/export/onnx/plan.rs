@@ -1,0 +1,326 @@
+//! Which values of a graph are rounded to 8-bit integers, and how.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::graph::{Codes, Conv, Graph, NodeId, Op, Weight};
+use super::proto::DataType;
+use crate::quant::{ActivationReport, ModuleQuantizer};
+
+/// Largest magnitude of an integer bias: what makes its sum with the products fit 32 bits.
+const MAX_BIAS_CODE: f64 = (1 << 30) as f64;
+
+/// How a value becomes an integer: `clamp(round(x / scale) + zero_point)`, halves to even.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QParams {
+    /// The step, above 0.
+    pub scale: f32,
+    /// The integer of 0.
+    pub zero_point: i32,
+    /// [`DataType::Uint8`] or [`DataType::Int8`].
+    pub kind: DataType,
+    /// Integers that the rounding clamps to before the type does; `None` where the type's own range is meant.
+    pub clamp: Option<(i32, i32)>,
+}
+
+impl QParams {
+    /// The 8 bits (or fewer) from `low` to `high`, both moved to include 0.
+    ///
+    /// `symmetric`: signed integers around 0, as some runtimes demand. Unsigned ones of fewer than 8 bits keep the
+    /// type's range above theirs: it is rarely reached.
+    pub fn over(low: f32, high: f32, bits: u32, symmetric: bool) -> Self {
+        let (low, high) = (f64::from(low.min(0.0)), f64::from(high.max(0.0)));
+        let scale_of = |range: f64, steps: f64| {
+            let scale = (range / steps) as f32;
+            if scale > 0.0 && scale.is_finite() { scale } else { 1.0 }
+        };
+        if symmetric {
+            let top = f64::from((1 << (bits - 1)) - 1);
+            let scale = scale_of(high.max(-low), top);
+            return Self { scale, zero_point: 0, kind: DataType::Int8, clamp: None };
+        }
+        let top = f64::from((1 << bits) - 1);
+        let scale = scale_of(high - low, top);
+        let zero_point = (-low / f64::from(scale)).round_ties_even().clamp(0.0, top) as i32;
+        Self { scale, zero_point, kind: DataType::Uint8, clamp: None }
+    }
+
+    /// Evenly spaced levels over `[low, high]`, as a trained quantizer of inputs has them.
+    ///
+    /// A grid without a level at 0 (an even count around 0) is moved by half a step, since integers have one.
+    ///
+    /// # Errors
+    /// If there are more than 256 levels or the range is empty.
+    pub fn of_levels(low: f64, high: f64, num_levels: u32) -> Result<Self> {
+        ensure!((2..=256).contains(&num_levels), "{num_levels} levels do not fit 8 bits");
+        ensure!(
+            high > low && low.is_finite() && high.is_finite(),
+            "the range {low}..{high} is empty"
+        );
+        let top = num_levels as i32 - 1;
+        let scale = ((high - low) / f64::from(top)) as f32;
+        let zero_point = ((-low / f64::from(scale)).round() as i32).clamp(0, 255);
+        // One level beyond the outermost (255 levels in 8 bits) is let through: at most one step off, and no
+        // clamping operation stands between a convolution and its rounding.
+        let clamp = (top < 254).then_some((0, top));
+        Ok(Self { scale, zero_point, kind: DataType::Uint8, clamp })
+    }
+
+    /// The smallest and largest integer.
+    pub fn range(&self) -> (i32, i32) {
+        self.clamp.unwrap_or(self.kind.range())
+    }
+
+    /// The smallest and largest value.
+    pub fn limits(&self) -> (f32, f32) {
+        let (low, high) = self.range();
+        let value = |q: i32| (q - self.zero_point) as f32 * self.scale;
+        (value(low), value(high))
+    }
+}
+
+/// The rounding of a graph's values.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// By node: its value is rounded, for everything that reads it.
+    pub values: Vec<Option<QParams>>,
+    /// By convolution node: its input is rounded (again) before it.
+    pub inputs: Vec<Option<QParams>>,
+}
+
+impl Plan {
+    /// How the input of a convolution is rounded, by whatever came last.
+    pub fn input_of(&self, node: NodeId, x: NodeId) -> Option<QParams> {
+        self.inputs[node].or(self.values[x])
+    }
+
+    /// Whether anything is rounded.
+    pub fn is_empty(&self) -> bool {
+        self.values.iter().chain(&self.inputs).all(Option::is_none)
+    }
+}
+
+/// The trained quantizers of inputs, by layer.
+///
+/// # Errors
+/// If one does not quantize yet or has more than 256 levels.
+pub fn trained_inputs(quantizers: &[ModuleQuantizer]) -> Result<HashMap<String, QParams>> {
+    let mut all = HashMap::new();
+    for site in quantizers.iter().flat_map(ModuleQuantizer::report) {
+        let Some(report) = &site.activations else { continue };
+        if let Some(params) = of_report(&site.name, report)? {
+            all.insert(site.name.clone(), params);
+        }
+    }
+    Ok(all)
+}
+
+fn of_report(layer: &str, report: &ActivationReport) -> Result<Option<QParams>> {
+    let known = report.step.zip(report.codes).filter(|_| report.quantizing);
+    let Some((step, [lowest, highest])) = known else {
+        if report.abs_max == Some(0.0) {
+            return Ok(None); // an input that is always 0 stays as it is
+        }
+        bail!("the inputs of {layer} are not quantized yet: train that stage to its end");
+    };
+    let value = |code: i32| f64::from(code) * f64::from(step);
+    QParams::of_levels(value(lowest), value(highest), report.num_levels)
+        .with_context(|| format!("the inputs of {layer}"))
+        .map(Some)
+}
+
+/// Rounds only the inputs that training quantized.
+pub fn as_trained(graph: &Graph, trained: &HashMap<String, QParams>) -> Plan {
+    let inputs = graph.nodes.iter().map(|node| match node.op {
+        Op::Conv { conv, .. } => trained.get(&graph.convs[conv].name).copied(),
+        _ => None,
+    });
+    Plan { values: vec![None; graph.nodes.len()], inputs: inputs.collect() }
+}
+
+/// The nodes whose ranges calibration has to find: all but the outputs, and group norms, which stay float up to their
+/// ReLU.
+pub fn calibrated_nodes(graph: &Graph) -> Vec<bool> {
+    let mut wanted: Vec<bool> = graph
+        .nodes
+        .iter()
+        .map(|node| {
+            !matches!(node.op, Op::GroupNorm { .. } | Op::Upsample { .. } | Op::Scale { .. })
+        })
+        .collect();
+    for level in &graph.levels {
+        wanted[level.cls] = false;
+        if let Op::Scale { x, .. } = graph.nodes[level.reg].op {
+            wanted[x] = false;
+        }
+    }
+    wanted
+}
+
+/// Rounds every value but the outputs: by the trained quantizer of a layer that reads it (the widest where there are
+/// several; the others round once more), else by `calibrated`.
+pub fn calibrated(
+    graph: &Graph,
+    trained: &HashMap<String, QParams>,
+    calibrated: &[Option<QParams>],
+) -> Plan {
+    let own = as_trained(graph, trained).inputs;
+    let mut values = calibrated.to_vec();
+    let mut widest: HashMap<NodeId, QParams> = HashMap::new();
+    for (node, params) in graph.nodes.iter().zip(&own) {
+        if let (Op::Conv { x, .. }, Some(params)) = (node.op, params) {
+            let wider = |p: &QParams| p.limits().1 >= params.limits().1;
+            if !widest.get(&x).is_some_and(wider) {
+                widest.insert(x, *params);
+            }
+        }
+    }
+    for (&x, &params) in &widest {
+        // Only where calibration rounds anyhow: a float value stays float for its other readers.
+        if values[x].is_some() {
+            values[x] = Some(params);
+        }
+    }
+    for (i, node) in graph.nodes.iter().enumerate() {
+        match node.op {
+            Op::Upsample { x } => values[i] = values[x], // copies of the same values
+            // ONNX Runtime would round the weight, too, of a convolution between rounded values.
+            Op::Conv { conv, .. } if matches!(graph.convs[conv].weight, Weight::Float(_)) => {
+                values[i] = None;
+            }
+            _ => {}
+        }
+    }
+    let inputs = graph.nodes.iter().zip(own).map(|(node, own)| match node.op {
+        Op::Conv { x, .. } => own.filter(|own| values[x].as_ref() != Some(own)),
+        _ => None,
+    });
+    let inputs = inputs.collect();
+    Plan { values, inputs }
+}
+
+/// Rounds float weights to 8 bits, one scale an output channel; returns the layers' keys.
+pub fn round_weights(graph: &mut Graph) -> Vec<String> {
+    let mut rounded = vec![];
+    for conv in &mut graph.convs {
+        let per_channel = conv.per_channel();
+        let Weight::Float(values) = &conv.weight else { continue };
+        let (mut codes, mut scale) = (vec![], vec![]);
+        for channel in values.chunks(per_channel) {
+            let most = channel.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            let step = if most > 0.0 { most / 127.0 } else { 1.0 };
+            let code = |v: &f32| (v / step).round_ties_even().clamp(-127.0, 127.0) as i32;
+            codes.extend(channel.iter().map(code));
+            scale.push(step);
+        }
+        conv.weight = Weight::Codes(Codes { codes, scale });
+        rounded.push(conv.name.clone());
+    }
+    rounded
+}
+
+/// The bias of a convolution of integers, as integers and their scale (that of input and weight together): of one
+/// between rounded values; `None` for others, whose bias stays float.
+pub fn integer_bias(
+    graph: &Graph,
+    plan: &Plan,
+    node: NodeId,
+    x: NodeId,
+    conv: usize,
+) -> Option<(Vec<i32>, Vec<f32>)> {
+    let (input, _) = plan.input_of(node, x).zip(plan.values[node])?;
+    let conv = &graph.convs[conv];
+    let Weight::Codes(codes) = &conv.weight else { return None };
+    let scales: Vec<f32> = codes.scale.iter().map(|s| s * input.scale).collect();
+    let scale_of = |channel: usize| scales[if scales.len() == 1 { 0 } else { channel }];
+    let integer = |(channel, bias): (usize, &f32)| {
+        (f64::from(*bias) / f64::from(scale_of(channel))).round_ties_even() as i32
+    };
+    Some((conv.bias.iter().enumerate().map(integer).collect(), scales))
+}
+
+/// Makes the integer biases of a plan fit 32 bits: a bias has the scale of input and weight together, so a channel
+/// whose weights are all but 0 gets a coarser scale, and codes that are smaller by as much.
+pub fn fit_biases(graph: &mut Graph, plan: &Plan) {
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let Op::Conv { x, conv } = node.op else { continue };
+        if let Some(input) = plan.input_of(i, x) {
+            fit_bias(&mut graph.convs[conv], input.scale);
+        }
+    }
+}
+
+fn fit_bias(conv: &mut Conv, input_scale: f32) {
+    let per_channel = conv.per_channel();
+    let Weight::Codes(weight) = &mut conv.weight else { return };
+    let limit = |bias: f32| f64::from(bias).abs() / (MAX_BIAS_CODE * f64::from(input_scale));
+    let scales: Vec<f32> = (0..conv.bias.len()).map(|c| weight.scale_of(c)).collect();
+    let fits = |(bias, scale): (&f32, &f32)| f64::from(scale.abs()) >= limit(*bias);
+    if conv.bias.iter().zip(&scales).all(fits) {
+        return;
+    }
+    let mut scales = scales;
+    for (c, codes) in weight.codes.chunks_mut(per_channel).enumerate() {
+        let needed = limit(conv.bias[c]) as f32 * 1.000_001;
+        if scales[c].abs() < needed {
+            let ratio = f64::from(scales[c]) / f64::from(needed);
+            codes.iter_mut().for_each(|v| *v = (f64::from(*v) * ratio).round() as i32);
+            scales[c] = needed;
+        }
+    }
+    weight.scale = scales;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_include_zero_and_reach_their_ends() {
+        let p = QParams::over(-1.0, 4.1, 8, false);
+        assert_eq!((p.zero_point, p.kind), (50, DataType::Uint8));
+        assert!((p.scale - 0.02).abs() < 1e-6 && (p.limits().1 - 4.1).abs() < 1e-5);
+        let p = QParams::over(0.5, 2.55, 8, false);
+        assert_eq!(p.zero_point, 0);
+        assert!((p.scale - 0.01).abs() < 1e-8);
+        let p = QParams::over(-1.27, 0.3, 8, true);
+        assert_eq!((p.zero_point, p.kind), (0, DataType::Int8));
+        assert!((p.scale - 0.01).abs() < 1e-8);
+        assert_eq!(QParams::over(0.0, 0.0, 8, false).scale, 1.0);
+        let p = QParams::over(0.0, 1.27, 7, false);
+        assert!((p.scale - 0.01).abs() < 1e-8);
+    }
+
+    #[test]
+    fn trained_levels_are_met_exactly_where_they_are_odd() {
+        let p = QParams::of_levels(-2.0, 2.0, 255).unwrap();
+        assert_eq!((p.zero_point, p.clamp), (127, None));
+        assert_eq!(p.scale, 2.0 / 127.0);
+        let p = QParams::of_levels(-2.0, 2.0, 15).unwrap();
+        assert_eq!((p.zero_point, p.range()), (7, (0, 14)));
+        assert!((p.limits().0 + 2.0).abs() < 1e-6 && (p.limits().1 - 2.0).abs() < 1e-6);
+        let p = QParams::of_levels(0.0, 3.0, 4).unwrap();
+        assert_eq!((p.zero_point, p.range(), p.scale), (0, (0, 3), 1.0));
+        assert!(QParams::of_levels(-1.0, 1.0, 300).is_err());
+    }
+
+    #[test]
+    fn a_bias_that_is_too_large_for_its_scale_makes_the_scale_coarser() {
+        let weight =
+            Weight::Codes(Codes { codes: vec![100, -100, 100, -100], scale: vec![1e-12, 0.1] });
+        let mut conv = Conv {
+            name: "c".to_owned(),
+            dims: [2, 2, 1, 1],
+            stride: 1,
+            weight,
+            bias: vec![0.5, 0.5],
+            trained_bits: 8,
+        };
+        fit_bias(&mut conv, 0.02);
+        let Weight::Codes(codes) = &conv.weight else { panic!() };
+        assert_eq!(codes.codes, [0, 0, 100, -100]);
+        assert_eq!(codes.scale[1], 0.1);
+        assert!(0.5 / (0.02 * f64::from(codes.scale[0])) < f64::from(i32::MAX));
+    }
+}

@@ -1,0 +1,201 @@
+//! Runs a graph with libtorch: to calibrate it, and to tell what another runtime should compute.
+
+use anyhow::{Result, ensure};
+use tch::{Kind, Tensor};
+
+use super::graph::{Graph, NodeId, Op};
+use super::plan::{Plan, QParams, integer_bias};
+use crate::model::Outputs;
+use crate::nn::NORM_EPS;
+
+/// Negative slope of the leaky ReLU, as in `nn`.
+pub(super) const LEAKY_SLOPE: f64 = 0.1;
+
+/// A graph's constants as tensors, ready to run.
+pub struct Reference<'a> {
+    graph: &'a Graph,
+    weights: Vec<(Tensor, Tensor)>,
+    norms: Vec<(Tensor, Tensor)>,
+    /// How often a value is read.
+    num_readers: Vec<usize>,
+}
+
+impl<'a> Reference<'a> {
+    /// Copies the constants.
+    pub fn new(graph: &'a Graph) -> Self {
+        let weights = graph.convs.iter().map(|c| (c.values(), Tensor::from_slice(&c.bias)));
+        let norms = graph.norms.iter();
+        let norms = norms.map(|n| (Tensor::from_slice(&n.weight), Tensor::from_slice(&n.bias)));
+        let mut num_readers = vec![0; graph.nodes.len()];
+        for x in graph.nodes.iter().flat_map(|node| node.op.inputs()) {
+            num_readers[x] += 1;
+        }
+        for level in &graph.levels {
+            num_readers[level.cls] += 1;
+            num_readers[level.reg] += 1;
+        }
+        Self { graph, weights: weights.collect(), norms: norms.collect(), num_readers }
+    }
+
+    /// The outputs for images `[n, 3, h, w]`, rounded as the plan says; `see` gets every value before it is rounded.
+    ///
+    /// # Errors
+    /// If the images have not the graph's size.
+    pub fn run(
+        &self,
+        images: &Tensor,
+        plan: Option<&Plan>,
+        mut see: impl FnMut(NodeId, &Tensor),
+    ) -> Result<Outputs> {
+        let nodes = &self.graph.nodes;
+        ensure!(
+            images.size().get(1..) == Some(&nodes[0].shape[..]),
+            "images of shape {:?}, expected [n, {:?}]",
+            images.size(),
+            nodes[0].shape
+        );
+        let mut values: Vec<Option<Tensor>> = nodes.iter().map(|_| None).collect();
+        let mut waiting = self.num_readers.clone();
+        tch::no_grad(|| {
+            for (i, node) in nodes.iter().enumerate() {
+                let value = self.value(i, images, plan, &values);
+                see(i, &value);
+                let rounding = plan.and_then(|plan| plan.values[i]);
+                values[i] =
+                    Some(rounding.map_or_else(|| value.shallow_clone(), |p| round(&value, &p)));
+                for x in node.op.inputs() {
+                    waiting[x] -= 1;
+                    if waiting[x] == 0 {
+                        values[x] = None;
+                    }
+                }
+            }
+        });
+        let of = |node: NodeId| values[node].as_ref().expect("outputs are kept").shallow_clone();
+        let levels = &self.graph.levels;
+        Ok(Outputs {
+            cls: levels.iter().map(|level| of(level.cls)).collect(),
+            reg: levels.iter().map(|level| of(level.reg)).collect(),
+        })
+    }
+
+    fn value(
+        &self,
+        node: NodeId,
+        images: &Tensor,
+        plan: Option<&Plan>,
+        values: &[Option<Tensor>],
+    ) -> Tensor {
+        let of = |x: NodeId| values[x].as_ref().expect("nodes read earlier ones");
+        let [_, h, w] = self.graph.nodes[node].shape;
+        match self.graph.nodes[node].op {
+            Op::Input => images.shallow_clone(),
+            Op::Conv { x, conv } => {
+                let rounded = plan.and_then(|plan| rounded_bias(self.graph, plan, node, x, conv));
+                let again = plan.and_then(|plan| plan.inputs[node]);
+                let x = again.map_or_else(|| of(x).shallow_clone(), |p| round(of(x), &p));
+                let (weight, bias) = &self.weights[conv];
+                let bias = rounded.as_ref().unwrap_or(bias);
+                let conv = &self.graph.convs[conv];
+                let (stride, pad) = ([conv.stride; 2], [conv.dims[2] / 2; 2]);
+                x.conv2d(weight, Some(bias), stride, pad, [1, 1], 1)
+            }
+            Op::LeakyRelu { x } => of(x).maximum(&(of(x) * LEAKY_SLOPE)),
+            Op::Relu { x } => of(x).relu(),
+            Op::Add { a, b } => of(a) + of(b),
+            Op::Upsample { x } => of(x).upsample_nearest2d([h, w], None, None),
+            Op::GroupNorm { x, norm } => {
+                let (weight, bias) = &self.norms[norm];
+                let groups = self.graph.norms[norm].groups;
+                of(x).group_norm(groups, Some(weight), Some(bias), NORM_EPS, true)
+            }
+            Op::Scale { x, factor } => of(x) * f64::from(factor),
+        }
+    }
+}
+
+/// The bias that a convolution of integers computes with.
+fn rounded_bias(
+    graph: &Graph,
+    plan: &Plan,
+    node: NodeId,
+    x: NodeId,
+    conv: usize,
+) -> Option<Tensor> {
+    let (integers, scales) = integer_bias(graph, plan, node, x, conv)?;
+    let scale_of = |channel: usize| scales[if scales.len() == 1 { 0 } else { channel }];
+    let value = |(channel, v): (usize, &i32)| *v as f32 * scale_of(channel);
+    Some(Tensor::from_slice(&integers.iter().enumerate().map(value).collect::<Vec<f32>>()))
+}
+
+/// Rounds to the integers of `params` and back, halves to even.
+pub(super) fn round(x: &Tensor, params: &QParams) -> Tensor {
+    let (low, high) = params.range();
+    let (scale, zero) = (f64::from(params.scale), f64::from(params.zero_point));
+    let integers = (x / scale).round() + zero;
+    ((integers.clamp(f64::from(low), f64::from(high)) - zero) * scale).to_kind(Kind::Float)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::onnx::network::graph_of;
+    use crate::export::onnx::plan;
+    use crate::export::onnx::testing::{images, network};
+    use crate::model::NetworkConfig;
+
+    #[test]
+    fn the_graph_computes_what_the_network_does() {
+        let odd = NetworkConfig {
+            finest_level: 2,
+            anchor_sizes: vec![8.0, 16.0, 32.0, 64.0, 128.0],
+            ..NetworkConfig::widedepth_tiny()
+        };
+        for (config, (w, h)) in [(NetworkConfig::widedepth_tiny(), (64, 96)), (odd, (72, 100))] {
+            let net = network(&config, 2);
+            let graph = graph_of(&net, &[], (w, h)).unwrap();
+            let images = images(2, w as i64, h as i64);
+            let ours = Reference::new(&graph).run(&images, None, |_, _| {}).unwrap();
+            let theirs = tch::no_grad(|| net.forward_t(&images, false));
+            let pairs = ours.cls.iter().zip(&theirs.cls).chain(ours.reg.iter().zip(&theirs.reg));
+            for (a, b) in pairs {
+                assert_eq!(a.size(), b.size());
+                let scale = b.abs().max().double_value(&[]);
+                let diff = (a - b).abs().max().double_value(&[]);
+                assert!(scale > 0.0 && diff < 1e-4 * scale, "{diff} of {scale}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_is_that_of_the_format() {
+        let p = QParams::of_levels(-1.0, 1.0, 3).unwrap();
+        let x = Tensor::from_slice(&[-9.0f32, -0.51, -0.5, 0.5, 0.51, 1.5]);
+        assert!(round(&x, &p).equal(&Tensor::from_slice(&[-1.0f32, -1.0, 0.0, 0.0, 1.0, 1.0])));
+    }
+
+    #[test]
+    fn eight_bits_everywhere_stay_near_the_floats() {
+        let net = network(&NetworkConfig::widedepth_tiny(), 1);
+        let mut graph = graph_of(&net, &[], (64, 64)).unwrap();
+        let images = images(2, 64, 64);
+        let wanted = plan::calibrated_nodes(&graph);
+        let mut found = vec![None; graph.nodes.len()];
+        let float = Reference::new(&graph)
+            .run(&images, None, |node, x| {
+                let (low, high) = (x.min().double_value(&[]), x.max().double_value(&[]));
+                found[node] =
+                    wanted[node].then(|| QParams::over(low as f32, high as f32, 8, false));
+            })
+            .unwrap();
+        plan::round_weights(&mut graph);
+        let plan = plan::calibrated(&graph, &Default::default(), &found);
+        plan::fit_biases(&mut graph, &plan);
+        let rounded = Reference::new(&graph).run(&images, Some(&plan), |_, _| {}).unwrap();
+        for (a, b) in rounded.reg.iter().zip(&float.reg).chain(rounded.cls.iter().zip(&float.cls)) {
+            let diff = (a - b).abs().mean(Kind::Float).double_value(&[]);
+            let spread = b.std(false).double_value(&[]);
+            assert!(diff > 0.0 && diff < 0.15 * spread, "{diff} of {spread}");
+        }
+    }
+}

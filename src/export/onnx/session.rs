@@ -1,0 +1,241 @@
+//! ONNX Runtime: the shared library, and a file that runs in it.
+
+use std::cell::RefCell;
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use ort::session::Session;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::value::TensorRef;
+use prost::Message;
+use tch::{Device, Kind, Tensor};
+
+use super::exact::{sums_saturate, use_unsigned_weights};
+use super::file::{FileHead, read_head};
+use super::proto::Model;
+use crate::model::Outputs;
+
+/// The environment variable that names the library.
+pub const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
+/// The library's name beside the program, where `setup.sh --with-ort` puts it.
+pub const LIBRARY: &str = "libonnxruntime.so";
+
+/// How a file is to be run.
+#[derive(Debug, Clone, Default)]
+pub struct SessionOptions {
+    /// Threads of an operation; 0 leaves the choice to ONNX Runtime.
+    pub threads: usize,
+    /// Where a profile goes: a file's path without its ending.
+    pub profile: Option<PathBuf>,
+    /// Weights as [`use_unsigned_weights`] makes them; none: where this CPU needs it.
+    pub exact_sums: Option<bool>,
+}
+
+/// An ONNX file of a pose network, ready to run on the CPU.
+pub struct OnnxSession {
+    session: RefCell<Session>,
+    head: FileHead,
+    exact_sums: bool,
+    at: String,
+}
+
+impl OnnxSession {
+    /// Opens a file and prepares it for this CPU.
+    ///
+    /// Activations that are integers make its convolutions run as integers; weights that are integers alone are turned
+    /// into floats once, here. Where [`sums_saturate`], large weights run unsigned, exact and slower, unless the options
+    /// say otherwise.
+    ///
+    /// # Errors
+    /// If the file is no ONNX file of a pose network, or the library is missing or refuses the file.
+    pub fn open(path: &Path, options: &SessionOptions) -> Result<Self> {
+        let head = read_head(path)?;
+        let environment = environment()?;
+        let at = path.display().to_string();
+        let exact_sums =
+            options.exact_sums.unwrap_or(sums_saturate() && head.quantized_activations);
+        let build = || -> Result<Session> {
+            let mut builder = SessionBuilder::new(environment).map_err(plain)?;
+            builder =
+                builder.with_optimization_level(GraphOptimizationLevel::All).map_err(plain)?;
+            builder = builder.with_log_level(LogLevel::Fatal).map_err(plain)?;
+            if options.threads > 0 {
+                builder = builder.with_intra_threads(options.threads).map_err(plain)?;
+            }
+            if !head.quantized_activations {
+                builder = builder.with_quant_qdq(false).map_err(plain)?;
+            }
+            if let Some(profile) = &options.profile {
+                builder = builder.with_profiling(profile).map_err(plain)?;
+            }
+            if exact_sums {
+                let bytes = with_unsigned_weights(path)?;
+                return builder.commit_from_memory(&bytes).map_err(plain);
+            }
+            builder.commit_from_file(path).map_err(plain)
+        };
+        let session = build().with_context(|| format!("ONNX Runtime cannot load {at}"))?;
+        Ok(Self { session: RefCell::new(session), head, exact_sums, at })
+    }
+
+    /// What the file says of itself.
+    pub fn head(&self) -> &FileHead {
+        &self.head
+    }
+
+    /// Whether sums are exact at the price of speed: see [`sums_saturate`].
+    pub fn exact_sums(&self) -> bool {
+        self.exact_sums
+    }
+
+    /// Logits and offsets for images `[n, 3, h, w]`, normalised, any `n`: a file of a fixed batch size runs as often as
+    /// it takes, the last time filled up.
+    ///
+    /// # Errors
+    /// If the images have not the file's size, or ONNX Runtime fails.
+    pub fn run(&self, images: &Tensor) -> Result<Outputs> {
+        let (height, width) = self.head.size;
+        let shape = images.size();
+        ensure!(
+            shape.len() == 4 && shape[1..] == [3, height as i64, width as i64],
+            "{}: images of shape {shape:?}, expected [n, 3, {height}, {width}]",
+            self.at
+        );
+        let images = images.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
+        let Some(batch) = self.head.batch.map(|n| n as i64) else { return self.run_batch(&images) };
+        let mut parts = vec![];
+        let mut first = 0;
+        while first < shape[0] {
+            let n = batch.min(shape[0] - first);
+            let mut part = images.narrow(0, first, n);
+            if n < batch {
+                part = Tensor::cat(
+                    &[
+                        part,
+                        images.new_zeros(
+                            [batch - n, 3, shape[2], shape[3]],
+                            (Kind::Float, Device::Cpu),
+                        ),
+                    ],
+                    0,
+                );
+            }
+            let outputs = self.run_batch(&part.contiguous())?;
+            let kept = |all: Vec<Tensor>| all.into_iter().map(|t| t.narrow(0, 0, n)).collect();
+            parts.push(Outputs { cls: kept(outputs.cls), reg: kept(outputs.reg) });
+            first += n;
+        }
+        let join = |of: fn(&Outputs) -> &Vec<Tensor>, level: usize| {
+            Tensor::cat(&parts.iter().map(|p| &of(p)[level]).collect::<Vec<_>>(), 0)
+        };
+        let levels = 0..self.head.levels.len();
+        Ok(Outputs {
+            cls: levels.clone().map(|level| join(|p| &p.cls, level)).collect(),
+            reg: levels.map(|level| join(|p| &p.reg, level)).collect(),
+        })
+    }
+
+    fn run_batch(&self, images: &Tensor) -> Result<Outputs> {
+        let values = Vec::<f32>::try_from(images.view([-1]))?;
+        let input =
+            TensorRef::from_array_view((images.size(), values.as_slice())).map_err(plain)?;
+        let mut session = self.session.borrow_mut();
+        let outputs = session
+            .run(ort::inputs![self.head.input.as_str() => input])
+            .map_err(|e| anyhow!("{}: ONNX Runtime: {}", self.at, first_line(&e.to_string())))?;
+        let tensor = |name: &String| -> Result<Tensor> {
+            let value =
+                outputs.get(name).with_context(|| format!("{}: no output {name}", self.at))?;
+            let (shape, values) = value.try_extract_tensor::<f32>().map_err(plain)?;
+            Ok(Tensor::from_slice(values).reshape(shape.to_vec()))
+        };
+        let levels = &self.head.levels;
+        Ok(Outputs {
+            cls: levels.iter().map(|[cls, _]| tensor(cls)).collect::<Result<_>>()?,
+            reg: levels.iter().map(|[_, reg]| tensor(reg)).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Ends the profile and returns its file; only for sessions opened with one.
+    ///
+    /// # Errors
+    /// If ONNX Runtime cannot write it.
+    pub fn end_profile(&self) -> Result<PathBuf> {
+        Ok(PathBuf::from(self.session.borrow_mut().end_profiling().map_err(plain)?))
+    }
+}
+
+/// The file with weights for CPUs without 8-bit dot products.
+fn with_unsigned_weights(path: &Path) -> Result<Vec<u8>> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut model = Model::decode(bytes.as_slice())?;
+    if let Some(graph) = &mut model.graph {
+        let changed = use_unsigned_weights(graph);
+        tracing::debug!(changed, "this CPU sums bytes in 16 bits: large weights run unsigned");
+    }
+    Ok(model.encode_to_vec())
+}
+
+/// The process's ONNX Runtime, loaded at the first use.
+///
+/// # Errors
+/// If the library is not found; says where it was looked for and how to get it.
+pub fn environment() -> Result<&'static Environment> {
+    static LOADED: OnceLock<Environment> = OnceLock::new();
+    if let Some(environment) = LOADED.get() {
+        return Ok(environment);
+    }
+    let library = library()?;
+    let load = || {
+        let builder = ort::init_from(&library).map_err(|e| anyhow!("{e}"))?;
+        builder.with_name("mqat").with_telemetry(false).build().map_err(plain)
+    };
+    let environment = load().with_context(|| {
+        format!(
+            "loading ONNX Runtime from {}; `./setup.sh --with-ort` fetches one that fits",
+            library.display()
+        )
+    })?;
+    environment.set_log_level(LogLevel::Fatal);
+    tracing::debug!(library = %library.display(), "ONNX Runtime");
+    Ok(LOADED.get_or_init(|| environment))
+}
+
+/// The library: `ORT_DYLIB_PATH`, else the one beside the program, else the system's.
+fn library() -> Result<PathBuf> {
+    if let Some(named) = env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()) {
+        let path = PathBuf::from(named);
+        ensure!(path.is_file(), "{LIBRARY_VARIABLE} is {}, which is no file", path.display());
+        return Ok(path);
+    }
+    let program = env::current_exe().context("finding the program's own folder")?;
+    let beside = program.parent().map(|folder| folder.join(LIBRARY));
+    if let Some(beside) = beside.filter(|p| p.is_file()) {
+        return Ok(beside);
+    }
+    for folder in
+        ["/usr/lib", "/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"]
+    {
+        let path = Path::new(folder).join(LIBRARY);
+        if path.is_file() {
+            return Ok(path);
+        }
+    }
+    bail!(
+        "ONNX Runtime is not installed: run `./setup.sh --with-ort`, or set {LIBRARY_VARIABLE} to a {LIBRARY} of \
+         version 1.17 or later"
+    )
+}
+
+/// ONNX Runtime's message, on one line.
+fn plain<R>(error: ort::Error<R>) -> anyhow::Error {
+    anyhow!("{}", first_line(&error.to_string()))
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
+}

@@ -1,0 +1,228 @@
+//! Rounding of tensors to multiples of a step, and the gradient of a learnt step.
+//!
+//! The level of a value `x` is `c * step` with `c` the integer code nearest to `x * (1 / step)`, halves
+//! to even, clamped to the codes of the grid; all in f32, so that a level has the same bits wherever it
+//! is computed. On the CPU one pass over plain slices does it; libtorch would need one pass for each
+//! of about five operators, which over the weights of a whole network costs more than it is worth.
+
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::levels::Codes;
+
+/// Values of one task, where rows are not channels.
+const ROW: usize = 1 << 15;
+/// Values summed in f32 before they go to f64.
+const BLOCK: usize = 256;
+/// Independent f32 sums of a block.
+const LANES: usize = 8;
+/// 1.5 * 2^23: adding and subtracting it rounds an f32 below 2^22 to whole numbers, halves to even.
+const ROUND: f32 = 12_582_912.0;
+
+/// The codes as f32, for one step.
+#[derive(Clone, Copy)]
+struct Rounding {
+    inverse: f32,
+    step: f32,
+    lowest: f32,
+    highest: f32,
+    stride: f32,
+    inverse_stride: f32,
+    /// A code that values are counted from: 0, or 1 where codes are odd.
+    origin: f32,
+}
+
+impl Rounding {
+    fn new(step: f32, codes: Codes) -> Self {
+        Self {
+            inverse: 1.0 / step,
+            step,
+            lowest: codes.lowest as f32,
+            highest: codes.highest as f32,
+            stride: codes.stride as f32,
+            inverse_stride: 1.0 / codes.stride as f32,
+            origin: (codes.stride - 1) as f32,
+        }
+    }
+
+    /// `x` in steps, and the code it rounds to, which may be one stride outside the grid.
+    #[inline(always)]
+    fn code(&self, x: f32) -> (f32, f32) {
+        let v = x * self.inverse;
+        let limited = clamp(v, self.lowest - self.stride, self.highest + self.stride);
+        let t = (limited - self.origin) * self.inverse_stride;
+        (v, ((t + ROUND) - ROUND) * self.stride + self.origin)
+    }
+
+    #[inline(always)]
+    fn level(&self, x: f32) -> f32 {
+        clamp(self.code(x).1, self.lowest, self.highest) * self.step
+    }
+
+    /// Sets `g` to 0 where `x` is outside; returns `g` before times the derivative by the step.
+    #[inline(always)]
+    fn gradient(&self, x: f32, g: &mut f32) -> f32 {
+        let (v, code) = self.code(x);
+        let clamped = clamp(code, self.lowest, self.highest);
+        let inside = code == clamped;
+        let by_step = *g * if inside { clamped - v } else { clamped };
+        *g = if inside { *g } else { 0.0 };
+        by_step
+    }
+}
+
+/// NaN stays.
+#[inline(always)]
+fn clamp(v: f32, low: f32, high: f32) -> f32 {
+    let v = if v < low { low } else { v };
+    if v > high { high } else { v }
+}
+
+/// The nearest level of each value, without a gradient; memory layout of `x`.
+///
+/// # Shapes
+/// - `x`: f32; for a step per channel `[channels, ...]`
+/// - `step`: `[1]` or `[channels]`, f32, positive
+pub fn quantize(x: &Tensor, step: &Tensor, codes: Codes) -> Tensor {
+    let mut out = no_grad(|| x.detach().empty_like());
+    quantize_into(&mut out, x, step, codes);
+    out
+}
+
+/// As [`quantize`], into a tensor of the same shape.
+pub(crate) fn quantize_into(out: &mut Tensor, x: &Tensor, step: &Tensor, codes: Codes) {
+    let num_steps = step.numel();
+    if x.numel() == 0 {
+        return;
+    }
+    if !(is_dense(x, num_steps) && same_layout(x, out)) {
+        no_grad(|| out.copy_(&(rounded(x, step, codes).1 * by_channel(x, step))));
+        return;
+    }
+    let row = row_length(x, num_steps);
+    let steps = floats(step);
+    let (from, to) = (slice(x), slice_mut(out));
+    from.par_chunks(row).zip(to.par_chunks_mut(row)).enumerate().for_each(|(i, (from, to))| {
+        let rounding = Rounding::new(steps[i.min(num_steps - 1)], codes);
+        for (to, &x) in to.iter_mut().zip(from) {
+            *to = rounding.level(x);
+        }
+    });
+}
+
+/// Turns `grad`, the gradient of the levels, into that of `x` in place (0 where `x` rounds to a code
+/// outside the grid), and returns that of each step, `[1]` or `[channels]`, without a factor.
+///
+/// By the step the derivative of a level is the code minus `x / step`, outside the outermost code
+/// (Esser et al., *Learned Step Size Quantization*, ICLR 2020, equation 3).
+pub(crate) fn gradients(x: &Tensor, grad: &mut Tensor, step: &Tensor, codes: Codes) -> Tensor {
+    let num_steps = step.numel();
+    if x.numel() == 0 || !(is_dense(x, num_steps) && same_layout(x, grad)) {
+        return no_grad(|| {
+            let (inside, by_step) = masks(x, step, codes);
+            let by_step = (&*grad * by_step).reshape([num_steps as i64, -1]);
+            let sums = by_step.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+            let _ = grad.masked_fill_(&inside.eq(0.0), 0.0);
+            sums.to_kind(Kind::Float)
+        });
+    }
+    let row = row_length(x, num_steps);
+    let steps = floats(step);
+    let (values, grads) = (slice(x), slice_mut(grad));
+    let sums: Vec<f64> = values
+        .par_chunks(row)
+        .zip(grads.par_chunks_mut(row))
+        .enumerate()
+        .map(|(i, (x, g))| row_gradient(&Rounding::new(steps[i.min(num_steps - 1)], codes), x, g))
+        .collect();
+    // rows in their order: the sum does not depend on how they were shared out
+    let sums: Vec<f32> = match num_steps {
+        1 => vec![sums.into_iter().sum::<f64>() as f32],
+        _ => sums.into_iter().map(|sum| sum as f32).collect(),
+    };
+    Tensor::from_slice(&sums)
+}
+
+fn row_gradient(rounding: &Rounding, x: &[f32], g: &mut [f32]) -> f64 {
+    let mut total = 0.0f64;
+    for (x, g) in x.chunks(BLOCK).zip(g.chunks_mut(BLOCK)) {
+        let mut lanes = [0.0f32; LANES];
+        let whole = x.len() / LANES * LANES;
+        for (x, g) in x[..whole].chunks_exact(LANES).zip(g[..whole].chunks_exact_mut(LANES)) {
+            for ((lane, &x), g) in lanes.iter_mut().zip(x).zip(g) {
+                *lane += rounding.gradient(x, g);
+            }
+        }
+        for (&x, g) in x[whole..].iter().zip(&mut g[whole..]) {
+            lanes[0] += rounding.gradient(x, g);
+        }
+        total += lanes.into_iter().map(f64::from).sum::<f64>();
+    }
+    total
+}
+
+/// By libtorch operators: the code of each value before clamping and after it, f32.
+fn rounded(x: &Tensor, step: &Tensor, codes: Codes) -> (Tensor, Tensor) {
+    let v = x.detach() * by_channel(x, &step.detach()).reciprocal();
+    let origin = f64::from(codes.stride - 1);
+    let mut code = (v - origin) / f64::from(codes.stride);
+    let _ = code.round_();
+    let code = code * f64::from(codes.stride) + origin;
+    let clamped = code.clamp(f64::from(codes.lowest), f64::from(codes.highest));
+    (code, clamped)
+}
+
+/// By libtorch operators: 1 where the gradient passes, and the derivative by the step.
+pub(crate) fn masks(x: &Tensor, step: &Tensor, codes: Codes) -> (Tensor, Tensor) {
+    no_grad(|| {
+        let (code, clamped) = rounded(x, step, codes);
+        let inside = code.eq_tensor(&clamped);
+        let v = x.detach() * by_channel(x, &step.detach()).reciprocal();
+        let by_step = (&clamped - v).where_self(&inside, &clamped);
+        (inside.to_kind(Kind::Float), by_step)
+    })
+}
+
+/// A value per channel in a shape that broadcasts over `x`.
+pub(crate) fn by_channel(x: &Tensor, per_channel: &Tensor) -> Tensor {
+    let mut shape = vec![1i64; x.dim().max(1)];
+    shape[0] = per_channel.numel() as i64;
+    per_channel.reshape(shape)
+}
+
+fn row_length(x: &Tensor, num_steps: usize) -> usize {
+    if num_steps == 1 { ROW } else { x.numel() / num_steps }
+}
+
+/// Whether `x` can be read as a slice whose equal parts are its channels.
+fn is_dense(x: &Tensor, num_steps: usize) -> bool {
+    let channels_last = || x.dim() == 4 && x.permute([0, 2, 3, 1]).is_contiguous();
+    x.device() == Device::Cpu
+        && x.kind() == Kind::Float
+        && (num_steps == 1 || x.size().first() == Some(&(num_steps as i64)))
+        && (x.is_contiguous() || channels_last())
+}
+
+fn same_layout(x: &Tensor, other: &Tensor) -> bool {
+    other.kind() == Kind::Float
+        && other.device() == x.device()
+        && other.size() == x.size()
+        && other.stride() == x.stride()
+}
+
+fn floats(step: &Tensor) -> Vec<f32> {
+    Vec::try_from(step.detach().reshape([-1]).to_kind(Kind::Float).to_device(Device::Cpu))
+        .expect("a tensor of one dimension")
+}
+
+fn slice(x: &Tensor) -> &[f32] {
+    // SAFETY: `is_dense` holds: x has numel() f32 without gaps from its data pointer on, on the CPU.
+    unsafe { std::slice::from_raw_parts(x.data_ptr().cast::<f32>(), x.numel()) }
+}
+
+#[allow(clippy::mut_from_ref)]
+fn slice_mut(x: &mut Tensor) -> &mut [f32] {
+    // SAFETY: as in `slice`; `same_layout` holds, and the exclusive reference is the only one in use
+    // while the slice lives (weights, levels and gradients have storages of their own).
+    unsafe { std::slice::from_raw_parts_mut(x.data_ptr().cast::<f32>(), x.numel()) }
+}

@@ -1,0 +1,93 @@
+//! Bits of single layers, chosen by path or glob.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+
+use super::config::WeightQuantConfig;
+use super::select::{Pattern, ranked};
+
+impl WeightQuantConfig {
+    /// The config of each of these layers: this one, with the bits that `layer_bits` gives the layer.
+    ///
+    /// # Errors
+    /// If a pattern matches no layer (with the nearest ones), or two patterns give a layer different bits.
+    pub fn for_layers(&self, names: &[&str]) -> Result<Vec<Self>> {
+        let bits = resolve(&self.layer_bits, names)?;
+        let own = |bits: Option<u32>| match bits {
+            Some(bits) => Self {
+                bits: Some(bits),
+                n_levels: None,
+                layer_bits: BTreeMap::new(),
+                ..self.clone()
+            },
+            None => Self { layer_bits: BTreeMap::new(), ..self.clone() },
+        };
+        Ok(bits.into_iter().map(own).collect())
+    }
+}
+
+/// The bits that `patterns` give to each of `names`, `None` where no pattern matches.
+///
+/// A pattern that is the layer's own path goes before the others.
+fn resolve(patterns: &BTreeMap<String, u32>, names: &[&str]) -> Result<Vec<Option<u32>>> {
+    let mut found: Vec<Option<(&str, u32)>> = vec![None; names.len()];
+    for (text, &bits) in patterns {
+        let pattern = Pattern::parse(text)?;
+        let covered: Vec<usize> = (0..names.len()).filter(|&i| pattern.covers(names[i])).collect();
+        if covered.is_empty() {
+            let nearest = ranked(text, names.iter().copied()).join(", ");
+            bail!(
+                "layer_bits: {text:?} matches no layer of the module; the nearest names are {nearest}"
+            );
+        }
+        for i in covered {
+            let name = names[i];
+            match found[i] {
+                _ if text != name && patterns.contains_key(name) => {}
+                Some((other, other_bits)) if other_bits != bits => bail!(
+                    "layer_bits: {name} matches {other:?} ({other_bits} bits) and {text:?} ({bits} bits): \
+                     name the layer by its path or narrow one of the two"
+                ),
+                _ => found[i] = Some((text, bits)),
+            }
+        }
+    }
+    Ok(found.into_iter().map(|found| found.map(|(_, bits)| bits)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [&str; 4] =
+        ["fpn.inner_convs.2", "fpn.inner_convs.3", "fpn.out_convs.2", "fpn.top_blocks.p6"];
+
+    fn bits(patterns: &[(&str, u32)]) -> Result<Vec<Option<u32>>> {
+        let patterns = patterns.iter().map(|&(p, b)| (p.to_owned(), b)).collect();
+        resolve(&patterns, &NAMES)
+    }
+
+    #[test]
+    fn paths_go_before_globs_and_the_rest_has_none() {
+        let found = bits(&[("fpn.inner_convs.*", 4), ("fpn.inner_convs.3", 8)]).unwrap();
+        assert_eq!(found, [Some(4), Some(8), None, None]);
+        let found = bits(&[("fpn", 2), ("fpn.top_blocks.p6", 8)]).unwrap();
+        assert_eq!(found, [Some(2), Some(2), Some(2), Some(8)]);
+    }
+
+    #[test]
+    fn a_pattern_without_a_layer_names_the_nearest() {
+        let text = bits(&[("fpn.iner_convs.2", 4)]).unwrap_err().to_string();
+        assert!(text.contains("matches no layer") && text.contains("fpn.inner_convs.2"), "{text}");
+        assert!(bits(&[("head.*", 4)]).is_err());
+    }
+
+    #[test]
+    fn globs_that_disagree_about_a_layer_are_refused() {
+        let text = bits(&[("fpn.inner*", 4), ("**.2", 2)]).unwrap_err().to_string();
+        assert!(text.contains("fpn.inner_convs.2 matches \"**.2\""), "{text}");
+        assert!(bits(&[("fpn.inner*", 4), ("**.2", 4)]).is_ok());
+        assert!(bits(&[("fpn.[", 4)]).is_err() && bits(&[("", 4)]).is_err());
+    }
+}

@@ -1,0 +1,233 @@
+//! The search: trials, curvature, bits, orders; stopped and resumed; its plans run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{dataset, mqat, run, small};
+
+/// Short stages without quantized inputs.
+const SHORT: &[&str] = &[
+    "--set",
+    "training.full_precision={\"name\":\"full_precision\",\"epochs\":1,\"batch_size\":4}",
+    "--set",
+    "quantize.flow=[{\"module\":\"fpn\",\"epochs\":1,\"weights\":{\"bits\":2,\"schedule\":{\"0\":1}}}]",
+];
+
+/// Full-precision weights, trained once.
+fn weights() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let logs = tempfile::tempdir().unwrap().keep();
+        let places = ["--data", dataset().to_str().unwrap(), "--logs", logs.to_str().unwrap()];
+        run(&small("train", &[SHORT, &["--set", "quantize.flow=[]"], &places].concat())).code(0);
+        logs.join("SwissCube/WidedepthTiny/exp000/checkpoints/stage_0_full_precision.safetensors")
+    })
+}
+
+/// `mqat search` over `fpn` and `head` with everything short.
+fn search<'a>(logs: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    let data = dataset().to_str().unwrap();
+    let logs = logs.to_str().unwrap();
+    let own = [
+        "--data",
+        data,
+        "--logs",
+        logs,
+        "--from",
+        weights().to_str().unwrap(),
+        "--modules",
+        "fpn,head",
+        "--trace-images",
+        "4",
+        "--trace-batch",
+        "4",
+        "--trace-probes",
+        "4",
+        "--jobs",
+        "2",
+    ];
+    small("search", &[SHORT, &own, more].concat())
+}
+
+fn folder(logs: &Path) -> PathBuf {
+    logs.join("SwissCube/WidedepthTiny/search")
+}
+
+fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Vec<_> =
+        file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_search_that_was_killed_goes_on_and_its_plan_is_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let (logs, plan) = (dir.path().join("logs"), dir.path().join("plan.json"));
+    let target = ["--target-bits", "8", "--out", plan.to_str().unwrap(), "--json"];
+    // The backbone stays float, and is most of the network.
+    let refused =
+        run(&search(&logs, &target)).code(1).says(&["cannot be reached", "stay float"]).stderr();
+    let nearest = refused.split("--target-bits ").nth(1).unwrap();
+    let nearest = nearest.split(';').next().unwrap();
+    let listed = ["--target-bits", nearest, "--print-commands", "--json"];
+    run(&search(&logs, &listed)).code(0);
+    let target = ["--target-compression", "1.5", "--out", plan.to_str().unwrap(), "--json"];
+    let args = search(&logs, &target);
+    let listed = run(&[&args[..], &["--print-commands"]].concat()).code(0).json();
+    let names: Vec<&str> =
+        listed.as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["reference", "fpn-2bit", "head-2bit"]);
+
+    let mut child = mqat(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let since = Instant::now();
+    let reference = PathBuf::from(listed[0]["folder"].as_str().unwrap())
+        .join("SwissCube/WidedepthTiny/exp000/checkpoints");
+    while !reference.is_dir() {
+        assert!(since.elapsed() < Duration::from_secs(120), "no trial has begun");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!plan.exists());
+
+    let report = run(&args).code(0).json();
+    let trials: Vec<&str> =
+        report["trials"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
+    assert_eq!(trials, names);
+    for trial in report["trials"].as_array().unwrap() {
+        assert_eq!(trial["score"]["num_targets"], 4, "{trial}");
+        assert_eq!(trial["global_step"], 4, "{trial}");
+    }
+    for (i, module) in report["modules"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(module["position"], i);
+        assert!(module["trace"]["standard_error"].as_f64().unwrap() > 0.0, "{module}");
+        for bits in ["2", "4", "8"] {
+            assert!(module["sensitivity"][bits]["mean"].is_number(), "{module}");
+        }
+        assert!(module["trial"]["reference"]["interval_95"].is_array(), "{module}");
+    }
+    let size = &report["size"];
+    assert!(size["paper_compression"].as_f64().unwrap() >= 1.5, "{size}");
+    assert!(size["file_compression"].as_f64() < size["paper_compression"].as_f64(), "{size}");
+
+    // Everything is there: the second time nothing is run, and the answer is the same.
+    let logs_of = |i: usize| PathBuf::from(listed[i]["folder"].as_str().unwrap()).join("log.txt");
+    let before: Vec<u64> = (0..3).map(|i| fs::metadata(logs_of(i)).unwrap().len()).collect();
+    let again = run(&args).code(0).json();
+    let after: Vec<u64> = (0..3).map(|i| fs::metadata(logs_of(i)).unwrap().len()).collect();
+    assert_eq!(before, after);
+    assert_eq!(again["modules"], report["modules"]);
+    // Other settings are other trials.
+    let other = [&args[..], &["--seed", "9", "--print-commands"]].concat();
+    assert_eq!(run(&other).code(0).json().as_array().unwrap().len(), 3);
+
+    let places = ["--data", dataset().to_str().unwrap(), "--logs", logs.to_str().unwrap()];
+    let plan = ["--flow", plan.to_str().unwrap(), "--json"];
+    let trained = run(&small("train", &[SHORT, &places, &plan].concat())).code(0).json();
+    let stages = trained["stages"].as_array().unwrap();
+    for (i, module) in report["modules"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(stages[i + 1]["name"], module["module"]);
+        for layer in stages[i + 1]["layers"].as_array().unwrap() {
+            if layer["name"].as_str().unwrap().starts_with(module["module"].as_str().unwrap()) {
+                assert_eq!(layer["bits"], module["bits"], "{layer}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_shared_prefix_ends_as_the_separate_run_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = dir.path().join("logs");
+    let orders = ["--assign", "fpn:2,head:8", "--orders", "all", "--json"];
+    let report = run(&search(&logs, &orders)).code(0).json();
+    let orders = &report["orders"];
+    assert_eq!(
+        (&orders["num_stages"], &orders["num_stages_separate"]),
+        (&Value::from(4), &Value::from(4))
+    );
+    assert_eq!(orders["orders"].as_array().unwrap().len(), 2);
+    let trial =
+        orders["trials"].as_array().unwrap().iter().find(|t| t["name"] == "fpn-2bit.head-8bit");
+    let trial = trial.unwrap();
+    let shared = PathBuf::from(trial["checkpoint"].as_str().unwrap());
+    assert!(folder(&logs).join("trials") < shared);
+    // It was resumed from its parent's end, and not run from the beginning.
+    let exp = shared.parent().unwrap().parent().unwrap();
+    let provenance: Value =
+        serde_json::from_slice(&fs::read(exp.join("provenance.json")).unwrap()).unwrap();
+    assert_eq!(provenance["starts"][0]["resumed_from"], "last");
+    let config = exp.join("../../../config.json");
+    let alone = dir.path().join("alone");
+    let args = [
+        "train",
+        "--topology",
+        "WidedepthTiny",
+        "--device",
+        "cpu",
+        "--config",
+        config.to_str().unwrap(),
+        "--data",
+        dataset().to_str().unwrap(),
+        "--logs",
+        alone.to_str().unwrap(),
+    ];
+    run(&args).code(0);
+    let separate =
+        alone.join("SwissCube/WidedepthTiny/exp000/checkpoints").join(shared.file_name().unwrap());
+    let (a, b) = (tensors(&shared), tensors(&separate));
+    assert!(a.iter().any(|(name, _)| name.starts_with("optim.")));
+    assert!(a.iter().any(|(name, _)| name.starts_with("quant.head")));
+    assert_eq!(a.len(), b.len());
+    for ((name, shared), (other, separate)) in a.iter().zip(&b) {
+        assert!(name == other && shared == separate, "{name} differs");
+    }
+}
+
+#[test]
+fn layers_get_their_own_bits_in_one_stage() {
+    let dir = tempfile::tempdir().unwrap();
+    let (logs, plan) = (dir.path().join("logs"), dir.path().join("hawq.json"));
+    let wanted =
+        ["--layerwise", "--target-compression", "1.5", "--out", plan.to_str().unwrap(), "--json"];
+    let report = run(&search(&logs, &wanted)).code(0).json();
+    let layers = report["layers"].as_array().unwrap();
+    assert!(layers.len() > 8 && report["trials"].as_array().unwrap().is_empty());
+    let places = ["--data", dataset().to_str().unwrap(), "--logs", logs.to_str().unwrap()];
+    let plan = ["--flow", plan.to_str().unwrap(), "--json"];
+    let trained = run(&small("train", &[SHORT, &places, &plan].concat())).code(0).json();
+    let trained = trained["stages"][1]["layers"].as_array().unwrap();
+    assert_eq!(trained.len(), layers.len());
+    for layer in layers {
+        let found = trained.iter().find(|t| t["name"] == layer["layer"]).unwrap();
+        assert_eq!(found["bits"], layer["bits"], "{layer}");
+    }
+}
+
+#[test]
+fn what_cannot_be_searched_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = ["--data", dataset().to_str().unwrap(), "--logs", dir.path().to_str().unwrap()];
+    run(&small("search", &[&places[..], &["--target-compression", "4"]].concat()))
+        .code(1)
+        .says(&["full-precision weights", "--from FILE"]);
+    let base = search(dir.path(), &[]);
+    run(&base).code(1).says(&["no target", "--target-compression"]);
+    let with = |more: &[&'static str]| [&base[..], more].concat();
+    run(&with(&["--target-compression", "4", "--modules", "fpn,haed"]))
+        .code(2)
+        .says(&["cannot be used multiple times"]);
+    run(&with(&["--assign", "fpn:2,neck:8", "--orders", "all"]))
+        .code(1)
+        .says(&["neck", "fpn, head"]);
+    run(&with(&["--assign", "fpn:2"])).code(1).says(&["--orders", "--out"]);
+    run(&with(&["--bits", "2,9"])).code(2).says(&["9"]);
+}
