@@ -97,6 +97,10 @@ pub struct PlanArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub epochs: Option<u32>,
 
+    /// Also write the flow as a plan file, for --flow of other commands.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+
     /// Print one JSON document on stdout.
     #[arg(long)]
     pub json: bool,
@@ -109,6 +113,7 @@ pub(super) fn run(args: PlanArgs) -> Result<()> {
         data: args.data,
         epochs: args.epochs,
         num_images: args.images,
+        out: args.out,
     })?;
     if args.json { print_json(&found) } else { print_text(&found.text()) }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::config::Config;
+use super::folder::Start;
 use super::layers::name_of;
 use super::{keys, stretch};
 use crate::io;
@@ -79,6 +80,16 @@ pub struct PlanRow {
     pub bits: u32,
     /// Its place in the flow, from 0.
     pub position: Option<usize>,
+}
+
+impl MadeBy {
+    /// This process.
+    pub fn now(problem: &str, topology: &str, seed: u64) -> Self {
+        let Start { unix_seconds, command, .. } = Start::now(None);
+        let (problem, topology) = (problem.to_owned(), topology.to_owned());
+        let mqat = env!("CARGO_PKG_VERSION").to_owned();
+        Self { command, mqat, unix_seconds, problem, topology, seed, details: Value::Null }
+    }
 }
 
 impl FlowPlan {

@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tch::Device;
 
 use super::config::{Config, Select};
-use super::flow::{self, FlowSource};
+use super::flow::{self, FlowPlan, FlowSource, MadeBy};
 use super::home::Home;
 use super::layers::{LayerReport, layers, sizes_after, sizes_text};
 use super::open::blank_network;
@@ -31,6 +31,8 @@ pub struct PlanRequest {
     pub epochs: Option<u32>,
     /// Training images, where the dataset is not at hand.
     pub num_images: Option<usize>,
+    /// Where the flow is written as a plan file.
+    pub out: Option<PathBuf>,
 }
 
 /// A run's timeline.
@@ -133,6 +135,9 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
     };
     let net = blank_network(&config, Device::Cpu)?;
     flow::check(&config, &net)?;
+    if let Some(out) = &request.out {
+        write_flow(request, &config, out)?;
+    }
     let stages = config.train_config().stages;
     let layers = layers(&net, &stages, [config.input.width, config.input.height])?;
     let planned: Vec<PlannedStage> = stages
@@ -169,6 +174,14 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
         stages: planned,
         layers,
     })
+}
+
+/// Writes the flow as a file for `--flow`.
+fn write_flow(request: &PlanRequest, config: &Config, out: &Path) -> Result<()> {
+    ensure!(!out.exists(), "{} is there already; remove it or name another file", out.display());
+    let made_by =
+        MadeBy::now(request.select.problem(), request.select.topology(), config.experiment.seed);
+    FlowPlan { made_by: Some(made_by), ..FlowPlan::new(config.quantize.flow.clone()) }.write(out)
 }
 
 /// Images of the training list; none where there is no dataset and none was named.

@@ -1,6 +1,7 @@
 //! What a user sees: the program as a process, in fresh folders.
 
 mod config;
+mod flow;
 mod help;
 mod import;
 mod packed;
