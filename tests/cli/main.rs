@@ -3,6 +3,7 @@
 mod config;
 mod help;
 mod import;
+mod onnx;
 mod pipeline;
 mod resume;
 mod score;
