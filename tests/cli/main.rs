@@ -5,6 +5,7 @@ mod flow;
 mod help;
 mod import;
 mod packed;
+mod onnx;
 mod pipeline;
 mod resume;
 mod score;
