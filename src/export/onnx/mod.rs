@@ -27,7 +27,6 @@ pub use emit::{
     BASE_OPSET, Carrier, EmitOptions, INPUT, INT2_OPSET, INT4_OPSET, LAST_OPSET, carrier_of, emit,
     output_names,
 };
-pub use exact::{sums_saturate, use_unsigned_weights};
 pub use file::{FileHead, META_KEY, looks_like_onnx, read_head};
 pub use kernels::{sums_saturate, use_unsigned_weights, widen_weights};
 pub use network::graph_of;
