@@ -76,7 +76,7 @@ fn a_packed_file_gives_the_same_poses_and_is_refused_when_damaged() {
     assert_eq!(report["bytes"], bytes.len());
     assert_eq!(report["quantized"].as_array().unwrap().len(), 2);
     let sizes = &report["packed"]["theoretical"];
-    assert!(sizes["paper_compression"].as_f64().unwrap() > 1.5, "{report}");
+    assert!(sizes["paper_compression"].as_f64().unwrap() > 1.3, "{report}");
     assert!(sizes["file_bytes"].as_u64().unwrap() < bytes.len() as u64, "{report}");
 
     let (expected, poses) = test(trained.checkpoint(), &trained.path("a.jsonl"));
@@ -175,7 +175,7 @@ fn verified(trained: &Trained, packed: &str, folded: &str) {
     run(&[&float[..], &["--topology", "WidedepthTiny"]].concat()).code(0);
     let report = verify(&bare, packed, &["--images", "1", "--json"]).code(1).json();
     assert_eq!(report["artefacts"][0]["name"], "full precision");
-    assert!(report["failures"].as_array().unwrap().len() >= 5, "{report}");
+    assert!(report["failures"].as_array().unwrap().len() >= 2, "{report}");
     other_networks(trained, packed);
 }
 
