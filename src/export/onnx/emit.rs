@@ -533,7 +533,8 @@ mod tests {
         assert_eq!(of(&[-1, 0, 1], &before), DataType::Int4);
         assert_eq!(of(&[-1, 0, 1], &EmitOptions { opset: 20, ..before }), DataType::Int8);
         assert_eq!(of(&[-1, 0, 1], &options()), DataType::Int8);
-        let error = emit(&rounded().0, &rounded().1, &EmitOptions { opset: 16, ..all }, &BTreeMap::new());
+        let error =
+            emit(&rounded().0, &rounded().1, &EmitOptions { opset: 16, ..all }, &BTreeMap::new());
         assert!(error.unwrap_err().to_string().contains("opset 16 is outside 17..=25"));
     }
 
