@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Makes target/release/mqat: finds libtorch 2.11, or installs it into .venv, and builds. Says nothing when there is
-# nothing to do. Takes no arguments. libtorch is, in this order:
+# nothing to do. libtorch is, in this order:
 #   1. $LIBTORCH, if set (the folder that holds lib/ and include/)
 #   2. the one that served the last build, as long as it is there
 #   3. the torch package of the python3 on the PATH, if it is 2.11
 #   4. the private .venv here; without an NVIDIA GPU only the wheels that CPUs need are installed
+# With --with-ort it also fetches ONNX Runtime's shared library (35 MB, from its wheel) to lie beside the program, for
+# `mqat test --engine ort`.
 # Afterwards plain `cargo build --release` and `cargo test --release` work too (.cargo/config.toml names the libtorch).
 set -euo pipefail
 
@@ -13,12 +15,14 @@ readonly TORCH_WHEEL=torch==2.11.0
 # What libtorch_cpu.so itself loads from the CUDA packages, whether there is a GPU or not.
 readonly CPU_WHEELS=("$TORCH_WHEEL" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 # Room for wheels, their download and the build, GB.
+readonly ORT_WHEEL=onnxruntime==1.32.0
 readonly INSTALL_CPU_GB=6 INSTALL_GPU_GB=12 BUILD_GB=3
 
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 here=$PWD
 readonly here
 readonly binary=target/release/mqat
+readonly ort_library=target/release/libonnxruntime.so
 readonly stamp=target/setup.stamp            # line 1: the libtorch of the build; its time: when the build began
 readonly cargo_config=.cargo/config.toml
 readonly written_by_us='# Written by setup.sh; remove this line to keep changes.'
@@ -237,9 +241,46 @@ build() {
     say "$binary is ready"
 }
 
+# --- ONNX Runtime ---------------------------------------------------------------------------------------------------
+
+# Puts the library of the wheel beside the program.
+install_ort() {
+    if [[ -r $ort_library.version && $(<"$ort_library.version") == "$ORT_WHEEL" && -r $ort_library ]]; then return; fi
+    has python3 || fail "python3 is missing, which fetches $ORT_WHEEL; or set ORT_DYLIB_PATH to a libonnxruntime.so"
+    say "fetching $ORT_WHEEL"
+    mkdir -p target/release
+    local folder
+    folder=$(mktemp -d target/ort.XXXXXX)
+    python3 -m pip download --disable-pip-version-check --no-input --quiet --no-deps --only-binary=:all: \
+        --dest "$folder" "$ORT_WHEEL" >&2 ||
+        fail "pip could not fetch $ORT_WHEEL, see its message above; or set ORT_DYLIB_PATH to a libonnxruntime.so"
+    python3 - "$folder" "$ort_library" <<'PYTHON' || fail "$ORT_WHEEL has no libonnxruntime.so for this machine"
+import glob, os, re, sys, zipfile
+folder, library = sys.argv[1:]
+wheel, = glob.glob(os.path.join(folder, "*.whl"))
+with zipfile.ZipFile(wheel) as file:
+    name, = [n for n in file.namelist() if re.search(r"/libonnxruntime\.so[.0-9]*$", n)]
+    with open(library + ".new", "wb") as out:
+        out.write(file.read(name))
+os.replace(library + ".new", library)
+PYTHON
+    rm -rf "$folder"
+    printf '%s\n' "$ORT_WHEEL" >"$ort_library.version"
+    say "$ort_library is ready"
+}
+
 main() {
-    (($# == 0)) || fail "setup.sh takes no arguments; its head says what it does"
-    if is_up_to_date; then return; fi
+    local with_ort=
+    case "$*" in
+    '') ;;
+    --with-ort) with_ort=1 ;;
+    *) fail "the only argument is --with-ort; the head of setup.sh says what it does" ;;
+    esac
+    if ! is_up_to_date; then set_up; fi
+    if [[ -n $with_ort ]]; then install_ort; fi
+}
+
+set_up() {
     torch=
     if [[ -n ${LIBTORCH:-} ]]; then
         torch_of_env

@@ -138,7 +138,7 @@ impl Exported<'_> {
 
 /// A packed file with the config in it.
 fn write_packed(exported: &Exported, config: &Config) -> Result<ExportReport> {
-    let Exported { request, net, loaded } = exported;
+    let Exported { request, loaded, .. } = exported;
     let from = request.checkpoint.display();
     let quantized =
         loaded.quantizers.iter().any(|q| q.report().iter().any(|s| s.num_levels.is_some()));
@@ -148,10 +148,9 @@ fn write_packed(exported: &Exported, config: &Config) -> Result<ExportReport> {
         "{from}: a packed file holds the weights that the network computes with; leave --weights out"
     );
     let config = serde_json::to_value(config).context("writing the config as JSON")?;
-    let (from, out) = (&request.checkpoint, &request.out);
-    let report = packed::write(net, loaded, from, config, request.packed, out)?;
+    let report = packed::write(exported, config)?;
     Ok(ExportReport {
-        path: out.clone(),
+        path: report.path.clone(),
         format: request.format,
         weights,
         num_tensors: report.num_tensors,

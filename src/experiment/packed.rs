@@ -13,9 +13,10 @@ use serde_json::{Map, Value};
 use tch::{Device, Tensor};
 
 use super::contents::TensorReport;
+use super::export::Exported;
 use super::test::module_names;
 use super::weights::{FileKind, LoadedNetwork};
-use crate::export::packed::{self, Bytes, PackOptions, Unpacked};
+use crate::export::packed::{self, Bytes, Unpacked};
 use crate::model::PoseNet;
 use crate::nn::Store;
 use crate::quant::size::Sizes;
@@ -103,14 +104,9 @@ impl PackReport {
 /// # Errors
 /// If it is packed already, a module is only partly quantized or its inputs are not quantized yet, or the file cannot be
 /// written.
-pub(super) fn write(
-    net: &PoseNet,
-    loaded: &LoadedNetwork,
-    from: &Path,
-    config: Value,
-    options: PackOptions,
-    out: &Path,
-) -> Result<PackReport> {
+pub(super) fn write(exported: &Exported, config: Value) -> Result<PackReport> {
+    let Exported { request, net, loaded } = exported;
+    let (from, out) = (&request.checkpoint, &request.out);
     let at = || format!("packing {}", from.display());
     ensure!(
         loaded.kind != FileKind::Packed,
@@ -123,11 +119,12 @@ pub(super) fn write(
         serde_json::to_value(meta).context("writing the checkpoint's description as JSON")?;
     let averaged = loaded.averaged.into();
     let meta = Map::from_iter([(CHECKPOINT.to_owned(), meta), (AVERAGED.to_owned(), averaged)]);
-    let packed = packed::pack(net, &loaded.quantizers, &inputs, meta, options).with_context(at)?;
+    let packed =
+        packed::pack(net, &loaded.quantizers, &inputs, meta, request.packed).with_context(at)?;
     let bytes = packed::write(out, &packed.file)?;
     let is_coded = |t: &&packed::PackedTensor| matches!(t.content, packed::Content::Codes { .. });
     Ok(PackReport {
-        path: out.to_owned(),
+        path: out.clone(),
         bytes,
         header_bytes: bytes - packed.bytes.sum(),
         data: packed.bytes,

@@ -18,8 +18,12 @@ fn config() -> NetworkConfig {
     serde_json::from_str(text).unwrap()
 }
 
+fn network_of(config: NetworkConfig, num_classes: i64) -> PoseNet {
+    PoseNet::new(&config, num_classes, Device::Cpu, 3).unwrap()
+}
+
 fn network(num_classes: i64) -> PoseNet {
-    PoseNet::new(&config(), num_classes, Device::Cpu, 3).unwrap()
+    network_of(config(), num_classes)
 }
 
 type State = Vec<(String, Tensor)>;
@@ -78,14 +82,16 @@ fn text(path: PathBuf) -> String {
 
 /// The table of a file's evaluation.
 fn table(args: &[&str]) -> Value {
-    let places = ["--data", dataset().to_str().unwrap(), "--device", "cpu", "--json"];
+    let places = ["--data", dataset().to_str().unwrap(), "--json"];
     let low = ["--set", "data.CONFIDENCE_TH=0.001"];
     let report = run(&[args, &places, &low].concat()).code(0).json();
     report["evaluations"][0]["report"].clone()
 }
 
 fn import(file: &str, out: &str, more: &[&str]) -> Ran {
-    run(&small("import", &[&[file, "--out", out, "--json"], more].concat()))
+    let no_device = |arg: &&&str| !["--device", "cpu"].contains(*arg);
+    let config: Vec<&str> = SMALL.iter().filter(no_device).copied().collect();
+    run(&[&["import", file, "--out", out, "--json"], &config[..], more].concat())
 }
 
 #[test]
@@ -113,7 +119,7 @@ fn a_quantized_wrapper_is_imported_evaluated_and_exported() {
     import(&file, &out, &[]).code(1).says(&["is there already"]);
 
     // The checkpoint carries its config and quantizers, and scores as the published file itself.
-    let imported = table(&["test", "--checkpoint", &out]);
+    let imported = table(&["test", "--device", "cpu", "--checkpoint", &out]);
     assert_eq!(imported["name"], "fpn 4-bit (15 levels)");
     let direct = table(&small("test", &["--checkpoint", &file]));
     assert_eq!((&direct["name"], &direct["table"]), (&imported["name"], &imported["table"]));

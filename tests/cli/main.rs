@@ -4,6 +4,7 @@ mod config;
 mod flow;
 mod help;
 mod import;
+mod onnx;
 mod packed;
 mod pipeline;
 mod resume;

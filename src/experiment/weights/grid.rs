@@ -164,6 +164,14 @@ fn as_module<'a>(net: &PoseNet, module: &str, layers: &[&'a InqLayer]) -> Option
             sites.len() == names.len() && sites.iter().all(|s| names.contains(s.name.as_str()))
         })
     })?;
+    // Where only what fits was asked for, a layer of another shape was not taken.
+    let was_taken = |layer: &&InqLayer| {
+        let weight = net.store.get(&format!("{}.weight", layer.name));
+        weight.is_some_and(|w| w.size() == layer.weight.size())
+    };
+    if !layers.iter().all(was_taken) {
+        return None;
+    }
     let values: Option<Vec<Vec<f32>>> = layers.iter().map(|l| frozen_values(l)).collect();
     let values = values?;
     let known: Vec<Values> = (layers.iter().zip(&values))

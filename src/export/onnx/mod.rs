@@ -10,9 +10,9 @@
 
 pub mod calibrate;
 mod emit;
-mod exact;
 mod file;
 pub mod graph;
+mod kernels;
 mod network;
 pub mod plan;
 mod profile;
@@ -27,8 +27,8 @@ pub use emit::{
     BASE_OPSET, Carrier, EmitOptions, INPUT, INT2_OPSET, INT4_OPSET, LAST_OPSET, carrier_of, emit,
     output_names,
 };
-pub use exact::{sums_saturate, use_unsigned_weights};
 pub use file::{FileHead, META_KEY, looks_like_onnx, read_head};
+pub use kernels::{sums_saturate, use_unsigned_weights, widen_weights};
 pub use network::graph_of;
 pub use profile::{Kernel, Profile};
 pub use reference::Reference;

@@ -14,8 +14,9 @@ use ort::value::TensorRef;
 use prost::Message;
 use tch::{Device, Kind, Tensor};
 
-use super::exact::{sums_saturate, use_unsigned_weights};
+use super::emit::INT4_OPSET;
 use super::file::{FileHead, read_head};
+use super::kernels::{sums_saturate, use_unsigned_weights, widen_weights};
 use super::proto::Model;
 use crate::model::Outputs;
 
@@ -72,8 +73,8 @@ impl OnnxSession {
             if let Some(profile) = &options.profile {
                 builder = builder.with_profiling(profile).map_err(plain)?;
             }
-            if exact_sums {
-                let bytes = with_unsigned_weights(path)?;
+            if head.quantized_activations && (exact_sums || head.opset >= INT4_OPSET) {
+                let bytes = with_changed_weights(path, exact_sums)?;
                 return builder.commit_from_memory(&bytes).map_err(plain);
             }
             builder.commit_from_file(path).map_err(plain)
@@ -169,13 +170,14 @@ impl OnnxSession {
     }
 }
 
-/// The file with weights for CPUs without 8-bit dot products.
-fn with_unsigned_weights(path: &Path) -> Result<Vec<u8>> {
+/// The file with weights for the kernels of this CPU.
+fn with_changed_weights(path: &Path, exact_sums: bool) -> Result<Vec<u8>> {
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     let mut model = Model::decode(bytes.as_slice())?;
     if let Some(graph) = &mut model.graph {
-        let changed = use_unsigned_weights(graph);
-        tracing::debug!(changed, "this CPU sums bytes in 16 bits: large weights run unsigned");
+        let widened = widen_weights(graph);
+        let unsigned = if exact_sums { use_unsigned_weights(graph) } else { 0 };
+        tracing::debug!(widened, unsigned, "weights changed for the kernels of this CPU");
     }
     Ok(model.encode_to_vec())
 }

@@ -131,8 +131,8 @@ fn refuse_others(head: &[u8], file_bytes: u64) -> Result<()> {
     ensure!(!head.is_empty(), "the file is empty");
     if head.get(257..262) == Some(b"ustar") {
         bail!(
-            "it is a tar archive, the format of PyTorch before 0.2: convert it in Python, \
-             torch.save(torch.load(FILE, weights_only=True), \"weights.pth\")"
+            "it is a tar archive, the format of the first versions of PyTorch: if you trust it, convert it in Python, \
+             torch.save(torch.load(FILE, weights_only=False), \"weights.pth\")"
         );
     }
     if head.starts_with(b"version https://git-lfs") {

@@ -210,7 +210,7 @@ impl<'a> Machine<'a, '_> {
             }
             0x8b => {
                 let len = i32::from_le_bytes(self.take_array()?);
-                self.integer(u64::try_from(len).context("an integer has a negative length")?)?
+                self.integer(u64::try_from(len).ok().context("an integer has a negative length")?)?
             }
             b'G' => Node::Float(f64::from_be_bytes(self.take_array()?)),
             b'X' | 0x8c | 0x8d => {
@@ -439,7 +439,7 @@ impl<'a> Machine<'a, '_> {
 
     fn pop_pairs(&mut self) -> Result<Vec<(Id, Id)>> {
         let items = self.pop_mark()?;
-        ensure!(items.len() % 2 == 0, "a key has no value");
+        ensure!(items.len().is_multiple_of(2), "a key has no value");
         Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
     }
 

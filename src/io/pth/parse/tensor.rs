@@ -282,7 +282,7 @@ impl Machine<'_, '_> {
     fn whole(&self, id: Id, what: &str) -> Result<u64> {
         match self.node(id) {
             Node::Int(value) => {
-                u64::try_from(*value).with_context(|| format!("{what} is {value}, negative"))
+                u64::try_from(*value).ok().with_context(|| format!("{what} is {value}, negative"))
             }
             other => bail!("{what} is {}", other.type_name()),
         }
@@ -322,7 +322,7 @@ impl Machine<'_, '_> {
         let (shape, strides) = (self.wholes(size, "size")?, self.wholes(stride, "stride")?);
         let offset = self.whole(offset, "the offset of a tensor")?;
         let ratio = element.size() / in_storage;
-        ensure!(slice.offset % ratio == 0, "a tensor lies across its elements");
+        ensure!(slice.offset.is_multiple_of(ratio), "a tensor lies across its elements");
         let available = slice.num_elements / ratio;
         let num_elements = count_inside(&shape, &strides, offset, available)?;
         let offset = slice.offset / ratio + if num_elements == 0 { 0 } else { offset };

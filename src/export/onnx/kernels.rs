@@ -1,4 +1,6 @@
-//! Weights for CPUs that sum products of bytes in pairs of 16 bits.
+//! Weights as the integer kernels of ONNX Runtime take them on this CPU, changed when a file is loaded.
+//!
+//! Its convolutions of integers take bytes only: weights of 2 and 4 bits become bytes.
 //!
 //! Without an 8-bit dot product instruction (VNNI) ONNX Runtime multiplies unsigned by signed bytes with an instruction
 //! that adds two products and saturates at 16 bits: 255 x 127 x 2 does not fit, and sums come out wrong. Products of two
@@ -24,6 +26,28 @@ pub fn sums_saturate() -> bool {
     {
         false
     }
+}
+
+/// Makes weights of 2 and 4 bits bytes of the same values; returns how many tensors were changed.
+pub fn widen_weights(graph: &mut Graph) -> usize {
+    let mut changed = 0;
+    for tensor in &mut graph.initializer {
+        let bits = match tensor.data_type {
+            kind if kind == DataType::Int2 as i32 => 2,
+            kind if kind == DataType::Int4 as i32 => 4,
+            _ => continue,
+        };
+        let count = tensor.dims.iter().product::<i64>() as usize;
+        let values = tensor.raw_data.iter().flat_map(|byte| {
+            // The value's bits move to the top of a signed byte and back, which spreads their sign.
+            (0..8 / bits)
+                .map(move |i| (((byte >> (i * bits)) << (8 - bits)) as i8 >> (8 - bits)) as u8)
+        });
+        tensor.raw_data = values.take(count).collect();
+        tensor.data_type = DataType::Int8 as i32;
+        changed += 1;
+    }
+    changed
 }
 
 /// Makes the signed 8-bit weights of convolutions unsigned where sums could saturate; returns how many.
@@ -59,6 +83,20 @@ pub fn use_unsigned_weights(graph: &mut Graph) -> usize {
 mod tests {
     use super::*;
     use crate::export::onnx::proto::{Node, Tensor};
+
+    #[test]
+    fn small_integers_become_bytes_of_the_same_values() {
+        let mut graph = Graph::default();
+        let (two, four) = ([1, 0, -1, -2, 1], [-8, 7, -1]);
+        graph.initializer.push(Tensor::integers("two", &[5], DataType::Int2, &two));
+        graph.initializer.push(Tensor::integers("four", &[3], DataType::Int4, &four));
+        graph.initializer.push(Tensor::floats("float", &[1], &[1.0]));
+        let float = graph.initializer[2].clone();
+        assert_eq!(widen_weights(&mut graph), 2);
+        assert_eq!(graph.initializer[0], Tensor::integers("two", &[5], DataType::Int8, &two));
+        assert_eq!(graph.initializer[1], Tensor::integers("four", &[3], DataType::Int8, &four));
+        assert_eq!(graph.initializer[2], float);
+    }
 
     #[test]
     fn only_weights_that_may_saturate_become_unsigned() {

@@ -1,0 +1,210 @@
+//! `mqat export --format onnx`, and what runs the files.
+//!
+//! ONNX Runtime's library is taken from ORT_DYLIB_PATH, from beside the program (`setup.sh --with-ort`) or from the
+//! Python environment; the `onnx` checker from MQAT_PYTHON_ONNX or .venv-onnx (`scripts/onnx_venv.sh`). What is missing
+//! is said aloud and its checks are left out.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+use crate::support::{Ran, dataset, mqat, run, small};
+
+/// Shipped full-precision weights.
+const TINY: &str = "problems/SwissCube/WidedepthTiny/pretrained.safetensors";
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn python() -> Option<PathBuf> {
+    let named = std::env::var_os("MQAT_PYTHON_ONNX").map(PathBuf::from);
+    let python = named.unwrap_or_else(|| root().join(".venv-onnx/bin/python"));
+    let works = Command::new(&python).args(["-c", "import onnx, onnxruntime"]).output();
+    let works = works.is_ok_and(|out| out.status.success());
+    if !works {
+        eprintln!(
+            "NOT CHECKED: no Python with onnx and onnxruntime; scripts/onnx_venv.sh makes one"
+        );
+    }
+    works.then_some(python)
+}
+
+/// ONNX Runtime's library.
+fn library() -> Option<PathBuf> {
+    let named = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
+    let beside = Path::new(env!("CARGO_BIN_EXE_mqat")).with_file_name("libonnxruntime.so");
+    let of_python = glob::glob(&format!(
+        "{}/.venv-onnx/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so*",
+        root().display()
+    ));
+    let of_python = of_python.unwrap().flatten().next();
+    let found = [named, Some(beside), of_python].into_iter().flatten().find(|path| path.is_file());
+    if found.is_none() {
+        eprintln!("NOT CHECKED: no ONNX Runtime; ./setup.sh --with-ort fetches it");
+    }
+    found
+}
+
+/// Runs the program with ONNX Runtime from `library`.
+fn run_ort(library: &Path, args: &[&str]) -> Ran {
+    let mut command = mqat(args);
+    command.env("ORT_DYLIB_PATH", library);
+    let line = format!("{command:?}");
+    Ran { output: command.output().unwrap(), line }
+}
+
+/// A folder with a small network whose FPN has 2-bit weights and 8-bit inputs, trained once.
+fn trained() -> &'static str {
+    static MADE: OnceLock<String> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let logs = tempfile::tempdir().unwrap().keep();
+        let data = dataset().to_str().unwrap();
+        run(&small("train", &["--data", data, "--logs", logs.to_str().unwrap()])).code(0);
+        let found =
+            glob::glob(&format!("{}/**/checkpoints/*.safetensors", logs.display())).unwrap();
+        let last = found.flatten().max().expect("training writes checkpoints");
+        last.to_str().unwrap().to_owned()
+    })
+}
+
+fn number(value: &Value, path: &str) -> f64 {
+    value.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path} in {value}"))
+}
+
+/// The predicted poses of a file: image, score and t_mm of each.
+fn poses(library: &Path, args: &[&str], out: &Path) -> Vec<(String, f64, Vec<f64>)> {
+    let to = ["--predictions", out.to_str().unwrap(), "--device", "cpu"];
+    run_ort(library, &[&["test"], args, &to].concat()).code(0);
+    let text = std::fs::read_to_string(out).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .map(|line| {
+            let t = line["t_mm"].as_array().or(line["t"].as_array()).unwrap();
+            let t = t.iter().map(|v| v.as_f64().unwrap()).collect();
+            (line["image"].to_string(), line["score"].as_f64().unwrap(), t)
+        })
+        .collect()
+}
+
+#[test]
+fn a_float_file_computes_what_the_checkpoint_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("float.onnx");
+    let out = out.to_str().unwrap();
+    let weights = root().join(TINY);
+    let export =
+        ["export", weights.to_str().unwrap(), "--topology", "WidedepthTiny", "--format", "onnx"];
+    let written =
+        run(&[&export[..], &["--out", out, "--with-decode", "--json"]].concat()).code(0).json();
+    assert_eq!(written["onnx"]["opset"], 17);
+    assert_eq!(written["onnx"]["weights"]["float"], 26);
+    run(&[&export[..], &["--out", out]].concat()).code(1).says(&["is there already"]);
+    if let Some(python) = python() {
+        let script = "import onnx, sys; m = onnx.load(sys.argv[1]); onnx.checker.check_model(m, full_check=True); \
+                      print(len(m.graph.node), [o.name for o in m.graph.output][-2:])";
+        let checked = Command::new(python).args(["-c", script, out]).output().unwrap();
+        let text = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+        assert!(text.contains("['scores', 'corners_px']"), "{text}");
+    }
+    let Some(library) = library() else { return };
+    let again = folder.path().join("again.onnx");
+    let checked = run_ort(
+        &library,
+        &[
+            &export[..],
+            &["--out", again.to_str().unwrap(), "--batch", "2", "--check", "1", "--json"],
+        ]
+        .concat(),
+    );
+    let check = &checked.code(0).json()["onnx"]["check"];
+    // Batch norms are folded and sums run in another order: rounding of f32 alone.
+    assert!(number(check, "/from_network/max_relative") < 1e-4, "{check}");
+    assert_eq!(
+        (&check["profile"]["integer_convs"], &check["profile"]["float_convs"]),
+        (&0.into(), &50.into())
+    );
+}
+
+#[test]
+fn a_trained_checkpoint_becomes_integers_that_score_as_it_does() {
+    let (folder, data) = (tempfile::tempdir().unwrap(), dataset().to_str().unwrap());
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (as_trained, integers) = (file("trained.onnx"), file("integers.onnx"));
+    let export = ["export", trained(), "--format", "onnx", "--data", data, "--json"];
+    let written = run(&[&export[..], &["--out", &as_trained, "--carrier", "true-bits"]].concat());
+    let written = written.code(0).json();
+    assert_eq!(written["onnx"]["opset"], 25);
+    assert_eq!(written["onnx"]["weights"]["int2"], 8, "{written}");
+    assert!(written["onnx"]["activations"].as_str().unwrap().contains("as trained (8 layers)"));
+    run(&[&export[..], &["--out", "x.onnx", "--carrier", "true-bits", "--opset", "17"]].concat())
+        .code(1)
+        .says(&["opset 17 has no integers of 2 bits", "--carrier int8"]);
+    let calibrated = ["--out", &integers, "--calibrate", "8", "--carrier", "true-bits"];
+    if let Some(python) = python() {
+        let script =
+            "import onnx, sys; onnx.checker.check_model(onnx.load(sys.argv[1]), full_check=True)";
+        let checked = Command::new(python).args(["-c", script, &as_trained]).output().unwrap();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    }
+    let Some(library) = library() else {
+        run(&[&export[..], &calibrated].concat()).code(0);
+        return;
+    };
+    let written =
+        run_ort(&library, &[&export[..], &calibrated, &["--check", "4"]].concat()).code(0).json();
+    let check = &written["onnx"]["check"];
+    // 8 convolutions of the FPN, 6 of the backbone, 2 towers on 5 levels; the predictions on 5 levels stay float.
+    assert_eq!(check["profile"]["integer_convs"], 24, "{check}");
+    assert_eq!(check["profile"]["float_convs"], 10, "{check}");
+    // Both compute with the same integers: what is left are halves that fall to the other side.
+    assert!(number(check, "/from_reference/mean_offset") < 1e-3, "{check}");
+    assert!(number(check, "/from_network/mean_offset") < 0.05, "{check}");
+    for file in [&as_trained, &integers] {
+        let args = ["test", "--checkpoint", file, "--data", data, "--engine", "ort", "--json"];
+        let report = run_ort(&library, &args).code(0).json();
+        let name = report["evaluations"][0]["report"]["name"].as_str().unwrap().to_owned();
+        assert!(name.starts_with("fpn 2-bit (3 levels)") && name.contains("ONNX"), "{name}");
+    }
+}
+
+#[test]
+fn broken_files_and_wrong_engines_say_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset().to_str().unwrap();
+    let weights = root().join(TINY);
+    let weights = weights.to_str().unwrap();
+    let out = folder.path().join("whole.onnx");
+    let export = ["export", weights, "--topology", "WidedepthTiny", "--out", out.to_str().unwrap()];
+    run(&[&export[..], &["--format", "onnx"]].concat()).code(0);
+    let cut = folder.path().join("cut.onnx");
+    let whole = std::fs::read(&out).unwrap();
+    std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    let test = |file: &Path, more: &[&str]| {
+        run(&[&["test", "--checkpoint", file.to_str().unwrap(), "--data", data], more].concat())
+            .code(1)
+    };
+    test(&cut, &[]).says(&["cut.onnx is truncated or no ONNX file"]);
+    let text = folder.path().join("text.onnx");
+    std::fs::write(&text, "hello").unwrap();
+    test(&text, &[]).says(&["text.onnx is truncated or no ONNX file"]);
+    test(Path::new(weights), &["--engine", "ort"]).says(&["mqat export", "--format onnx"]);
+    test(&out, &["--engine", "torch"]).says(&["--engine ort"]);
+    run(&["test", "--engine", "tensorrt"]).code(2).says(&["expected auto, torch or ort"]);
+    // The file's network takes 128 px images, and the dataset's are warped to them: only the library is missing.
+    let mut command = mqat(&["test", "--checkpoint", out.to_str().unwrap(), "--data", data]);
+    command.env("ORT_DYLIB_PATH", folder.path().join("none.so"));
+    let line = format!("{command:?}");
+    let ran = Ran { output: command.output().unwrap(), line }.code(1);
+    ran.says(&["ORT_DYLIB_PATH", "none.so, which is no file"]);
+    let other = folder.path().join("other");
+    let other =
+        ["export", weights, "--topology", "WidedepthTiny", "--out", other.to_str().unwrap()];
+    run(&[&other[..], &["--calibrate", "4"]].concat()).code(1).says(&["add --format onnx"]);
+    run(&[&other[..], &["--format", "onnx", "--calibrate", "99", "--data", data]].concat())
+        .code(1)
+        .says(&["99 images are wanted, the training list has 16"]);
+}
