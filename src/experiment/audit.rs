@@ -169,15 +169,17 @@ fn row(
     }
     if let (Some(plan), true) = (&layer.weights, is_known) {
         match (&quantized, &values) {
-            (Some(q), _) if q.num_levels.is_some() => {
-                if q.bits > plan.bits || q.num_levels > Some(plan.num_levels) {
-                    let levels = q.num_levels.unwrap_or_default();
-                    problems.push(format!(
-                        "has {} bits ({levels} levels), and {plan} are expected",
-                        q.bits
-                    ));
-                }
+            (Some(q), _)
+                if q.num_levels.is_some_and(|n| n > plan.num_levels)
+                    || q.num_levels.is_some() && q.bits > plan.bits =>
+            {
+                let levels = q.num_levels.unwrap_or_default();
+                problems.push(format!(
+                    "has {} bits ({levels} levels), and {plan} are expected",
+                    q.bits
+                ));
             }
+            (Some(q), _) if q.num_levels.is_some() => {}
             (_, Some(values)) if values.num_values.is_none_or(|n| n > plan.num_levels as usize) => {
                 problems.push(format!("is float, and {plan} is expected"));
             }

@@ -201,7 +201,7 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     let artefacts = [open(first, &config, device)?, open(second, other, device)?];
     let options = infer_options(&config, device, request.run.skip_bad);
     let engines = [artefacts[0].engine.as_ref(), artefacts[1].engine.as_ref()];
-    let pair = infer_pair(engines, &dataset, &options, |p| progress(p))?;
+    let pair = infer_pair(engines, &dataset, &options, progress)?;
     let mut reports = Vec::with_capacity(2);
     for (i, artefact) in artefacts.iter().enumerate() {
         let path = request.files[i].clone();

@@ -278,10 +278,12 @@ fn spacing_of(values: &[f32]) -> SpacingFound {
         let exponent = (v / smallest).log2();
         (exponent - exponent.round()).abs() <= STEP_TOLERANCE
     };
-    if values.iter().all(whole) {
-        SpacingFound::Even
-    } else if magnitudes().all(power) {
+    // Two magnitudes, one twice the other, are an even grid as well; of three or more 3 times the smallest would be one.
+    let largest = magnitudes().fold(0.0, f64::max);
+    if largest > 3.0 * smallest && magnitudes().all(power) {
         SpacingFound::PowersOfTwo
+    } else if values.iter().all(whole) {
+        SpacingFound::Even
     } else {
         SpacingFound::Uneven
     }

@@ -252,11 +252,10 @@ fn find_bits(
     Ok(Ok(report.modules.iter().map(|m| (m.module.clone(), m.bits)).collect()))
 }
 
+type Trials = Vec<std::rc::Rc<Trial>>;
+
 /// For each module the reference trial (the same stage without quantizing) and its own.
-fn module_trials(
-    request: &SearchRequest,
-    setup: &Setup,
-) -> Result<(Vec<std::rc::Rc<Trial>>, Vec<std::rc::Rc<Trial>>)> {
+fn module_trials(request: &SearchRequest, setup: &Setup) -> Result<(Trials, Trials)> {
     let (mut references, mut trials) = (Vec::new(), Vec::new());
     for module in &setup.modules {
         let bits = request.trial_bits;
