@@ -211,9 +211,12 @@ fn audits(checkpoint: &Path, dir: &Path) {
     );
     assert_eq!(row(&found, "head.cls_logits")["expected"], "float");
     let shown = audit(checkpoint, &[]).code(0).stdout();
-    assert!(shown.contains("10 quantized and on their levels, 9 float; no problem"), "{shown}");
-    audit(checkpoint, &["--flow", "fpn:2,head:3"]).code(1).says(&["2 of 19 convolutions"]);
-    audit(checkpoint, &["--bits", "8"]).code(1).says(&["9 of 19 convolutions have problems"]);
+    assert!(
+        shown.contains("18 convolutions: 10 quantized and on their levels, 8 float; no problem"),
+        "{shown}"
+    );
+    audit(checkpoint, &["--flow", "fpn:2,head:3"]).code(1).says(&["2 of 18 convolutions"]);
+    audit(checkpoint, &["--bits", "8"]).code(1).says(&["8 of 18 convolutions have problems"]);
     // weights alone are told by their values
     let alone = dir.join("weights.safetensors");
     run(&["export", text(checkpoint), "--out", text(&alone)]).code(0);
@@ -227,7 +230,7 @@ fn audits(checkpoint: &Path, dir: &Path) {
     // one weight off its levels
     let damaged = dir.join("damaged.safetensors");
     fs::write(&damaged, with_value(checkpoint, "ema.fpn.out_convs.2.weight", 0.123)).unwrap();
-    let ran = audit(&damaged, &[]).code(1).says(&["1 of 19 convolutions", "fpn.out_convs.2"]);
+    let ran = audit(&damaged, &[]).code(1).says(&["1 of 18 convolutions", "fpn.out_convs.2"]);
     assert!(ran.stdout().contains("1 weights lie on none of its levels"), "{}", ran.stdout());
 }
 
@@ -238,5 +241,9 @@ fn with_value(file: &Path, name: &str, value: f32) -> Vec<u8> {
     let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
     let offset = header[name]["data_offsets"][0].as_u64().unwrap() as usize;
     bytes[8 + length + offset..][..4].copy_from_slice(&value.to_le_bytes());
+    // without the checksum, which would tell it before the audit does
+    let name = b"\"crc32c\"";
+    let at = bytes.windows(name.len()).position(|w| w == name).expect("files have a checksum");
+    bytes[at + 1] = b'x';
     bytes
 }

@@ -129,7 +129,12 @@ fn refusals(trained: &Trained, packed: &str, bytes: &[u8]) {
         let args = ["test", "--device", "cpu", "--checkpoint", &damaged];
         let ran = run(&[&args[..], &["--data", dataset().to_str().unwrap()]].concat()).code(1);
         let ran = ran.says(&[word, "damaged.mqat"]);
-        assert_eq!(ran.stderr().matches("mqat: ").count(), 1, "{}", ran.stderr());
+        assert_eq!(
+            ran.stderr().lines().filter(|l| l.starts_with("mqat: ")).count(),
+            1,
+            "{}",
+            ran.stderr()
+        );
     }
     assert!(!Path::new(&out).exists());
 }
@@ -189,5 +194,5 @@ fn other_networks(trained: &Trained, packed: &str) {
     let other = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).next().unwrap();
     run(&["verify", packed, other.to_str().unwrap(), "--data", data, "--device", "cpu"])
         .code(1)
-        .says(&["different networks", "128 x 128 and 96 x 64 px"]);
+        .says(&["different networks", "levels of strides"]);
 }
