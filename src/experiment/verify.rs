@@ -313,6 +313,15 @@ fn judge(
     }
 }
 
+/// A number in few digits.
+fn short(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        1e-3..1e5 => format!("{value:.4}"),
+        _ => format!("{value:.2e}"),
+    }
+}
+
 fn level_name(stride: i64) -> String {
     format!("P{}", stride.max(1).ilog2())
 }
@@ -325,21 +334,27 @@ fn failures(
     adi_points: Option<f64>,
 ) -> Vec<String> {
     let mut failures = Vec::new();
-    for level in levels {
-        for (what, d) in [("logits", &level.logits), ("offsets", &level.offsets)] {
-            let at = level_name(level.stride);
-            if d.num_not_finite > 0 {
-                failures.push(format!(
-                    "{what} of {at}: {} values are finite in one of the two only",
-                    d.num_not_finite
-                ));
-            }
-            if d.relative > limits.outputs {
-                failures.push(format!(
-                    "{what} of {at} differ by {:.3e} of their scale, above {:e}",
-                    d.relative, limits.outputs
-                ));
-            }
+    type Part = fn(&LevelDeviation) -> &Deviation;
+    let parts: [(&str, Part); 2] = [("logits", |l| &l.logits), ("offsets", |l| &l.offsets)];
+    for (what, part) in parts {
+        for level in levels.iter().filter(|level| part(level).num_not_finite > 0) {
+            failures.push(format!(
+                "{what} of {}: {} values are finite in one of the two only",
+                level_name(level.stride),
+                part(level).num_not_finite
+            ));
+        }
+        let beyond: Vec<_> = levels.iter().filter(|l| part(l).relative > limits.outputs).collect();
+        let worst = beyond.iter().max_by(|a, b| part(a).relative.total_cmp(&part(b).relative));
+        if let Some(worst) = worst {
+            failures.push(format!(
+                "{what} of {} of {} levels differ, most of all {} by {} of their scale, above {:e}",
+                beyond.len(),
+                levels.len(),
+                level_name(worst.stride),
+                short(part(worst).relative),
+                limits.outputs
+            ));
         }
     }
     if detections.share_changed > limits.changed {
@@ -410,7 +425,12 @@ impl VerifyReport {
         );
         for level in &self.levels {
             let part = |d: &Deviation| {
-                format!("{:>12.3e} {:>12.3e} {:>12.3e}", d.max_abs, d.mean_abs, d.relative)
+                format!(
+                    "{:>12} {:>12} {:>12}",
+                    short(d.max_abs),
+                    short(d.mean_abs),
+                    short(d.relative)
+                )
             };
             let _ = writeln!(
                 out,
@@ -442,8 +462,9 @@ impl VerifyReport {
         let _ = match &self.poses {
             None => writeln!(out, "poses: none that both find"),
             Some(p) => {
-                let spread =
-                    |s: &Spread| format!("{:.3e} / {:.3e} / {:.3e}", s.median, s.p95, s.max);
+                let spread = |s: &Spread| {
+                    format!("{} / {} / {}", short(s.median), short(s.p95), short(s.max))
+                };
                 writeln!(
                     out,
                     "poses, median / 95 % / largest: rotation {} deg; translation {} mm, {} of the distance",
@@ -521,7 +542,9 @@ mod tests {
         level.stride = 32;
         level.offsets.relative = 2e-4;
         let text = failures(&limits, &[fine, level], &none, None).join("; ");
-        assert_eq!(text, "offsets of P5 differ by 2.000e-4 of their scale, above 1e-4");
+        let expected =
+            "offsets of 1 of 2 levels differ, most of all P5 by 2.00e-4 of their scale, above 1e-4";
+        assert_eq!(text, expected);
         let mut level = fine;
         level.logits.num_not_finite = 3;
         assert!(failures(&limits, &[level], &none, None)[0].contains("3 values are finite"));

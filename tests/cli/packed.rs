@@ -178,7 +178,7 @@ fn verified(trained: &Trained, packed: &str, folded: &str) {
     run(&[&float[..], &["--topology", "WidedepthTiny"]].concat()).code(0);
     let report = verify(&bare, packed, &["--images", "1", "--json"]).code(1).json();
     assert_eq!(report["artefacts"][0]["name"], "full precision");
-    assert!(report["failures"].as_array().unwrap().len() >= 5, "{report}");
+    assert!(report["failures"].as_array().unwrap().len() >= 2, "{report}");
     other_networks(trained, packed);
 }
 
