@@ -347,6 +347,9 @@ fn commands(trials: &[ListedTrial]) -> String {
             (_, after) => format!("# after {}: {command}", after.join(", ")),
         }
     };
+    if trials.is_empty() {
+        return "# every trial is complete".to_owned();
+    }
     trials.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 

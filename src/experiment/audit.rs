@@ -91,7 +91,12 @@ pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
     };
     let expected = expected(request, &config, loaded.meta.as_ref())?;
     let size = [config.input.width, config.input.height];
-    let plan = layers(&net, &expected.stages, size)?;
+    let mut plan = layers(&net, &expected.stages, size)?;
+    if request.bits.is_some() {
+        // a width is asked for, no method
+        let all = plan.iter_mut().flat_map(|l| [l.weights.as_mut(), l.activations.as_mut()]);
+        all.flatten().for_each(|to| to.method = "any".to_owned());
+    }
     let mut audits = Vec::new();
     for quantizer in &loaded.quantizers {
         audits.extend(audit(quantizer)?);
@@ -164,15 +169,17 @@ fn row(
     }
     if let (Some(plan), true) = (&layer.weights, is_known) {
         match (&quantized, &values) {
-            (Some(q), _) if q.num_levels.is_some() => {
-                if q.bits > plan.bits || q.num_levels > Some(plan.num_levels) {
-                    let levels = q.num_levels.unwrap_or_default();
-                    problems.push(format!(
-                        "has {} bits ({levels} levels), and {plan} are expected",
-                        q.bits
-                    ));
-                }
+            (Some(q), _)
+                if q.num_levels.is_some_and(|n| n > plan.num_levels)
+                    || q.num_levels.is_some() && q.bits > plan.bits =>
+            {
+                let levels = q.num_levels.unwrap_or_default();
+                problems.push(format!(
+                    "has {} bits ({levels} levels), and {plan} are expected",
+                    q.bits
+                ));
             }
+            (Some(q), _) if q.num_levels.is_some() => {}
             (_, Some(values)) if values.num_values.is_none_or(|n| n > plan.num_levels as usize) => {
                 problems.push(format!("is float, and {plan} is expected"));
             }
@@ -180,8 +187,14 @@ fn row(
         }
     }
     let inputs = quantized.as_ref().and_then(|q| q.inputs.as_ref());
-    if let (Some(plan), None, true) = (&layer.activations, inputs, is_known) {
-        problems.push(format!("has float inputs, and {plan} are expected"));
+    if let (Some(plan), true) = (&layer.activations, is_known) {
+        match inputs {
+            None => problems.push(format!("has float inputs, and {plan} are expected")),
+            Some(i) if i.bits > plan.bits => {
+                problems.push(format!("has inputs of {} bits, and {plan} are expected", i.bits));
+            }
+            Some(_) => {}
+        }
     }
     TensorAudit {
         name: layer.name.clone(),

@@ -379,7 +379,7 @@ impl FileReport {
         let share = 100.0 * frozen / f64::max(total, 1.0);
         let _ = writeln!(
             out,
-            "{num} layers with quantizer state, {share:.2} % of their weights frozen"
+            "{num} layer(s) with quantizer state, {share:.2} % of their weights frozen"
         );
         if !all {
             return;

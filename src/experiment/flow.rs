@@ -429,7 +429,8 @@ fn weights_of(
         stretch::weights(&mut base, DEFAULT_EPOCHS, epochs);
         base
     });
-    WeightQuantConfig { bits: Some(width.bits), n_levels: width.n_levels, ..base }
+    let layer_bits = BTreeMap::new();
+    WeightQuantConfig { bits: Some(width.bits), n_levels: width.n_levels, layer_bits, ..base }
 }
 
 /// As [`weights_of`], for inputs.
@@ -458,9 +459,14 @@ fn without_quantizing(stage: &StageConfig) -> StageConfig {
     StageConfig { name, module: None, weights: None, activations: None, ..stage.clone() }
 }
 
-/// What every layer is to be, for comparisons: no stage to be trained.
+/// What every layer is to be, for comparisons: no stage to be trained. A width means as many levels as it numbers,
+/// whatever the method.
 pub(super) fn everything(bits: Bits) -> StageConfig {
-    let Bits { weights, activations } = bits;
+    let all_levels = |width: Width| {
+        let n_levels = width.n_levels.or((1..=8).contains(&width.bits).then(|| 1 << width.bits));
+        Width { n_levels, ..width }
+    };
+    let (weights, activations) = (bits.weights.map(all_levels), bits.activations.map(all_levels));
     let module = Some("*".to_owned());
     let epochs = StageConfig::default().epochs;
     StageConfig {

@@ -220,7 +220,6 @@ fn slice(x: &Tensor) -> &[f32] {
     unsafe { std::slice::from_raw_parts(x.data_ptr().cast::<f32>(), x.numel()) }
 }
 
-#[allow(clippy::mut_from_ref)]
 fn slice_mut(x: &mut Tensor) -> &mut [f32] {
     // SAFETY: as in `slice`; `same_layout` holds, and the exclusive reference is the only one in use
     // while the slice lives (weights, levels and gradients have storages of their own).

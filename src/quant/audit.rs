@@ -206,6 +206,8 @@ pub enum SpacingFound {
 
 /// Most values that a quantized weight may have.
 const MOST_VALUES: usize = 256;
+/// From so many weights on, values of which most occur once are those of a float layer.
+const SMALL_LAYER: usize = 64;
 /// How far a value may be off its multiple of the step, in steps.
 const STEP_TOLERANCE: f64 = 1e-3;
 
@@ -225,7 +227,13 @@ pub fn look_at_values(weight: &Tensor) -> ValuesFound {
         num_not_finite,
     };
     if let Some(values) = different(&weight.reshape([-1])) {
-        return found(Some(values.len()), false, spacing_of(&values));
+        let spacing = spacing_of(&values);
+        // A float layer of a hundred weights has no more than a hundred values.
+        let many = weight.numel() >= SMALL_LAYER && 2 * values.len() > weight.numel();
+        return match spacing {
+            SpacingFound::Uneven if many => found(None, false, SpacingFound::Float),
+            _ => found(Some(values.len()), false, spacing),
+        };
     }
     let channels = weight.size()[0];
     let weights_each = weight.numel() / channels.max(1) as usize;
@@ -278,10 +286,12 @@ fn spacing_of(values: &[f32]) -> SpacingFound {
         let exponent = (v / smallest).log2();
         (exponent - exponent.round()).abs() <= STEP_TOLERANCE
     };
-    if values.iter().all(whole) {
-        SpacingFound::Even
-    } else if magnitudes().all(power) {
+    // Two magnitudes, one twice the other, are an even grid as well; of three or more 3 times the smallest would be one.
+    let largest = magnitudes().fold(0.0, f64::max);
+    if largest > 3.0 * smallest && magnitudes().all(power) {
         SpacingFound::PowersOfTwo
+    } else if values.iter().all(whole) {
+        SpacingFound::Even
     } else {
         SpacingFound::Uneven
     }

@@ -31,6 +31,7 @@ pub mod pact;
 pub mod scale;
 pub mod schedule;
 pub mod select;
+mod settings;
 pub mod size;
 pub mod ste;
 mod surrogate;

@@ -214,7 +214,13 @@ pub(crate) fn best_step(values: &[f32], codes: Codes) -> Option<f32> {
         };
         sides.iter().map(|s| of_side(s).powi(2)).sum::<f64>().sqrt()
     };
-    let fit = search(magnitudes.max(), &loss)?;
+    // The scale is that of the side with more codes; the other side's largest value may need a larger one.
+    let reach = |(side, highest): &(Magnitudes, i32)| match *highest {
+        0 => 0.0,
+        n => f64::from(side.max()) * f64::from(top) / f64::from(n),
+    };
+    let largest = sides.iter().map(reach).fold(f64::from(magnitudes.max()), f64::max);
+    let fit = search(largest as f32, &loss)?;
     Some((fit.scale / f64::from(top)) as f32)
 }
 

@@ -393,7 +393,7 @@ mod tests {
         start(&mut telemetry, &mut quantizer, 1);
         let first = telemetry.measure(&quantizer).unwrap();
         let noise = 0.25 + (0.25 + 0.0625);
-        let expected = 10.0 * ((4.0 + 2.25 + 0.25 + 0.0625) / noise as f64).log10();
+        let expected = 10.0 * f64::log10((4.0 + 2.25 + 0.25 + 0.0625) / noise);
         assert!((first.numbers.sqnr_db.unwrap() - expected).abs() < 1e-9, "{first:?}");
         assert_eq!(first.layers[0].numbers, first.numbers);
         let Numbers { share_frozen, share_zero, levels_in_use, flip_rate, .. } = first.numbers;
@@ -407,7 +407,7 @@ mod tests {
         assert_eq!((second.flip_rate, second.oscillation), (Some(0.25), None));
         assert_eq!((second.scale_drift, second.share_zero), (Some(0.0), Some(0.25)));
         let noise = 0.25 + 0.5625 + 0.0625;
-        let expected = 10.0 * ((4.0 + 2.25 + 1.5625 + 0.0625) / noise as f64).log10();
+        let expected = 10.0 * f64::log10((4.0 + 2.25 + 1.5625 + 0.0625) / noise);
         assert!((second.sqnr_db.unwrap() - expected).abs() < 1e-9, "{second:?}");
         let third = telemetry.measure(&quantizer).unwrap().numbers;
         assert_eq!((third.flip_rate, third.oscillation), (Some(0.0), Some(0.0)));

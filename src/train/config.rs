@@ -83,10 +83,9 @@ impl TrainConfig {
 fn plain_name(pattern: &str) -> String {
     let mut name = String::new();
     for c in pattern.chars() {
-        if c.is_ascii_alphanumeric() || "._-".contains(c) {
-            name.push(c);
-        } else if !name.ends_with('_') {
-            name.push('_');
+        let plain = if c.is_ascii_alphanumeric() || ".-".contains(c) { c } else { '_' };
+        if plain != '_' || !name.ends_with('_') {
+            name.push(plain);
         }
     }
     match name.trim_matches(|c| "._".contains(c)) {

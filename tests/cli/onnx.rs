@@ -74,21 +74,6 @@ fn number(value: &Value, path: &str) -> f64 {
     value.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path} in {value}"))
 }
 
-/// The predicted poses of a file: image, score and t_mm of each.
-fn poses(library: &Path, args: &[&str], out: &Path) -> Vec<(String, f64, Vec<f64>)> {
-    let to = ["--predictions", out.to_str().unwrap(), "--device", "cpu"];
-    run_ort(library, &[&["test"], args, &to].concat()).code(0);
-    let text = std::fs::read_to_string(out).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines
-        .map(|line| {
-            let t = line["t_mm"].as_array().or(line["t"].as_array()).unwrap();
-            let t = t.iter().map(|v| v.as_f64().unwrap()).collect();
-            (line["image"].to_string(), line["score"].as_f64().unwrap(), t)
-        })
-        .collect()
-}
-
 #[test]
 fn a_float_file_computes_what_the_checkpoint_does() {
     let folder = tempfile::tempdir().unwrap();

@@ -129,7 +129,12 @@ fn refusals(trained: &Trained, packed: &str, bytes: &[u8]) {
         let args = ["test", "--device", "cpu", "--checkpoint", &damaged];
         let ran = run(&[&args[..], &["--data", dataset().to_str().unwrap()]].concat()).code(1);
         let ran = ran.says(&[word, "damaged.mqat"]);
-        assert_eq!(ran.stderr().matches("mqat: ").count(), 1, "{}", ran.stderr());
+        assert_eq!(
+            ran.stderr().lines().filter(|l| l.starts_with("mqat: ")).count(),
+            1,
+            "{}",
+            ran.stderr()
+        );
     }
     assert!(!Path::new(&out).exists());
 }
@@ -137,10 +142,8 @@ fn refusals(trained: &Trained, packed: &str, bytes: &[u8]) {
 fn verified(trained: &Trained, packed: &str, folded: &str) {
     let checkpoint = trained.checkpoint();
     let places = ["--device", "cpu", "--data", dataset().to_str().unwrap()];
-    let verify = |a: &str, b: &str, more: &[&str]| {
-        let low = ["--set", "data.CONFIDENCE_TH=0.001"];
-        run(&[&["verify", a, b][..], &places, more].concat())
-    };
+    let verify =
+        |a: &str, b: &str, more: &[&str]| run(&[&["verify", a, b][..], &places, more].concat());
     let report = verify(checkpoint, packed, &["--tolerance", "0", "--json"]).code(0).json();
     assert_eq!((&report["passed"], &report["num_images"]), (&Value::from(true), &Value::from(6)));
     assert_eq!(report["levels"].as_array().unwrap().len(), 5);
@@ -191,5 +194,5 @@ fn other_networks(trained: &Trained, packed: &str) {
     let other = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).next().unwrap();
     run(&["verify", packed, other.to_str().unwrap(), "--data", data, "--device", "cpu"])
         .code(1)
-        .says(&["different networks", "128 x 128 and 96 x 64 px"]);
+        .says(&["different networks", "levels of strides"]);
 }

@@ -91,6 +91,9 @@ pub(super) struct Chooser<'a> {
 /// What gets one width: its name, its layers and their numbers of weights.
 type Group<'a> = (&'a str, &'a [(String, usize)]);
 
+/// The sensitivity of layers at a bit width.
+type Sensitivity<'a> = dyn Fn(&[(String, usize)], u32) -> Result<f64> + 'a;
+
 struct Solved {
     items: Vec<Item>,
     picks: Vec<usize>,
@@ -330,11 +333,7 @@ impl<'a> Chooser<'a> {
         Ok(Solved { items, picks, same_choice: same as f64 / RESAMPLES as f64 })
     }
 
-    fn items(
-        &self,
-        groups: &[Group],
-        sensitivity: &dyn Fn(&[(String, usize)], u32) -> Result<f64>,
-    ) -> Result<Vec<Item>> {
+    fn items(&self, groups: &[Group], sensitivity: &Sensitivity<'_>) -> Result<Vec<Item>> {
         let item = |&(name, layers): &Group| -> Result<Item> {
             let choice = |&bits: &u32| -> Result<Choice> {
                 // A negative estimate (a saddle, or noise) would pay for coarser rounding: it counts as none.

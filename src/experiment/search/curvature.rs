@@ -1,6 +1,6 @@
 //! Traces of the layers on a fixed set of training images, kept in a file of their own, and the rounding errors.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -249,7 +249,7 @@ fn identity(request: &SearchRequest, setup: &Setup, layers: &[TracedLayer]) -> R
     }))
 }
 
-fn open_stored(path: &PathBuf, of: Value, layers: Vec<TracedLayer>) -> Result<Stored> {
+fn open_stored(path: &Path, of: Value, layers: Vec<TracedLayer>) -> Result<Stored> {
     if path.is_file() {
         let stored: Stored = io::read_json(path)?;
         ensure!(
@@ -262,7 +262,7 @@ fn open_stored(path: &PathBuf, of: Value, layers: Vec<TracedLayer>) -> Result<St
     Ok(Stored { of, seconds: 0.0, traces: Traces::new(layers) })
 }
 
-fn save(path: &std::path::Path, stored: &Stored) -> Result<()> {
+fn save(path: &Path, stored: &Stored) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("making the folder {}", folder.display()))?;

@@ -15,7 +15,7 @@ mod trial;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::flow::{FlowPlan, MadeBy};
 use super::folder::Start;
@@ -180,6 +180,12 @@ pub fn search(request: &SearchRequest, stop: &AtomicBool) -> Result<SearchEnd> {
             Err(cut) => return Ok(cut.into()),
         }
     }
+    if request.list {
+        return Ok(SearchEnd::Listed(Vec::new()));
+    }
+    if let Some(name) = &request.only {
+        bail!("no trial of this search is named {name:?}; --print-commands names those to be run");
+    }
     if let Some(path) = &request.out {
         write_plan(request, &setup, &mut report, &bits, path)?;
     }
@@ -214,6 +220,9 @@ fn find_bits(
             report.add_trial(after);
         }
     }
+    if request.list && request.walk.is_none() {
+        return Ok(Err(Cut::Listed(Vec::new())));
+    }
     let Some(curvature) = Curvature::measure(request, setup, stop)? else {
         return Ok(Err(Cut::Interrupted));
     };
@@ -243,11 +252,10 @@ fn find_bits(
     Ok(Ok(report.modules.iter().map(|m| (m.module.clone(), m.bits)).collect()))
 }
 
+type Trials = Vec<std::rc::Rc<Trial>>;
+
 /// For each module the reference trial (the same stage without quantizing) and its own.
-fn module_trials(
-    request: &SearchRequest,
-    setup: &Setup,
-) -> Result<(Vec<std::rc::Rc<Trial>>, Vec<std::rc::Rc<Trial>>)> {
+fn module_trials(request: &SearchRequest, setup: &Setup) -> Result<(Trials, Trials)> {
     let (mut references, mut trials) = (Vec::new(), Vec::new());
     for module in &setup.modules {
         let bits = request.trial_bits;

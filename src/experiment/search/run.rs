@@ -17,6 +17,8 @@ use super::{ListedTrial, SearchRequest};
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Between two looks at trials that other processes run.
 const LOOK_ELSEWHERE_EVERY: Duration = Duration::from_secs(2);
+/// Looks at a trial whose process failed, for another one that has it.
+const LOOKS_FOR_OTHERS: usize = 20;
 /// Lines of a failed trial's log that its error shows.
 const LOG_LINES: usize = 5;
 
@@ -58,11 +60,14 @@ impl Runner<'_> {
                 }
             };
             if let Some((ended, status)) = ended {
-                if let Err(err) = self.check(&ended, status) {
-                    stop_all(running);
-                    return Err(err);
+                match self.check(&ended, status) {
+                    Ok(true) => waiting.retain(|t| t.id != ended.trial.id),
+                    Ok(false) => {}
+                    Err(err) => {
+                        stop_all(running);
+                        return Err(err);
+                    }
                 }
-                waiting.retain(|t| t.id != ended.trial.id);
                 continue;
             }
             if waiting.is_empty() {
@@ -175,10 +180,25 @@ impl Runner<'_> {
         Ok(command)
     }
 
-    /// What a process that ended has left.
-    fn check(&self, ended: &Running, status: ExitStatus) -> Result<()> {
+    /// Whether a trial is under way or complete by another process, which began it at the same moment.
+    fn is_taken(&self, trial: &Trial) -> Result<bool> {
+        for _ in 0..LOOKS_FOR_OTHERS {
+            if matches!(trial.state()?, State::Running | State::Complete) {
+                return Ok(true);
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        Ok(false)
+    }
+
+    /// What a process that ended has left: whether the trial is complete, or else run by another process.
+    fn check(&self, ended: &Running, status: ExitStatus) -> Result<bool> {
         let trial = &ended.trial;
         let log = trial.log();
+        if !status.success() && self.is_taken(trial)? {
+            tracing::info!("trial {} is run by another process", trial.name);
+            return Ok(false);
+        }
         if !status.success() {
             let text = fs::read_to_string(&log).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
@@ -198,7 +218,7 @@ impl Runner<'_> {
             super::report::percent(&result.score),
             ended.since.elapsed().as_secs_f64()
         );
-        Ok(())
+        Ok(true)
     }
 }
 

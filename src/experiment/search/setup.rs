@@ -291,7 +291,7 @@ fn check_request(request: &SearchRequest) -> Result<()> {
         "--layerwise quantizes all modules in one stage: there are no --orders to try"
     );
     ensure!(
-        !(request.layerwise && !request.assign.is_empty()),
+        !request.layerwise || request.assign.is_empty(),
         "--layerwise searches the bits of layers, and --assign gives those of modules; leave one out"
     );
     ensure!(

@@ -111,7 +111,9 @@ fn fit(var: &Var, value: &Tensor) -> Result<Tensor, String> {
         };
         let (ours, theirs) = (corners(&var.tensor), corners(&value));
         let size = ours.iter().fold(0.0f64, |m, c| m.max(c.abs()));
-        if ours.iter().zip(&theirs).any(|(a, b)| !((a - b).abs() <= ANCHOR_TOLERANCE * size)) {
+        // NaN is near nothing.
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= ANCHOR_TOLERANCE * size;
+        if !ours.iter().zip(&theirs).all(near) {
             return Err(format!(
                 "{theirs:?} in the file, and the config's are {ours:?}: set network.params.anchor_sizes and finest_level"
             ));

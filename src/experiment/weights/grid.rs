@@ -251,7 +251,7 @@ mod tests {
     fn levels_of_linspace_are_recognised_with_their_rounding() {
         // torch.linspace(-1, 1, 15)
         let mut values: Vec<f32> = (0..15).map(|i| (f64::from(i) / 7.0 - 1.0) as f32).collect();
-        values[7] = -4.470348358154297e-08;
+        values[7] = -4.470_348_4e-8;
         let (spacing, scale) = one(&values, Some(1.0)).unwrap();
         assert_eq!((spacing, scale), (Spacing::Uniform { num_levels: 15 }, vec![1.0]));
         // The outermost levels are unused.

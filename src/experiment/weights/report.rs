@@ -216,10 +216,13 @@ impl LoadReport {
 impl InqLayerReport {
     /// A line: what is frozen on which levels.
     pub fn text(&self) -> String {
-        let frozen = match self.share_frozen {
-            share if share == 0.0 => "INQ not begun, float".to_owned(),
-            share if share == 1.0 => "INQ, fully frozen".to_owned(),
-            share => format!("INQ, {:.2} % frozen", share * 100.0),
+        let share = self.share_frozen;
+        let frozen = if share == 0.0 {
+            "INQ not begun, float".to_owned()
+        } else if share == 1.0 {
+            "INQ, fully frozen".to_owned()
+        } else {
+            format!("INQ, {:.2} % frozen", share * 100.0)
         };
         let levels = match (&self.grid, self.num_values) {
             _ if self.share_frozen == 0.0 => String::new(),
@@ -227,7 +230,7 @@ impl InqLayerReport {
                 let spacing =
                     if g.spacing == "uniform" { "evenly spaced" } else { "powers of two" };
                 format!(
-                    ", {} bits: {} levels {spacing}, scale {}, {} in use",
+                    ", {}-bit: {} levels {spacing}, scale {}, {} in use",
                     g.bits,
                     g.num_levels,
                     g.scale,

@@ -85,7 +85,10 @@ pub fn calibrate(
         ranges = (ranges.par_iter().zip(&histograms).zip(&errors))
             .map(|((&range, histogram), &below_zero)| match calibration.method {
                 _ if histogram.is_empty() || range.0 == range.1 => range,
-                Method::Percentile(percent) => percentile(histogram, range, percent),
+                Method::Percentile(percent) => {
+                    let (low, high) = percentile(histogram, range, percent);
+                    (low, if keeps_high(calibration) { range.1 } else { high })
+                }
                 _ => least_error(histogram, range, calibration, below_zero),
             })
             .collect();
@@ -94,6 +97,12 @@ pub fn calibrate(
         wanted.then(|| QParams::over(low, high, calibration.bits, calibration.symmetric))
     };
     Ok(wanted.iter().zip(&ranges).map(params).collect())
+}
+
+/// Whether the upper end is that of the largest value: bytes of fewer bits have no end of their own there, and a larger
+/// integer would lose what fewer bits are for, sums of products that fit 16 bits.
+fn keeps_high(calibration: Calibration) -> bool {
+    calibration.bits < 8 && !calibration.symmetric
 }
 
 /// What an error below zero counts, by node: a leaky ReLU that follows makes it a tenth.
@@ -177,8 +186,8 @@ fn least_error(
         .collect();
     let error = |low: f32, high: f32| {
         let p = QParams::over(low, high, calibration.bits, calibration.symmetric);
-        let (min, max) = p.range();
-        let max = if calibration.symmetric { max } else { max.min((1 << calibration.bits) - 1) };
+        let top: i32 = (1 << calibration.bits) - 1;
+        let (min, max) = if calibration.symmetric { (-(top / 2), top / 2) } else { (0, top) };
         let (scale, zero) = (f64::from(p.scale), f64::from(p.zero_point));
         let (min, max) = (f64::from(min) - zero, f64::from(max) - zero);
         let inverse = 1.0 / scale;
@@ -188,6 +197,13 @@ fn least_error(
         };
         counts.iter().map(squared).sum::<f64>()
     };
+    if calibration.symmetric {
+        let least = least(&shares, |s| {
+            error((f64::from(range.0) * s) as f32, (f64::from(range.1) * s) as f32)
+        });
+        let share = least.unwrap_or(1.0);
+        return ((f64::from(range.0) * share) as f32, (f64::from(range.1) * share) as f32);
+    }
     let ends = |end: f32| -> Vec<f32> {
         if end == 0.0 {
             vec![0.0]
@@ -195,7 +211,8 @@ fn least_error(
             shares.iter().map(|s| (f64::from(end) * s) as f32).collect()
         }
     };
-    let (lows, highs) = (ends(range.0), ends(range.1));
+    let highs = if keeps_high(calibration) { vec![range.1] } else { ends(range.1) };
+    let lows = ends(range.0);
     // One side after the other, twice: the sides hardly depend on each other.
     let (mut low, mut high) = range;
     for _ in 0..2 {
@@ -205,7 +222,7 @@ fn least_error(
     (low, high)
 }
 
-fn least(values: &[f32], error: impl Fn(&f32) -> f64) -> Option<f32> {
+fn least<T: Copy>(values: &[T], error: impl Fn(&T) -> f64) -> Option<T> {
     let all = values.iter().map(|v| (*v, error(v)));
     all.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(v, _)| v)
 }
@@ -241,16 +258,19 @@ mod tests {
         // One value in 100,000 at 100: clipping it to 50 costs more than the coarser steps of the others.
         let (_, high) = least_error(&histogram, range, EIGHT, 1.0);
         assert!(high > 50.0, "{high}");
-        let few = Calibration { bits: 2, ..EIGHT };
         let mut normal: Vec<f32> =
             (1..2000).map(|i| ((i as f32) / 1000.0 - 1.0).powi(5) * 4.0).collect();
         normal.push(4.0);
-        let mut histogram = vec![0; NUM_BINS];
-        count(&mut histogram, &Tensor::from_slice(&normal), (-4.0, 4.0));
-        let (low, high) = least_error(&histogram, (-4.0, 4.0), few, 1.0);
-        assert!(high < 4.0 && low > -4.0, "{low} {high}");
-        // Errors below zero that hardly count let the lower end move in.
-        let (leaky, _) = least_error(&histogram, (-4.0, 4.0), few, 0.01);
-        assert!(leaky > low, "{leaky} {low}");
+        let (range, mut histogram) = ((-4.0, 4.0), vec![0; NUM_BINS]);
+        count(&mut histogram, &Tensor::from_slice(&normal), range);
+        // Around 0 both ends move together, and few steps are worth clipping.
+        let signed = Calibration { bits: 2, symmetric: true, ..EIGHT };
+        let (low, high) = least_error(&histogram, range, signed, 1.0);
+        assert!(low == -high && high < 4.0, "{low} {high}");
+        // Bytes of fewer bits keep the largest value; errors below zero that hardly count let the lower end move in.
+        let few = Calibration { bits: 4, ..EIGHT };
+        let (low, high) = least_error(&histogram, range, few, 1.0);
+        let (leaky, _) = least_error(&histogram, range, few, 0.01);
+        assert!(high == 4.0 && leaky > low, "{leaky} {low} {high}");
     }
 }
