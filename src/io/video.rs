@@ -132,6 +132,14 @@ impl Drop for Video {
     }
 }
 
+/// Whether videos can be decoded.
+///
+/// # Errors
+/// If `ffmpeg` is not installed or does not start; the message says what to do then.
+pub fn check_ffmpeg() -> Result<()> {
+    version().map(|_| ())
+}
+
 /// The path as ffmpeg takes a file for certain: no protocol, no option.
 fn as_file(path: &Path) -> std::ffi::OsString {
     let mut name = std::ffi::OsString::from("file:");

@@ -7,6 +7,7 @@ mod import;
 mod onnx;
 mod packed;
 mod pipeline;
+mod predict;
 mod resume;
 mod score;
 mod search;

@@ -18,7 +18,7 @@ pub use cameras::CameraReport;
 pub use jobs::Overlays;
 
 use cameras::{Cameras, Network};
-use inputs::Inputs;
+use inputs::{Input, Inputs};
 use jobs::{Jobs, Numbering};
 
 use super::config::{self, Config};
@@ -32,6 +32,7 @@ use crate::data::{ObjectBox, object_boxes};
 use crate::eval::{Answer, Found, Outline, PoseWriter, infer_stream, prediction_overlay};
 use crate::io;
 use crate::io::picture::write_png;
+use crate::io::video::check_ffmpeg;
 
 /// Pictures that could not be read which are told one by one.
 const MOST_BAD_TOLD: usize = 10;
@@ -205,6 +206,9 @@ pub fn predict(
         config.data.bs_valid = batch;
     }
     let inputs = inputs::find(&request.inputs, request.recursive)?;
+    if inputs.inputs.iter().any(|input| matches!(input, Input::Video(_))) {
+        check_ffmpeg()?;
+    }
     let network = Network { input: &config.input, data: &config.data };
     let cameras = Cameras::find(request.camera.as_deref(), &inputs, &network)?;
     for camera in cameras.reports() {
