@@ -222,7 +222,9 @@ fn distortion_is_undone() {
     let scene = ["--depth", "1.5d:2.5d", "--attitude", "30", "--seed", "5", "--format", "png"];
     run(&[&["synth", "--out", root.to_str().unwrap()], &counts[..], &scene].concat()).code(0);
     let pictures = Pictures::of(&root, 256);
-    pictures.predict("in", "camera.json", "straight", &[]).code(0);
+    // Every second pixel of the straight pictures would be sharper than what was resampled: the network tells that apart.
+    let smooth = ["--set", "data.ANTIALIAS=true"];
+    pictures.predict("in", "camera.json", "straight", &smooth).code(0);
     let coefficients = [-0.25, 0.05, 0.002, -0.001];
     distort(&pictures, "bent", Distortion::polynomial(&coefficients).unwrap());
     let k = matrix(&root);
@@ -235,25 +237,30 @@ fn distortion_is_undone() {
         ),
     );
     let report = pictures
-        .predict("bent", "opencv.yaml", "undone", &["--overlays", "all", "--json"])
+        .predict(
+            "bent",
+            "opencv.yaml",
+            "undone",
+            &[&smooth[..], &["--overlays", "all", "--json"]].concat(),
+        )
         .code(0)
         .json();
     assert!(report["cameras"][0]["distortion"].as_str().unwrap().contains("-0.25"), "{report}");
     assert_eq!(fs::read_dir(pictures.at("undone/overlays")).unwrap().count(), 6);
-    pictures.predict("bent", "camera.json", "ignored", &[]).code(0);
+    pictures.predict("bent", "camera.json", "ignored", &smooth).code(0);
 
     let fisheye = [0.02, -0.01, 0.0, 0.0];
     distort(&pictures, "fish", Distortion::equidistant(&fisheye).unwrap());
     let ros = json!({ "K": k, "D": fisheye, "distortion_model": "equidistant", "width": 256, "height": 256 });
     pictures.write("ros.yaml", &ros.to_string());
-    pictures.predict("fish", "ros.yaml", "fish_undone", &[]).code(0);
+    pictures.predict("fish", "ros.yaml", "fish_undone", &smooth).code(0);
 
     let (undone, num) = distance(&pictures, "straight", "undone");
     let (ignored, _) = distance(&pictures, "straight", "ignored");
     let (fish, fish_num) = distance(&pictures, "straight", "fish_undone");
     assert!(num >= 4 && fish_num >= 4, "{num} and {fish_num} poses of 6");
     assert!(undone < 0.02 && fish < 0.02, "{undone} and {fish} of the distance");
-    assert!(ignored > 2.0 * undone, "{ignored} when ignored, {undone} when undone");
+    assert!(ignored > 5.0 * undone, "{ignored} when ignored, {undone} when undone");
 }
 
 #[test]
