@@ -64,7 +64,6 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Read weights of other programs (PyTorch files of the published code, safetensors) into a checkpoint.
     Import(ImportArgs),
-    /// Write a checkpoint's network for other programs: weights alone, under PyTorch keys.
     /// Check that every quantized weight of a file is on its levels, and quantized as planned; exit code 1 if not.
     Audit(AuditArgs),
     /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.

@@ -1,16 +1,32 @@
 //! `mqat train`.
 
+use std::sync::atomic::AtomicBool;
+
 use anyhow::Result;
 
 use super::args::TrainArgs;
 use super::view::TrainView;
 use super::{Ended as CliEnded, print_json, print_text, request, stop};
-use crate::experiment::{Ended, TrainRequest, train};
+use crate::experiment::{
+    Ended, FlowSource, Request, SearchEnd, SearchRequest, TrainRequest, search, train,
+};
 
 pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
+    let stop = stop::flag()?;
+    let run = request(args.select, args.places);
+    let flow = match args.flow.hawq_target()? {
+        None => args.flow.source()?,
+        Some(target) => match hawq_flow(&run, target, &stop)? {
+            None => {
+                tracing::warn!("interrupted; the same command goes on");
+                return Ok(CliEnded::Interrupted);
+            }
+            flow => flow,
+        },
+    };
     let request = TrainRequest {
-        run: request(args.select, args.places),
-        flow: args.flow.source()?,
+        run,
+        flow,
         exp_id: args.exp_id,
         resume: args.resume,
         ckpt_every: args.ckpt_every,
@@ -19,7 +35,6 @@ pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
         max_steps: args.max_steps,
         loose: args.loose,
     };
-    let stop = stop::flag()?;
     let mut view = TrainView::default();
     let report = train(&request, &mut view, &stop)?;
     drop(view);
@@ -43,5 +58,14 @@ pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
     Ok(match report.outcome {
         Ended::Interrupted => CliEnded::Interrupted,
         Ended::Finished | Ended::MaxSteps => CliEnded::Done,
+    })
+}
+
+/// The flow of `--method hawq`: the bits of every layer are searched, and its plan is trained; `None` when interrupted.
+fn hawq_flow(run: &Request, target: f64, stop: &AtomicBool) -> Result<Option<FlowSource>> {
+    let request = SearchRequest::hawq(run, target)?;
+    Ok(match search(&request, stop)? {
+        SearchEnd::Complete(_) => request.out.map(FlowSource::File),
+        SearchEnd::Interrupted | SearchEnd::Ran(_) | SearchEnd::Listed(_) => None,
     })
 }
