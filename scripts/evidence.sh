@@ -4,7 +4,11 @@
 #   2. the six orders of the modules at 8-2-8 bits (backbone, FPN, head),
 #   3. MQAT's search against uniform LSQ and layer-wise bits (HAWQ-V3) at three compressions,
 # three seeds each. `scripts/evidence.sh [DIR]` (default logs/evidence) runs what is missing and writes the reports into
-# DIR/report. Stopped or killed, the same command goes on. JOBS=N runs N one-thread processes at a time (default: the cores).
+# DIR/report. Stopped or killed, the same command goes on. Variables:
+#   JOBS=N           one-thread processes at a time (default: the cores)
+#   TOPOLOGY, DEVICE another network, and where it runs (default: WidedepthTiny, cpu)
+#   START=FILE       its full-precision weights (default: the config's experiment.url)
+#   IMAGES="..."     options of `mqat synth` for the images
 set -euo pipefail
 
 # shellcheck source=scripts/common.sh
@@ -12,6 +16,8 @@ source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/common.sh"
 self=$repo/scripts/evidence.sh
 out=$(realpath -m -- "${1:-$repo/logs/evidence}")
 jobs=${JOBS:-$(nproc)}
+topology=${TOPOLOGY:-WidedepthTiny}
+device=${DEVICE:-cpu}
 
 seeds=(1 2 3)
 epochs=4                        # of each module's stage: INQ freezes 50, 75, 90 and 100 %
@@ -20,12 +26,15 @@ fpn_bits=(8 4 3 2 1)
 lsq_bits=(8 4 3)                # 4, 8 and 10.67 times smaller
 targets=(4 8 10.66)             # MQAT and HAWQ-V3: at least as small
 widths=2,3,4,6,8
-images=(--train 480 --val 200 --test 800 --size 128 --depth 1.2d:3d --attitude 45 --seed 5)
+read -ra images <<<"${IMAGES:---train 480 --val 200 --test 800 --size 128 --depth 1.2d:3d --attitude 45 --seed 5}"
 data=$out/data
 
-places=(--topology WidedepthTiny --data "$data" --device cpu --quiet)
+places=(--topology "$topology" --data "$data" --device "$device" --quiet)
 settings=(--set training.full_precision=null --set "quantize.flow.0.epochs=$epochs" --set "training.valid_every=$epochs"
     --set RUNTIME.NUM_THREADS=1 --set RUNTIME.NUM_WORKERS=1)
+if [[ -n ${START:-} ]]; then
+    settings+=(--set experiment.pretrained=true --set "experiment.url=$(realpath -- "$START")")
+fi
 
 # timed COMMAND...: runs it and adds its processor time, in seconds, to DIR/cpu_seconds.txt.
 timed() {
@@ -37,9 +46,9 @@ timed() {
     return "$code"
 }
 
-# evaluate LOGS: the end of the experiment LOGS/SwissCube/WidedepthTiny/exp000 on the test split, once.
+# evaluate LOGS: the end of the experiment LOGS/SwissCube/$topology/exp000 on the test split, once.
 evaluate() {
-    if [[ -f $1/SwissCube/WidedepthTiny/exp000/eval/test/metrics.json ]]; then return; fi
+    if [[ -f $1/SwissCube/$topology/exp000/eval/test/metrics.json ]]; then return; fi
     timed "$mqat" test "${places[@]}" --logs "$1" --exp-id 0 >/dev/null
 }
 
@@ -49,7 +58,7 @@ train() {
     shift 2
     if [[ ! -f $logs/trained ]]; then
         local start=("${settings[@]}" --seed "$seed" "$@")
-        if [[ -f $logs/SwissCube/WidedepthTiny/exp000/config.json ]]; then start=(--resume); fi
+        if [[ -f $logs/SwissCube/$topology/exp000/config.json ]]; then start=(--resume); fi
         timed "$mqat" train "${places[@]}" --logs "$logs" --exp-id 0 "${start[@]}" >/dev/null
         touch "$logs/trained"
     fi

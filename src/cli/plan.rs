@@ -35,6 +35,10 @@ pub struct FlowArgs {
     /// How many times smaller --method hawq makes the convolution weights, against 32 bits.
     #[arg(long, value_name = "X", requires = "method")]
     pub target_compression: Option<f64>,
+
+    /// Probes at most for the sensitivities of --method hawq [default: 200].
+    #[arg(long, value_name = "N", requires = "target_compression")]
+    pub trace_probes: Option<usize>,
 }
 
 /// What `--method` names.
@@ -57,7 +61,9 @@ impl FromStr for Method {
             "hawq" => Ok(Self::Hawq),
             name => match parse_weight_method(name) {
                 Ok(method) => Ok(Self::Uniform(method)),
-                Err(err) => bail!("{err}; without quantization: full-precision; bits for each layer: hawq"),
+                Err(err) => {
+                    bail!("{err}; without quantization: full-precision; bits for each layer: hawq")
+                }
             },
         }
     }

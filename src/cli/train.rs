@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::args::TrainArgs;
 use super::view::TrainView;
@@ -16,7 +16,10 @@ pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
     let run = request(args.select, args.places);
     let flow = match args.flow.hawq_target()? {
         None => args.flow.source()?,
-        Some(target) => match hawq_flow(&run, target, &stop)? {
+        Some(_) if args.resume.is_some() => bail!(
+            "a resumed run keeps the bits that were chosen for it; leave --method hawq and its options out"
+        ),
+        Some(target) => match hawq_flow(&run, target, args.flow.trace_probes, &stop)? {
             None => {
                 tracing::warn!("interrupted; the same command goes on");
                 return Ok(CliEnded::Interrupted);
@@ -62,8 +65,14 @@ pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
 }
 
 /// The flow of `--method hawq`: the bits of every layer are searched, and its plan is trained; `None` when interrupted.
-fn hawq_flow(run: &Request, target: f64, stop: &AtomicBool) -> Result<Option<FlowSource>> {
-    let request = SearchRequest::hawq(run, target)?;
+fn hawq_flow(
+    run: &Request,
+    target: f64,
+    probes: Option<usize>,
+    stop: &AtomicBool,
+) -> Result<Option<FlowSource>> {
+    let mut request = SearchRequest::hawq(run, target)?;
+    request.trace.max_probes = probes.unwrap_or(request.trace.max_probes);
     Ok(match search(&request, stop)? {
         SearchEnd::Complete(_) => request.out.map(FlowSource::File),
         SearchEnd::Interrupted | SearchEnd::Ran(_) | SearchEnd::Listed(_) => None,

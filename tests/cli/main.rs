@@ -7,6 +7,7 @@ mod import;
 mod onnx;
 mod packed;
 mod pipeline;
+mod report;
 mod resume;
 mod score;
 mod search;
