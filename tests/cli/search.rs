@@ -253,7 +253,8 @@ fn the_layerwise_baseline_is_one_command() {
     refused(&["--method", "hawq"], &["--target-compression"]);
     refused(&["--method", "lsq", "--target-compression", "8"], &["--method hawq"]);
     refused(&["--method", "hawq", "--target-compression", "8", "--bits", "4"], &["--bits"]);
-    run(&small("plan", &["--method", "hawq", "--target-compression", "8"]))
+    let plan = ["plan", "--topology", "WidedepthTiny", "--method", "hawq"];
+    run(&[&plan[..], &["--target-compression", "8"]].concat())
         .code(1)
         .says(&["search --layerwise"]);
 }
