@@ -52,6 +52,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate checkpoints on a split: poses, the accuracy table, plots and overlays.
     Test(TestArgs),
+    /// Find poses in images, folders, lists or videos of any camera, and how sure they are.
+    Predict(Box<super::predict::PredictArgs>),
     /// Find the order and the bit widths of the modules for a target size, and write a plan to train.
     Search(Box<SearchArgs>),
     /// Score poses from files (JSON lines or BOP csv, of any program) as `test` scores a network's.

@@ -11,6 +11,7 @@ mod import;
 mod inspect;
 mod onnx;
 mod plan;
+mod predict;
 mod report;
 mod score;
 mod search;
@@ -59,6 +60,7 @@ fn dispatch(command: Command) -> Result<Ended> {
     match command {
         Command::Train(args) => train::run(args),
         Command::Test(args) => test::run(args).map(|()| Ended::Done),
+        Command::Predict(args) => predict::run(*args),
         Command::Search(args) => search::run(*args),
         Command::Report(args) => report::run(args).map(|()| Ended::Done),
         Command::Score(args) => score::run(args).map(|()| Ended::Done),

@@ -13,6 +13,14 @@ use signal_hook::iterator::Signals;
 /// # Errors
 /// If the handlers cannot be installed.
 pub(super) fn flag() -> Result<Arc<AtomicBool>> {
+    flag_saying("stopping after this step, with a checkpoint; once more to stop without one")
+}
+
+/// As [`flag`], with other words.
+///
+/// # Errors
+/// If the handlers cannot be installed.
+pub(super) fn flag_saying(word: &'static str) -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("installing the signal handlers")?;
     let raised = stop.clone();
@@ -23,9 +31,7 @@ pub(super) fn flag() -> Result<Arc<AtomicBool>> {
                 if raised.swap(true, Ordering::SeqCst) {
                     std::process::exit(130);
                 }
-                tracing::warn!(
-                    "stopping after this step, with a checkpoint; once more to stop without one"
-                );
+                tracing::warn!("{word}");
             }
         })
         .context("starting the signal thread")?;

@@ -200,6 +200,16 @@ impl DataConfig {
         root.join(dataset_relative(&self.mesh_dir)).join("models_info.json")
     }
 
+    /// The file of the objects' boxes in a dataset.
+    pub fn boxes(&self, root: &Path) -> PathBuf {
+        root.join(dataset_relative(&self.bbox_file))
+    }
+
+    /// The folder of the objects' meshes in a dataset.
+    pub fn meshes(&self, root: &Path) -> PathBuf {
+        root.join(dataset_relative(&self.mesh_dir))
+    }
+
     /// Classes without the background.
     pub fn num_classes(&self) -> usize {
         self.num_classes_with_background.saturating_sub(1)

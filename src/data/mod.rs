@@ -2,13 +2,15 @@
 //!
 //! Start at [`Dataset::open`], which reads a list of images, its scene folders' JSON and the meshes once, and at
 //! [`Loader::start`], which turns an epoch of it into batches on worker threads. In between stand [`Preparer`] (one
-//! image: decode, warp to the internal camera, augment, relabel) and the warps of [`warp`].
+//! image: decode, warp to the internal camera, augment, relabel) and the warps of [`warp`]. Pictures without labels, of any
+//! camera ([`read_camera`]), go through a [`View`], which undoes distortion in the same resampling.
 //!
 //! Refused, with the file's name: missing or truncated files, poses that are not finite or behind the camera, counts
 //! that disagree. Pixels leave as bytes; the device normalises them.
 
 mod augment;
 pub mod bop;
+mod camera_file;
 mod config;
 mod dataset;
 mod loader;
@@ -17,11 +19,17 @@ mod sample;
 mod scene;
 #[cfg(test)]
 mod testing;
+mod undistort;
+mod view;
 pub mod warp;
 
 pub use augment::{Augmentation, remap_pose};
+pub use camera_file::{CameraFile, read_camera};
 pub use config::{DataConfig, InputConfig, Split};
 pub use dataset::{Annotation, Dataset, Frame, Skipped};
 pub use loader::{BadSample, Batch, Loader, LoaderOptions, permutation};
-pub use models::ObjectModel;
+pub use models::{ObjectBox, ObjectModel, object_boxes};
 pub use sample::{Preparer, Sample, SampleObject};
+pub use scene::{ImagePath, scene_cameras};
+pub use undistort::SourceMap;
+pub use view::View;

@@ -26,6 +26,70 @@ pub struct ObjectModel {
     pub diameter_mm: f64,
 }
 
+/// What PnP needs to know of a class: no mesh.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ObjectBox {
+    /// Number in the mesh's file name and in `scene_gt.json`.
+    pub obj_id: u32,
+    /// Corners of the box, mm.
+    pub corners: Corners,
+    /// mm.
+    pub diameter_mm: f64,
+}
+
+impl From<&ObjectModel> for ObjectBox {
+    fn from(model: &ObjectModel) -> Self {
+        let ObjectModel { obj_id, corners, diameter_mm, .. } = model;
+        Self { obj_id: *obj_id, corners: *corners, diameter_mm: *diameter_mm }
+    }
+}
+
+/// Reads the boxes of the config's classes from `boxes` (a file as `BBOX_FILE`), their numbers from the names of the meshes
+/// in `meshes`; without that folder class `c` is number `c + 1`.
+///
+/// # Errors
+/// If a file cannot be read, or the counts of boxes, meshes, diameters and classes disagree.
+pub fn object_boxes(
+    boxes: &Path,
+    meshes: Option<&Path>,
+    data: &DataConfig,
+) -> Result<Vec<ObjectBox>> {
+    let num_classes = data.num_classes();
+    let at = boxes.display();
+    let corners = read_boxes(boxes, num_classes)
+        .with_context(|| format!("{at}: boxes of the {num_classes} classes of the network"))?;
+    ensure!(
+        num_classes == data.mesh_diameters_mm.len(),
+        "data.MESH_DIAMETERS has {} numbers, expected {num_classes}",
+        data.mesh_diameters_mm.len()
+    );
+    let obj_ids: Vec<u32> = match meshes {
+        None => (1..=num_classes).map(|id| id as u32).collect(),
+        Some(folder) => {
+            let paths = mesh_paths(folder)?;
+            ensure!(
+                paths.len() == num_classes,
+                "{}: {} meshes, but the network has {num_classes} classes",
+                folder.display(),
+                paths.len()
+            );
+            paths.iter().map(|path| number_of(path)).collect::<Result<_>>()?
+        }
+    };
+    let all = corners.into_iter().zip(obj_ids).zip(&data.mesh_diameters_mm);
+    Ok(all
+        .map(|((corners, obj_id), &diameter_mm)| ObjectBox { obj_id, corners, diameter_mm })
+        .collect())
+}
+
+/// The object's number in a mesh's file name.
+fn number_of(path: &Path) -> Result<u32> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    trailing_number(&name).with_context(|| {
+        format!("{}: no number in the name, expected one like obj_000001.ply", path.display())
+    })
+}
+
 /// Reads the meshes of `root` (class = rank of the sorted file names), their boxes and diameters.
 ///
 /// # Errors
@@ -53,9 +117,7 @@ pub(crate) fn read_models(root: &Path, data: &DataConfig) -> Result<Vec<ObjectMo
     let mut models: Vec<ObjectModel> = Vec::with_capacity(num_meshes);
     for ((path, corners), &diameter_mm) in paths.iter().zip(boxes).zip(&data.mesh_diameters_mm) {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let obj_id = trailing_number(&name).with_context(|| {
-            format!("{}: no number in the name, expected one like obj_000001.ply", path.display())
-        })?;
+        let obj_id = number_of(path)?;
         if let Some(twin) = models.iter().find(|m| m.obj_id == obj_id) {
             anyhow::bail!("{}: obj_id {obj_id} is also that of {}", path.display(), twin.name);
         }

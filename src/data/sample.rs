@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, ensure};
 
 use super::augment::remap_pose;
-use super::warp::{Raster, Size, paint_mask, warp_labels, warp_rgb, warp_rgb_antialiased};
+use super::view::{check_center, internal_size, to_internal};
+use super::warp::{Raster, Size, paint_mask, warp_labels, warp_rgb};
 use super::{Augmentation, DataConfig, Dataset, Frame, InputConfig};
 use crate::geom::{Affine2, Camera, Pose};
 use crate::io::picture;
@@ -43,14 +44,9 @@ impl Preparer {
     /// # Errors
     /// If the internal camera is none or the internal size is 0.
     pub fn new(input: &InputConfig, data: &DataConfig) -> Result<Self> {
-        let (width, height) = (input.width, input.height);
-        ensure!(
-            width > 0 && height > 0,
-            "INPUT.INTERNAL_WIDTH and INTERNAL_HEIGHT are {width} and {height} px, expected more than 0"
-        );
         Ok(Self {
             camera: input.camera()?,
-            size: (width, height),
+            size: internal_size(input)?,
             min_visible_px: data.min_visible_px,
             antialias: data.antialias,
         })
@@ -77,20 +73,11 @@ impl Preparer {
         let path = dataset.root.join(&frame.image);
         let image = picture::read_rgb(&path)?;
         let (width, height) = (image.width() as usize, image.height() as usize);
-        let center = frame.camera.center_px();
-        ensure!(
-            (0.0..width as f64).contains(&center.x) && (0.0..height as f64).contains(&center.y),
-            "{}: the image is {width} x {height} px, but the middle of its camera is at ({}, {}) px: is it of \
-             another size?",
-            path.display(),
-            center.x,
-            center.y
-        );
+        check_center(&frame.camera, (width, height)).with_context(|| path.display().to_string())?;
         let source = Raster { pixels: image.as_raw(), width, height };
         let m = Affine2::between_cameras(&frame.camera, &self.camera);
-        let warp = if self.antialias { warp_rgb_antialiased } else { warp_rgb };
         let at = || format!("warping {}", path.display());
-        let pixels = warp(source, &m, self.size).with_context(at)?;
+        let pixels = to_internal(source, &m, self.size, self.antialias).with_context(at)?;
         let mask = self.mask(frame, &m, (width, height))?;
         let objects = frame.objects.iter();
         let objects = objects.map(|o| SampleObject { class: o.class, pose: o.pose }).collect();

@@ -16,12 +16,19 @@ use crate::io;
 const MAX_OBJECTS: usize = 255;
 
 /// A line of a list file, taken apart: `SCENE/rgb/NUMBER.jpg`.
-pub(crate) struct ImagePath {
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImagePath {
+    /// The scene's folder.
     pub scene: PathBuf,
+    /// The image's number in the scene's files.
     pub number: u32,
 }
 
 impl ImagePath {
+    /// Takes a path apart.
+    ///
+    /// # Errors
+    /// If the file's name is no number or the path has no folder of a scene.
     pub fn parse(image: &str) -> Result<Self> {
         let path = Path::new(image);
         let number = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok());
@@ -64,6 +71,21 @@ pub(crate) fn read_scene(
         }
     };
     SceneFrames { frames, without_mesh }
+}
+
+/// The cameras of a scene folder's images by their numbers, from `scene_camera.json`.
+///
+/// # Errors
+/// If the file cannot be read or a camera is none; names file and image.
+pub fn scene_cameras(folder: &Path) -> Result<HashMap<u32, Camera>> {
+    let path = folder.join("scene_camera.json");
+    let cameras = by_number(&path, read::<SceneCamera>)?;
+    let camera = |(number, camera): (u32, FrameCamera)| {
+        let camera = Camera::from_row_major(&camera.cam_k)
+            .with_context(|| format!("{}: image {number}", path.display()))?;
+        Ok((number, camera))
+    };
+    cameras.into_iter().map(camera).collect()
 }
 
 struct Scene {

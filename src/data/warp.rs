@@ -31,7 +31,8 @@ pub struct Raster<'a> {
 }
 
 impl Raster<'_> {
-    fn check(&self, channels: usize) -> Result<()> {
+    /// Whether the byte count fits the size.
+    pub(super) fn check(&self, channels: usize) -> Result<()> {
         let Self { pixels, width, height } = self;
         ensure!(
             *width > 0 && *height > 0 && pixels.len() == width * height * channels,
@@ -213,25 +214,47 @@ fn copy_rgb(source: Raster, grid: &IntegerGrid, (width, height): Size) -> Vec<u8
 }
 
 /// R, G, B and one lane of no meaning: four at a time are one vector instruction.
-type Lanes = [f32; 4];
+pub(super) type Lanes = [f32; 4];
 
 /// The mean over `grids` of bilinear samples.
 fn bilinear(source: Raster, grids: &[Grid], (width, height): Size) -> Vec<u8> {
     let mut out = vec![0; width * height * 3];
     let mut sums = vec![[0f32; 4]; width];
-    let share = 1.0 / grids.len() as f32;
     for (y, out_row) in out.chunks_exact_mut(width * 3).enumerate() {
         sums.fill([0.0; 4]);
         for grid in grids {
             add_row(source, grid.row(y), &mut sums);
         }
-        for (pixel, sum) in out_row.chunks_exact_mut(3).zip(&sums) {
-            // By way of i32, which four lanes convert to at once; the values lie in 0.5..256.
-            let rounded = sum.map(|s| (s * share + 0.5) as i32 as u8);
-            pixel.copy_from_slice(&rounded[..3]);
-        }
+        round_means(&sums, grids.len(), out_row);
     }
     out
+}
+
+/// Writes sums of `num` samples as pixels: their means, half a grey level rounded up.
+pub(super) fn round_means(sums: &[Lanes], num: usize, out_row: &mut [u8]) {
+    let share = 1.0 / num as f32;
+    for (pixel, sum) in out_row.chunks_exact_mut(3).zip(sums) {
+        // By way of i32, which four lanes convert to at once; the values lie in 0.5..256.
+        let rounded = sum.map(|s| (s * share + 0.5) as i32 as u8);
+        pixel.copy_from_slice(&rounded[..3]);
+    }
+}
+
+/// Adds the bilinear sample at `u`, `v` (32 fractional bits) to `sum`.
+#[inline]
+pub(super) fn add_sample(source: Raster, (u, v): (i64, i64), sum: &mut Lanes) {
+    let (x, y) = (u >> 32, v >> 32);
+    // A byte more than the four neighbours is read, as in `add_row`.
+    if x < 0 || y < 0 || x + 2 >= source.width as i64 || y + 1 >= source.height as i64 {
+        add_at_border(source, (u, v), sum);
+        return;
+    }
+    let stride = source.width * 3;
+    let at = (y as usize * source.width + x as usize) * 3;
+    let top = &source.pixels[at..at + 7];
+    let bottom = &source.pixels[at + stride..at + stride + 7];
+    let taps = [lanes(&top[..4]), lanes(&top[3..]), lanes(&bottom[..4]), lanes(&bottom[3..])];
+    add_blend(sum, taps, fraction(u), fraction(v));
 }
 
 /// Adds the bilinear samples along `run` to `sums`.

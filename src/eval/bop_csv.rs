@@ -13,7 +13,7 @@ use crate::data::Dataset;
 use crate::io::write_atomic;
 
 /// The first line. Files without it are read too.
-const HEADER: &str = "scene_id,im_id,obj_id,score,R,t,time";
+pub(super) const HEADER: &str = "scene_id,im_id,obj_id,score,R,t,time";
 /// What stands for a time that is not known.
 const UNKNOWN_TIME: f64 = -1.0;
 
@@ -21,7 +21,7 @@ const UNKNOWN_TIME: f64 = -1.0;
 ///
 /// `testing/seq_000007/000000/rgb/000042.jpg` is image 42 of scene 7. Without a folder `seq_N` the scene is the number of
 /// the folder that holds `rgb`, as in other BOP datasets (`test/000007/rgb/000042.png`). `None` for other names.
-pub(super) fn image_ids(image: &str) -> Option<(u32, u32)> {
+pub fn image_ids(image: &str) -> Option<(u32, u32)> {
     let path = Path::new(image);
     let im_id = path.file_stem()?.to_str()?.parse().ok()?;
     let scene = path.parent()?.parent()?;
@@ -136,12 +136,21 @@ pub fn write_bop_csv(
                 )
             })?;
             index.image_of_ids(scene_id, im_id)?;
-            let (obj_id, score) = (index.obj_id(p.class)?, p.score);
-            let (r, t) = (joined(&p.r), joined(&p.t_mm));
-            writeln!(out, "{scene_id},{im_id},{obj_id},{score},{r},{t},{time_s}")?;
+            writeln!(out, "{}", row((scene_id, im_id), index.obj_id(p.class)?, p, time_s))?;
         }
         Ok(())
     })
+}
+
+/// A row; numbers have all the digits that reading them back needs.
+pub(super) fn row(
+    (scene_id, im_id): (u32, u32),
+    obj_id: u32,
+    prediction: &Prediction,
+    time_s: f64,
+) -> String {
+    let (r, t, score) = (joined(&prediction.r), joined(&prediction.t_mm), prediction.score);
+    format!("{scene_id},{im_id},{obj_id},{score},{r},{t},{time_s}")
 }
 
 fn joined(values: &[f64]) -> String {

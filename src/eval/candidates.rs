@@ -102,6 +102,13 @@ pub fn select(
     (0..num_classes).filter_map(|class| select_class(levels, class, config)).collect()
 }
 
+/// The largest confidence (sigmoid) of a class's cells, 0 without any number.
+pub fn best_confidence(levels: &[LevelOutput], class: usize) -> f64 {
+    let logits = levels.iter().flat_map(|l| &l.cls[class * l.h * l.w..(class + 1) * l.h * l.w]);
+    let best = logits.copied().filter(|v| !v.is_nan()).fold(f32::NEG_INFINITY, f32::max);
+    1.0 / (1.0 + (-f64::from(best)).exp())
+}
+
 fn select_class(
     levels: &[LevelOutput],
     class: usize,

@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
-use super::candidates::{CandidateConfig, LevelOutput, REG_CHANNELS, select};
+use super::candidates::CandidateConfig;
 use super::predictions::Prediction;
 use super::report::Timing;
-use crate::data::{BadSample, DataConfig, Dataset, InputConfig, Loader, LoaderOptions};
-use crate::geom::{Camera, Vec3};
+use super::solver::{Solver, to_host};
+use crate::data::{BadSample, DataConfig, Dataset, InputConfig, Loader, LoaderOptions, ObjectBox};
 use crate::model::{AnchorGrid, Outputs, PoseNet, images_from_bytes};
-use crate::pose::{RansacConfig, solve_pnp_ransac};
+use crate::pose::RansacConfig;
 
 /// Batches of outputs that may wait for their poses while the network goes on.
 const WAITING_BATCHES: usize = 2;
@@ -111,7 +111,7 @@ pub fn infer(
     );
     let started = Instant::now();
     let mut timing = Timing { num_images: dataset.frames.len(), ..Timing::default() };
-    let solver = Solver::new(network, dataset, options)?;
+    let solver = SplitSolver::new(network, dataset, options)?;
     let mut loader = start_loader(dataset, options)?;
     // The network runs here, the poses are found on the other threads meanwhile.
     let solved = std::thread::scope(|scope| -> Result<Solved> {
@@ -134,7 +134,7 @@ pub fn infer(
                 options.device,
             )?;
             let outputs = network.forward(&images)?;
-            let values = to_host(&outputs, &solver.grid, size[0], num_classes)?;
+            let values = to_host(&outputs, solver.grid(), size[0], num_classes)?;
             timing.network_s += running.elapsed().as_secs_f64();
             num_done += batch.indices.len();
             progress(Progress { num_done, num_images: dataset.frames.len() });
@@ -169,37 +169,14 @@ pub(super) fn start_loader(dataset: &Arc<Dataset>, options: &InferOptions) -> Re
 pub(super) struct HostOutputs {
     /// The frames they belong to.
     pub indices: Vec<usize>,
-    /// For each image the levels' logits `[C, h, w]`, then the levels' regressions `[16 C, h, w]`.
+    /// As [`to_host`] gives them.
     pub values: Vec<f32>,
 }
 
-/// All outputs of a batch in one transfer: `[n, (C + 16 C) cells]`, levels' logits first.
-pub(super) fn to_host(
-    outputs: &Outputs,
-    grid: &AnchorGrid,
-    num_images: usize,
-    num_classes: usize,
-) -> Result<Vec<f32>> {
-    let flat: Vec<Tensor> =
-        outputs.cls.iter().chain(&outputs.reg).map(|t| t.flatten(1, -1)).collect();
-    let joined = Tensor::f_cat(&flat, 1).context("joining the network's outputs")?;
-    let joined = joined.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
-    let per_image = num_classes * (1 + REG_CHANNELS) * grid.num_cells();
-    ensure!(
-        joined.size() == [num_images as i64, per_image as i64],
-        "the network's outputs have {:?} numbers, expected [{num_images}, {per_image}]: {} cells",
-        joined.size(),
-        grid.num_cells()
-    );
-    Ok(Vec::<f32>::try_from(joined.view([-1]))?)
-}
-
-/// What turns outputs into predictions.
-pub(super) struct Solver<'a> {
+/// What turns outputs of a dataset's images into predictions.
+pub(super) struct SplitSolver<'a> {
     dataset: &'a Dataset,
-    pub grid: AnchorGrid,
-    camera: Camera,
-    options: &'a InferOptions,
+    solver: Solver<'a>,
 }
 
 #[derive(Default)]
@@ -209,15 +186,20 @@ pub(super) struct Solved {
     pnp_s: f64,
 }
 
-impl<'a> Solver<'a> {
+impl<'a> SplitSolver<'a> {
     /// For the outputs of `network`.
     pub(super) fn new(
         network: &dyn Engine,
         dataset: &'a Dataset,
         options: &'a InferOptions,
     ) -> Result<Self> {
-        let grid = network.grid(options.input.width, options.input.height);
-        Ok(Self { dataset, grid, camera: options.input.camera()?, options })
+        let objects = dataset.models.iter().map(ObjectBox::from).collect();
+        Ok(Self { dataset, solver: Solver::new(network, objects, options)? })
+    }
+
+    /// Where the outputs lie.
+    pub(super) fn grid(&self) -> &AnchorGrid {
+        &self.solver.grid
     }
 
     fn solve_all(&self, batches: Receiver<HostOutputs>) -> Solved {
@@ -246,75 +228,21 @@ impl<'a> Solver<'a> {
 
     /// The poses in one image.
     fn solve(&self, index: usize, values: &[f32]) -> Solved {
-        let decoding = Instant::now();
-        let models = &self.dataset.models;
-        let levels = split_levels(values, &self.grid, models.len());
-        let found = select(&levels, models.len(), &self.options.candidates);
-        let decode_s = decoding.elapsed().as_secs_f64();
-        let solving = Instant::now();
-        let mut predictions = Vec::new();
-        for class in found {
-            let model = &models[class.class];
-            let points: Vec<Vec3> =
-                model.corners.iter().copied().cycle().take(class.pixels.len()).collect();
-            let seed = pnp_seed(self.options.seed, index, class.class);
-            let config = &self.options.ransac;
-            let Some(solution) =
-                solve_pnp_ransac(&self.camera, &points, &class.pixels, config, seed)
-            else {
-                continue;
-            };
-            predictions.push(Prediction {
-                image: self.dataset.frames[index].image.clone(),
-                class: class.class,
-                obj_id: Some(model.obj_id),
-                score: f64::from(class.score),
-                r: solution.pose.r_row_major(),
-                t_mm: solution.pose.t_array(),
-                inliers: solution.inliers.len(),
-                residual_px: solution.mean_residual_px,
-            });
+        let solved = self.solver.solve(index, values);
+        let name = &self.dataset.frames[index].image;
+        Solved {
+            predictions: solved.classes.iter().filter_map(|c| c.prediction(name)).collect(),
+            decode_s: solved.decode_s,
+            pnp_s: solved.pnp_s,
         }
-        Solved { predictions, decode_s, pnp_s: solving.elapsed().as_secs_f64() }
     }
-}
-
-/// The seed of one PnP, a function of its place alone.
-fn pnp_seed(seed: u64, image: usize, class: usize) -> u64 {
-    use crate::seed::splitmix64;
-    splitmix64(splitmix64(seed ^ 0x706e_7000).wrapping_add(image as u64) ^ ((class as u64) << 40))
-}
-
-/// One image's numbers as levels: all logits come first, then all regressions.
-fn split_levels<'a>(
-    values: &'a [f32],
-    grid: &AnchorGrid,
-    num_classes: usize,
-) -> Vec<LevelOutput<'a>> {
-    let (cls, reg) = values.split_at(num_classes * grid.num_cells());
-    grid.levels
-        .iter()
-        .map(|level| {
-            let part = |values: &'a [f32], channels: usize| {
-                &values[channels * level.offset..][..channels * level.num_cells()]
-            };
-            LevelOutput {
-                cls: part(cls, num_classes),
-                reg: part(reg, num_classes * REG_CHANNELS),
-                h: level.h,
-                w: level.w,
-                stride_px: level.stride as f64,
-                anchor_px: level.size_px,
-            }
-        })
-        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::eval::testing::dataset;
-    use crate::geom::{Affine2, Pose, Vec2};
+    use crate::geom::{Affine2, Camera, Pose, Vec2, Vec3};
     use crate::model::NetworkConfig;
 
     fn options() -> InferOptions {
@@ -336,33 +264,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn levels_survive_the_transfer() {
-        let network = NetworkConfig::widedepth_tiny();
-        let grid = AnchorGrid::new(&network, 64, 48);
-        let random = |channels: i64, level: &crate::model::Level| {
-            let shape = [2, channels, level.h as i64, level.w as i64];
-            let count = shape.iter().product::<i64>();
-            // Channels last, as the network's own outputs may be.
-            (Tensor::arange(count, (Kind::Float, Device::Cpu)) + level.offset as f64)
-                .reshape([shape[0], shape[2], shape[3], shape[1]])
-                .permute([0, 3, 1, 2])
-        };
-        let outputs = Outputs {
-            cls: grid.levels.iter().map(|l| random(2, l)).collect(),
-            reg: grid.levels.iter().map(|l| random(32, l)).collect(),
-        };
-        let values = to_host(&outputs, &grid, 2, 2).unwrap();
-        let image = &values[values.len() / 2..];
-        for (k, level) in split_levels(image, &grid, 2).iter().enumerate() {
-            for (own, tensor) in [(level.cls, &outputs.cls[k]), (level.reg, &outputs.reg[k])] {
-                let expected = Vec::<f32>::try_from(tensor.get(1).contiguous().view([-1])).unwrap();
-                assert_eq!(own, expected, "level {k}");
-            }
-        }
-        assert!(to_host(&outputs, &grid, 2, 1).is_err());
-    }
-
     /// Outputs of a network that knows the answer: every cell predicts the corners of `pose`.
     fn perfect(grid: &AnchorGrid, pixels: &[Vec2; 8]) -> Vec<f32> {
         let num_cells = grid.num_cells();
@@ -381,7 +282,9 @@ mod tests {
         let (dataset, options) = (dataset(), options());
         let grid = AnchorGrid::new(&NetworkConfig::widedepth_tiny(), 128, 128);
         let camera = options.input.camera().unwrap();
-        let solver = Solver { dataset: &dataset, grid, camera, options: &options };
+        let objects = dataset.models.iter().map(ObjectBox::from).collect();
+        let solver = Solver::with_grid(grid, objects, &options).unwrap();
+        let solver = SplitSolver { dataset: &dataset, solver };
         for index in [0, 12, 29] {
             let (frame, model) = (&dataset.frames[index], &dataset.models[0]);
             let truth = frame.objects[0].pose;
@@ -389,7 +292,7 @@ mod tests {
             let warp = Affine2::between_cameras(&frame.camera, &camera);
             let corners =
                 model.corners.map(|x| warp.apply(&frame.camera.project(&truth.apply(&x))));
-            let solved = solver.solve(index, &perfect(&solver.grid, &corners));
+            let solved = solver.solve(index, &perfect(solver.grid(), &corners));
             let [p] = solved.predictions.as_slice() else { panic!("{:?}", solved.predictions) };
             let pose = p.pose().unwrap();
             assert!((pose.t_mm - truth.t_mm).norm() < 1e-3 * truth.t_mm.norm(), "{pose:?}");

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::draw;
 use super::predictions::Prediction;
 use crate::data::{Dataset, Frame};
-use crate::geom::{Camera, Corners, Pose, Vec2, Vec3};
+use crate::geom::{Camera, Corners, Lens, Pose, Vec2, Vec3};
 use crate::io::picture::{read_rgb, write_png};
 use crate::pose::TargetErrors;
 
@@ -22,6 +22,9 @@ const ZOOM_MARGIN: f64 = 1.4;
 const ZOOM_LEAST_PX: f64 = 16.0;
 /// What is nearer to the camera than this is cut off, mm.
 const NEAR_MM: f64 = 1.0;
+
+/// Parts that an edge is drawn in where the lens bends straight lines.
+const BENT_PARTS: u32 = 24;
 
 /// Colour of the true box.
 pub const TRUTH_COLOR: Rgb<u8> = Rgb([60, 220, 90]);
@@ -116,11 +119,36 @@ pub fn overlay(
     predicted: &[Outline],
     caption: &str,
 ) -> RgbImage {
+    let mut picture = panels(image, &Lens::from(*camera), truth, predicted);
+    let y = PANEL_PX - 2 * (draw::GLYPH_HEIGHT + 2) - 6;
+    let mut x = 6;
+    x += draw::text(&mut picture, [x, y], 2, TRUTH_COLOR, "truth") + 6;
+    x += draw::text(&mut picture, [x, y], 2, PREDICTION_COLOR, "prediction") + 6;
+    draw::text(&mut picture, [x, y], 2, CAPTION_COLOR, caption);
+    picture
+}
+
+/// As [`overlay`], of a picture without true poses that `lens` took: the boxes are bent as the picture is.
+pub fn prediction_overlay(
+    image: &RgbImage,
+    lens: &Lens,
+    predicted: &[Outline],
+    caption: &str,
+) -> RgbImage {
+    let mut picture = panels(image, lens, &[], predicted);
+    let y = PANEL_PX - 2 * (draw::GLYPH_HEIGHT + 2) - 6;
+    let x = 6 + draw::text(&mut picture, [6, y], 2, PREDICTION_COLOR, "prediction") + 6;
+    draw::text(&mut picture, [x, y], 2, CAPTION_COLOR, caption);
+    picture
+}
+
+/// Both panels, without a legend.
+fn panels(image: &RgbImage, lens: &Lens, truth: &[Outline], predicted: &[Outline]) -> RgbImage {
     let whole = whole_view(image);
-    let views = [whole, zoom_view(camera, truth, predicted).unwrap_or(whole)];
+    let views = [whole, zoom_view(lens, truth, predicted).unwrap_or(whole)];
     let mut picture = RgbImage::new(2 * PANEL_PX, PANEL_PX);
     for (i, view) in views.iter().enumerate() {
-        let mut panel = Panel { picture: view.picture(image), view: *view, camera };
+        let mut panel = Panel { picture: view.picture(image), view: *view, lens };
         for outline in truth {
             panel.draw_axes(outline, 1.5, 0.6);
             panel.draw_box(outline, 2.5, TRUTH_COLOR);
@@ -131,11 +159,6 @@ pub fn overlay(
         }
         image::imageops::replace(&mut picture, &panel.picture, i64::from(i as u32 * PANEL_PX), 0);
     }
-    let y = PANEL_PX - 2 * (draw::GLYPH_HEIGHT + 2) - 6;
-    let mut x = 6;
-    x += draw::text(&mut picture, [x, y], 2, TRUTH_COLOR, "truth") + 6;
-    x += draw::text(&mut picture, [x, y], 2, PREDICTION_COLOR, "prediction") + 6;
-    draw::text(&mut picture, [x, y], 2, CAPTION_COLOR, caption);
     picture
 }
 
@@ -243,13 +266,13 @@ fn whole_view(image: &RgbImage) -> View {
 }
 
 /// The square that holds the true boxes, or the predicted ones when there is no true one.
-fn zoom_view(camera: &Camera, truth: &[Outline], predicted: &[Outline]) -> Option<View> {
+fn zoom_view(lens: &Lens, truth: &[Outline], predicted: &[Outline]) -> Option<View> {
     let outlines = if truth.is_empty() { predicted } else { truth };
     let points: Vec<Vec2> = outlines
         .iter()
         .flat_map(|o| o.corners.iter().map(|x| o.pose.apply(x)))
         .filter(|x| x.z > NEAR_MM)
-        .map(|x| camera.project(&x))
+        .filter_map(|x| lens.project(&x))
         .filter(|p| p.x.is_finite() && p.y.is_finite())
         .collect();
     let first = *points.first()?;
@@ -263,7 +286,7 @@ fn zoom_view(camera: &Camera, truth: &[Outline], predicted: &[Outline]) -> Optio
 struct Panel<'a> {
     picture: RgbImage,
     view: View,
-    camera: &'a Camera,
+    lens: &'a Lens,
 }
 
 impl Panel<'_> {
@@ -287,8 +310,17 @@ impl Panel<'_> {
     /// Draws the segment between two points of the camera frame, mm.
     fn draw_edge(&mut self, a: Vec3, b: Vec3, width_px: f64, color: Rgb<u8>) {
         let Some((a, b)) = in_front(a, b) else { return };
-        let [a, b] = [a, b].map(|x| self.view.to_panel(self.camera.project(&x)));
-        draw::line(&mut self.picture, a, b, width_px, color);
+        let parts = if self.lens.distortion().is_none() { 1 } else { BENT_PARTS };
+        let at = |i: u32| a + (b - a) * (f64::from(i) / f64::from(parts));
+        let mut from = self.lens.project(&a);
+        for i in 1..=parts {
+            let to = self.lens.project(&if i == parts { b } else { at(i) });
+            if let (Some(from), Some(to)) = (from, to) {
+                let [from, to] = [from, to].map(|p| self.view.to_panel(p));
+                draw::line(&mut self.picture, from, to, width_px, color);
+            }
+            from = to;
+        }
     }
 }
 
@@ -333,6 +365,25 @@ mod tests {
             let p = whole_view(&image).to_panel(camera.project(&pose.apply(corner)));
             let pixel = picture.get_pixel(p.x.round() as u32, p.y.round() as u32);
             assert_eq!(*pixel, TRUTH_COLOR, "{p}");
+        }
+    }
+
+    #[test]
+    fn a_lens_bends_the_boxes_it_sees() {
+        use crate::geom::Distortion;
+        let (image, camera, corners, pose) = scene();
+        let near = Pose { t_mm: Vec3::new(60.0, -20.0, 320.0), ..pose };
+        let outline = Outline { pose: near, corners: &corners, axis_mm: 80.0 };
+        let distortion = Distortion::polynomial(&[-0.4, 0.1, 0.0, 0.0]).unwrap();
+        let lens = Lens::new(camera, distortion);
+        let bent = prediction_overlay(&image, &lens, &[outline], "");
+        let straight = prediction_overlay(&image, &camera.into(), &[outline], "");
+        assert_ne!(bent, straight);
+        for (a, b) in EDGES {
+            let x = near.apply(&((corners[a] + corners[b]) / 2.0));
+            let p = whole_view(&image).to_panel(lens.project(&x).unwrap());
+            let pixel = bent.get_pixel(p.x.round() as u32, p.y.round() as u32);
+            assert!(pixel.0[0] > 120, "{p}: {pixel:?}"); // an axis may be drawn over it
         }
     }
 

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::candidates::REG_CHANNELS;
 use super::infer::{
-    Engine, HostOutputs, InferOptions, Progress, Solved, Solver, start_loader, to_host,
+    Engine, HostOutputs, InferOptions, Progress, Solved, SplitSolver, start_loader,
 };
 use super::predictions::Prediction;
+use super::solver::to_host;
 use crate::data::{BadSample, Dataset};
 use crate::model::{AnchorGrid, images_from_bytes};
 
@@ -129,11 +130,11 @@ pub fn infer_pair(
             network.num_classes()
         );
     }
-    let solver = Solver::new(networks[0], dataset, options)?;
+    let solver = SplitSolver::new(networks[0], dataset, options)?;
     let other = networks[1].grid(options.input.width, options.input.height);
-    ensure!(solver.grid == other, "the networks differ in their levels or anchors");
+    ensure!(*solver.grid() == other, "the networks differ in their levels or anchors");
     let mut loader = start_loader(dataset, options)?;
-    let mut sums = vec![[Sums::default(); 2]; solver.grid.levels.len()];
+    let mut sums = vec![[Sums::default(); 2]; solver.grid().levels.len()];
     let predictions = std::thread::scope(|scope| -> Result<[Vec<Prediction>; 2]> {
         let (sender, receiver) = sync_channel::<(usize, HostOutputs)>(WAITING_BATCHES);
         let solver = &solver;
@@ -151,10 +152,10 @@ pub fn infer_pair(
             let (mean, std) = (&options.input.pixel_mean, &options.input.pixel_std);
             let images = images_from_bytes(&batch.pixels, size, mean, std, options.device)?;
             let run = |network: &dyn Engine| {
-                to_host(&network.forward(&images)?, &solver.grid, size[0], num_classes)
+                to_host(&network.forward(&images)?, solver.grid(), size[0], num_classes)
             };
             let values = [run(networks[0])?, run(networks[1])?];
-            compare(&mut sums, &solver.grid, num_classes, [&values[0], &values[1]]);
+            compare(&mut sums, solver.grid(), num_classes, [&values[0], &values[1]]);
             num_done += batch.indices.len();
             progress(Progress { num_done, num_images: dataset.frames.len() });
             for (which, values) in values.into_iter().enumerate() {
@@ -167,7 +168,7 @@ pub fn infer_pair(
         drop(sender);
         solving.join().map_err(|_| anyhow!("solving for poses panicked"))
     })?;
-    let levels = solver.grid.levels.iter().zip(sums).map(|(level, [logits, offsets])| {
+    let levels = solver.grid().levels.iter().zip(sums).map(|(level, [logits, offsets])| {
         LevelDeviation { stride: level.stride, logits: logits.finish(), offsets: offsets.finish() }
     });
     Ok(Pair { predictions, levels: levels.collect(), left_out: loader.bad().to_vec() })

@@ -83,14 +83,28 @@ struct Line {
     residual: f64,
 }
 
+/// What a line that says why there is no pose has.
+#[derive(Deserialize)]
+struct NoPoseRecord {
+    no_pose: Option<String>,
+}
+
 /// A line of a predictions file, checked against the images and classes of a split.
 ///
-/// Needed are `image` (as in the split's list), `class` or `obj_id`, `score`, `R` and `t`.
+/// Needed are `image` (as in the split's list), `class` or `obj_id`, `score`, `R` and `t`; or `no_pose`, the reason why there is
+/// none: then the result is `None`.
 ///
 /// # Errors
 /// If it is no JSON object of these keys, holds no pose, or names an image or class that the split has not.
-pub(super) fn parse_line(text: &str, index: &Index) -> Result<Prediction> {
-    let line: Line = serde_json::from_str(text).map_err(|e| anyhow!("{}", without_line(&e)))?;
+pub(super) fn parse_line(text: &str, index: &Index) -> Result<Option<Prediction>> {
+    // Looked for only where it can be: most lines are poses.
+    if text.contains("\"no_pose\"") {
+        let record: NoPoseRecord = serde_json::from_str(text).map_err(json_error)?;
+        if record.no_pose.is_some() {
+            return Ok(None);
+        }
+    }
+    let line: Line = serde_json::from_str(text).map_err(json_error)?;
     let image = index.image(&line.image)?.to_owned();
     let class = match (line.class, line.obj_id) {
         (Some(class), None) => class,
@@ -117,7 +131,11 @@ pub(super) fn parse_line(text: &str, index: &Index) -> Result<Prediction> {
         residual_px: line.residual,
     };
     prediction.pose()?;
-    Ok(prediction)
+    Ok(Some(prediction))
+}
+
+fn json_error(error: serde_json::Error) -> anyhow::Error {
+    anyhow!("{}", without_line(&error))
 }
 
 /// The message without serde's own line number, which is 1 for every line.
@@ -149,7 +167,7 @@ mod tests {
     }
 
     fn parse(text: &str) -> Result<Prediction> {
-        parse_line(text, &Index::new(&dataset()))
+        parse_line(text, &Index::new(&dataset())).map(|p| p.expect("a pose"))
     }
 
     #[test]
@@ -177,6 +195,18 @@ mod tests {
             parse(&format!(r#"{{"net": "x", "image": "./3.png", "obj_id": 1, {rest}}}"#)).unwrap();
         assert_eq!(by_class, by_id);
         assert_eq!((by_id.inliers, by_id.residual_px, by_id.obj_id), (0, 0.0, Some(1)));
+    }
+
+    #[test]
+    fn a_line_may_say_why_there_is_no_pose() {
+        let index = Index::new(&dataset());
+        let none = r#"{"image": "elsewhere.png", "no_pose": "no_cell", "detail": "x"}"#;
+        assert_eq!(parse_line(none, &index).unwrap(), None);
+        // A pose may have the key too, saying nothing.
+        let pose = serde_json::to_string(&some("3.png")).unwrap();
+        let pose = pose.replacen('{', r#"{"no_pose": null,"#, 1);
+        assert_eq!(parse_line(&pose, &index).unwrap(), Some(some("3.png")));
+        assert!(parse_line(r#"{"no_pose": 3}"#, &index).is_err());
     }
 
     #[test]

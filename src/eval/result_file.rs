@@ -74,6 +74,8 @@ pub struct ResultFile {
     pub predictions: Vec<Prediction>,
     /// Predictions of a class in an image beyond the first of that class there.
     pub num_repeats: usize,
+    /// Records that say that no pose was found, of JSON lines.
+    pub num_no_pose: usize,
     /// Lines that were left out.
     pub num_bad: usize,
     /// Why, for the first ten of them: `FILE:LINE: reason`.
@@ -83,6 +85,8 @@ pub struct ResultFile {
 }
 
 /// Reads predictions for the images of `dataset`; `format` is told by the first line when it is not given.
+///
+/// A JSON line with the key `no_pose` says why there is none; such lines are counted.
 ///
 /// With `skip_bad` bad lines are counted and left out. A class that is predicted several times in an image stays so:
 /// [`crate::eval::evaluate`] takes the most confident one.
@@ -155,6 +159,7 @@ struct Reader {
     predictions: Vec<Prediction>,
     seen: HashSet<(String, usize)>,
     num_repeats: usize,
+    num_no_pose: usize,
     times_s: HashMap<(u32, u32), f64>,
     num_bad: usize,
     bad: Vec<String>,
@@ -169,6 +174,7 @@ impl Reader {
             predictions: Vec::new(),
             seen: HashSet::new(),
             num_repeats: 0,
+            num_no_pose: 0,
             times_s: HashMap::new(),
             num_bad: 0,
             bad: Vec::new(),
@@ -179,7 +185,13 @@ impl Reader {
         let is_first = !std::mem::replace(&mut self.begun, true);
         let format = *self.format.get_or_insert_with(|| ResultFormat::of_line(line));
         let prediction = match format {
-            ResultFormat::Jsonl => parse_line(line, &self.index)?,
+            ResultFormat::Jsonl => match parse_line(line, &self.index)? {
+                Some(prediction) => prediction,
+                None => {
+                    self.num_no_pose += 1;
+                    return Ok(());
+                }
+            },
             ResultFormat::BopCsv if is_first && bop_csv::is_header(line) => return Ok(()),
             ResultFormat::BopCsv => {
                 let row = bop_csv::Row::parse(line)?;
@@ -234,6 +246,7 @@ impl Reader {
             format,
             predictions: self.predictions,
             num_repeats: self.num_repeats,
+            num_no_pose: self.num_no_pose,
             num_bad: self.num_bad,
             bad: self.bad,
             mean_time_s: (!times.is_empty()).then(|| total / times.len() as f64),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Tensor;
 
-use super::config;
+use super::{config, weights};
 use crate::eval::Engine;
 use crate::export::onnx::{
     FileHead, META_KEY, OnnxSession, SessionOptions, looks_like_onnx, read_head,
@@ -74,6 +74,17 @@ pub fn is_onnx(file: &Path) -> Result<bool> {
     let opened = File::open(file).with_context(|| format!("opening {at}"))?;
     opened.take(3).read_to_end(&mut head).with_context(|| format!("reading {at}"))?;
     Ok(file.extension().is_some_and(|e| e == "onnx") || looks_like_onnx(&head))
+}
+
+/// The config that a file carries, as it was stored.
+///
+/// # Errors
+/// If the file cannot be read, or is not for the engine that was asked for.
+pub(super) fn stored_config(choice: EngineChoice, file: &Path) -> Result<Option<Value>> {
+    Ok(match choice.is_ort(file)? {
+        true => Some(OnnxMeta::of_file(file)?.config),
+        false => weights::meta_of(file)?.map(|meta| meta.config),
+    })
 }
 
 /// What an ONNX file of this program carries beside its graph, as JSON.

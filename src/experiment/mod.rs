@@ -21,6 +21,7 @@ mod onnx;
 mod open;
 mod packed;
 mod plan;
+mod predict;
 mod published;
 mod record;
 mod report;
@@ -53,6 +54,9 @@ pub use onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target as Runti
 pub use open::Request;
 pub use packed::PackReport;
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
+pub use predict::{
+    CameraReport, Latency, Overlays, PredictProgress, PredictReport, PredictRequest, predict,
+};
 pub use report::{Family, Group, Point, ReportRequest, ReportSummary, report};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use search::{

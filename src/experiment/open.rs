@@ -8,12 +8,14 @@ use tch::Device;
 
 use super::config::{Config, Select};
 use super::device::DeviceChoice;
+use super::engine::{EngineChoice, OnnxEngine};
 use super::folder::{Folder, Provenance};
 use super::home::Home;
-use super::weights::Strictness;
+use super::test::run_name;
+use super::weights::{self, Strictness};
 use crate::data::{Dataset, Split};
 use crate::eval::candidates::CandidateConfig;
-use crate::eval::{InferOptions, SYNTHETIC_FILE};
+use crate::eval::{Engine, InferOptions, SYNTHETIC_FILE};
 use crate::model::PoseNet;
 
 /// What every command that computes is asked with.
@@ -123,6 +125,37 @@ pub(super) fn network_to_load(
         Strictness::Strict => blank_network(config, device),
         Strictness::Loose => new_network(config, device),
     }
+}
+
+/// A file in what runs it.
+pub(super) struct Opened {
+    /// What the network is, for people.
+    pub name: String,
+    /// What computes its outputs.
+    pub engine: Box<dyn Engine>,
+    /// Where images go.
+    pub device: Device,
+}
+
+/// Opens a file of any kind for inference.
+pub(super) fn open_engine(
+    choice: EngineChoice,
+    file: &Path,
+    config: &Config,
+    device: Device,
+    strictness: Strictness,
+) -> Result<Opened> {
+    if choice.is_ort(file)? {
+        let engine = OnnxEngine::open(file, tch::get_num_threads() as usize)?;
+        let name = engine.meta.name();
+        return Ok(Opened { name, engine: Box::new(engine), device: Device::Cpu });
+    }
+    let net = network_to_load(config, device, strictness)?;
+    let loaded = weights::load(file, &net, strictness)?;
+    loaded.report.log();
+    let averaged = if loaded.averaged { ", averaged weights" } else { "" };
+    let name = run_name(&loaded.quantized, &loaded.quantizers) + averaged;
+    Ok(Opened { name, engine: Box::new(net), device })
 }
 
 /// How poses are inferred under a config.

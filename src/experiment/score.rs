@@ -50,6 +50,8 @@ pub struct FileScore {
     pub num_predictions: usize,
     /// Poses of a class in an image beyond the first there; the most confident of them counts.
     pub num_repeats: usize,
+    /// Records that say that no pose was found.
+    pub num_no_pose: usize,
     /// Lines that were left out.
     pub num_bad_lines: usize,
     /// Why, for the first ten.
@@ -99,6 +101,7 @@ pub fn score(request: &ScoreRequest) -> Result<ScoreReport> {
             format: file.format,
             num_predictions: run.predictions.len(),
             num_repeats: file.num_repeats,
+            num_no_pose: file.num_no_pose,
             num_bad_lines: file.num_bad,
             bad_lines: file.bad,
             mean_time_s: file.mean_time_s,

@@ -10,15 +10,15 @@ use serde_json::Value;
 use tch::Device;
 
 use super::config::{self, Config};
-use super::engine::{EngineChoice, OnnxEngine, OnnxMeta};
+use super::engine::{EngineChoice, stored_config};
 use super::folder::{Folder, Pick};
 use super::home::Home;
 use super::keys;
-use super::open::{Request, infer_options, network_to_load};
-use super::weights::{self, Strictness};
+use super::open::{Opened, Request, infer_options, open_engine};
+use super::weights::Strictness;
 use crate::data::{Dataset, Split};
 use crate::eval::{
-    Comparison, Engine, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing,
+    Comparison, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing,
     average_recalls, evaluate, infer, write_bop_csv, write_depth_chart, write_errors,
     write_overlays, write_predictions,
 };
@@ -215,10 +215,7 @@ fn config_for(
             Some((io::read_json(&folder.config())?, folder.config().display().to_string()))
         }
         (false, None) => {
-            let config = match request.engine.is_ort(checkpoint)? {
-                true => Some(OnnxMeta::of_file(checkpoint)?.config),
-                false => weights::meta_of(checkpoint)?.map(|meta| meta.config),
-            };
+            let config = stored_config(request.engine, checkpoint)?;
             config.map(|config| (config, format!("the config in {}", checkpoint.display())))
         }
     };
@@ -237,21 +234,8 @@ fn evaluate_one(
     file: &Path,
     progress: &mut dyn FnMut(&str, Progress),
 ) -> Result<Run> {
-    let (name, engine, device): (String, Box<dyn Engine>, Device) =
-        if request.engine.is_ort(file)? {
-            let engine = OnnxEngine::open(file, tch::get_num_threads() as usize)?;
-            (engine.meta.name(), Box::new(engine), Device::Cpu)
-        } else {
-            let strictness = Strictness::loose(request.loose);
-            let net = network_to_load(config, device, strictness)?;
-            let loaded = weights::load(file, &net, strictness)?;
-            loaded.report.log();
-            let mut name = run_name(&loaded.quantized, &loaded.quantizers);
-            if loaded.averaged {
-                name += ", averaged weights";
-            }
-            (name, Box::new(net), device)
-        };
+    let Opened { name, engine, device } =
+        open_engine(request.engine, file, config, device, Strictness::loose(request.loose))?;
     tracing::info!("evaluating {} ({name})", file.display());
     let options = infer_options(config, device, request.run.skip_bad);
     let inference = infer(engine.as_ref(), dataset, &options, |p| progress(&name, p))?;

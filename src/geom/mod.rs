@@ -1,4 +1,4 @@
-//! Cameras, rigid poses, image-plane affine maps and the pose refiner; f64, no tensors.
+//! Cameras and their lenses, rigid poses, image-plane affine maps and the pose refiner; f64, no tensors.
 //!
 //! Frames: `obj` is the mesh's frame (mm), `cam` the camera's (x right, y down, z forward, mm).
 //! A [`Pose`] maps `obj` to `cam`: `x_cam = R x_obj + t`. Pixels have the centre of the top-left
@@ -6,13 +6,17 @@
 
 mod affine;
 mod camera;
+mod distortion;
+mod lens;
 mod pose;
 mod refine;
 
 pub use affine::Affine2;
 pub use camera::Camera;
+pub use distortion::Distortion;
+pub use lens::Lens;
 pub use pose::{Pose, nearest_rotation};
-pub use refine::{Refined, refine_pose, refine_pose_weighted};
+pub use refine::{Refined, moved_by, refine_pose, refine_pose_weighted, reprojection_jacobian};
 
 use nalgebra::{Vector2, Vector3};
 

@@ -155,20 +155,11 @@ impl<'a> Problem<'a> {
 
     /// `J^T W J` and `J^T W r` of the reprojection error, parameters (rotation vector rad, translation mm).
     fn normal_equations(&self, pose: &Pose) -> (Matrix6<f64>, Vector6<f64>) {
-        let k = self.camera.k();
-        let (fx, skew, fy) = (k[(0, 0)], k[(0, 1)], k[(1, 1)]);
         let mut jtj = Matrix6::zeros();
         let mut jtr = Vector6::zeros();
         for (n, (x, pixel)) in self.points.iter().zip(self.pixels).enumerate() {
-            let rotated = pose.r * x;
-            let c = rotated + pose.t_mm;
-            let (iz, nx, ny) = (1.0 / c.z, c.x / c.z, c.y / c.z);
-            let du = Vec3::new(fx * iz, skew * iz, -(fx * nx + skew * ny) * iz);
-            let dv = Vec3::new(0.0, fy * iz, -fy * ny * iz);
-            // d(exp(w) R x)/dw = -[R x]_x, so the gradient with respect to w is (R x) x d.
-            let (wu, wv) = (rotated.cross(&du), rotated.cross(&dv));
-            let ju = [wu.x, wu.y, wu.z, du.x, du.y, du.z];
-            let jv = [wv.x, wv.y, wv.z, dv.x, dv.y, dv.z];
+            let c = pose.apply(x);
+            let [ju, jv] = reprojection_jacobian(self.camera, pose, x);
             let r = self.camera.project(&c) - pixel;
             let weight = self.weight(n);
             // The lower triangle: all that the factorisation reads, mirrored below for the rest.
@@ -185,7 +176,24 @@ impl<'a> Problem<'a> {
     }
 }
 
-fn moved_by(pose: &Pose, step: &Vector6<f64>) -> Pose {
+/// Derivatives of a point's pixel (rows u, v; px) by a left-multiplied rotation vector (rad) and the translation (mm):
+/// `R -> exp(w) R`, `t -> t + d`, parameters `[w, d]`.
+#[inline]
+pub fn reprojection_jacobian(camera: &Camera, pose: &Pose, x_obj: &Vec3) -> [[f64; 6]; 2] {
+    let k = camera.k();
+    let (fx, skew, fy) = (k[(0, 0)], k[(0, 1)], k[(1, 1)]);
+    let rotated = pose.r * x_obj;
+    let c = rotated + pose.t_mm;
+    let (iz, nx, ny) = (1.0 / c.z, c.x / c.z, c.y / c.z);
+    let du = Vec3::new(fx * iz, skew * iz, -(fx * nx + skew * ny) * iz);
+    let dv = Vec3::new(0.0, fy * iz, -fy * ny * iz);
+    // d(exp(w) R x)/dw = -[R x]_x, so the gradient with respect to w is (R x) x d.
+    let (wu, wv) = (rotated.cross(&du), rotated.cross(&dv));
+    [[wu.x, wu.y, wu.z, du.x, du.y, du.z], [wv.x, wv.y, wv.z, dv.x, dv.y, dv.z]]
+}
+
+/// The pose moved by `[rotation vector (rad), translation (mm)]`: `R -> exp(w) R`, `t -> t + d`.
+pub fn moved_by(pose: &Pose, step: &Vector6<f64>) -> Pose {
     let turn: Matrix3<f64> =
         *Rotation3::from_scaled_axis(Vec3::new(step[0], step[1], step[2])).matrix();
     let r = turn * pose.r;

@@ -1,12 +1,13 @@
 //! Files: JSON, tensors, pictures, meshes, TensorBoard events, charts, and how to write them whole.
 //!
 //! Start at [`write_atomic`]: everything here that a later run may read goes through it, so that a reader finds
-//! either the old file or the new one. Readers refuse what is truncated, oversized or mistyped with an error
+//! either the old file or the new one ([`PartialFile`]: what grows over a long run). Readers refuse what is truncated, oversized or mistyped with an error
 //! that names the file; none of them panics or allocates by a number that a file merely claims.
 //!
 //! - [`tensors`]: safetensors files of `tch` tensors, and strict copying into a network's own tensors
 //! - [`pth`]: PyTorch files, read without Python
 //! - [`picture`]: RGB images and masks (PNG, JPEG)
+//! - [`video`]: frames by way of an installed ffmpeg
 //! - [`mesh`]: PLY meshes
 //! - [`events`]: TensorBoard event files
 //! - [`chart`]: line charts as SVG and PNG
@@ -16,9 +17,12 @@ pub mod chart;
 pub mod events;
 mod json;
 pub mod mesh;
+mod partial;
 pub mod picture;
 pub mod pth;
 pub mod tensors;
+pub mod video;
 
 pub use atomic::{remove_leftovers, write_atomic};
 pub use json::{parse_json, read_json, write_json};
+pub use partial::PartialFile;

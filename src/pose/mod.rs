@@ -1,6 +1,7 @@
 //! Poses from corner pixels, and how wrong a pose is.
 //!
-//! Start at [`solve_pnp_ransac`] (2D-3D correspondences with outliers to a pose) and at
+//! Start at [`solve_pnp_ransac`] (2D-3D correspondences with outliers to a pose; [`find_pose`] says why there is none, and
+//! [`pose_covariance`] how sure it is) and at
 //! [`score_targets`] with [`EvalTable`] (predictions against ground truth, the SwissCube table).
 //! The single errors are in [`errors`], VSD in [`vsd`].
 //!
@@ -10,6 +11,7 @@
 
 mod bop;
 mod correspondences;
+mod covariance;
 mod epnp;
 pub mod errors;
 mod fit;
@@ -20,8 +22,9 @@ mod table;
 pub mod vsd;
 
 pub use bop::{BopModel, BopScores, bop_scores, symmetries};
+pub use covariance::{PoseCovariance, Sightings, pose_covariance};
 pub use epnp::epnp;
-pub use ransac::{PnpSolution, RansacConfig, solve_pnp_ransac};
+pub use ransac::{NoPose, PnpSolution, RansacConfig, find_pose, solve_pnp_ransac};
 pub use recall::{
     Counting, Estimate, MISSING_DIAMETERS, MISSING_PX, Recall, Target, TargetErrors, TargetModel,
     sample_vertices, score_targets,

@@ -75,6 +75,18 @@ pub struct PnpSolution {
     pub mean_residual_px: f64,
 }
 
+/// Why there is no pose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoPose {
+    /// Fewer than 4 distinct points are seen at finite pixels, or they lie on a line.
+    TooFew,
+    /// No pose in front of the camera was found that enough correspondences agree with.
+    NoConsensus,
+    /// The correspondences that agree do not determine the pose: too few distinct points, pixels in one place, or a scene
+    /// behind the camera explains them far better.
+    Undetermined,
+}
+
 /// The pose of `points` (object frame) seen at `pixels`, some of which may be wrong.
 ///
 /// Samples of three distinct points give hypotheses (P3P), scored by truncated squared distances over all
@@ -97,19 +109,38 @@ pub fn solve_pnp_ransac(
     config: &RansacConfig,
     seed: u64,
 ) -> Option<PnpSolution> {
+    find_pose(camera, points, pixels, config, seed).ok()
+}
+
+/// As [`solve_pnp_ransac`], saying why there is no pose. Settings outside their range find none ([`NoPose::NoConsensus`]).
+///
+/// # Errors
+/// When no pose is determined.
+pub fn find_pose(
+    camera: &Camera,
+    points: &[Vec3],
+    pixels: &[Vec2],
+    config: &RansacConfig,
+    seed: u64,
+) -> Result<PnpSolution, NoPose> {
     let mut problems = Vec::new();
     config.check("", &mut problems);
     if points.len() != pixels.len() || !problems.is_empty() {
-        return None;
+        return Err(NoPose::NoConsensus);
     }
-    let data = Correspondences::new(camera, points, pixels)?;
+    let data = Correspondences::new(camera, points, pixels).ok_or(NoPose::TooFew)?;
     let fit = Fit { camera, data: &data, inlier_px: config.inlier_px };
     let search = Search { camera, data: &data, config, fit };
-    let leader = search.sample(seed)?;
-    let pose = if config.refine { fit.finish(&leader.pose)? } else { search.with_epnp(leader)? };
-    let inliers = data.inliers(camera, &pose, config.inlier_px)?;
+    let leader = search.sample(seed).ok_or(NoPose::NoConsensus)?;
+    let pose = if config.refine { fit.finish(&leader.pose) } else { search.with_epnp(leader) };
+    let pose = pose.ok_or(NoPose::NoConsensus)?;
+    let inliers = data.inliers(camera, &pose, config.inlier_px).ok_or(NoPose::NoConsensus)?;
+    let wanted = (config.min_inlier_share * data.points.len() as f64).max(4.0);
+    if (inliers.len() as f64) < wanted {
+        return Err(NoPose::NoConsensus);
+    }
     if !fit.is_determined(&pose, &inliers, config.min_inlier_share) {
-        return None;
+        return Err(NoPose::Undetermined);
     }
     let distances = data.distances_px(camera, &pose);
     let mean_residual_px =
@@ -117,11 +148,8 @@ pub fn solve_pnp_ransac(
     let pose = data.in_given_unit(&pose);
     let mut inliers: Vec<usize> = inliers.iter().map(|&i| data.given_index(i)).collect();
     inliers.sort_unstable();
-    (pose.is_finite() && mean_residual_px.is_finite()).then_some(PnpSolution {
-        pose,
-        inliers,
-        mean_residual_px,
-    })
+    let finite = pose.is_finite() && mean_residual_px.is_finite();
+    finite.then_some(PnpSolution { pose, inliers, mean_residual_px }).ok_or(NoPose::Undetermined)
 }
 
 /// A pose with its truncated squared cost.

@@ -8,6 +8,7 @@ mod onnx;
 mod packed;
 mod pipeline;
 mod report;
+mod predict;
 mod resume;
 mod score;
 mod search;

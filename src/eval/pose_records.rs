@@ -1,0 +1,273 @@
+//! Poses of a stream as they are found: JSON lines and BOP csv, written while it runs.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::bop_csv;
+use super::predictions::Prediction;
+use super::stream::{Absent, Answer, Found, Found6D};
+use crate::io::PartialFile;
+
+/// A picture that could not be read.
+const UNREADABLE: &str = "unreadable_image";
+
+/// A pose: a line of a predictions file with more in it.
+#[derive(Serialize)]
+struct PoseLine<'a> {
+    #[serde(flatten)]
+    prediction: &'a Prediction,
+    #[serde(flatten)]
+    ids: Ids,
+    correspondences: usize,
+    /// Correspondences that were worth something on their own.
+    effective: Option<f64>,
+    sigma_px: Option<f64>,
+    sigma_r_rad: Option<[f64; 3]>,
+    sigma_t_mm: Option<[f64; 3]>,
+    /// 6 x 6, row-major.
+    covariance: Option<Vec<f64>>,
+    latency_ms: f64,
+}
+
+/// What stands where no pose is.
+#[derive(Serialize)]
+struct NoPoseLine<'a> {
+    image: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    obj_id: Option<u32>,
+    #[serde(flatten)]
+    ids: Ids,
+    no_pose: &'a str,
+    detail: &'a str,
+}
+
+/// BOP's numbers of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Ids {
+    scene_id: u32,
+    im_id: u32,
+}
+
+/// What was written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Written {
+    /// Pictures, the unreadable ones included.
+    pub num_images: usize,
+    /// Poses.
+    pub num_poses: usize,
+    /// Records without a pose by their reason, a picture that could not be read as `unreadable_image`.
+    pub no_pose: BTreeMap<String, usize>,
+}
+
+impl Written {
+    /// Pictures that could not be read.
+    pub fn num_bad(&self) -> usize {
+        self.no_pose.get(UNREADABLE).copied().unwrap_or(0)
+    }
+}
+
+/// Writes answers into `predictions.jsonl` and `predictions.csv`, which have `.partial` in their names until they are whole.
+#[derive(Debug)]
+pub struct PoseWriter {
+    jsonl: PartialFile,
+    csv: PartialFile,
+    written: Written,
+}
+
+impl PoseWriter {
+    /// Begins both files in `folder`.
+    ///
+    /// # Errors
+    /// If one is there and not to be replaced, or cannot be made.
+    pub fn create(folder: &Path, overwrite: bool) -> Result<Self> {
+        let jsonl = PartialFile::create(&folder.join("predictions.jsonl"), overwrite)?;
+        let mut csv = PartialFile::create(&folder.join("predictions.csv"), overwrite)?;
+        writeln!(csv, "{}", bop_csv::HEADER)?;
+        Ok(Self { jsonl, csv, written: Written::default() })
+    }
+
+    /// What was written so far.
+    pub fn written(&self) -> &Written {
+        &self.written
+    }
+
+    /// Writes what became of a picture, which has these numbers in BOP's csv.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write(&mut self, answer: &Answer, (scene_id, im_id): (u32, u32)) -> Result<()> {
+        let ids = Ids { scene_id, im_id };
+        self.written.num_images += 1;
+        match &answer.found {
+            Ok(found) => {
+                for found in found {
+                    self.write_found(answer, ids, found)?;
+                }
+            }
+            Err(why) => self.write_absent(NoPoseLine {
+                image: &answer.name,
+                class: None,
+                obj_id: None,
+                ids,
+                no_pose: UNREADABLE,
+                detail: why,
+            })?,
+        }
+        Ok(())
+    }
+
+    fn write_found(&mut self, answer: &Answer, ids: Ids, found: &Found) -> Result<()> {
+        match &found.outcome {
+            Ok(pose) => {
+                self.written.num_poses += 1;
+                self.line(&pose_line(pose, ids, answer.latency_s))?;
+                let row = bop_csv::row(
+                    (ids.scene_id, ids.im_id),
+                    found.obj_id,
+                    &pose.prediction,
+                    answer.compute_s,
+                );
+                writeln!(self.csv, "{row}")?;
+                Ok(())
+            }
+            Err(Absent { reason, detail }) => self.write_absent(NoPoseLine {
+                image: &answer.name,
+                class: Some(found.class),
+                obj_id: Some(found.obj_id),
+                ids,
+                no_pose: reason,
+                detail,
+            }),
+        }
+    }
+
+    fn write_absent(&mut self, line: NoPoseLine) -> Result<()> {
+        *self.written.no_pose.entry(line.no_pose.to_owned()).or_default() += 1;
+        self.line(&line)
+    }
+
+    fn line(&mut self, line: &impl Serialize) -> Result<()> {
+        serde_json::to_writer(&mut self.jsonl, line)?;
+        self.jsonl.write_all(b"\n")?;
+        Ok(())
+    }
+
+    /// Hands everything written so far to the system, so that a killed process loses none of it.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn flush(&mut self) -> Result<()> {
+        self.jsonl.flush()?;
+        self.csv.flush()
+    }
+
+    /// Ends both files, whole or as far as they are; returns what was written and the paths of JSON lines and csv.
+    ///
+    /// # Errors
+    /// If a file cannot be written or renamed.
+    pub fn end(self, whole: bool) -> Result<(Written, [PathBuf; 2])> {
+        let end = |file: PartialFile| if whole { file.finish() } else { file.stop() };
+        Ok((self.written, [end(self.jsonl)?, end(self.csv)?]))
+    }
+}
+
+fn pose_line<'a>(pose: &'a Found6D, ids: Ids, latency_s: f64) -> PoseLine<'a> {
+    let covariance = pose.covariance.as_ref();
+    PoseLine {
+        prediction: &pose.prediction,
+        ids,
+        correspondences: pose.num_correspondences,
+        effective: covariance.map(|c| c.effective),
+        sigma_px: covariance.map(|c| c.sigma_px),
+        sigma_r_rad: covariance.map(|c| c.sigma_rotation_rad()),
+        sigma_t_mm: covariance.map(|c| c.sigma_translation_mm()),
+        // Symmetric: by columns is by rows.
+        covariance: covariance.map(|c| c.matrix.as_slice().to_vec()),
+        latency_ms: 1e3 * latency_s,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use crate::data::{DataConfig, InputConfig, View};
+    use crate::eval::read_predictions;
+    use crate::eval::testing::{dataset, predictions_of};
+    use crate::geom::Camera;
+
+    fn answer(name: &str, found: Result<Vec<Found>, String>) -> Answer {
+        let input = InputConfig { width: 32, height: 32, ..InputConfig::default() };
+        let lens = Camera::new(20.0, 20.0, 16.0, 16.0).unwrap().into();
+        let view = Arc::new(View::new(lens, None, &input, &DataConfig::default()).unwrap());
+        let name = name.to_owned();
+        Answer { place: 0, name, view, found, latency_s: 0.25, compute_s: 0.125, picture: None }
+    }
+
+    #[test]
+    fn poses_come_back_bit_for_bit_and_records_without_a_pose_are_counted() {
+        let mut dataset = dataset();
+        for (i, frame) in dataset.frames.iter_mut().enumerate() {
+            frame.image = format!("testing/seq_{:06}/000000/rgb/{:06}.jpg", 7 + i / 3, i % 3);
+        }
+        let predictions = predictions_of(&dataset);
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = PoseWriter::create(folder.path(), false).unwrap();
+        let absent = Absent { reason: "no_cell", detail: "none above 0.3".into() };
+        for (i, prediction) in predictions.iter().take(4).enumerate() {
+            let ids = (7 + i as u32 / 3, i as u32 % 3);
+            let outcome = match i {
+                1 => Err(absent.clone()),
+                _ => Ok(Found6D {
+                    prediction: prediction.clone(),
+                    num_correspondences: 96,
+                    covariance: None,
+                }),
+            };
+            let found = Ok(vec![Found { class: 0, obj_id: 1, outcome }]);
+            writer.write(&answer(&prediction.image, found), ids).unwrap();
+        }
+        writer.write(&answer("broken.png", Err("truncated".into())), (9, 9)).unwrap();
+        writer.flush().unwrap();
+        assert!(folder.path().join("predictions.partial.jsonl").is_file());
+        let (written, [jsonl, csv]) = writer.end(true).unwrap();
+        assert_eq!((written.num_images, written.num_poses, written.num_bad()), (5, 3, 1));
+        assert_eq!(written.no_pose["no_cell"], 1);
+
+        let read = read_predictions(&jsonl, None, &dataset, false).unwrap();
+        assert_eq!((read.num_no_pose, read.num_bad), (2, 0));
+        let expected = [&predictions[0], &predictions[2], &predictions[3]];
+        assert!(read.predictions.iter().eq(expected));
+        let read = read_predictions(&csv, None, &dataset, false).unwrap();
+        assert_eq!(read.predictions.len(), 3);
+        assert_eq!(read.mean_time_s, Some(0.125));
+        let text = std::fs::read_to_string(&jsonl).unwrap();
+        for part in [
+            "\"no_pose\":\"no_cell\",\"detail\":\"none above 0.3\"",
+            "\"no_pose\":\"unreadable_image\"",
+            "\"scene_id\":7,\"im_id\":1",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_whole_says_so_in_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = PoseWriter::create(folder.path(), false).unwrap();
+        let (_, [jsonl, csv]) = writer.end(false).unwrap();
+        assert!(
+            jsonl.ends_with("predictions.partial.jsonl")
+                && csv.ends_with("predictions.partial.csv")
+        );
+        assert!(PoseWriter::create(folder.path(), false).is_err());
+        assert!(PoseWriter::create(folder.path(), true).is_ok());
+    }
+}

@@ -1,0 +1,275 @@
+//! The pictures of all inputs, one after the other, as jobs for the network.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::vec;
+
+use super::cameras::Cameras;
+use super::inputs::{Input, Inputs, Picture};
+use crate::data::View;
+use crate::eval::{Job, Source, image_ids};
+use crate::io::video::{Video, estimated_frames};
+
+/// Which pictures are drawn with their poses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overlays {
+    /// So many, spread evenly over the input; 0 for none.
+    Some(usize),
+    /// Every one.
+    All,
+}
+
+impl std::str::FromStr for Overlays {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            _ => text
+                .parse()
+                .map(Self::Some)
+                .map_err(|_| format!("{text:?} is no number and not `all`")),
+        }
+    }
+}
+
+impl Overlays {
+    /// Whether the picture at `place` of `total` is drawn; of an unknown total the first ones.
+    fn contain(self, place: usize, total: Option<usize>) -> bool {
+        match (self, total) {
+            (Self::All, _) => true,
+            (Self::Some(n), Some(total)) if n < total && place < total => {
+                (place + 1) * n / total > place * n / total
+            }
+            (Self::Some(n), Some(total)) => n >= total && n > 0,
+            (Self::Some(n), None) => place < n,
+        }
+    }
+}
+
+/// How many pictures there are; none when a video does not tell.
+pub(super) fn total(inputs: &Inputs) -> Option<usize> {
+    let of = |input: &Input| match input {
+        Input::Pictures(pictures) => Some(pictures.len()),
+        Input::Video(path) => estimated_frames(path).map(|n| n as usize),
+    };
+    inputs.inputs.iter().map(of).sum()
+}
+
+/// BOP's numbers of the pictures: those of their paths when these tell all of them apart, else the number of the input and the
+/// place in it.
+pub(super) struct Numbering {
+    from_paths: bool,
+    /// Pictures before each input, as far as known.
+    starts: Vec<usize>,
+}
+
+impl Numbering {
+    pub fn of(inputs: &Inputs) -> Self {
+        let mut seen = HashSet::new();
+        let tells = |picture: &Picture, seen: &mut HashSet<_>| {
+            image_ids(&picture.name).is_some_and(|ids| seen.insert(ids))
+        };
+        let from_paths = inputs.inputs.iter().all(|input| match input {
+            Input::Pictures(pictures) => pictures.iter().all(|p| tells(p, &mut seen)),
+            Input::Video(_) => false,
+        });
+        Self { from_paths, starts: Vec::new() }
+    }
+
+    /// Whether the numbers are those of the paths.
+    pub fn is_from_paths(&self) -> bool {
+        self.from_paths
+    }
+
+    /// An input begins at `place`.
+    fn begin(&mut self, place: usize) {
+        self.starts.push(place);
+    }
+
+    /// Scene and image number of a picture.
+    pub fn of_picture(&self, name: &str, place: usize) -> (u32, u32) {
+        if self.from_paths
+            && let Some(ids) = image_ids(name)
+        {
+            return ids;
+        }
+        let input = self.starts.partition_point(|start| *start <= place).saturating_sub(1);
+        let within = place - self.starts.get(input).copied().unwrap_or(0);
+        (input as u32, u32::try_from(within).unwrap_or(u32::MAX))
+    }
+}
+
+/// An iterator over the jobs of all inputs.
+pub(super) struct Jobs<'a> {
+    cameras: &'a Cameras,
+    inputs: vec::IntoIter<Input>,
+    current: Option<Current>,
+    numbering: &'a std::sync::Mutex<Numbering>,
+    overlays: Overlays,
+    total: Option<usize>,
+    place: usize,
+    num_pictures: usize,
+    ended: &'a AtomicBool,
+}
+
+enum Current {
+    Pictures(vec::IntoIter<Picture>),
+    Video {
+        name: String,
+        video: Video,
+        frame: usize,
+    },
+    /// A video that cannot be opened, once.
+    Bad {
+        name: String,
+        why: String,
+    },
+}
+
+impl<'a> Jobs<'a> {
+    /// `ended` is raised behind the last job.
+    pub fn new(
+        inputs: Inputs,
+        cameras: &'a Cameras,
+        numbering: &'a std::sync::Mutex<Numbering>,
+        (overlays, total): (Overlays, Option<usize>),
+        ended: &'a AtomicBool,
+    ) -> Self {
+        Self {
+            cameras,
+            inputs: inputs.inputs.into_iter(),
+            current: None,
+            numbering,
+            overlays,
+            total,
+            place: 0,
+            num_pictures: 0,
+            ended,
+        }
+    }
+
+    /// Goes to the next input; false when there is none.
+    fn open_next(&mut self) -> bool {
+        let Some(input) = self.inputs.next() else { return false };
+        let mut numbering =
+            self.numbering.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        numbering.begin(self.place);
+        drop(numbering);
+        self.current = Some(match input {
+            Input::Pictures(pictures) => Current::Pictures(pictures.into_iter()),
+            Input::Video(path) => open(&path),
+        });
+        true
+    }
+
+    /// The next picture of the input at hand.
+    fn next_picture(&mut self) -> Option<(String, Source, Option<std::sync::Arc<View>>)> {
+        match self.current.as_mut()? {
+            Current::Pictures(pictures) => {
+                let Picture { name, path } = pictures.next()?;
+                let number = self.num_pictures;
+                self.num_pictures += 1;
+                Some(match self.cameras.of_picture(number) {
+                    Ok(view) => (name, Source::File(path), Some(view)),
+                    Err(why) => (name, Source::Bad(why), None),
+                })
+            }
+            Current::Video { name, video, frame } => {
+                let picture = video.next()?;
+                let name = format!("{name}#{frame:06}");
+                *frame += 1;
+                let source = match picture {
+                    Ok(picture) => Source::Picture(picture),
+                    Err(why) => Source::Bad(format!("{why:#}")),
+                };
+                Some((name, source, None))
+            }
+            Current::Bad { name, why } => {
+                let bad = (std::mem::take(name), Source::Bad(std::mem::take(why)), None);
+                self.current = None;
+                Some(bad)
+            }
+        }
+    }
+}
+
+fn open(path: &Path) -> Current {
+    let name = path.display().to_string();
+    match Video::open(path) {
+        Ok(video) => Current::Video { name, video, frame: 0 },
+        Err(why) => Current::Bad { name, why: format!("{why:#}") },
+    }
+}
+
+impl Iterator for Jobs<'_> {
+    type Item = Job;
+
+    fn next(&mut self) -> Option<Job> {
+        loop {
+            if let Some((name, source, view)) = self.next_picture() {
+                let place = self.place;
+                self.place += 1;
+                let view = view.or_else(|| self.cameras.any())?;
+                let keep = self.overlays.contain(place, self.total);
+                return Some(Job { place, name, source, view, keep });
+            }
+            if !self.open_next() {
+                self.ended.store(true, Ordering::SeqCst);
+                return None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlays_are_spread_over_the_input() {
+        let drawn = |overlays: Overlays, total: usize| {
+            (0..total).filter(|i| overlays.contain(*i, Some(total))).collect::<Vec<_>>()
+        };
+        assert_eq!(drawn(Overlays::Some(2), 10), [4, 9]);
+        assert_eq!(drawn(Overlays::Some(3), 3), [0, 1, 2]);
+        assert_eq!(drawn(Overlays::Some(9), 3), [0, 1, 2]);
+        assert_eq!(drawn(Overlays::Some(0), 3).len(), 0);
+        assert_eq!(drawn(Overlays::All, 3).len(), 3);
+        assert!(Overlays::Some(2).contain(1, None) && !Overlays::Some(2).contain(2, None));
+        // A video may have more frames than it told.
+        assert!(!Overlays::Some(2).contain(12, Some(10)));
+        assert_eq!("all".parse(), Ok(Overlays::All));
+        assert_eq!("7".parse(), Ok(Overlays::Some(7)));
+        assert!("every".parse::<Overlays>().is_err());
+    }
+
+    #[test]
+    fn numbers_are_those_of_paths_where_they_tell_pictures_apart() {
+        let inputs = |names: &[&[&str]]| Inputs {
+            inputs: (names.iter())
+                .map(|names| {
+                    let picture = |n: &&str| Picture { name: (*n).to_owned(), path: n.into() };
+                    Input::Pictures(names.iter().map(picture).collect())
+                })
+                .collect(),
+            list_root: None,
+        };
+        let bop = [
+            "testing/seq_000007/000000/rgb/000042.jpg",
+            "testing/seq_000008/000000/rgb/000042.jpg",
+        ];
+        let numbering = Numbering::of(&inputs(&[&bop]));
+        assert!(numbering.is_from_paths());
+        assert_eq!(numbering.of_picture(bop[1], 1), (8, 42));
+        for other in [&["a.png"][..], &bop[..1]] {
+            let mut numbering = Numbering::of(&inputs(&[&bop, other]));
+            assert!(!numbering.is_from_paths());
+            numbering.begin(0);
+            assert_eq!(numbering.of_picture(bop[1], 1), (0, 1));
+            numbering.begin(2);
+            assert_eq!(numbering.of_picture(other[0], 2), (1, 0));
+        }
+    }
+}

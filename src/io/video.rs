@@ -1,0 +1,334 @@
+//! Frames of videos, decoded by an installed `ffmpeg` as a child process: raw RGB over a pipe, one frame at a time.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use image::RgbImage;
+use serde::Deserialize;
+
+/// Endings of names that are taken for videos.
+const ENDINGS: [&str; 16] = [
+    "3gp", "avi", "flv", "gif", "m2ts", "m4v", "mjpeg", "mkv", "mov", "mp4", "mpeg", "mpg", "mts",
+    "ts", "webm", "wmv",
+];
+/// Largest side of a frame, px.
+const MAX_SIDE_PX: u32 = 1 << 15;
+/// The first ffmpeg that calls its option `-fps_mode`.
+const FPS_MODE_SINCE: (u32, u32) = (5, 1);
+/// What is kept of ffmpeg's complaints, bytes.
+const MAX_COMPLAINT: u64 = 1 << 14;
+
+/// Whether a file's name is that of a video.
+pub fn is_video(path: &Path) -> bool {
+    let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+    ending.is_some_and(|e| ENDINGS.contains(&e.as_str()))
+}
+
+/// A video being decoded: an iterator over its frames as they are shown (turned as the file asks), each once.
+///
+/// Dropping it ends the child process.
+#[derive(Debug)]
+pub struct Video {
+    path: PathBuf,
+    child: Child,
+    frames: BufReader<ChildStdout>,
+    complaints: Option<JoinHandle<String>>,
+    num_frames: u64,
+    ended: bool,
+}
+
+impl Video {
+    /// Starts decoding.
+    ///
+    /// # Errors
+    /// If there is no such file, or `ffmpeg` is not installed; the message says what to do then.
+    pub fn open(path: &Path) -> Result<Self> {
+        let at = path.display();
+        ensure!(path.is_file(), "no video {at}");
+        let mut child = Command::new("ffmpeg")
+            .args(["-nostdin", "-v", "error", "-i"])
+            .arg(as_file(path))
+            .args(["-map", "0:v:0"])
+            .args(every_frame_once(version()?))
+            .args(["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "pipe:1"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting ffmpeg for {at}"))?;
+        let (Some(frames), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
+            bail!("starting ffmpeg for {at}: no pipes");
+        };
+        // Read beside the frames, or a talkative ffmpeg would wait for ever.
+        let complaints = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let mut errors = BufReader::new(errors);
+            // What cannot be read of a complaint is not worth another one.
+            drop(errors.by_ref().take(MAX_COMPLAINT).read_to_end(&mut text));
+            drop(std::io::copy(&mut errors, &mut std::io::sink()));
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        Ok(Self {
+            path: path.to_owned(),
+            child,
+            frames: BufReader::with_capacity(1 << 20, frames),
+            complaints: Some(complaints),
+            num_frames: 0,
+            ended: false,
+        })
+    }
+
+    /// How the child process ended, when that is worth telling.
+    fn end(&mut self) -> Result<()> {
+        let at = self.path.display();
+        let status = self.child.wait().with_context(|| format!("waiting for ffmpeg on {at}"))?;
+        let complaints = self.complaints.take().and_then(|c| c.join().ok()).unwrap_or_default();
+        let last = complaints.lines().rev().find(|line| !line.trim().is_empty());
+        let why = last.map(|line| format!(": {}", line.trim())).unwrap_or_default();
+        ensure!(
+            status.success(),
+            "{at}: ffmpeg failed after {} frames ({status}){why}",
+            self.num_frames
+        );
+        ensure!(self.num_frames > 0, "{at}: ffmpeg found no frame in it{why}");
+        Ok(())
+    }
+}
+
+impl Iterator for Video {
+    type Item = Result<RgbImage>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        match read_ppm(&mut self.frames) {
+            Ok(Some(frame)) => {
+                self.num_frames += 1;
+                Some(Ok(frame))
+            }
+            // A frame that is cut off: what ffmpeg says about it is the better reason.
+            ended => {
+                self.ended = true;
+                match (self.end(), ended) {
+                    (Err(why), _) | (Ok(()), Err(why)) => {
+                        Some(Err(why.context(format!("reading {}", self.path.display()))))
+                    }
+                    (Ok(()), Ok(_)) => None,
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Video {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Whether videos can be decoded.
+///
+/// # Errors
+/// If `ffmpeg` is not installed or does not start; the message says what to do then.
+pub fn check_ffmpeg() -> Result<()> {
+    version().map(|_| ())
+}
+
+/// The path as ffmpeg takes a file for certain: no protocol, no option.
+fn as_file(path: &Path) -> std::ffi::OsString {
+    let mut name = std::ffi::OsString::from("file:");
+    name.push(path);
+    name
+}
+
+/// Major and minor version of the installed ffmpeg; none where it does not say (a build of the day).
+fn version() -> Result<Option<(u32, u32)>> {
+    let output = Command::new("ffmpeg").arg("-version").stdin(Stdio::null()).output();
+    let output = match output {
+        Ok(output) => output,
+        Err(e) if e.kind() == ErrorKind::NotFound => bail!(
+            "ffmpeg is not installed, which decodes videos: install it (apt-get install ffmpeg), or extract the frames \
+             elsewhere (ffmpeg -i VIDEO frames/%06d.png) and name their folder"
+        ),
+        Err(e) => return Err(e).context("starting ffmpeg"),
+    };
+    ensure!(output.status.success(), "`ffmpeg -version` failed: {}", output.status);
+    Ok(parse_version(&String::from_utf8_lossy(&output.stdout)))
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let word = text.strip_prefix("ffmpeg version ")?.split_whitespace().next()?;
+    let mut numbers = word.trim_start_matches('n').split(|c: char| !c.is_ascii_digit());
+    let major = numbers.next()?.parse().ok()?;
+    Some((major, numbers.next().and_then(|n| n.parse().ok()).unwrap_or(0)))
+}
+
+/// The options for frames neither repeated nor left out to keep a rate.
+fn every_frame_once(version: Option<(u32, u32)>) -> [&'static str; 2] {
+    match version {
+        Some(version) if version < FPS_MODE_SINCE => ["-vsync", "0"],
+        _ => ["-fps_mode", "passthrough"],
+    }
+}
+
+/// A binary PPM image; `None` at the end of the stream.
+fn read_ppm(reader: &mut impl BufRead) -> Result<Option<RgbImage>> {
+    if reader.fill_buf()?.is_empty() {
+        return Ok(None);
+    }
+    let magic = word(reader)?;
+    ensure!(magic == "P6", "a frame begins with {magic:?}, expected P6");
+    let mut number = || -> Result<u32> {
+        let word = word(reader)?;
+        word.parse().map_err(|_| anyhow!("a frame's head has {word:?}, expected a number"))
+    };
+    let (width, height, most) = (number()?, number()?, number()?);
+    ensure!(
+        (1..=MAX_SIDE_PX).contains(&width) && (1..=MAX_SIDE_PX).contains(&height) && most == 255,
+        "a frame of {width} x {height} px with values up to {most}"
+    );
+    let mut pixels = vec![0; width as usize * height as usize * 3];
+    reader.read_exact(&mut pixels).context("a frame is cut off")?;
+    RgbImage::from_raw(width, height, pixels).context("a frame's size does not fit").map(Some)
+}
+
+/// The next word of a PPM head, with the one blank behind it.
+fn word(reader: &mut impl BufRead) -> Result<String> {
+    let mut word = String::new();
+    loop {
+        let mut byte = [0];
+        reader.read_exact(&mut byte).context("a frame's head is cut off")?;
+        match byte[0] {
+            b if b.is_ascii_whitespace() && word.is_empty() => {}
+            b if b.is_ascii_whitespace() => return Ok(word),
+            b => word.push(b as char),
+        }
+        ensure!(word.len() < 16, "a frame's head has {word:?}");
+    }
+}
+
+/// How many frames a video has, as its file says; `None` where `ffprobe` is missing or does not know. An estimate: for
+/// progress, not for counting.
+pub fn estimated_frames(path: &Path) -> Option<u64> {
+    let output = Command::new("ffprobe")
+        .args(["-v", "error", "-select_streams", "v:0", "-show_entries"])
+        .args(["stream=nb_frames,avg_frame_rate,duration:format=duration", "-of", "json"])
+        .arg(as_file(path))
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
+    parse_probe(&output.stdout)
+}
+
+#[derive(Deserialize)]
+struct Probe {
+    streams: Vec<Stream>,
+    format: Option<Format>,
+}
+
+#[derive(Deserialize)]
+struct Stream {
+    nb_frames: Option<String>,
+    avg_frame_rate: Option<String>,
+    duration: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Format {
+    duration: Option<String>,
+}
+
+fn parse_probe(json: &[u8]) -> Option<u64> {
+    let probe: Probe = serde_json::from_slice(json).ok()?;
+    let stream = probe.streams.first()?;
+    if let Some(frames) = stream.nb_frames.as_ref().and_then(|n| n.parse().ok()) {
+        return Some(frames);
+    }
+    let format = probe.format.and_then(|f| f.duration);
+    let seconds: f64 = stream.duration.clone().or(format)?.parse().ok()?;
+    let (above, below) = stream.avg_frame_rate.as_ref()?.split_once('/')?;
+    let rate = above.parse::<f64>().ok()? / below.parse::<f64>().ok()?;
+    let frames = (seconds * rate).round();
+    (frames.is_finite() && frames >= 1.0).then_some(frames as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_of_any_size_are_read_one_after_the_other() {
+        let mut stream = b"P6\n2 1\n255\n".to_vec();
+        stream.extend([1, 2, 3, 4, 5, 6]);
+        stream.extend(b"P6 1 1 255\n\n\n\n"); // its pixel is three line ends
+        let mut reader = BufReader::with_capacity(5, stream.as_slice());
+        let first = read_ppm(&mut reader).unwrap().unwrap();
+        assert_eq!(
+            (first.dimensions(), first.as_raw().as_slice()),
+            ((2, 1), &[1, 2, 3, 4, 5, 6][..])
+        );
+        let second = read_ppm(&mut reader).unwrap().unwrap();
+        assert_eq!(second.as_raw(), &[10, 10, 10]);
+        assert!(read_ppm(&mut reader).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_no_frame_is_an_error() {
+        for (bytes, expected) in [
+            (&b"P6\n2 2\n255\nabc"[..], "cut off"),
+            (b"P6\n2", "cut off"),
+            (b"P5\n1 1\n255\na", "expected P6"),
+            (b"P6\n0 1\n255\na", "0 x 1 px"),
+            (b"P6\n70000 70000\n255\n", "70000 x 70000 px"),
+            (b"P6\n1 1\n65535\nabcdef", "up to 65535"),
+            (b"P6\nx 1\n255\n", "\"x\", expected a number"),
+            (b"\x1aE\xdf\xa3 no video at all, nor a frame", "frame"),
+        ] {
+            let error = format!("{:#}", read_ppm(&mut BufReader::new(bytes)).unwrap_err());
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn versions_choose_the_option() {
+        for (text, version, option) in [
+            ("ffmpeg version 4.4.2-0ubuntu0.22.04.1 Copyright", Some((4, 4)), "-vsync"),
+            ("ffmpeg version 5.1.6-0+deb12u1 Copyright", Some((5, 1)), "-fps_mode"),
+            ("ffmpeg version n7.0 Copyright", Some((7, 0)), "-fps_mode"),
+            ("ffmpeg version N-115000-gabcdef Copyright", None, "-fps_mode"),
+            ("something else", None, "-fps_mode"),
+        ] {
+            assert_eq!(parse_version(text), version, "{text}");
+            assert_eq!(every_frame_once(version)[0], option);
+        }
+    }
+
+    #[test]
+    fn the_number_of_frames_is_told_or_estimated() {
+        let told =
+            br#"{"streams": [{"nb_frames": "250", "avg_frame_rate": "25/1"}], "format": {}}"#;
+        assert_eq!(parse_probe(told), Some(250));
+        let rate =
+            br#"{"streams": [{"avg_frame_rate": "30000/1001"}], "format": {"duration": "10.01"}}"#;
+        assert_eq!(parse_probe(rate), Some(300));
+        for unknown in [
+            &br#"{"streams": []}"#[..],
+            br#"{"streams": [{"avg_frame_rate": "0/0", "duration": "3"}]}"#,
+            b"",
+        ] {
+            assert_eq!(parse_probe(unknown), None);
+        }
+    }
+
+    #[test]
+    fn videos_are_known_by_name() {
+        assert!(is_video(Path::new("a/b.MP4")) && is_video(Path::new("c.mkv")));
+        assert!(!is_video(Path::new("a.png")) && !is_video(Path::new("mp4")));
+    }
+}

@@ -1,0 +1,349 @@
+//! How sure a pose is: its covariance from the reprojection errors that are left.
+
+use nalgebra::{Matrix2x6, Matrix6, SymmetricEigen, Vector6};
+
+use crate::geom::{Camera, Pose, Vec2, Vec3, reprojection_jacobian};
+
+/// Fewest groups whose spread says anything about errors that a group's members share.
+const MIN_GROUPS: usize = 4;
+
+/// Covariance of a pose, and what it was estimated from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PoseCovariance {
+    /// Of `[w, d]`, w the rotation vector (rad) and d the translation (mm) of a disturbance on the left, in the axes of
+    /// the camera: `R_true = exp(w) R`, `t_true = t + d`. Rows and columns w first: rad^2, rad mm, mm^2.
+    pub matrix: Matrix6<f64>,
+    /// Standard deviation that one correspondence would have if all were independent, px along an axis.
+    pub sigma_px: f64,
+    /// Independent correspondences that would determine the pose as well: the given number, less where errors are
+    /// shared.
+    pub effective: f64,
+}
+
+impl PoseCovariance {
+    /// Standard deviations about the camera's x, y, z, rad.
+    pub fn sigma_rotation_rad(&self) -> [f64; 3] {
+        std::array::from_fn(|i| self.matrix[(i, i)].max(0.0).sqrt())
+    }
+
+    /// Standard deviations along the camera's x, y, z, mm.
+    pub fn sigma_translation_mm(&self) -> [f64; 3] {
+        std::array::from_fn(|i| self.matrix[(i + 3, i + 3)].max(0.0).sqrt())
+    }
+}
+
+/// The correspondences that a pose was fitted to.
+#[derive(Debug, Clone, Copy)]
+pub struct Sightings<'a> {
+    /// Object frame, mm; equal ones are sightings of one point.
+    pub points: &'a [Vec3],
+    /// px.
+    pub pixels: &'a [Vec2],
+    /// Those that count: the inliers.
+    pub inliers: &'a [usize],
+    /// Correspondences one after the other that come from the same cell.
+    pub per_cell: usize,
+}
+
+/// Estimates the covariance of a least-squares `pose`. `None` when the inliers are fewer than four distinct points or do not
+/// determine a pose.
+///
+/// With independent errors of variance s^2 it is `s^2 H^-1`, `H = sum J^T J`. Errors are not independent: every cell that sees a
+/// corner may be wrong in the same way, and the corners of one cell may be wrong together. So
+/// - s^2 is estimated from the mean residuals of the distinct points: `sum n_j |m_j|^2 / (2 m - 6)` for m points of n_j
+///   sightings, which for independent errors is s^2 and grows with what the sightings of a point share (at least the
+///   plain estimate is taken);
+/// - what the sum of a cell's scores `J^T r` varies beyond s^2 is added (the middle of the sandwich estimator clustered by cells,
+///   shrunk to its mean as far as its own scatter could explain its shape).
+///
+/// An error that all sightings share as a pose would (all corners as if the object were nearer) leaves no residual and is not in
+/// it. Outliers that the fit left out do not count; where it weighed heavy tails down the result is a little large.
+///
+/// # Source
+/// Sandwich with two-way clusters: Cameron, Gelbach, Miller, *Robust inference with multiway clustering*, JBES 2011;
+/// shrinkage: Ledoit, Wolf, *A well-conditioned estimator for large-dimensional covariance matrices*, JMA 2004.
+pub fn pose_covariance(
+    camera: &Camera,
+    pose: &Pose,
+    sightings: &Sightings,
+) -> Option<PoseCovariance> {
+    let sums = Sums::of(camera, pose, sightings)?;
+    let factor = sums.information.cholesky()?.l();
+    let whiten = factor.try_inverse()?;
+    let num = sums.num as f64;
+    let plain = sums.squares / (2.0 * num - 6.0);
+    let m = sums.points.len() as f64;
+    let between: f64 = sums.points.iter().map(|p| p.residual.norm_squared() / p.num).sum::<f64>()
+        / (2.0 * m - 6.0);
+    let mut variance = Matrix6::identity() * between.max(plain);
+    variance += shared_in_cells(&sums.cells, &whiten, plain);
+    let root = whiten.transpose();
+    let matrix = root * variance * whiten;
+    let matrix = (matrix + matrix.transpose()) * 0.5;
+    let share = 6.0 * plain / variance.trace();
+    matrix.iter().all(|v| v.is_finite()).then(|| PoseCovariance {
+        matrix,
+        sigma_px: plain.sqrt(),
+        effective: if plain > 0.0 { num * share } else { num },
+    })
+}
+
+/// A distinct point.
+struct Seen {
+    x: Vec3,
+    /// Sum over its sightings, px.
+    residual: Vec2,
+    num: f64,
+}
+
+struct Sums {
+    information: Matrix6<f64>,
+    /// Sum of squared distances, px^2.
+    squares: f64,
+    num: usize,
+    points: Vec<Seen>,
+    /// `sum J^T r` of each cell.
+    cells: Vec<Vector6<f64>>,
+}
+
+impl Sums {
+    fn of(camera: &Camera, pose: &Pose, sightings: &Sightings) -> Option<Self> {
+        let mut sums = Self {
+            information: Matrix6::zeros(),
+            squares: 0.0,
+            num: sightings.inliers.len(),
+            points: Vec::new(),
+            cells: Vec::new(),
+        };
+        let mut last_cell = None;
+        for &i in sightings.inliers {
+            let (x, pixel) = (sightings.points.get(i)?, sightings.pixels.get(i)?);
+            let rows = reprojection_jacobian(camera, pose, x);
+            let jacobian = Matrix2x6::from_fn(|row, column| rows[row][column]);
+            let residual = camera.project(&pose.apply(x)) - pixel;
+            sums.information += jacobian.transpose() * jacobian;
+            sums.squares += residual.norm_squared();
+            match sums.points.iter_mut().find(|seen| seen.x == *x) {
+                Some(seen) => {
+                    seen.residual += residual;
+                    seen.num += 1.0;
+                }
+                None => sums.points.push(Seen { x: *x, residual, num: 1.0 }),
+            }
+            let cell = Some(i / sightings.per_cell.max(1));
+            if cell != last_cell {
+                sums.cells.push(Vector6::zeros());
+                last_cell = cell;
+            }
+            *sums.cells.last_mut()? += jacobian.transpose() * residual;
+        }
+        (sums.points.len() >= 4).then_some(sums)
+    }
+}
+
+/// What the scores of cells vary beyond independent errors of variance `plain`, in the coordinates where the information is the
+/// identity; px^2.
+fn shared_in_cells(cells: &[Vector6<f64>], whiten: &Matrix6<f64>, plain: f64) -> Matrix6<f64> {
+    let num = cells.len() as f64;
+    if cells.len() < MIN_GROUPS {
+        return Matrix6::zeros();
+    }
+    let mut scatter = Matrix6::zeros();
+    for score in cells {
+        let score = whiten * score;
+        scatter += score * score.transpose();
+    }
+    // The scores of all cells add up to 0 at the optimum.
+    scatter *= num / (num - 1.0);
+    let mean = scatter.trace() / 6.0;
+    let shape = scatter - Matrix6::identity() * mean;
+    // Squared size of the shape that independent errors alone give: a Wishart matrix of num - 1 degrees.
+    let by_chance = mean * mean * (36.0 + 6.0 - 2.0) / (num - 1.0);
+    let trust = (1.0 - by_chance / shape.norm_squared().max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
+    let beyond = Matrix6::identity() * (mean - plain) + shape * trust;
+    let SymmetricEigen { eigenvalues, eigenvectors } = SymmetricEigen::new(beyond);
+    let positive = Matrix6::from_diagonal(&eigenvalues.map(|v| v.max(0.0)));
+    eigenvectors * positive * eigenvectors.transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geom::{box_corners, moved_by, refine_pose};
+    use crate::pose::{RansacConfig, solve_pnp_ransac};
+    use crate::seed;
+    use nalgebra::Rotation3;
+    use rand::Rng;
+    use rand_chacha::ChaCha8Rng;
+
+    const CELLS: usize = 12;
+    const DRAWS: u64 = 400;
+
+    fn camera() -> Camera {
+        Camera::from_row_major(&[303.8, 0.5, 256.0, 0.0, 300.0, 250.0, 0.0, 0.0, 1.0]).unwrap()
+    }
+
+    fn points() -> Vec<Vec3> {
+        let corners = box_corners(&[[-52.0, -55.0, -57.0], [52.0, 54.0, 58.0]]);
+        corners.iter().copied().cycle().take(8 * CELLS).collect()
+    }
+
+    fn truth() -> Pose {
+        let r = *Rotation3::from_euler_angles(0.5, -0.3, 2.0).matrix();
+        Pose { r, t_mm: Vec3::new(60.0, -40.0, 620.0) }
+    }
+
+    fn gauss(rng: &mut ChaCha8Rng, sigma: f64) -> Vec2 {
+        let (a, b): (f64, f64) = (rng.random(), rng.random());
+        let (sin, cos) = (2.0 * std::f64::consts::PI * b).sin_cos();
+        Vec2::new(cos, sin) * sigma * (-2.0 * (1.0 - a).ln()).sqrt()
+    }
+
+    /// Standard deviations of noise: of each sighting, shared by a corner's, shared by a cell's.
+    type Noise = [f64; 3];
+
+    fn disturbed(points: &[Vec3], noise: Noise, rng: &mut ChaCha8Rng) -> Vec<Vec2> {
+        let [own, corner, cell] = noise;
+        let corners: Vec<Vec2> = (0..8).map(|_| gauss(rng, corner)).collect();
+        let cells: Vec<Vec2> = (0..CELLS).map(|_| gauss(rng, cell)).collect();
+        let seen = truth().project(&camera(), points);
+        let sighting = |(i, p): (usize, &Vec2)| p + gauss(rng, own) + corners[i % 8] + cells[i / 8];
+        seen.iter().enumerate().map(sighting).collect()
+    }
+
+    /// What was solved minus what was true, as `[w, d]`.
+    fn error_of(pose: &Pose) -> Vector6<f64> {
+        let turn = Rotation3::from_matrix_unchecked(truth().r * pose.r.transpose()).scaled_axis();
+        let shift = truth().t_mm - pose.t_mm;
+        Vector6::new(turn.x, turn.y, turn.z, shift.x, shift.y, shift.z)
+    }
+
+    /// The covariance of solved poses over many draws, and the mean of the estimates.
+    fn simulate(
+        noise: Noise,
+        solve: impl Fn(&[Vec3], &[Vec2], u64) -> (Pose, Vec<usize>),
+    ) -> (Matrix6<f64>, Matrix6<f64>) {
+        let (points, camera) = (points(), camera());
+        let mut rng = seed::stream(31, &noise.map(f64::to_bits));
+        let (mut empirical, mut estimated) = (Matrix6::zeros(), Matrix6::zeros());
+        for draw in 0..DRAWS {
+            let pixels = disturbed(&points, noise, &mut rng);
+            let (pose, inliers) = solve(&points, &pixels, draw);
+            let sightings =
+                Sightings { points: &points, pixels: &pixels, inliers: &inliers, per_cell: 8 };
+            let found = pose_covariance(&camera, &pose, &sightings).unwrap();
+            let error = error_of(&pose);
+            empirical += error * error.transpose() / DRAWS as f64;
+            estimated += found.matrix / DRAWS as f64;
+        }
+        (empirical, estimated)
+    }
+
+    fn least_squares(points: &[Vec3], pixels: &[Vec2], _: u64) -> (Pose, Vec<usize>) {
+        let pose = refine_pose(&camera(), points, pixels, &truth(), 50).unwrap().pose;
+        (pose, (0..points.len()).collect())
+    }
+
+    /// Variances along any direction of the six, estimate over truth: the smallest and the largest ratio.
+    fn ratios(empirical: &Matrix6<f64>, estimated: &Matrix6<f64>) -> (f64, f64) {
+        let whiten = empirical.cholesky().unwrap().l().try_inverse().unwrap();
+        let values = SymmetricEigen::new(whiten * estimated * whiten.transpose()).eigenvalues;
+        (values.min(), values.max())
+    }
+
+    #[test]
+    fn the_estimate_is_the_scatter_of_solved_poses() {
+        // Smallest and largest ratio of variances. 400 draws scatter by 7 % in each direction, 25 % over the extremes of
+        // all; the estimate errs to the large side where it takes the larger of two numbers.
+        for (noise, low, high) in [
+            ([1.0, 0.0, 0.0], 0.8, 1.9),
+            ([0.3, 0.0, 0.0], 0.8, 1.9),
+            ([0.5, 1.5, 0.0], 0.7, 1.7), // 96 sightings are worth little more than 8
+            ([0.5, 0.0, 1.5], 0.6, 1.9), // 12 cells that shift as wholes
+            ([0.5, 1.0, 1.0], 0.6, 1.9),
+        ] {
+            let (empirical, estimated) = simulate(noise, least_squares);
+            let (least, largest) = ratios(&empirical, &estimated);
+            assert!(least > low && largest < high, "{noise:?}: {least:.2} to {largest:.2}");
+        }
+    }
+
+    #[test]
+    fn it_holds_for_the_solver_with_its_choice_of_inliers() {
+        let config = RansacConfig::default();
+        let solve = |points: &[Vec3], pixels: &[Vec2], seed| {
+            let found = solve_pnp_ransac(&camera(), points, pixels, &config, seed).unwrap();
+            (found.pose, found.inliers)
+        };
+        let (empirical, estimated) = simulate([1.0, 0.0, 0.0], solve);
+        let (least, largest) = ratios(&empirical, &estimated);
+        assert!(least > 0.8 && largest < 1.9, "{least:.2} to {largest:.2}");
+    }
+
+    #[test]
+    fn errors_that_sightings_share_make_fewer_of_them() {
+        let (points, camera) = (points(), camera());
+        let mut rng = seed::stream(32, &[]);
+        let mut mean = |noise: Noise| {
+            let effective = |_| {
+                let pixels = disturbed(&points, noise, &mut rng);
+                let (pose, inliers) = least_squares(&points, &pixels, 0);
+                let sightings =
+                    Sightings { points: &points, pixels: &pixels, inliers: &inliers, per_cell: 8 };
+                pose_covariance(&camera, &pose, &sightings).unwrap().effective
+            };
+            (0..50).map(effective).sum::<f64>() / 50.0
+        };
+        let (independent, by_corner, by_cell) =
+            (mean([1.0, 0.0, 0.0]), mean([0.2, 1.0, 0.0]), mean([0.2, 0.0, 1.0]));
+        assert!((60.0..96.1).contains(&independent), "{independent}");
+        assert!(by_corner < 14.0 && by_cell < 50.0, "{by_corner}, {by_cell}");
+    }
+
+    #[test]
+    fn the_frame_is_the_cameras_and_the_disturbance_on_the_left() {
+        // Of a far object depth is the least known; its direction is across the image.
+        let (points, camera) = (points(), camera());
+        let mut rng = seed::stream(33, &[]);
+        let pixels = disturbed(&points, [0.5, 0.0, 0.0], &mut rng);
+        let (pose, inliers) = least_squares(&points, &pixels, 0);
+        let sightings =
+            Sightings { points: &points, pixels: &pixels, inliers: &inliers, per_cell: 8 };
+        let found = pose_covariance(&camera, &pose, &sightings).unwrap();
+        let [x, y, z] = found.sigma_translation_mm();
+        assert!(z > 3.0 * x && z > 3.0 * y, "{x} {y} {z}");
+        assert!((0.3..0.7).contains(&found.sigma_px), "{}", found.sigma_px);
+        // Turning the camera about its axis turns the covariance's axes with it.
+        let quarter = Rotation3::from_euler_angles(0.0, 0.0, std::f64::consts::FRAC_PI_2);
+        let turned = Pose { r: quarter.matrix() * pose.r, t_mm: quarter * pose.t_mm };
+        let square = Camera::new(300.0, 300.0, 0.0, 0.0).unwrap();
+        let at = |pose: &Pose| {
+            let pixels: Vec<Vec2> = (pose.project(&square, &points).iter().enumerate())
+                .map(|(i, p)| p + Vec2::new(0.1, 0.1) * ((i % 5) as f64 - 2.0))
+                .collect();
+            let sightings = Sightings { pixels: &pixels, ..sightings };
+            pose_covariance(&square, pose, &sightings).unwrap()
+        };
+        let (a, b) = (at(&pose).sigma_rotation_rad(), at(&turned).sigma_rotation_rad());
+        assert!((a[0] / b[1] - 1.0).abs() < 0.3 && (a[2] / b[2] - 1.0).abs() < 0.3, "{a:?} {b:?}");
+        let moved = moved_by(&pose, &Vector6::new(0.0, 0.0, 0.01, 0.0, 0.0, 5.0));
+        assert!((moved.t_mm.z - pose.t_mm.z - 5.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_determines_no_pose_has_none() {
+        let (points, camera, pose) = (points(), camera(), truth());
+        let pixels = pose.project(&camera, &points);
+        let of = |inliers: &[usize]| {
+            let sightings = Sightings { points: &points, pixels: &pixels, inliers, per_cell: 8 };
+            pose_covariance(&camera, &pose, &sightings)
+        };
+        assert!(of(&[]).is_none() && of(&[0, 1, 2]).is_none());
+        assert!(of(&[0, 8, 16, 24]).is_none(), "one corner four times");
+        assert!(of(&[0, 1000]).is_none());
+        // Perfect sightings leave nothing to be unsure of.
+        let all: Vec<usize> = (0..points.len()).collect();
+        let sure = of(&all).unwrap();
+        assert!(sure.sigma_translation_mm()[2] < 1e-9 && sure.effective.is_finite());
+    }
+}

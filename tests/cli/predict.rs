@@ -1,0 +1,382 @@
+//! `mqat predict`: poses in pictures of any camera.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use mqat::geom::{Camera, Distortion, Lens, Vec2};
+use mqat::io::picture::{read_rgb, write_png};
+use serde_json::{Value, json};
+
+use crate::support::{Ran, dataset, mqat, run};
+
+const WEIGHTS: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/problems/SwissCube/WidedepthTiny/pretrained.safetensors");
+
+/// The arguments of every prediction here.
+const PREDICT: &[&str] = &[
+    "predict",
+    "--checkpoint",
+    WEIGHTS,
+    "--topology",
+    "WidedepthTiny",
+    "--device",
+    "cpu",
+    "--set",
+    "RUNTIME.NUM_THREADS=1",
+];
+
+fn predict(more: &[&str]) -> Ran {
+    run(&[PREDICT, more].concat())
+}
+
+fn boxes() -> String {
+    dataset().join("swisscube_bbox.json").display().to_string()
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The test images, in the list's order.
+fn images() -> Vec<PathBuf> {
+    let list = fs::read_to_string(dataset().join("testing.txt")).unwrap();
+    list.lines().map(|name| dataset().join(name)).collect()
+}
+
+/// K of the shared dataset.
+fn matrix() -> Vec<f64> {
+    let scene = images()[0].ancestors().nth(2).unwrap().to_owned();
+    let cameras: Value =
+        serde_json::from_slice(&fs::read(scene.join("scene_camera.json")).unwrap()).unwrap();
+    let first = cameras.as_object().unwrap().values().next().unwrap();
+    serde_json::from_value(first["cam_K"].clone()).unwrap()
+}
+
+/// A folder with copies of the test images, and their camera beside it.
+struct Pictures {
+    dir: tempfile::TempDir,
+}
+
+impl Pictures {
+    fn new() -> Self {
+        let pictures = Self { dir: tempfile::tempdir().unwrap() };
+        fs::create_dir(pictures.at("in")).unwrap();
+        for (i, image) in images().iter().enumerate() {
+            fs::copy(image, pictures.at(&format!("in/frame{i}.png"))).unwrap();
+        }
+        pictures
+            .write("camera.json", &json!({ "K": matrix(), "width": 64, "height": 64 }).to_string());
+        pictures
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.at(name), text).unwrap();
+    }
+
+    fn predict(&self, input: &str, camera: &str, out: &str, more: &[&str]) -> Ran {
+        let (input, camera, out) = (self.at(input), self.at(camera), self.at(out));
+        let args = [input.as_str(), "--camera", &camera, "--out", &out, "--boxes"];
+        predict(&[&args[..], &[&boxes()], more].concat())
+    }
+
+    /// A stand-in for ffmpeg: says its version, else `body`.
+    fn ffmpeg(&self, body: &str) {
+        fs::create_dir_all(self.at("bin")).unwrap();
+        let script = format!(
+            "#!/bin/sh\nif [ \"$1\" = -version ]; then echo 'ffmpeg version 6.1'; exit 0; fi\n{body}\n"
+        );
+        self.write("bin/ffmpeg", &script);
+        fs::set_permissions(self.at("bin/ffmpeg"), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The pictures as ffmpeg's pipe gives them.
+    fn stream(&self) -> String {
+        let path = self.at("stream");
+        let mut out = fs::File::create(&path).unwrap();
+        for image in images() {
+            let image = read_rgb(&image).unwrap();
+            write!(out, "P6\n{} {}\n255\n", image.width(), image.height()).unwrap();
+            out.write_all(image.as_raw()).unwrap();
+        }
+        path
+    }
+}
+
+#[test]
+fn the_poses_of_a_list_are_those_of_test_and_score_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, list) = (dataset().to_str().unwrap(), dataset().join("testing.txt"));
+    let (tested, out) = (dir.path().join("test.jsonl"), dir.path().join("out"));
+    let args = ["test", "--checkpoint", WEIGHTS, "--topology", "WidedepthTiny", "--device", "cpu"];
+    let more = ["--set", "RUNTIME.NUM_THREADS=1", "--data", data, "--json", "--predictions"];
+    let own = run(&[&args[..], &more, &[tested.to_str().unwrap()]].concat()).code(0).json();
+    let out_args = ["--out", out.to_str().unwrap(), "--overlays", "2", "--json"];
+    let report = predict(&[&[list.to_str().unwrap()], &out_args[..]].concat()).code(0).json();
+
+    let poses: Vec<Value> = lines(&out.join("predictions.jsonl"))
+        .into_iter()
+        .filter(|line| line.get("no_pose").is_none())
+        .collect();
+    let expected = lines(&tested);
+    assert!(expected.len() > 2 && poses.len() == expected.len(), "{report}");
+    for (pose, expected) in poses.iter().zip(&expected) {
+        for (key, value) in expected.as_object().unwrap() {
+            assert_eq!(&pose[key], value, "{key}");
+        }
+        let covariance = pose["covariance"].as_array().unwrap();
+        assert_eq!(covariance.len(), 36);
+        for axis in 0..3 {
+            let variance = covariance[(axis + 3) * 7].as_f64().unwrap();
+            let sigma = pose["sigma_t_mm"][axis].as_f64().unwrap();
+            assert!((sigma - variance.sqrt()).abs() < 1e-9 * sigma && sigma > 0.0, "{pose}");
+        }
+        assert!(pose["latency_ms"].as_f64().unwrap() > 0.0);
+    }
+    assert_eq!((&report["num_images"], &report["num_bad"]), (&json!(6), &json!(0)));
+    assert_eq!((&report["interrupted"], &report["ids_from_paths"]), (&json!(false), &json!(true)));
+    assert!(report["cameras"][0]["source"].as_str().unwrap().ends_with("scene_camera.json"));
+    assert!(report["latency_ms"]["p99"].as_f64() >= report["latency_ms"]["p50"].as_f64());
+    assert_eq!(fs::read_dir(out.join("overlays")).unwrap().count(), 2);
+
+    let files = ["predictions.jsonl", "predictions.csv"].map(|f| out.join(f).display().to_string());
+    let args = ["score", "--predictions", &files[0], "--predictions", &files[1], "--json"];
+    let more = ["--topology", "WidedepthTiny", "--data", data];
+    let scored = run(&[&args[..], &more].concat()).code(0).json();
+    for file in scored["evaluations"].as_array().unwrap() {
+        assert_eq!(file["report"]["table"], own["evaluations"][0]["report"]["table"]);
+    }
+    let missing = 6 - expected.len();
+    assert_eq!(scored["evaluations"][0]["num_no_pose"], json!(missing));
+}
+
+/// The pictures as a lens with this distortion takes them.
+fn distort(pictures: &Pictures, folder: &str, distortion: Distortion) {
+    fs::create_dir(pictures.at(folder)).unwrap();
+    let camera = Camera::from_row_major(&matrix()).unwrap();
+    let lens = Lens::new(camera, distortion);
+    for (i, path) in images().iter().enumerate() {
+        let straight = read_rgb(path).unwrap();
+        let (w, h) = straight.dimensions();
+        let tap = |x: f64, y: f64, c: usize| {
+            let inside = x >= 0.0 && y >= 0.0 && x < f64::from(w) && y < f64::from(h);
+            if inside { f64::from(straight.get_pixel(x as u32, y as u32).0[c]) } else { 0.0 }
+        };
+        let bent = image::RgbImage::from_fn(w, h, |x, y| {
+            let seen = Vec2::new(f64::from(x), f64::from(y));
+            let Some(d) = lens.direction_of(&seen) else { return image::Rgb([0; 3]) };
+            let p = camera.project(&mqat::geom::Vec3::new(d.x, d.y, 1.0));
+            let (x, y) = (p.x.floor(), p.y.floor());
+            let (fx, fy) = (p.x - x, p.y - y);
+            image::Rgb(std::array::from_fn(|c| {
+                let top = tap(x, y, c) * (1.0 - fx) + tap(x + 1.0, y, c) * fx;
+                let bottom = tap(x, y + 1.0, c) * (1.0 - fx) + tap(x + 1.0, y + 1.0, c) * fx;
+                (top * (1.0 - fy) + bottom * fy).round() as u8
+            }))
+        });
+        write_png(Path::new(&pictures.at(&format!("{folder}/frame{i}.png"))), &bent).unwrap();
+    }
+}
+
+/// Mean distance of the translations of two runs over the distance, of pictures where both found one; and how many.
+fn distance(pictures: &Pictures, a: &str, b: &str) -> (f64, usize) {
+    let poses = |run: &str| {
+        let lines = lines(Path::new(&pictures.at(&format!("{run}/predictions.jsonl"))));
+        lines
+            .into_iter()
+            .map(|l| {
+                let t = l["t"].as_array()?;
+                Some([0, 1, 2].map(|i| t[i].as_f64().unwrap()))
+            })
+            .collect::<Vec<_>>()
+    };
+    let pairs: Vec<f64> = (poses(a).iter().zip(poses(b)))
+        .filter_map(|(a, b)| Some((a.as_ref().copied()?, b?)))
+        .map(|(a, b)| {
+            let d: f64 = (0..3).map(|i| (a[i] - b[i]).powi(2)).sum();
+            d.sqrt() / a[2]
+        })
+        .collect();
+    (pairs.iter().sum::<f64>() / pairs.len() as f64, pairs.len())
+}
+
+#[test]
+fn distortion_is_undone() {
+    let pictures = Pictures::new();
+    pictures.predict("in", "camera.json", "straight", &[]).code(0);
+    let coefficients = [-0.25, 0.05, 0.002, -0.001];
+    distort(&pictures, "bent", Distortion::polynomial(&coefficients).unwrap());
+    let k = matrix();
+    pictures.write(
+        "opencv.yaml",
+        &format!(
+            "%YAML:1.0\n---\nimage_width: 64\nimage_height: 64\ncamera_matrix: !!opencv-matrix\n   rows: 3\n   cols: 3\n   \
+             dt: d\n   data: {k:?}\ndistortion_coefficients: !!opencv-matrix\n   rows: 4\n   cols: 1\n   dt: d\n   \
+             data: {coefficients:?}\n"
+        ),
+    );
+    let report = pictures
+        .predict("bent", "opencv.yaml", "undone", &["--overlays", "all", "--json"])
+        .code(0)
+        .json();
+    assert!(report["cameras"][0]["distortion"].as_str().unwrap().contains("-0.25"), "{report}");
+    assert_eq!(fs::read_dir(pictures.at("undone/overlays")).unwrap().count(), 6);
+    pictures.predict("bent", "camera.json", "ignored", &[]).code(0);
+
+    let fisheye = [0.02, -0.01, 0.0, 0.0];
+    distort(&pictures, "fish", Distortion::equidistant(&fisheye).unwrap());
+    let ros = json!({ "K": k, "D": fisheye, "distortion_model": "equidistant", "width": 64, "height": 64 });
+    pictures.write("ros.yaml", &ros.to_string());
+    pictures.predict("fish", "ros.yaml", "fish_undone", &[]).code(0);
+
+    // The pictures have 64 px: two resamplings cost sharpness, and a pixel is 1.6 % of the distance at 1.
+    let (undone, num) = distance(&pictures, "straight", "undone");
+    let (ignored, _) = distance(&pictures, "straight", "ignored");
+    let (fish, fish_num) = distance(&pictures, "straight", "fish_undone");
+    assert!(num >= 4 && fish_num >= 4, "{num} and {fish_num} poses of 6");
+    assert!(undone < 0.03 && fish < 0.03, "{undone} and {fish} of the distance");
+    assert!(ignored > 1.5 * undone, "{ignored} when ignored, {undone} when undone");
+}
+
+#[test]
+fn unreadable_images_are_recorded_and_the_others_predicted() {
+    let pictures = Pictures::new();
+    let whole = fs::read(pictures.at("in/frame2.png")).unwrap();
+    fs::write(pictures.at("in/frame2.png"), &whole[..whole.len() / 2]).unwrap();
+    image::RgbImage::new(32, 32).save(pictures.at("in/frame10.png")).unwrap();
+    let ran = pictures.predict("in", "camera.json", "out", &["--batch", "2"]).code(1).says(&[
+        "left out: reading image",
+        "frame2.png",
+        "frame10.png: the image is 32 x 32 px, but its camera is for 64 x 64 px",
+        "2 of 7 images could not be read",
+    ]);
+    assert!(ran.stdout().contains("7 images"), "{}", ran.stdout());
+    let lines = lines(Path::new(&pictures.at("out/predictions.jsonl")));
+    let names: Vec<_> = lines.iter().map(|l| l["image"].as_str().unwrap().to_owned()).collect();
+    // natural order: frame10 is the last
+    let expected =
+        ["0", "1", "2", "3", "4", "5", "10"].map(|i| pictures.at(&format!("in/frame{i}.png")));
+    assert_eq!(names, expected);
+    for bad in [2, 6] {
+        assert_eq!(lines[bad]["no_pose"], "unreadable_image");
+        assert!(lines[bad]["detail"].as_str().unwrap().contains("frame"));
+    }
+    assert_eq!(lines[3]["im_id"], 3);
+    let summary: Value =
+        serde_json::from_slice(&fs::read(pictures.at("out/summary.json")).unwrap()).unwrap();
+    assert_eq!((&summary["num_bad"], &summary["num_images"]), (&json!(2), &json!(7)));
+
+    pictures
+        .predict("in", "camera.json", "out", &[])
+        .code(1)
+        .says(&["is there already", "--overwrite"]);
+    pictures.predict("in", "camera.json", "out", &["--overwrite", "--skip-bad"]).code(0);
+}
+
+#[test]
+fn a_camera_that_does_not_fit_is_one_clear_line() {
+    let pictures = Pictures::new();
+    let input = pictures.at("in");
+    let ran = predict(&[&input, "--boxes", &boxes(), "--out", &pictures.at("none")]).code(1);
+    ran.says(&[
+        "frame0.png: nothing tells the camera of this image of 64 x 64 px",
+        "--camera FILE",
+    ]);
+    pictures.write("bad.json", r#"{"depth_scale": 1.0}"#);
+    pictures.write(
+        "other.json",
+        r#"{"fx": 600, "fy": 600, "cx": 512, "cy": 512, "width": 1024, "height": 1024}"#,
+    );
+    for (camera, expected) in [
+        ("bad.json", "bad.json: it has neither K (camera_matrix) nor fx, fy, cx, cy"),
+        ("other.json", "the image is 64 x 64 px, but its camera is for 1024 x 1024 px"),
+        ("missing.yaml", "reading camera"),
+    ] {
+        let ran = pictures.predict("in", camera, "out", &[]).code(1).says(&[expected]);
+        assert_eq!(ran.stderr().lines().filter(|l| l.starts_with("mqat: ")).count(), 1);
+        assert!(!Path::new(&pictures.at("out")).exists());
+    }
+    let camera = pictures.at("camera.json");
+    let none = pictures.at("none");
+    fs::create_dir(&none).unwrap();
+    predict(&[&input, "--camera", &camera, "--data", &none, "--out", &pictures.at("out")])
+        .code(1)
+        .says(&["swisscube_bbox.json", "--boxes"]);
+    predict(&["no/such.png"]).code(1).says(&["there is no no/such.png"]);
+    run(&["predict", "--checkpoint", "x"]).code(2).says(&["INPUT"]);
+    run(&["predict", "x.png"]).code(2).says(&["--checkpoint"]);
+}
+
+#[test]
+fn videos_are_read_frame_by_frame_from_ffmpeg() {
+    let pictures = Pictures::new();
+    pictures.write("clip.mp4", "not looked at by the stand-in");
+    let stream = pictures.stream();
+    let command = |out: &str, path: &str| {
+        let (clip, camera, out) =
+            (pictures.at("clip.mp4"), pictures.at("camera.json"), pictures.at(out));
+        let args = [clip.as_str(), "--camera", &camera, "--out", &out, "--boxes"];
+        let mut command = mqat(&[PREDICT, &args[..], &[&boxes(), "--json"]].concat());
+        command.env("PATH", path);
+        let line = format!("{command:?}");
+        Ran { output: command.output().unwrap(), line }
+    };
+    let path = format!("{}:/usr/bin:/bin", pictures.at("bin"));
+    pictures.ffmpeg(&format!("cat {stream}"));
+    let report = command("out", &path).code(0).json();
+    assert_eq!(report["num_images"], 6);
+    pictures.predict("in", "camera.json", "from_files", &[]).code(0);
+    let of = |run: &str| lines(Path::new(&pictures.at(&format!("{run}/predictions.jsonl"))));
+    for (i, (frame, file)) in of("out").iter().zip(of("from_files")).enumerate() {
+        assert_eq!(frame["image"], format!("{}#{i:06}", pictures.at("clip.mp4")));
+        assert_eq!((&frame["R"], &frame["t"]), (&file["R"], &file["t"]));
+    }
+    // A video that breaks off: what came before it counts.
+    pictures.ffmpeg(&format!("head -c 30000 {stream}; echo 'corrupt input' >&2; exit 1"));
+    let ran = command("broken", &path).code(1);
+    let report = ran.json();
+    assert_eq!((&report["num_images"], &report["num_bad"]), (&json!(3), &json!(1)));
+    ran.says(&["ffmpeg failed after 2 frames", "corrupt input"]);
+    command("none", &pictures.at("in")).code(1).says(&[
+        "ffmpeg is not installed",
+        "apt-get",
+        "frames/%06d.png",
+    ]);
+}
+
+#[test]
+fn a_signal_ends_an_endless_video_with_whole_records() {
+    let pictures = Pictures::new();
+    pictures.write("clip.mp4", "");
+    let stream = pictures.stream();
+    pictures.ffmpeg(&format!("while cat {stream} 2>/dev/null; do :; done"));
+    let (clip, camera, out) =
+        (pictures.at("clip.mp4"), pictures.at("camera.json"), pictures.at("out"));
+    let args = [clip.as_str(), "--camera", &camera, "--out", &out, "--batch", "2", "--boxes"];
+    let mut command = mqat(&[PREDICT, &args[..], &[&boxes(), "--json"]].concat());
+    command.env("PATH", format!("{}:/usr/bin:/bin", pictures.at("bin")));
+    let line = format!("{command:?}");
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let partial = PathBuf::from(&out).join("predictions.partial.jsonl");
+    let begun = Instant::now();
+    while !fs::read_to_string(&partial).is_ok_and(|text| text.lines().count() >= 4) {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no record of {line}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // SAFETY: the process is our child and not waited for yet.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    let ran = Ran { output: child.wait_with_output().unwrap(), line }.code(130);
+    let report = ran.json();
+    assert_eq!(report["interrupted"], true);
+    let done = report["num_images"].as_u64().unwrap() as usize;
+    assert_eq!(lines(&partial).len(), done);
+    assert!(done >= 4 && !partial.with_file_name("predictions.jsonl").exists());
+}
