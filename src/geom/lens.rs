@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn a_direction_undoes_a_projection() {
         let camera = Camera::new(420.0, 415.0, 319.0, 241.0).unwrap();
-        let distortion = Distortion::polynomial(&[-0.3, 0.1, 1e-3, -5e-4]).unwrap();
+        let distortion = Distortion::polynomial(&[-0.3, 0.02, 1e-3, -5e-4]).unwrap();
         let lens = Lens::new(camera, distortion);
         let x = Vec3::new(120.0, -90.0, 500.0);
         let direction = lens.direction_of(&lens.project(&x).unwrap()).unwrap();

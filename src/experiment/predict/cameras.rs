@@ -72,7 +72,11 @@ impl Cameras {
             };
             let first = cameras.of_pictures.len();
             for (i, picture) in pictures.iter().enumerate() {
-                let found = match (cameras.given, scene_camera(picture, &mut scenes)) {
+                let known = match cameras.given {
+                    Some(_) => None,
+                    None => scene_camera(picture, &mut scenes),
+                };
+                let found = match (cameras.given, known) {
                     (Some(given), _) => Ok(given),
                     (None, Some(Ok((camera, source)))) => {
                         let file = CameraFile { lens: camera.into(), size: None };

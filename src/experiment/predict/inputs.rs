@@ -90,7 +90,9 @@ impl Inputs {
     }
 
     fn add_glob(&mut self, pattern: &str) -> Result<()> {
-        let paths = glob::glob(pattern).with_context(|| format!("the glob {pattern}"))?;
+        let hidden = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
+        let paths =
+            glob::glob_with(pattern, hidden).with_context(|| format!("the glob {pattern}"))?;
         let paths: Result<Vec<PathBuf>, _> = paths.collect();
         let mut paths =
             paths.with_context(|| format!("reading what the glob {pattern} matches"))?;
