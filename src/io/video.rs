@@ -114,7 +114,8 @@ impl Iterator for Video {
             ended => {
                 self.ended = true;
                 match (self.end(), ended) {
-                    (Err(why), _) | (Ok(()), Err(why)) => {
+                    (Err(why), _) => Some(Err(why)),
+                    (Ok(()), Err(why)) => {
                         Some(Err(why.context(format!("reading {}", self.path.display()))))
                     }
                     (Ok(()), Ok(_)) => None,

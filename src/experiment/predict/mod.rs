@@ -29,7 +29,9 @@ use super::keys;
 use super::open::{Request, infer_options, open_engine};
 use super::weights::Strictness;
 use crate::data::{ObjectBox, object_boxes};
-use crate::eval::{Answer, Found, Outline, PoseWriter, infer_stream, prediction_overlay};
+use crate::eval::{
+    Answer, Found, Outline, PoseWriter, StreamTiming, infer_stream, prediction_overlay,
+};
 use crate::io;
 use crate::io::picture::write_png;
 use crate::io::video::check_ffmpeg;
@@ -249,35 +251,15 @@ pub fn predict(
             );
         }
     };
-    let interrupted = !ended.load(Ordering::SeqCst);
-    if results.num_bad_told > MOST_BAD_TOLD {
-        tracing::warn!("{} images could not be read in all", results.num_bad_told);
-    }
-    let (written, [predictions, csv]) = results.writer.end(!interrupted)?;
-    let report = PredictReport {
-        checkpoint: file.clone(),
+    let report = results.report(Ending {
+        request,
         network: opened.name,
-        inputs: request.inputs.clone(),
         cameras: cameras.reports(),
-        interrupted,
-        num_images: written.num_images,
-        num_poses: written.num_poses,
-        num_bad: written.num_bad(),
-        no_pose: written.no_pose,
-        bad: results.bad,
-        images_per_s: written.num_images as f64 / timing.total_s.max(1e-9),
-        latency_ms: Latency::of(results.latencies_s),
-        timing: TimingReport {
-            total_s: timing.total_s,
-            loading_s: timing.loading_s,
-            network_s: timing.network_s,
-        },
+        interrupted: !ended.load(Ordering::SeqCst),
+        timing,
         batch: config.data.bs_valid,
-        predictions,
-        csv,
         ids_from_paths: numbering.lock().is_ok_and(|n| n.is_from_paths()),
-        overlays: results.overlays,
-    };
+    })?;
     io::write_json(&out.join(SUMMARY), &report)?;
     Ok(report)
 }
@@ -436,6 +418,53 @@ impl<'a> Results<'a> {
         write_png(&path, &drawn)?;
         self.overlays.push(path);
         Ok(())
+    }
+}
+
+/// What a report tells beside the results.
+struct Ending<'a> {
+    request: &'a PredictRequest,
+    network: String,
+    cameras: Vec<CameraReport>,
+    interrupted: bool,
+    timing: StreamTiming,
+    batch: usize,
+    ids_from_paths: bool,
+}
+
+impl Results<'_> {
+    /// Ends the files and puts everything together.
+    fn report(self, ending: Ending) -> Result<PredictReport> {
+        if self.num_bad_told > MOST_BAD_TOLD {
+            tracing::warn!("{} images could not be read in all", self.num_bad_told);
+        }
+        let Ending { request, network, cameras, interrupted, timing, batch, ids_from_paths } =
+            ending;
+        let (written, [predictions, csv]) = self.writer.end(!interrupted)?;
+        Ok(PredictReport {
+            checkpoint: request.checkpoint.clone(),
+            network,
+            inputs: request.inputs.clone(),
+            cameras,
+            interrupted,
+            num_images: written.num_images,
+            num_poses: written.num_poses,
+            num_bad: written.num_bad(),
+            no_pose: written.no_pose,
+            bad: self.bad,
+            images_per_s: written.num_images as f64 / timing.total_s.max(1e-9),
+            latency_ms: Latency::of(self.latencies_s),
+            timing: TimingReport {
+                total_s: timing.total_s,
+                loading_s: timing.loading_s,
+                network_s: timing.network_s,
+            },
+            batch,
+            predictions,
+            csv,
+            ids_from_paths,
+            overlays: self.overlays,
+        })
     }
 }
 
