@@ -15,6 +15,7 @@ mod folder;
 mod lr;
 mod observer;
 mod prefetch;
+mod rehearse;
 mod sgd;
 mod step;
 mod trainer;
@@ -36,5 +37,6 @@ pub use observer::{
 };
 pub(crate) use prefetch::Assigner;
 pub use prefetch::{BatchRequest, BatchSource, Batches, Task};
+pub use rehearse::Rehearsal;
 pub use sgd::{Sgd, SgdConfig};
 pub use trainer::{Hooks, Outcome, RunInfo, Trainer, Validate};
