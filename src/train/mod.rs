@@ -12,6 +12,7 @@ mod config;
 mod ema;
 mod epoch;
 mod folder;
+mod fused;
 mod lr;
 mod observer;
 mod prefetch;

@@ -71,9 +71,10 @@ impl Rehearsal {
         self.trainer.share_frozen()
     }
 
-    /// Images of the batch.
-    pub fn num_images(&self) -> usize {
-        self.prepared.batch.indices.len()
+    /// The run it is of.
+    #[cfg(test)]
+    pub(super) fn trainer(&self) -> &Trainer {
+        &self.trainer
     }
 }
 
