@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::audit::AuditArgs;
+use super::bench::BenchArgs;
 use super::export::ExportArgs;
 use super::import::ImportArgs;
 use super::plan::{FlowArgs, PlanArgs};
@@ -74,6 +75,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Run two files of one network (checkpoint, packed, ...) on the same images; fail when they differ.
     Verify(VerifyArgs),
+    /// Measure how long parts of the program take: updates, networks, loading, PnP, engines.
+    Bench(BenchArgs),
     /// Print a resolved config, or the JSON schema of configs.
     Config(ConfigArgs),
     /// Print a completion script for a shell.

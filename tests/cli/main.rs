@@ -1,5 +1,6 @@
 //! What a user sees: the program as a process, in fresh folders.
 
+mod bench;
 mod config;
 mod flow;
 mod help;

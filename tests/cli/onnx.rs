@@ -33,7 +33,7 @@ fn python() -> Option<PathBuf> {
 }
 
 /// ONNX Runtime's library.
-fn library() -> Option<PathBuf> {
+pub fn library() -> Option<PathBuf> {
     let named = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
     let beside = Path::new(env!("CARGO_BIN_EXE_mqat")).with_file_name("libonnxruntime.so");
     let of_python = glob::glob(&format!(

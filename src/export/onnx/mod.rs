@@ -32,4 +32,4 @@ pub use kernels::{sums_saturate, use_unsigned_weights, widen_weights};
 pub use network::graph_of;
 pub use profile::{Kernel, Profile};
 pub use reference::Reference;
-pub use session::{LIBRARY, LIBRARY_VARIABLE, OnnxSession, SessionOptions, environment};
+pub use session::{LIBRARY, LIBRARY_VARIABLE, OnnxSession, SessionOptions, environment, version};

@@ -207,6 +207,22 @@ pub fn environment() -> Result<&'static Environment> {
     Ok(LOADED.get_or_init(|| environment))
 }
 
+/// Which ONNX Runtime the process has: its version, or what it says of itself.
+///
+/// # Errors
+/// As [`environment`].
+pub fn version() -> Result<String> {
+    environment()?;
+    Ok(version_in(ort::info()))
+}
+
+/// `ORT Build Info: git-branch=rel-1.23.0, git-commit-id=..., build type=Release, ...`: the branch is the version.
+fn version_in(info: &str) -> String {
+    let branch = info.split(['=', ',']).map(str::trim).find_map(|part| part.strip_prefix("rel-"));
+    let whole = info.trim_start_matches("ORT Build Info:").split(", build type").next();
+    branch.or(whole).unwrap_or(info).trim().to_owned()
+}
+
 /// The library: `ORT_DYLIB_PATH`, else the one beside the program, else the system's.
 fn library() -> Result<PathBuf> {
     if let Some(named) = env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()) {
@@ -240,4 +256,18 @@ fn plain<R>(error: ort::Error<R>) -> anyhow::Error {
 
 fn first_line(text: &str) -> String {
     text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_taken_from_the_name_of_the_release() {
+        let info = "ORT Build Info: git-branch=rel-1.23.0, git-commit-id=26250ae, build type=Release, cmake";
+        assert_eq!(version_in(info), "1.23.0");
+        let own = "ORT Build Info: git-branch=HEAD, git-commit-id=26250ae, build type=Release";
+        assert_eq!(version_in(own), "git-branch=HEAD, git-commit-id=26250ae");
+        assert_eq!(version_in("else"), "else");
+    }
 }
