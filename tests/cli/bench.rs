@@ -166,7 +166,7 @@ fn one_line(ran: Ran, parts: &[&str]) {
 fn what_cannot_be_measured_is_refused_in_a_line() {
     run(&["bench"]).code(2);
     run(&["bench", "pnp", "--rounds", "0"]).code(2).says(&["--rounds"]);
-    run(&["bench", "train-step", "--method", "lqs"]).code(2).says(&["lqs", "did you mean lsq"]);
+    run(&["bench", "train-step", "--method", "lsqq"]).code(2).says(&["lsqq", "did you mean lsq"]);
     run(&["bench", "engine"]).code(2).says(&["FILE"]);
     one_line(run(&["bench", "pnp", "--outliers", "2"]), &["--outliers: 2"]);
     one_line(run(&["bench", "engine", "no/net.mqat"]), &["no file no/net.mqat"]);

@@ -144,8 +144,7 @@ fn runs(request: &TrainStepRequest, config: &Config) -> Result<Vec<Run>> {
     Ok(runs)
 }
 
-/// The epoch of a stage in which all that it does is being done: with INQ about half of the weights are frozen, and
-/// inputs are quantized.
+/// The epoch of a stage that tells most: with INQ the first one that has half of the weights frozen or more.
 fn telling_epoch(stage: &StageConfig) -> u32 {
     let half = |weights: &WeightQuantConfig| {
         let entries = weights.schedule.entries();
@@ -153,8 +152,7 @@ fn telling_epoch(stage: &StageConfig) -> u32 {
         reached.next().map_or(0, |(epoch, _)| epoch)
     };
     let weights = stage.weights.as_ref().filter(|w| w.method == WeightMethod::Inq).map_or(0, half);
-    let inputs = stage.activations.as_ref().map_or(0, |a| a.quant_start_epoch);
-    weights.max(inputs).min(stage.epochs.saturating_sub(1))
+    weights.min(stage.epochs.saturating_sub(1))
 }
 
 impl Run {
@@ -169,8 +167,11 @@ impl Run {
         for stage in &mut self.stages {
             stage.lr.base = LR;
         }
-        let last = self.stages.last().context("a run without stages")?;
+        let last = self.stages.last_mut().context("a run without stages")?;
         let epoch = telling_epoch(last);
+        if let Some(inputs) = &mut last.activations {
+            inputs.quant_start_epoch = inputs.quant_start_epoch.min(epoch); // they are quantized by then
+        }
         let label = last.label();
         let net = new_network(config, device)?;
         let mut checked = config.clone();
@@ -216,7 +217,6 @@ fn details(rehearsal: &Rehearsal, stage: &str, epoch: u32) -> Map<String, Value>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::ActivationQuantConfig;
 
     fn request(methods: &[WeightMethod], flow: Option<&str>) -> TrainStepRequest {
         TrainStepRequest {
@@ -250,16 +250,12 @@ mod tests {
     }
 
     #[test]
-    fn the_epoch_has_half_of_the_weights_frozen_and_quantized_inputs() {
+    fn the_epoch_has_half_of_the_weights_frozen() {
         let weights = WeightQuantConfig { bits: Some(4), ..WeightQuantConfig::default() };
         let mut stage = StageConfig::mqat("fpn", weights);
         assert_eq!(telling_epoch(&stage), 9); // published: 0.4 from epoch 5, 0.6 from epoch 9
-        let inputs = ActivationQuantConfig { quant_start_epoch: 12, ..Default::default() };
-        stage.activations = Some(inputs);
-        assert_eq!(telling_epoch(&stage), 12);
         stage.epochs = 3;
         assert_eq!(telling_epoch(&stage), 2);
-        stage.activations = None;
         stage.weights.as_mut().unwrap().method = WeightMethod::Lsq;
         assert_eq!(telling_epoch(&stage), 0);
     }
