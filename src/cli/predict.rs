@@ -119,7 +119,7 @@ pub(super) fn run(args: PredictArgs) -> Result<Ended> {
     }
     ensure!(
         report.num_bad == 0 || skip_bad,
-        "{} of {} images could not be read, the first: {} (the others are in {}; --skip-bad makes that no failure)",
+        "{} of {} images could not be read, the first: {}; {} has a record of each (--skip-bad makes that no failure)",
         report.num_bad,
         report.num_images,
         report.bad.first().map_or("", String::as_str),
