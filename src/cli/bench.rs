@@ -76,6 +76,10 @@ pub struct DataArgs {
     /// none, synthetic images are rendered into a temporary folder].
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+
+    /// Take other images of the dataset for those that cannot be read, instead of stopping.
+    #[arg(long)]
+    pub skip_bad: bool,
 }
 
 /// Arguments of `mqat bench train-step`.
@@ -271,9 +275,15 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-/// What a bench works with.
-fn request(args: ConfigSelect, data: Option<PathBuf>, device: DeviceChoice) -> Request {
-    Request { select: select(args), data, device, ..Request::default() }
+/// What a bench without a dataset works with.
+fn request(args: ConfigSelect, device: DeviceChoice) -> Request {
+    Request { select: select(args), device, ..Request::default() }
+}
+
+/// What a bench with a dataset works with.
+fn request_with_data(args: ConfigSelect, data: DataArgs, device: DeviceChoice) -> Request {
+    let DataArgs { data, skip_bad } = data;
+    Request { data, skip_bad, ..request(args, device) }
 }
 
 pub(super) fn run(args: BenchArgs) -> Result<()> {
@@ -303,7 +313,7 @@ fn measure(
     let (report, rounds) = match what {
         BenchCommand::TrainStep(args) => {
             let request = TrainStepRequest {
-                run: request(args.select, args.data.data, args.device.device),
+                run: request_with_data(args.select, args.data, args.device.device),
                 rounds: args.rounds.rounds(),
                 methods: args.method,
                 bits: args.bits,
@@ -317,7 +327,7 @@ fn measure(
         BenchCommand::Forward(args) => {
             let request = ForwardBenchRequest {
                 settings: args.network.settings(),
-                run: request(args.select, None, args.network.device.device),
+                run: request(args.select, args.network.device.device),
                 checkpoints: args.checkpoint,
             };
             (bench_forward(&request, progress)?, args.network.rounds)
@@ -325,7 +335,7 @@ fn measure(
         BenchCommand::Engine(args) => {
             let request = EngineBenchRequest {
                 settings: args.network.settings(),
-                run: request(args.select, None, args.network.device.device),
+                run: request(args.select, args.network.device.device),
                 files: args.files,
                 engine: args.engine,
             };
@@ -333,7 +343,7 @@ fn measure(
         }
         BenchCommand::Loader(args) => {
             let request = LoaderBenchRequest {
-                run: request(args.select, args.data.data, DeviceChoice::Cpu),
+                run: request_with_data(args.select, args.data, DeviceChoice::Cpu),
                 rounds: args.rounds.rounds(),
                 workers: args.workers,
                 augment: match args.augment {

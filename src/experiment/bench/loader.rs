@@ -70,6 +70,7 @@ pub fn bench_loader(
                 augment,
                 workers,
                 drop_last: false,
+                skip_bad: request.run.skip_bad,
                 ..loader_options(&config, batch_size)
             };
             subjects.push(subject(&config, &found, options));

@@ -6,7 +6,7 @@ use tch::Device;
 
 use super::rounds::{Progress, Rounds, Subject, measure, timed};
 use super::{BenchReport, Machine, images, object, resize};
-use crate::data::{Batch, Dataset, Loader};
+use crate::data::{Batch, Dataset, Loader, LoaderOptions};
 use crate::experiment::config::Config;
 use crate::experiment::flow::{self, Baseline, Bits, FlowSource};
 use crate::experiment::folder::Start;
@@ -69,7 +69,7 @@ pub fn bench_train_step(
         num_images >= batch_size,
         "the training split has {num_images} images, fewer than a batch of {batch_size}; lower --batch"
     );
-    let batch = first_batch(&config, &found)?;
+    let batch = first_batch(&config, &found, request.run.skip_bad)?;
     let folder = tempfile::tempdir().context("making a folder for what a run would write")?;
     let mut subjects = Vec::with_capacity(runs.len());
     for (i, run) in runs.into_iter().enumerate() {
@@ -99,8 +99,8 @@ pub fn bench_train_step(
 }
 
 /// The images of the first update of a run.
-fn first_batch(config: &Config, found: &images::Images) -> Result<Batch> {
-    let options = loader_options(config, config.data.bs_train);
+fn first_batch(config: &Config, found: &images::Images, skip_bad: bool) -> Result<Batch> {
+    let options = LoaderOptions { skip_bad, ..loader_options(config, config.data.bs_train) };
     let mut loader = Loader::start(found.dataset.clone(), &config.input, &config.data, options)?;
     loader.next().context("the loader gave no batch")?
 }
