@@ -1,5 +1,6 @@
 //! `mqat export --format onnx`: calibration with the dataset's images, the file, and its check in ONNX Runtime.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use crate::export::onnx::graph::{Graph, Weight};
 use crate::export::onnx::plan::{self, Plan};
 use crate::export::onnx::{
     BASE_OPSET, Calibration, Carrier, EmitOptions, INT2_OPSET, INT4_OPSET, META_KEY, Method,
-    Profile, Reference, SessionOptions, calibrate, carrier_of, emit, graph_of,
+    LayerCheck, LayerSteps, Profile, Reference, SessionOptions, calibrate, carrier_of, emit, graph_of,
+    rounded_values,
 };
 use crate::io;
 use crate::model::{Outputs, PoseNet, images_from_bytes};
@@ -112,6 +114,11 @@ pub struct CheckReport {
     pub from_reference: Difference,
     /// Differences from the network as trained.
     pub from_network: Difference,
+    /// Rounded values whose integers differ from what libtorch makes of the same integers in front of them; the largest
+    /// differences first.
+    pub layers: Vec<LayerSteps>,
+    /// The largest of these differences, in activation steps; none without rounded values.
+    pub max_steps: Option<i64>,
     /// Whether ONNX Runtime had to sum in its exact, slower mode on this CPU.
     pub exact_sums: bool,
     /// Kernels that ran.
@@ -403,7 +410,10 @@ fn check(
         Ok(())
     })?;
     let profile = Profile::read(&engine.session().end_profile()?)?;
+    let layers = check_layers(exported, config, graph, plan, images, num_images)?;
     Ok(CheckReport {
+        max_steps: layers.iter().map(|layer| layer.max_steps).max(),
+        layers: layers.into_iter().filter(|layer| layer.max_steps > 0).collect(),
         num_images,
         images: images.text(),
         from_reference: from_reference.difference(),
@@ -411,6 +421,29 @@ fn check(
         exact_sums: engine.session().exact_sums(),
         profile,
     })
+}
+
+/// Every rounded value of the file against libtorch, from the same integers; the largest differences first.
+fn check_layers(
+    exported: &Exported,
+    config: &Config,
+    graph: &Graph,
+    plan: &Plan,
+    images: &Images,
+    num_images: usize,
+) -> Result<Vec<LayerSteps>> {
+    let values: Vec<String> = rounded_values(graph, plan).into_iter().map(|(_, name)| name).collect();
+    if values.is_empty() {
+        return Ok(vec![]);
+    }
+    let options =
+        SessionOptions { threads: config.runtime.num_threads, values, ..SessionOptions::default() };
+    let engine = OnnxEngine::open_with(&exported.request.out, &options)?;
+    let mut check = LayerCheck::new(graph, plan);
+    images.each(num_images, &mut |batch| check.add(engine.session(), batch))?;
+    let mut layers = check.finish();
+    layers.sort_by(|a, b| (b.max_steps, b.share).partial_cmp(&(a.max_steps, a.share)).unwrap_or(Ordering::Equal));
+    Ok(layers)
 }
 
 fn network_outputs(net: &PoseNet, images: &Tensor) -> Outputs {
@@ -504,8 +537,15 @@ impl CheckReport {
             .take(8)
             .map(|k| format!("{} x {} {:.1} ms", k.nodes, k.op, k.ms))
             .collect();
+        let steps = match self.max_steps {
+            None => String::new(),
+            Some(most) => format!(
+                "\n  layer by layer, from the same integers: at most {most} activation steps{}",
+                self.layers.first().map_or(String::new(), |l| format!(" ({}, {:.1e} of its values)", l.name, l.share))
+            ),
+        };
         format!(
-            "\nONNX Runtime, {} images ({}){}\n  from the rounded network in libtorch: {}\n  from the network as trained: {}\n  \
+            "\nONNX Runtime, {} images ({}){}\n  from the rounded network in libtorch: {}\n  from the network as trained: {}{steps}\n  \
              {} integer and {} float convolutions; a run: {}",
             self.num_images,
             self.images,

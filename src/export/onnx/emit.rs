@@ -111,6 +111,20 @@ pub fn carrier_of(codes: &Codes, options: &EmitOptions) -> DataType {
     }
 }
 
+/// The name of a node's value before it is rounded; its integers are `NAME.q`, what these stand for is `NAME.dq`.
+pub(super) fn value_name(graph: &Graph, node: NodeId) -> String {
+    for level in &graph.levels {
+        let [cls, reg] = output_names(level.stride);
+        if level.cls == node {
+            return cls;
+        }
+        if level.reg == node {
+            return reg;
+        }
+    }
+    graph.nodes[node].name.clone()
+}
+
 struct Emitter<'a> {
     graph: &'a Graph,
     plan: &'a Plan,
@@ -139,16 +153,7 @@ impl Emitter<'_> {
 
     /// The name of a node's value before it is rounded.
     fn raw(&self, node: NodeId) -> String {
-        for level in &self.graph.levels {
-            let [cls, reg] = output_names(level.stride);
-            if level.cls == node {
-                return cls;
-            }
-            if level.reg == node {
-                return reg;
-            }
-        }
-        self.graph.nodes[node].name.clone()
+        value_name(self.graph, node)
     }
 
     /// The name of a node's value as its readers take it.

@@ -13,6 +13,7 @@ mod emit;
 mod file;
 pub mod graph;
 mod kernels;
+mod layers;
 mod network;
 pub mod plan;
 mod profile;
@@ -29,6 +30,7 @@ pub use emit::{
 };
 pub use file::{FileHead, META_KEY, looks_like_onnx, read_head};
 pub use kernels::{sums_saturate, use_unsigned_weights, widen_weights};
+pub use layers::{LayerCheck, LayerSteps, rounded_values};
 pub use network::graph_of;
 pub use profile::{Kernel, Profile};
 pub use reference::Reference;

@@ -47,6 +47,22 @@ impl<'a> Reference<'a> {
         plan: Option<&Plan>,
         mut see: impl FnMut(NodeId, &Tensor),
     ) -> Result<Outputs> {
+        self.run_along(images, plan, |node, value| {
+            see(node, value);
+            None
+        })
+    }
+
+    /// As [`Reference::run`]; where `along` gives a value, the nodes that read this one compute with that instead.
+    ///
+    /// # Errors
+    /// As [`Reference::run`].
+    pub fn run_along(
+        &self,
+        images: &Tensor,
+        plan: Option<&Plan>,
+        mut along: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
+    ) -> Result<Outputs> {
         let nodes = &self.graph.nodes;
         ensure!(
             images.size().get(1..) == Some(&nodes[0].shape[..]),
@@ -59,10 +75,12 @@ impl<'a> Reference<'a> {
         tch::no_grad(|| {
             for (i, node) in nodes.iter().enumerate() {
                 let value = self.value(i, images, plan, &values);
-                see(i, &value);
                 let rounding = plan.and_then(|plan| plan.values[i]);
-                values[i] =
-                    Some(rounding.map_or_else(|| value.shallow_clone(), |p| round(&value, &p)));
+                values[i] = Some(match (along(i, &value), rounding) {
+                    (Some(other), _) => other,
+                    (None, Some(params)) => round(&value, &params),
+                    (None, None) => value,
+                });
                 for x in node.op.inputs() {
                     waiting[x] -= 1;
                     if waiting[x] == 0 {
@@ -130,10 +148,19 @@ fn rounded_bias(
 
 /// Rounds to the integers of `params` and back, halves to even.
 pub(super) fn round(x: &Tensor, params: &QParams) -> Tensor {
+    values_of(&integers_of(x, params), params)
+}
+
+/// The integers of `params`, as floats, halves to even.
+pub(super) fn integers_of(x: &Tensor, params: &QParams) -> Tensor {
     let (low, high) = params.range();
-    let (scale, zero) = (f64::from(params.scale), f64::from(params.zero_point));
-    let integers = (x / scale).round() + zero;
-    ((integers.clamp(f64::from(low), f64::from(high)) - zero) * scale).to_kind(Kind::Float)
+    let integers = (x / f64::from(params.scale)).round() + f64::from(params.zero_point);
+    integers.clamp(f64::from(low), f64::from(high))
+}
+
+/// What integers, as floats, stand for.
+pub(super) fn values_of(integers: &Tensor, params: &QParams) -> Tensor {
+    ((integers - f64::from(params.zero_point)) * f64::from(params.scale)).to_kind(Kind::Float)
 }
 
 #[cfg(test)]
