@@ -21,7 +21,7 @@ use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::export::onnx::graph::{Graph, Weight};
 use crate::export::onnx::plan::{self, Plan};
 use crate::export::onnx::{
-    BASE_OPSET, Calibration, Carrier, EmitOptions, INT2_OPSET, INT4_OPSET, META_KEY, Method,
+    BASE_OPSET, Calibration, correct_biases, Carrier, EmitOptions, INT2_OPSET, INT4_OPSET, META_KEY, Method,
     LayerCheck, LayerSteps, Profile, Reference, SessionOptions, calibrate, carrier_of, emit, graph_of,
     rounded_values,
 };
@@ -60,6 +60,8 @@ pub struct OnnxOptions {
     pub activation_bits: u32,
     /// Leave weights float that training left float, in a calibrated network.
     pub keep_float: bool,
+    /// Round those weights so that CPUs without 8-bit dot products sum them fast.
+    pub fast_sums: bool,
     /// Add scores and decoded corners as outputs.
     pub decode: bool,
     /// Run the written file on so many images.
@@ -76,9 +78,10 @@ impl Default for OnnxOptions {
             carrier: Carrier::Int8,
             batch: None,
             calibrate: None,
-            method: Method::Mse,
+            method: Method::Tails,
             activation_bits: 8,
             keep_float: false,
+            fast_sums: false,
             decode: false,
             check: None,
             data: None,
@@ -156,26 +159,33 @@ pub(super) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
     }
     let mut rounded = vec![];
     if let Some(num_images) = options.calibrate {
+        let wanted = plan::wanted(&graph, options.target == Target::Ort && std::env::var_os("DEV_NOCH").is_none());
+        let float = graph.clone();
+        let as_trained = plan;
         if !options.keep_float {
-            rounded = plan::round_weights(&mut graph);
+            rounded = plan::round_weights(&mut graph, &wanted, options.fast_sums);
         }
         let calibration = Calibration {
             method: options.method,
             bits: options.activation_bits,
             symmetric: options.target == Target::Tensorrt,
         };
-        let wanted = plan::calibrated_nodes(&graph);
-        let found =
-            calibrate(&graph, &plan, &wanted, calibration, |each| images.each(num_images, each))?;
-        plan = plan::calibrated(&graph, &trained, &found);
+        let each = |each: &mut dyn FnMut(&Tensor) -> Result<()>| images.each(num_images, each);
+        let found = calibrate(&graph, &as_trained, &wanted, calibration, each)?;
+        plan = plan::calibrated(&graph, &trained, found);
         plan::fit_biases(&mut graph, &plan);
+        if std::env::var_os("DEV_NOBC").is_none() {
+        let batch = images.batch(num_images.min(correction_images(config)))?;
+        correct_biases(&float, &graph, &mut plan, &as_trained, &batch)?;
+        }
         activations = format!(
             "{}-bit activations ({} on {num_images} images)",
             options.activation_bits,
             match options.method {
                 Method::MinMax => "min-max".to_owned(),
                 Method::Percentile(percent) => format!("percentile {percent}"),
-                Method::Mse => "least error".to_owned(),
+                Method::Mse => "least squared error".to_owned(),
+                Method::Tails => "least fourth power of the error".to_owned(),
             }
         );
     }
@@ -233,6 +243,12 @@ pub(super) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
         packed: None,
         onnx: Some(onnx),
     })
+}
+
+/// Images that biases are corrected with: all their values of a layer are held at once.
+fn correction_images(config: &Config) -> usize {
+    const PIXELS: usize = 16 * 512 * 512;
+    (PIXELS / (config.input.width * config.input.height)).clamp(8, 64)
 }
 
 fn check_options(options: &OnnxOptions) -> Result<()> {
@@ -362,6 +378,16 @@ impl Images {
             each(&images_from_bytes(&batch.pixels, size, mean, std, Device::Cpu)?.contiguous())?;
         }
         Ok(())
+    }
+
+    /// `num_images` images as one batch.
+    fn batch(&self, num_images: usize) -> Result<Tensor> {
+        let mut parts = vec![];
+        self.each(num_images, &mut |images| {
+            parts.push(images.shallow_clone());
+            Ok(())
+        })?;
+        Ok(Tensor::cat(&parts, 0))
     }
 
     fn text(&self) -> String {

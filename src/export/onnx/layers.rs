@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use super::emit::value_name;
 use super::graph::{Graph, NodeId};
 use super::plan::Plan;
-use super::reference::{Reference, integers_of, values_of};
+use super::reference::{Reference, Rounding};
 use super::session::OnnxSession;
 
 /// A rounded value, over all images.
@@ -65,14 +65,14 @@ impl<'a> LayerCheck<'a> {
         }
         let (plan, sums) = (self.plan, &mut self.sums);
         self.reference.run_along(images, Some(plan), |node, value| {
-            let (i, params) = by_node[node].zip(plan.values[node])?;
+            let (i, rounding) = by_node[node].zip(Rounding::of(plan, node))?;
             let theirs = integers[i].to_kind(Kind::Float);
-            let steps = (integers_of(value, &params) - &theirs).abs();
+            let steps = (rounding.integers(value) - &theirs).abs();
             let sum = &mut sums[i];
             sum.0 = sum.0.max(steps.max().double_value(&[]) as i64);
             sum.1 += steps.count_nonzero(None).int64_value(&[]);
             sum.2 += steps.numel() as i64;
-            Some(values_of(&theirs, &params))
+            Some(rounding.values(&theirs))
         })?;
         Ok(())
     }

@@ -8,6 +8,7 @@
 //!
 //! Refused: partly quantized modules, files that are truncated, no ONNX, or of another network.
 
+mod bias;
 pub mod calibrate;
 mod emit;
 mod file;
@@ -23,6 +24,7 @@ mod session;
 #[cfg(test)]
 mod testing;
 
+pub use bias::correct_biases;
 pub use calibrate::{Calibration, Method, calibrate};
 pub use emit::{
     BASE_OPSET, Carrier, EmitOptions, INPUT, INT2_OPSET, INT4_OPSET, LAST_OPSET, carrier_of, emit,
