@@ -32,6 +32,11 @@ pub struct OnnxArgs {
     #[arg(long, requires = "calibrate")]
     pub keep_float: bool,
 
+    /// Round weights that training left float in steps, at most twice as coarse, with which CPUs without 8-bit dot products
+    /// (no VNNI) can sum them fast and exactly.
+    #[arg(long, requires = "calibrate", conflicts_with = "keep_float")]
+    pub fast_sums: bool,
+
     /// How integer weights are stored: a byte each (fastest), or at their true bits (smallest).
     #[arg(long, value_enum, default_value_t)]
     pub carrier: Carrier,
@@ -70,8 +75,10 @@ pub enum Calibration {
     /// Without the outermost values.
     Percentile,
     /// The least squared error of rounding.
-    #[default]
     Mse,
+    /// The least fourth power of the error: large values are hardly cut.
+    #[default]
+    Tails,
 }
 
 /// `--carrier`.
@@ -115,9 +122,11 @@ impl From<OnnxArgs> for OnnxOptions {
                 Calibration::Minmax => Method::MinMax,
                 Calibration::Percentile => Method::Percentile(args.percentile),
                 Calibration::Mse => Method::Mse,
+                Calibration::Tails => Method::Tails,
             },
             activation_bits: args.activation_bits,
             keep_float: args.keep_float,
+            fast_sums: args.fast_sums,
             decode: args.with_decode,
             check: args.check,
             data: args.data,
