@@ -20,8 +20,8 @@ pub struct OnnxArgs {
     #[arg(long, value_enum, default_value_t, requires = "calibrate")]
     pub calibration: Calibration,
 
-    /// Percentage of values inside the range, at either end, of --calibration percentile.
-    #[arg(long, value_name = "PERCENT", default_value_t = 99.99)]
+    /// Percentage of values below the range's upper end, and above its lower one, of --calibration percentile.
+    #[arg(long, value_name = "PERCENT", default_value_t = 99.999)]
     pub percentile: f64,
 
     /// Bits of calibrated activations, 2 to 8.
@@ -32,10 +32,10 @@ pub struct OnnxArgs {
     #[arg(long, requires = "calibrate")]
     pub keep_float: bool,
 
-    /// Round weights that training left float in steps, at most twice as coarse, with which CPUs without 8-bit dot products
-    /// (no VNNI) can sum them fast and exactly.
+    /// Use all 8 bits for weights that training left float. Without, --target ort rounds them in steps, at most twice as
+    /// coarse, that CPUs without 8-bit dot products (no VNNI) sum fast and exactly.
     #[arg(long, requires = "calibrate", conflicts_with = "keep_float")]
-    pub fast_sums: bool,
+    pub full_range: bool,
 
     /// How integer weights are stored: a byte each (fastest), or at their true bits (smallest).
     #[arg(long, value_enum, default_value_t)]
@@ -73,12 +73,10 @@ pub enum Calibration {
     /// From the smallest to the largest value.
     Minmax,
     /// Without the outermost values.
-    Percentile,
-    /// The least squared error of rounding.
-    Mse,
-    /// The least fourth power of the error: large values are hardly cut.
     #[default]
-    Tails,
+    Percentile,
+    /// The least squared error of rounding: cuts more, and with it what large objects show.
+    Mse,
 }
 
 /// `--carrier`.
@@ -122,11 +120,10 @@ impl From<OnnxArgs> for OnnxOptions {
                 Calibration::Minmax => Method::MinMax,
                 Calibration::Percentile => Method::Percentile(args.percentile),
                 Calibration::Mse => Method::Mse,
-                Calibration::Tails => Method::Tails,
             },
             activation_bits: args.activation_bits,
             keep_float: args.keep_float,
-            fast_sums: args.fast_sums,
+            full_range: args.full_range,
             decode: args.with_decode,
             check: args.check,
             data: args.data,

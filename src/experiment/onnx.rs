@@ -21,9 +21,9 @@ use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::export::onnx::graph::{Graph, Weight};
 use crate::export::onnx::plan::{self, Plan};
 use crate::export::onnx::{
-    BASE_OPSET, Calibration, correct_biases, Carrier, EmitOptions, INT2_OPSET, INT4_OPSET, META_KEY, Method,
-    LayerCheck, LayerSteps, Profile, Reference, SessionOptions, calibrate, carrier_of, emit, graph_of,
-    rounded_values,
+    BASE_OPSET, Calibration, Carrier, EmitOptions, INT2_OPSET, INT4_OPSET, LayerCheck, LayerSteps,
+    META_KEY, Method, Profile, Reference, SessionOptions, calibrate, carrier_of, correct_biases,
+    emit, graph_of, rounded_values,
 };
 use crate::io;
 use crate::model::{Outputs, PoseNet, images_from_bytes};
@@ -60,8 +60,8 @@ pub struct OnnxOptions {
     pub activation_bits: u32,
     /// Leave weights float that training left float, in a calibrated network.
     pub keep_float: bool,
-    /// Round those weights so that CPUs without 8-bit dot products sum them fast.
-    pub fast_sums: bool,
+    /// Round those weights to all of 8 bits even where CPUs without 8-bit dot products then sum them slowly.
+    pub full_range: bool,
     /// Add scores and decoded corners as outputs.
     pub decode: bool,
     /// Run the written file on so many images.
@@ -78,10 +78,10 @@ impl Default for OnnxOptions {
             carrier: Carrier::Int8,
             batch: None,
             calibrate: None,
-            method: Method::Tails,
+            method: Method::default(),
             activation_bits: 8,
             keep_float: false,
-            fast_sums: false,
+            full_range: false,
             decode: false,
             check: None,
             data: None,
@@ -159,11 +159,14 @@ pub(super) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
     }
     let mut rounded = vec![];
     if let Some(num_images) = options.calibrate {
-        let wanted = plan::wanted(&graph, options.target == Target::Ort && std::env::var_os("DEV_NOCH").is_none());
+        let wanted = plan::wanted(&graph, options.target == Target::Ort);
         let float = graph.clone();
         let as_trained = plan;
+        // Bytes of 7 bits fit in pairs with any weight.
+        let fit_pairs =
+            options.target == Target::Ort && !options.full_range && options.activation_bits == 8;
         if !options.keep_float {
-            rounded = plan::round_weights(&mut graph, &wanted, options.fast_sums);
+            rounded = plan::round_weights(&mut graph, &wanted, fit_pairs);
         }
         let calibration = Calibration {
             method: options.method,
@@ -174,18 +177,15 @@ pub(super) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
         let found = calibrate(&graph, &as_trained, &wanted, calibration, each)?;
         plan = plan::calibrated(&graph, &trained, found);
         plan::fit_biases(&mut graph, &plan);
-        if std::env::var_os("DEV_NOBC").is_none() {
         let batch = images.batch(num_images.min(correction_images(config)))?;
         correct_biases(&float, &graph, &mut plan, &as_trained, &batch)?;
-        }
         activations = format!(
             "{}-bit activations ({} on {num_images} images)",
             options.activation_bits,
             match options.method {
                 Method::MinMax => "min-max".to_owned(),
                 Method::Percentile(percent) => format!("percentile {percent}"),
-                Method::Mse => "least squared error".to_owned(),
-                Method::Tails => "least fourth power of the error".to_owned(),
+                Method::Mse => "least error".to_owned(),
             }
         );
     }
@@ -247,8 +247,8 @@ pub(super) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
 
 /// Images that biases are corrected with: all their values of a layer are held at once.
 fn correction_images(config: &Config) -> usize {
-    const PIXELS: usize = 16 * 512 * 512;
-    (PIXELS / (config.input.width * config.input.height)).clamp(8, 64)
+    const PIXELS: usize = 4 * 512 * 512;
+    (PIXELS / (config.input.width * config.input.height)).clamp(4, 64)
 }
 
 fn check_options(options: &OnnxOptions) -> Result<()> {
@@ -458,7 +458,8 @@ fn check_layers(
     images: &Images,
     num_images: usize,
 ) -> Result<Vec<LayerSteps>> {
-    let values: Vec<String> = rounded_values(graph, plan).into_iter().map(|(_, name)| name).collect();
+    let values: Vec<String> =
+        rounded_values(graph, plan).into_iter().map(|(_, name)| name).collect();
     if values.is_empty() {
         return Ok(vec![]);
     }
@@ -468,7 +469,9 @@ fn check_layers(
     let mut check = LayerCheck::new(graph, plan);
     images.each(num_images, &mut |batch| check.add(engine.session(), batch))?;
     let mut layers = check.finish();
-    layers.sort_by(|a, b| (b.max_steps, b.share).partial_cmp(&(a.max_steps, a.share)).unwrap_or(Ordering::Equal));
+    layers.sort_by(|a, b| {
+        (b.max_steps, b.share).partial_cmp(&(a.max_steps, a.share)).unwrap_or(Ordering::Equal)
+    });
     Ok(layers)
 }
 
@@ -567,7 +570,10 @@ impl CheckReport {
             None => String::new(),
             Some(most) => format!(
                 "\n  layer by layer, from the same integers: at most {most} activation steps{}",
-                self.layers.first().map_or(String::new(), |l| format!(" ({}, {:.1e} of its values)", l.name, l.share))
+                self.layers.first().map_or(String::new(), |l| format!(
+                    " ({}, {:.1e} of its values)",
+                    l.name, l.share
+                ))
             ),
         };
         format!(

@@ -18,7 +18,13 @@ use super::reference::Reference;
 ///
 /// # Errors
 /// If images have another size than the graphs, or these are of different networks.
-pub fn correct_biases(float: &Graph, rounded: &Graph, plan: &mut Plan, trained: &Plan, images: &Tensor) -> Result<()> {
+pub fn correct_biases(
+    float: &Graph,
+    rounded: &Graph,
+    plan: &mut Plan,
+    trained: &Plan,
+    images: &Tensor,
+) -> Result<()> {
     ensure!(float.nodes.len() == rounded.nodes.len(), "the graphs are of different networks");
     let mut means: Vec<Option<Tensor>> = vec![];
     Reference::new(float).run(images, Some(trained), |node, x| {
@@ -40,4 +46,58 @@ pub fn correct_biases(float: &Graph, rounded: &Graph, plan: &mut Plan, trained: 
 /// The mean of each channel, `[c]`.
 fn channel_means(x: &Tensor) -> Tensor {
     x.mean_dim([0i64, 2, 3].as_slice(), false, Kind::Float)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::onnx::calibrate::{Calibration, Method, calibrate};
+    use crate::export::onnx::network::graph_of;
+    use crate::export::onnx::plan;
+    use crate::export::onnx::testing::{images, network};
+    use crate::model::NetworkConfig;
+
+    #[test]
+    fn means_of_channels_are_those_of_the_floats() {
+        let net = network(&NetworkConfig::widedepth_tiny(), 1);
+        let images = images(3, 64, 64);
+        let float = graph_of(&net, &[], (64, 64)).unwrap();
+        let mut rounded = float.clone();
+        let wanted = plan::wanted(&float, true);
+        plan::round_weights(&mut rounded, &wanted, false);
+        let none = Plan::none(float.nodes.len());
+        let calibration = Calibration { method: Method::MinMax, bits: 4, symmetric: false };
+        let found = calibrate(&rounded, &none, &wanted, calibration, |each| each(&images)).unwrap();
+        let mut plan = plan::calibrated(&rounded, &Default::default(), found);
+        let errors = |plan: &Plan| -> f64 {
+            let mut means = vec![];
+            let mut see = |_: NodeId, x: &Tensor| means.push(channel_means(x));
+            Reference::new(&float).run(&images, None, &mut see).unwrap();
+            let mut error = 0.0;
+            Reference::new(&rounded)
+                .run(&images, Some(plan), |node, x| {
+                    if matches!(float.nodes[node].op, Op::Conv { .. }) {
+                        let shift = (channel_means(x) - &means[node]).abs().max();
+                        error = f64::max(error, shift.double_value(&[]));
+                    }
+                })
+                .unwrap();
+            error
+        };
+        let before = errors(&plan);
+        correct_biases(&float, &rounded, &mut plan, &none, &images).unwrap();
+        let after = errors(&plan);
+        // What is left is the rounding of the biases themselves.
+        assert!(before > 0.01 && after < 0.01 * before, "{before} {after}");
+        assert!(
+            correct_biases(
+                &Graph { nodes: vec![], ..float.clone() },
+                &rounded,
+                &mut plan,
+                &none,
+                &images
+            )
+            .is_err()
+        );
+    }
 }

@@ -1,4 +1,4 @@
-//! Ranges of a graph's values from images: smallest and largest, percentiles, or least rounding error.
+//! Ranges of a graph's values from images: smallest and largest, percentiles, or least squared rounding error.
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
@@ -24,15 +24,12 @@ pub enum Method {
     Percentile(f64),
     /// So that the squared error of rounding is least.
     Mse,
-    /// So that the fourth power of the error is least: cutting large values, which are rare and carry the object, costs
-    /// more than coarser steps everywhere.
-    Tails,
 }
 
-impl Method {
-    /// The power of the error.
-    fn power(self) -> i32 {
-        if self == Self::Tails { 4 } else { 2 }
+impl Default for Method {
+    /// Enough to leave single outliers out. Cutting more costs accuracy: large values are rare and carry the object.
+    fn default() -> Self {
+        Self::Percentile(99.999)
     }
 }
 
@@ -78,7 +75,9 @@ pub fn calibrate(
             if wanted.channels[node] {
                 let ends = [x.amin([0, 2, 3], false), x.amax([0, 2, 3], false)];
                 let [low, high] = ends.map(|t| Vec::<f32>::try_from(t).unwrap_or_default());
-                for (range, (low, high)) in channel_ranges[node].iter_mut().zip(low.into_iter().zip(high)) {
+                for (range, (low, high)) in
+                    channel_ranges[node].iter_mut().zip(low.into_iter().zip(high))
+                {
                     widen(range, low, high);
                 }
             }
@@ -87,12 +86,16 @@ pub fn calibrate(
     })?;
     ensure!(num_images > 0, "there are no images to calibrate with");
     for (node, (range, channels)) in graph.nodes.iter().zip(ranges.iter().zip(&channel_ranges)) {
-        let finite = channels.iter().chain([range]).all(|(low, high)| low.is_finite() && high.is_finite());
+        let finite =
+            channels.iter().chain([range]).all(|(low, high)| low.is_finite() && high.is_finite());
         ensure!(finite, "the values of {} are not finite", node.name);
     }
     if calibration.method != Method::MinMax {
-        let mut histograms: Vec<Vec<u64>> =
-            wanted.values.iter().map(|wanted| if *wanted { vec![0; NUM_BINS] } else { vec![] }).collect();
+        let mut histograms: Vec<Vec<u64>> = wanted
+            .values
+            .iter()
+            .map(|wanted| if *wanted { vec![0; NUM_BINS] } else { vec![] })
+            .collect();
         pass(&mut |images| {
             reference.run(images, Some(trained), |node, x| {
                 if wanted.values[node] {
@@ -113,13 +116,19 @@ pub fn calibrate(
             })
             .collect();
     }
-    let over = |(low, high): (f32, f32)| QParams::over(low, high, calibration.bits, calibration.symmetric);
+    let of_bits =
+        |(low, high): (f32, f32), bits| QParams::over(low, high, bits, calibration.symmetric);
     let values = wanted.values.iter().zip(ranges);
     let channels = wanted.channels.iter().zip(channel_ranges);
     Ok(Found {
-        values: values.map(|(wanted, range)| wanted.then(|| over(range))).collect(),
+        values: values
+            .map(|(wanted, range)| wanted.then(|| of_bits(range, calibration.bits)))
+            .collect(),
         channels: channels
-            .map(|(wanted, ranges)| wanted.then(|| ranges.into_iter().map(over).collect()))
+            // No convolution reads them: fewer bits would help no kernel.
+            .map(|(wanted, ranges)| {
+                wanted.then(|| ranges.into_iter().map(|r| of_bits(r, 8)).collect())
+            })
             .collect(),
     })
 }
@@ -205,14 +214,13 @@ fn least_error(
     calibration: Calibration,
     below_zero: f64,
 ) -> (f32, f32) {
-    let power = calibration.method.power();
     let counts: Vec<(f64, f64)> = histogram
         .iter()
         .enumerate()
         .filter(|(_, n)| **n > 0)
         .map(|(bin, n)| {
             let x = middle(bin, range);
-            (x, *n as f64 * if x < 0.0 { below_zero.powi(power) } else { 1.0 })
+            (x, *n as f64 * if x < 0.0 { below_zero * below_zero } else { 1.0 })
         })
         .collect();
     let shares: Vec<f64> = (0..NUM_SHARES)
@@ -225,11 +233,11 @@ fn least_error(
         let (scale, zero) = (f64::from(p.scale), f64::from(p.zero_point));
         let (min, max) = (f64::from(min) - zero, f64::from(max) - zero);
         let inverse = 1.0 / scale;
-        let powers = |&(x, n): &(f64, f64)| {
+        let squared = |&(x, n): &(f64, f64)| {
             let diff = x - (x * inverse).round_ties_even().clamp(min, max) * scale;
-            n * diff.powi(power)
+            n * diff * diff
         };
-        counts.iter().map(powers).sum::<f64>()
+        counts.iter().map(squared).sum::<f64>()
     };
     if calibration.symmetric {
         let least = least(&shares, |s| {
@@ -306,10 +314,5 @@ mod tests {
         let (low, high) = least_error(&histogram, range, few, 1.0);
         let (leaky, _) = least_error(&histogram, range, few, 0.1);
         assert!(high == 4.0 && leaky > low, "{leaky} {low} {high}");
-        // The fourth power cuts less than the square.
-        let tails = Calibration { method: Method::Tails, ..signed };
-        let (wide, _) = least_error(&histogram, range, tails, 1.0);
-        let (narrow, _) = least_error(&histogram, range, signed, 1.0);
-        assert!(wide < narrow, "{wide} {narrow}");
     }
 }

@@ -72,7 +72,10 @@ pub fn use_unsigned_weights(graph: &mut Graph) -> usize {
         };
         let zeros: Vec<usize> = zeros;
         let tensor = &graph.initializer[weight];
-        if tensor.data_type == DataType::Int8 as i32 && tensor.dims.len() == 4 && may_saturate(tensor) {
+        if tensor.data_type == DataType::Int8 as i32
+            && tensor.dims.len() == 4
+            && may_saturate(tensor)
+        {
             changed.extend(zeros.into_iter().chain([weight]));
             num_weights += 1;
         }
@@ -131,7 +134,8 @@ mod tests {
     #[test]
     fn pairs_are_neighbouring_input_channels_of_one_place() {
         // Two input channels, kernels of two places: [channel][place].
-        let weight = |values: [i32; 4]| Tensor::integers("w", &[1, 2, 1, 2], DataType::Int8, &values);
+        let weight =
+            |values: [i32; 4]| Tensor::integers("w", &[1, 2, 1, 2], DataType::Int8, &values);
         assert!(may_saturate(&weight([100, 0, 100, 0]))); // both channels of the first place
         assert!(!may_saturate(&weight([100, 100, 0, 0]))); // 100, 0, 100, 0 in the kernels' order
         assert!(may_saturate(&weight([0, 100, 100, 0]))); // the last channel of a place, the first of the next

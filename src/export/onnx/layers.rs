@@ -79,10 +79,11 @@ impl<'a> LayerCheck<'a> {
 
     /// The values in the graph's order.
     pub fn finish(&self) -> Vec<LayerSteps> {
-        let steps = |((node, _), &(max_steps, differ, all)): (&(NodeId, String), &(i64, i64, i64))| {
-            let name = self.graph.nodes[*node].name.clone();
-            LayerSteps { name, max_steps, share: differ as f64 / all.max(1) as f64 }
-        };
+        let steps =
+            |((node, _), &(max_steps, differ, all)): (&(NodeId, String), &(i64, i64, i64))| {
+                let name = self.graph.nodes[*node].name.clone();
+                LayerSteps { name, max_steps, share: differ as f64 / all.max(1) as f64 }
+            };
         self.values.iter().zip(&self.sums).map(steps).collect()
     }
 }

@@ -268,9 +268,9 @@ fn common(channels: &[QParams]) -> QParams {
 /// Rounds the float weights of convolutions that become ones of integers to 8 bits, one scale an output channel; returns
 /// the layers' keys.
 ///
-/// `fast_sums`: with steps as coarse as it takes for two products with neighbouring weights to fit 16 bits, at most
-/// twice as coarse: see [`super::sums_saturate`].
-pub fn round_weights(graph: &mut Graph, wanted: &Wanted, fast_sums: bool) -> Vec<String> {
+/// `fit_pairs`: in steps as coarse as it takes for the products of two neighbouring weights with bytes to fit 16 bits, at
+/// most twice as coarse: see [`super::sums_saturate`].
+pub fn round_weights(graph: &mut Graph, wanted: &Wanted, fit_pairs: bool) -> Vec<String> {
     let mut rounded = vec![];
     let mut integer = vec![false; graph.convs.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
@@ -285,7 +285,7 @@ pub fn round_weights(graph: &mut Graph, wanted: &Wanted, fast_sums: bool) -> Vec
         let (mut codes, mut scale) = (vec![], vec![]);
         for channel in values.chunks(per_channel) {
             let mut most = channel.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-            if fast_sums {
+            if fit_pairs {
                 most = most.max(largest_pair(channel, places));
             }
             let step = if most > 0.0 { most / 127.0 } else { 1.0 };
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_in_the_kernels_order_make_the_step_of_fast_sums() {
+    fn neighbours_in_the_kernels_order_make_the_step_that_fits_pairs() {
         // [channel][place]: 0.5 and 0.5 of one sign at the first place.
         assert_eq!(largest_pair(&[0.5, 0.1, 0.5, -0.9], 2), 1.0);
         assert_eq!(largest_pair(&[0.5, -0.6, -0.5, -0.3], 2), 1.1); // last of a place, first of the next

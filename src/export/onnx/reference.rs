@@ -182,7 +182,9 @@ impl Rounding {
         let params = plan.values[node]?;
         let all = plan.channels[node].as_deref();
         let tensor = |of: fn(&QParams) -> f32| match all {
-            Some(all) => Tensor::from_slice(&all.iter().map(of).collect::<Vec<f32>>()).view([1, -1, 1, 1]),
+            Some(all) => {
+                Tensor::from_slice(&all.iter().map(of).collect::<Vec<f32>>()).view([1, -1, 1, 1])
+            }
             None => Tensor::from(of(&params)),
         };
         let (scale, zero) = (tensor(|p| p.scale), tensor(|p| p.zero_point as f32));
@@ -255,7 +257,10 @@ mod tests {
         let error = |bits: u32| {
             let mut graph = graph_of(&net, &[], (64, 64)).unwrap();
             let wanted = plan::wanted(&graph, false);
-            let mut found = plan::Found { values: vec![None; graph.nodes.len()], channels: vec![None; graph.nodes.len()] };
+            let mut found = plan::Found {
+                values: vec![None; graph.nodes.len()],
+                channels: vec![None; graph.nodes.len()],
+            };
             let see = |node: NodeId, x: &Tensor| {
                 let (low, high) = (x.min().double_value(&[]), x.max().double_value(&[]));
                 found.values[node] = wanted.values[node]

@@ -141,7 +141,8 @@ impl OnnxSession {
             parts.push(values.into_iter().map(|t| t.narrow(0, 0, n)).collect::<Vec<_>>());
             first += n;
         }
-        let join = |i: usize| Tensor::cat(&parts.iter().map(|part| &part[i]).collect::<Vec<_>>(), 0);
+        let join =
+            |i: usize| Tensor::cat(&parts.iter().map(|part| &part[i]).collect::<Vec<_>>(), 0);
         Ok((0..names.len()).map(join).collect())
     }
 
