@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::audit::AuditArgs;
+use super::bench::BenchArgs;
 use super::export::ExportArgs;
 use super::import::ImportArgs;
 use super::plan::{FlowArgs, PlanArgs};
@@ -66,7 +67,6 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Read weights of other programs (PyTorch files of the published code, safetensors) into a checkpoint.
     Import(ImportArgs),
-    /// Write a checkpoint's network for other programs: weights alone, under PyTorch keys.
     /// Check that every quantized weight of a file is on its levels, and quantized as planned; exit code 1 if not.
     Audit(AuditArgs),
     /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.
@@ -75,6 +75,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Run two files of one network (checkpoint, packed, ...) on the same images; fail when they differ.
     Verify(VerifyArgs),
+    /// Measure how long parts of the program take: updates, networks, loading, PnP, engines.
+    Bench(BenchArgs),
     /// Print a resolved config, or the JSON schema of configs.
     Config(ConfigArgs),
     /// Print a completion script for a shell.

@@ -4,6 +4,7 @@
 
 mod args;
 mod audit;
+mod bench;
 mod completions;
 mod config;
 mod export;
@@ -69,6 +70,7 @@ fn dispatch(command: Command) -> Result<Ended> {
         Command::Import(args) => import::run(args).map(|()| Ended::Done),
         Command::Audit(args) => audit::run(args).map(|()| Ended::Done),
         Command::Plan(args) => plan::run(args).map(|()| Ended::Done),
+        Command::Bench(args) => bench::run(args).map(|()| Ended::Done),
         Command::Verify(args) => verify::run(args).map(|()| Ended::Done),
         Command::Export(args) => export::run(args).map(|()| Ended::Done),
         Command::Config(args) => config::run(args).map(|()| Ended::Done),

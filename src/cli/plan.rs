@@ -23,13 +23,22 @@ pub struct FlowArgs {
     pub flow: Option<FlowSource>,
 
     /// A baseline instead of the config's flow: a weight method (inq, ...) gives all modules the same --bits in one
-    /// stage as long as the flow; full-precision trains the flow's epochs without quantizing.
+    /// stage as long as the flow; full-precision trains the flow's epochs without quantizing; hawq (of `train`) first
+    /// chooses the bits of every layer for --target-compression, as `mqat search --layerwise --method lsq`.
     #[arg(long, value_name = "METHOD")]
     pub method: Option<Method>,
 
     /// Bits of a uniform baseline: 4, w4a8, ...
     #[arg(long, value_name = "BITS", requires = "method")]
     pub bits: Option<Bits>,
+
+    /// How many times smaller --method hawq makes the convolution weights, against 32 bits.
+    #[arg(long, value_name = "X", requires = "method")]
+    pub target_compression: Option<f64>,
+
+    /// Probes at most for the sensitivities of --method hawq [default: 200].
+    #[arg(long, value_name = "N", requires = "target_compression")]
+    pub trace_probes: Option<usize>,
 }
 
 /// What `--method` names.
@@ -37,6 +46,8 @@ pub struct FlowArgs {
 pub enum Method {
     /// No quantization.
     FullPrecision,
+    /// Bits for each layer, by its sensitivity.
+    Hawq,
     /// The same bits everywhere.
     Uniform(WeightMethod),
 }
@@ -47,22 +58,49 @@ impl FromStr for Method {
     fn from_str(text: &str) -> Result<Self> {
         match text {
             "full-precision" | "full_precision" => Ok(Self::FullPrecision),
+            "hawq" => Ok(Self::Hawq),
             name => match parse_weight_method(name) {
                 Ok(method) => Ok(Self::Uniform(method)),
-                Err(err) => bail!("{err}; without quantization: full-precision"),
+                Err(err) => {
+                    bail!("{err}; without quantization: full-precision; bits for each layer: hawq")
+                }
             },
         }
     }
 }
 
 impl FlowArgs {
+    /// The compression of `--method hawq`, whose flow has to be measured first; none for any other flow.
+    ///
+    /// # Errors
+    /// If its options do not go together.
+    pub(super) fn hawq_target(&self) -> Result<Option<f64>> {
+        let is_hawq = self.method == Some(Method::Hawq);
+        match self.target_compression {
+            None if is_hawq => bail!("--method hawq needs --target-compression, for example 8"),
+            Some(_) if !is_hawq => bail!("--target-compression is for --method hawq"),
+            target => {
+                ensure!(
+                    !is_hawq || self.bits.is_none(),
+                    "--method hawq chooses the bits itself; leave --bits out"
+                );
+                Ok(target)
+            }
+        }
+    }
+
     /// The flow that is asked for, if one is.
     ///
     /// # Errors
-    /// If `--method` and `--bits` do not go together.
+    /// If `--method` and `--bits` do not go together, or it is one that has to be measured first.
     pub(super) fn source(self) -> Result<Option<FlowSource>> {
+        ensure!(
+            self.hawq_target()?.is_none(),
+            "the bits of --method hawq have to be measured first: run `mqat search --layerwise --method lsq \
+             --target-compression X --out FILE`, then pass --flow FILE"
+        );
         let baseline = match (self.method, self.bits) {
-            (None, _) => return Ok(self.flow),
+            (None | Some(Method::Hawq), _) => return Ok(self.flow),
             (Some(Method::FullPrecision), bits) => {
                 ensure!(bits.is_none(), "--method full-precision takes no --bits");
                 Baseline::FullPrecision

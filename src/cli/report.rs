@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::args::{ConfigSelect, Places};
-use super::terminal::Progress;
+use super::terminal::Jobs;
 use super::{print_json, print_text, request};
 use crate::data::Split;
 use crate::experiment::{ReportRequest, report};
@@ -54,22 +54,10 @@ pub(super) fn run(args: ReportArgs) -> Result<()> {
         out: args.out,
         title: args.title,
     };
-    let mut bar: Option<(String, Progress)> = None;
+    let mut jobs = Jobs::default();
     let summary = report(&request, &mut |name, at| {
-        if bar.as_ref().is_none_or(|(of, _)| of != name)
-            && let Some((_, ended)) = bar.replace((
-                name.to_owned(),
-                Progress::start(name, "images", at.num_images as u64, 0),
-            ))
-        {
-            ended.finish();
-        }
-        if let Some((_, bar)) = bar.as_mut() {
-            bar.at(at.num_done as u64, "");
-        }
+        jobs.at(name, "images", at.num_done, at.num_images);
     })?;
-    if let Some((_, bar)) = bar {
-        bar.finish();
-    }
+    jobs.finish();
     if args.json { print_json(&summary) } else { print_text(&summary.text()) }
 }

@@ -159,19 +159,19 @@ pub struct TraceArgs {
     pub trace: DivisionArg,
 
     /// Training images that the curvature is taken over.
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = TraceRequest::default().images)]
     pub trace_images: usize,
 
     /// Images of a probe.
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = TraceRequest::default().batch)]
     pub trace_batch: usize,
 
     /// Probes at most.
-    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(long, value_name = "N", default_value_t = TraceRequest::default().max_probes)]
     pub trace_probes: usize,
 
     /// Stop when the summed sensitivity's standard error is below this share of it.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    #[arg(long, value_name = "SHARE", default_value_t = TraceRequest::default().relative_error)]
     pub trace_error: f64,
 }
 

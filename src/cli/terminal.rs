@@ -150,3 +150,29 @@ impl Progress {
         }
     }
 }
+
+/// The progress of jobs one after another, told apart by their names.
+#[derive(Default)]
+pub struct Jobs(Option<(String, Progress)>);
+
+impl Jobs {
+    /// `done` of the `total` `unit` of the job `name` are done; a job of another name before it is over.
+    pub fn at(&mut self, name: &str, unit: &'static str, done: usize, total: usize) {
+        if self.0.as_ref().is_none_or(|(of, _)| of != name) {
+            let next = (name.to_owned(), Progress::start(name, unit, total as u64, 0));
+            if let Some((_, ended)) = self.0.replace(next) {
+                ended.finish();
+            }
+        }
+        if let Some((_, bar)) = self.0.as_mut() {
+            bar.at(done as u64, "");
+        }
+    }
+
+    /// All are over.
+    pub fn finish(self) {
+        if let Some((_, bar)) = self.0 {
+            bar.finish();
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::args::TestArgs;
-use super::terminal::Progress;
+use super::terminal::Jobs;
 use super::{print_json, print_text, request};
 use crate::experiment::{TestRequest, test};
 
@@ -19,23 +19,11 @@ pub(super) fn run(args: TestArgs) -> Result<()> {
         loose: args.loose,
         engine: args.engine,
     };
-    let mut bar: Option<(String, Progress)> = None;
+    let mut jobs = Jobs::default();
     let report = test(&request, &mut |name, at| {
-        if bar.as_ref().is_none_or(|(of, _)| of != name)
-            && let Some((_, ended)) = bar.replace((
-                name.to_owned(),
-                Progress::start(name, "images", at.num_images as u64, 0),
-            ))
-        {
-            ended.finish();
-        }
-        if let Some((_, bar)) = bar.as_mut() {
-            bar.at(at.num_done as u64, "");
-        }
+        jobs.at(name, "images", at.num_done, at.num_images);
     })?;
-    if let Some((_, bar)) = bar {
-        bar.finish();
-    }
+    jobs.finish();
     if let Some(folder) = &report.folder {
         tracing::info!("report in {}", folder.display());
     }

@@ -5,6 +5,7 @@
 //! `folder.rs` is `LOGS/PROBLEM/TOPOLOGY/expNNN`; `record.rs` writes what happens there.
 
 mod audit;
+mod bench;
 mod config;
 mod contents;
 mod device;
@@ -34,6 +35,11 @@ mod verify;
 mod weights;
 
 pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
+pub use bench::{
+    BenchProgress, BenchReport, EngineBenchRequest, ForwardBenchRequest, LoaderBenchRequest,
+    NetworkSettings, PnpBenchRequest, Rounds, TrainStepRequest, bench_engine, bench_forward,
+    bench_loader, bench_pnp, bench_train_step,
+};
 pub use config::{
     Config, ExperimentConfig, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig, Select,
     TrainingSection,

@@ -1,5 +1,6 @@
 //! `mqat export --format onnx`: calibration with the dataset's images, the file, and its check in ONNX Runtime.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,8 +21,9 @@ use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::export::onnx::graph::{Graph, Weight};
 use crate::export::onnx::plan::{self, Plan};
 use crate::export::onnx::{
-    BASE_OPSET, Calibration, Carrier, EmitOptions, INT2_OPSET, INT4_OPSET, META_KEY, Method,
-    Profile, Reference, SessionOptions, calibrate, carrier_of, emit, graph_of,
+    BASE_OPSET, Calibration, Carrier, EmitOptions, INT2_OPSET, INT4_OPSET, LayerCheck, LayerSteps,
+    META_KEY, Method, Profile, Reference, SessionOptions, calibrate, carrier_of, correct_biases,
+    emit, graph_of, rounded_values,
 };
 use crate::io;
 use crate::model::{Outputs, PoseNet, images_from_bytes};
@@ -58,6 +60,8 @@ pub struct OnnxOptions {
     pub activation_bits: u32,
     /// Leave weights float that training left float, in a calibrated network.
     pub keep_float: bool,
+    /// Round those weights to all of 8 bits even where CPUs without 8-bit dot products then sum them slowly.
+    pub full_range: bool,
     /// Add scores and decoded corners as outputs.
     pub decode: bool,
     /// Run the written file on so many images.
@@ -74,9 +78,10 @@ impl Default for OnnxOptions {
             carrier: Carrier::Int8,
             batch: None,
             calibrate: None,
-            method: Method::Mse,
+            method: Method::default(),
             activation_bits: 8,
             keep_float: false,
+            full_range: false,
             decode: false,
             check: None,
             data: None,
@@ -112,6 +117,11 @@ pub struct CheckReport {
     pub from_reference: Difference,
     /// Differences from the network as trained.
     pub from_network: Difference,
+    /// Rounded values whose integers differ from what libtorch makes of the same integers in front of them; the largest
+    /// differences first.
+    pub layers: Vec<LayerSteps>,
+    /// The largest of these differences, in activation steps; none without rounded values.
+    pub max_steps: Option<i64>,
     /// Whether ONNX Runtime had to sum in its exact, slower mode on this CPU.
     pub exact_sums: bool,
     /// Kernels that ran.
@@ -149,19 +159,26 @@ pub(super) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
     }
     let mut rounded = vec![];
     if let Some(num_images) = options.calibrate {
+        let wanted = plan::wanted(&graph, options.target == Target::Ort);
+        let float = graph.clone();
+        let as_trained = plan;
+        // Bytes of 7 bits fit in pairs with any weight.
+        let fit_pairs =
+            options.target == Target::Ort && !options.full_range && options.activation_bits == 8;
         if !options.keep_float {
-            rounded = plan::round_weights(&mut graph);
+            rounded = plan::round_weights(&mut graph, &wanted, fit_pairs);
         }
         let calibration = Calibration {
             method: options.method,
             bits: options.activation_bits,
             symmetric: options.target == Target::Tensorrt,
         };
-        let wanted = plan::calibrated_nodes(&graph);
-        let found =
-            calibrate(&graph, &plan, &wanted, calibration, |each| images.each(num_images, each))?;
-        plan = plan::calibrated(&graph, &trained, &found);
+        let each = |each: &mut dyn FnMut(&Tensor) -> Result<()>| images.each(num_images, each);
+        let found = calibrate(&graph, &as_trained, &wanted, calibration, each)?;
+        plan = plan::calibrated(&graph, &trained, found);
         plan::fit_biases(&mut graph, &plan);
+        let batch = images.batch(num_images.min(correction_images(config)))?;
+        correct_biases(&float, &graph, &mut plan, &as_trained, &batch)?;
         activations = format!(
             "{}-bit activations ({} on {num_images} images)",
             options.activation_bits,
@@ -226,6 +243,12 @@ pub(super) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
         packed: None,
         onnx: Some(onnx),
     })
+}
+
+/// Images that biases are corrected with: all their values of a layer are held at once.
+fn correction_images(config: &Config) -> usize {
+    const PIXELS: usize = 4 * 512 * 512;
+    (PIXELS / (config.input.width * config.input.height)).clamp(4, 64)
 }
 
 fn check_options(options: &OnnxOptions) -> Result<()> {
@@ -357,6 +380,16 @@ impl Images {
         Ok(())
     }
 
+    /// `num_images` images as one batch.
+    fn batch(&self, num_images: usize) -> Result<Tensor> {
+        let mut parts = vec![];
+        self.each(num_images, &mut |images| {
+            parts.push(images.shallow_clone());
+            Ok(())
+        })?;
+        Ok(Tensor::cat(&parts, 0))
+    }
+
     fn text(&self) -> String {
         match &self.dataset {
             Some(dataset) => format!("of {}", dataset.root.display()),
@@ -403,7 +436,10 @@ fn check(
         Ok(())
     })?;
     let profile = Profile::read(&engine.session().end_profile()?)?;
+    let layers = check_layers(exported, config, graph, plan, images, num_images)?;
     Ok(CheckReport {
+        max_steps: layers.iter().map(|layer| layer.max_steps).max(),
+        layers: layers.into_iter().filter(|layer| layer.max_steps > 0).collect(),
         num_images,
         images: images.text(),
         from_reference: from_reference.difference(),
@@ -411,6 +447,32 @@ fn check(
         exact_sums: engine.session().exact_sums(),
         profile,
     })
+}
+
+/// Every rounded value of the file against libtorch, from the same integers; the largest differences first.
+fn check_layers(
+    exported: &Exported,
+    config: &Config,
+    graph: &Graph,
+    plan: &Plan,
+    images: &Images,
+    num_images: usize,
+) -> Result<Vec<LayerSteps>> {
+    let values: Vec<String> =
+        rounded_values(graph, plan).into_iter().map(|(_, name)| name).collect();
+    if values.is_empty() {
+        return Ok(vec![]);
+    }
+    let options =
+        SessionOptions { threads: config.runtime.num_threads, values, ..SessionOptions::default() };
+    let engine = OnnxEngine::open_with(&exported.request.out, &options)?;
+    let mut check = LayerCheck::new(graph, plan);
+    images.each(num_images, &mut |batch| check.add(engine.session(), batch))?;
+    let mut layers = check.finish();
+    layers.sort_by(|a, b| {
+        (b.max_steps, b.share).partial_cmp(&(a.max_steps, a.share)).unwrap_or(Ordering::Equal)
+    });
+    Ok(layers)
 }
 
 fn network_outputs(net: &PoseNet, images: &Tensor) -> Outputs {
@@ -504,8 +566,18 @@ impl CheckReport {
             .take(8)
             .map(|k| format!("{} x {} {:.1} ms", k.nodes, k.op, k.ms))
             .collect();
+        let steps = match self.max_steps {
+            None => String::new(),
+            Some(most) => format!(
+                "\n  layer by layer, from the same integers: at most {most} activation steps{}",
+                self.layers.first().map_or(String::new(), |l| format!(
+                    " ({}, {:.1e} of its values)",
+                    l.name, l.share
+                ))
+            ),
+        };
         format!(
-            "\nONNX Runtime, {} images ({}){}\n  from the rounded network in libtorch: {}\n  from the network as trained: {}\n  \
+            "\nONNX Runtime, {} images ({}){}\n  from the rounded network in libtorch: {}\n  from the network as trained: {}{steps}\n  \
              {} integer and {} float convolutions; a run: {}",
             self.num_images,
             self.images,

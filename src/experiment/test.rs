@@ -163,7 +163,8 @@ fn find_checkpoints(request: &TestRequest, home: &Home) -> Result<(Vec<PathBuf>,
     if !request.checkpoints.is_empty() {
         // All of them are looked for before the first one is evaluated.
         for file in &request.checkpoints {
-            ensure!(file.is_file(), "no checkpoint {}", file.display());
+            let folder = if file.is_dir() { ": it is a folder, name a file in it" } else { "" };
+            ensure!(file.is_file(), "no checkpoint {}{folder}", file.display());
         }
         return Ok((request.checkpoints.clone(), None));
     }

@@ -115,14 +115,7 @@ pub fn train(
     let _lock = folder.lock()?;
     let document = serde_json::to_value(&config).context("writing the config as JSON")?;
 
-    let task = Task {
-        camera: config.input.camera()?,
-        models: training.models.clone(),
-        targets: config.training.targets.clone(),
-        loss: config.training.loss.clone(),
-        pixel_mean: config.input.pixel_mean,
-        pixel_std: config.input.pixel_std,
-    };
+    let task = task_of(&config, &training)?;
     let run = RunInfo {
         seed: config.experiment.seed,
         checkpoints: folder.checkpoints(),
@@ -329,21 +322,43 @@ impl BatchSource for Source<'_> {
     fn open(&mut self, request: BatchRequest) -> Result<Batches> {
         let batch_size = self.batch_size(request.batch_size);
         let options = LoaderOptions {
-            seed: self.config.experiment.seed,
             epoch: request.epoch_key,
-            batch_size,
-            augment: self.config.data.augment,
-            shuffle: true,
-            replace_empty: true,
             first_batch: request.first_batch,
-            drop_last: true,
-            workers: num_workers(self.config),
             skip_bad: self.skip_bad,
+            ..loader_options(self.config, batch_size)
         };
         let loader =
             Loader::start(self.dataset.clone(), &self.config.input, &self.config.data, options)?;
         Ok(Box::new(loader))
     }
+}
+
+/// How training images are loaded in the first epoch.
+pub(super) fn loader_options(config: &Config, batch_size: usize) -> LoaderOptions {
+    LoaderOptions {
+        seed: config.experiment.seed,
+        epoch: 0,
+        batch_size,
+        augment: config.data.augment,
+        shuffle: true,
+        replace_empty: true,
+        first_batch: 0,
+        drop_last: true,
+        workers: num_workers(config),
+        skip_bad: false,
+    }
+}
+
+/// What the network of a config is to learn about the objects of a dataset.
+pub(super) fn task_of(config: &Config, dataset: &Dataset) -> Result<Task> {
+    Ok(Task {
+        camera: config.input.camera()?,
+        models: dataset.models.clone(),
+        targets: config.training.targets.clone(),
+        loss: config.training.loss.clone(),
+        pixel_mean: config.input.pixel_mean,
+        pixel_std: config.input.pixel_std,
+    })
 }
 
 /// Scores the network on the validation split; the headline chooses the best checkpoint.

@@ -19,13 +19,15 @@ use super::test::run_name;
 use super::weights::{self, Strictness};
 use crate::data::{Dataset, Split};
 use crate::eval::{
-    Deviation, Engine, LevelDeviation, Pair, Prediction, Progress, RunInfo, SYNTHETIC_FILE,
-    evaluate, infer_pair,
+    Deviation, Engine, Evaluation, LevelDeviation, Pair, Prediction, Progress, RunInfo,
+    SYNTHETIC_FILE, evaluate, infer_pair,
 };
 use crate::pose::errors::{re_deg, te_mm};
 
 /// What is compared in percent of objects.
 const ADI: &str = "ADI-0.1d";
+/// Its limit, in diameters of the object.
+const ADI_DIAMETERS: f64 = 0.1;
 
 /// What `mqat verify` is asked.
 #[derive(Debug, Clone)]
@@ -85,6 +87,52 @@ pub struct VerifyReport {
     pub poses: Option<PoseDeviation>,
     /// ADI-0.1d of the second less that of the first, percentage points; none without true objects.
     pub adi_difference_points: Option<f64>,
+    /// Objects whose verdict differs.
+    pub adi_verdicts: Verdicts,
+}
+
+/// True objects by who finds their pose within the limit of ADI-0.1d.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Verdicts {
+    /// Both.
+    pub both: usize,
+    /// The first alone: what the second loses.
+    pub only_first: usize,
+    /// The second alone: what it gains.
+    pub only_second: usize,
+    /// Neither.
+    pub neither: usize,
+}
+
+impl Verdicts {
+    /// Counts pairs of errors, in diameters.
+    fn of(pairs: impl Iterator<Item = [f64; 2]>) -> Self {
+        let mut verdicts = Self::default();
+        for errors in pairs {
+            let count = match errors.map(|e| e < ADI_DIAMETERS) {
+                [true, true] => &mut verdicts.both,
+                [true, false] => &mut verdicts.only_first,
+                [false, true] => &mut verdicts.only_second,
+                [false, false] => &mut verdicts.neither,
+            };
+            *count += 1;
+        }
+        verdicts
+    }
+
+    /// How probable so uneven changes are, or more uneven ones, if both were equally good (the exact sign test of
+    /// McNemar).
+    pub fn chance(&self) -> f64 {
+        let changed = self.only_first + self.only_second;
+        // Terms of the binomial distribution, by logarithms: 0.5^n is 0 in a double for 1,100 changes.
+        let mut ln = changed as f64 * 0.5f64.ln();
+        let mut sum = 0.0;
+        for i in 0..=self.only_first.min(self.only_second) {
+            sum += ln.exp();
+            ln += ((changed - i) as f64 / (i + 1) as f64).ln();
+        }
+        (2.0 * sum).min(1.0)
+    }
 }
 
 /// One of the two.
@@ -202,18 +250,23 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     let options = infer_options(&config, device, request.run.skip_bad);
     let engines = [artefacts[0].engine.as_ref(), artefacts[1].engine.as_ref()];
     let pair = infer_pair(engines, &dataset, &options, progress)?;
-    let mut reports = Vec::with_capacity(2);
+    let (mut reports, mut errors) = (Vec::with_capacity(2), Vec::with_capacity(2));
     for (i, artefact) in artefacts.iter().enumerate() {
         let path = request.files[i].clone();
         let bytes =
             std::fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?.len();
-        let adi_percent = adi(&config, &dataset, request.split, &pair, i)?;
+        let evaluation = score(&config, &dataset, request.split, &pair, i)?;
+        let adi_percent = evaluation.report.headline_percent;
+        errors.push(evaluation.errors);
         let (kind, name) = (artefact.kind.clone(), artefact.name.clone());
         reports.push(ArtefactReport { path, kind, name, bytes, adi_percent });
     }
     let artefacts: [ArtefactReport; 2] =
         reports.try_into().map_err(|_| anyhow::anyhow!("two artefacts have two reports"))?;
-    Ok(judge(request, &dataset, pair, artefacts))
+    // Both lists are of the true objects in the dataset's order.
+    let pairs = errors[0].iter().zip(&errors[1]);
+    let verdicts = Verdicts::of(pairs.map(|(a, b)| [a.headline_diameters, b.headline_diameters]));
+    Ok(judge(request, &dataset, pair, artefacts, verdicts))
 }
 
 /// The config of each artefact: one that the user names, else its own; a file without takes the other's.
@@ -266,14 +319,14 @@ fn ensure_same_network(files: &[PathBuf; 2], configs: &[Config; 2]) -> Result<()
     )
 }
 
-/// ADI-0.1d of one artefact, percent.
-fn adi(
+/// One artefact's poses against the true ones.
+fn score(
     config: &Config,
     dataset: &Arc<Dataset>,
     split: Split,
     pair: &Pair,
     which: usize,
-) -> Result<Option<f64>> {
+) -> Result<Evaluation> {
     let info = RunInfo {
         name: if which == 0 { "first" } else { "second" },
         list: config.data.list(split),
@@ -281,8 +334,7 @@ fn adi(
         timing: None,
     };
     let predictions = &pair.predictions[which];
-    let evaluation = evaluate(dataset, &config.data, predictions, &config.evaluation, info)?;
-    Ok(evaluation.report.headline_percent)
+    evaluate(dataset, &config.data, predictions, &config.evaluation, info)
 }
 
 /// Puts the numbers together and holds them against the limits.
@@ -291,6 +343,7 @@ fn judge(
     dataset: &Dataset,
     pair: Pair,
     artefacts: [ArtefactReport; 2],
+    adi_verdicts: Verdicts,
 ) -> VerifyReport {
     let (detections, poses) = compare_poses(&pair.predictions);
     let difference = match (artefacts[0].adi_percent, artefacts[1].adi_percent) {
@@ -310,6 +363,7 @@ fn judge(
         detections,
         poses,
         adi_difference_points: difference,
+        adi_verdicts,
     }
 }
 
@@ -482,6 +536,17 @@ impl VerifyReport {
             format!(": {points:+.2} points (limit {:.2})", self.limits.adi_points)
         });
         let _ = writeln!(out, "{ADI}: A {a}, B {b}{points}");
+        let v = &self.adi_verdicts;
+        if v.only_first + v.only_second > 0 {
+            let _ = writeln!(
+                out,
+                "  B loses {} objects and gains {} of {} (sign test p = {:.2})",
+                v.only_first,
+                v.only_second,
+                v.both + v.only_first + v.only_second + v.neither,
+                v.chance()
+            );
+        }
     }
 }
 
@@ -526,6 +591,22 @@ mod tests {
         assert_eq!((s.median, s.p95, s.max), (51.0, 96.0, 100.0));
         assert_eq!(Spread::of(vec![7.0]).unwrap(), Spread { median: 7.0, p95: 7.0, max: 7.0 });
         assert_eq!(Spread::of(Vec::new()), None);
+    }
+
+    #[test]
+    fn verdicts_are_counted_in_pairs_and_tested_by_sign() {
+        let pairs = [[0.05, 0.05], [0.05, 0.1], [0.2, 0.09], [0.05, 1.0], [1.0, 1.0]];
+        let verdicts = Verdicts::of(pairs.into_iter());
+        let expected = Verdicts { both: 1, only_first: 2, only_second: 1, neither: 1 };
+        assert_eq!(verdicts, expected);
+        // Three changes: 2 against 1 or more uneven is every outcome.
+        assert!((verdicts.chance() - 1.0).abs() < 1e-12);
+        // 8 against 1: 2 (1 + 9) / 2^9.
+        let uneven = Verdicts { only_first: 8, only_second: 1, ..Verdicts::default() };
+        assert!((uneven.chance() - 20.0 / 512.0).abs() < 1e-12);
+        assert_eq!(Verdicts::default().chance(), 1.0);
+        let many = Verdicts { only_first: 2000, only_second: 2000, ..Verdicts::default() };
+        assert!((many.chance() - 1.0).abs() < 1e-6, "{}", many.chance());
     }
 
     #[test]

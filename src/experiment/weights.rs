@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use tch::Tensor;
 
@@ -24,6 +24,7 @@ pub use grid::recognise_grid;
 pub use report::{Conversion, GridReport, InqLayerReport, LoadReport, OtherMember, Unmatched};
 pub use unwrap::assembled_weight;
 
+use crate::export::onnx::looks_like_onnx;
 use crate::export::packed;
 use crate::io::tensors;
 use crate::model::PoseNet;
@@ -107,6 +108,12 @@ pub fn kind_of(path: &Path) -> Result<FileKind> {
     }
     if head.starts_with(&packed::MAGIC) {
         return Ok(FileKind::Packed);
+    }
+    if looks_like_onnx(&head) {
+        bail!(
+            "{at} is an ONNX file, which `mqat test`, `mqat verify` and `mqat bench engine` run; name the file of \
+             weights that it was exported from"
+        );
     }
     let is_zip = head.starts_with(b"PK\x03\x04");
     let is_pickle = matches!(head[..], [0x80, 2..=5, ..]);

@@ -4,11 +4,13 @@
 //! of construction, and every quantizable layer as a [`Site`]. Layers are built from a [`Path`]
 //! (`root / "fpn" / "inner_convs"`); a name given twice is a bug and panics.
 
+mod dense;
 mod init;
 mod layers;
 mod slot;
 mod store;
 
+pub(crate) use dense::{flags, floats, floats_mut, is_dense, same_layout};
 pub use init::Fill;
 pub(crate) use layers::NORM_EPS;
 pub use layers::{

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::levels::Codes;
+use crate::nn::{floats, floats_mut, is_dense, same_layout};
 
 /// Values of one task, where rows are not channels.
 const ROW: usize = 1 << 15;
@@ -59,15 +60,13 @@ impl Rounding {
         clamp(self.code(x).1, self.lowest, self.highest) * self.step
     }
 
-    /// Sets `g` to 0 where `x` is outside; returns `g` before times the derivative by the step.
+    /// `g` times the derivative by the step, and whether `x` is inside, so that `g` passes.
     #[inline(always)]
-    fn gradient(&self, x: f32, g: &mut f32) -> f32 {
+    fn gradient(&self, x: f32, g: f32) -> (f32, bool) {
         let (v, code) = self.code(x);
         let clamped = clamp(code, self.lowest, self.highest);
         let inside = code == clamped;
-        let by_step = *g * if inside { clamped - v } else { clamped };
-        *g = if inside { *g } else { 0.0 };
-        by_step
+        (g * if inside { clamped - v } else { clamped }, inside)
     }
 }
 
@@ -95,13 +94,13 @@ pub(crate) fn quantize_into(out: &mut Tensor, x: &Tensor, step: &Tensor, codes: 
     if x.numel() == 0 {
         return;
     }
-    if !(is_dense(x, num_steps) && same_layout(x, out)) {
+    if !(is_sliceable(x, num_steps) && is_alike(x, out)) {
         no_grad(|| out.copy_(&(rounded(x, step, codes).1 * by_channel(x, step))));
         return;
     }
     let row = row_length(x, num_steps);
-    let steps = floats(step);
-    let (from, to) = (slice(x), slice_mut(out));
+    let steps = steps_of(step);
+    let (from, to) = (floats(x), floats_mut(out));
     from.par_chunks(row).zip(to.par_chunks_mut(row)).enumerate().for_each(|(i, (from, to))| {
         let rounding = Rounding::new(steps[i.min(num_steps - 1)], codes);
         for (to, &x) in to.iter_mut().zip(from) {
@@ -117,7 +116,7 @@ pub(crate) fn quantize_into(out: &mut Tensor, x: &Tensor, step: &Tensor, codes: 
 /// (Esser et al., *Learned Step Size Quantization*, ICLR 2020, equation 3).
 pub(crate) fn gradients(x: &Tensor, grad: &mut Tensor, step: &Tensor, codes: Codes) -> Tensor {
     let num_steps = step.numel();
-    if x.numel() == 0 || !(is_dense(x, num_steps) && same_layout(x, grad)) {
+    if x.numel() == 0 || !(is_sliceable(x, num_steps) && is_alike(x, grad)) {
         return no_grad(|| {
             let (inside, by_step) = masks(x, step, codes);
             let by_step = (&*grad * by_step).reshape([num_steps as i64, -1]);
@@ -127,8 +126,8 @@ pub(crate) fn gradients(x: &Tensor, grad: &mut Tensor, step: &Tensor, codes: Cod
         });
     }
     let row = row_length(x, num_steps);
-    let steps = floats(step);
-    let (values, grads) = (slice(x), slice_mut(grad));
+    let steps = steps_of(step);
+    let (values, grads) = (floats(x), floats_mut(grad));
     let sums: Vec<f64> = values
         .par_chunks(row)
         .zip(grads.par_chunks_mut(row))
@@ -147,14 +146,25 @@ fn row_gradient(rounding: &Rounding, x: &[f32], g: &mut [f32]) -> f64 {
     let mut total = 0.0f64;
     for (x, g) in x.chunks(BLOCK).zip(g.chunks_mut(BLOCK)) {
         let mut lanes = [0.0f32; LANES];
+        let mut outside = [0u32; LANES];
         let whole = x.len() / LANES * LANES;
-        for (x, g) in x[..whole].chunks_exact(LANES).zip(g[..whole].chunks_exact_mut(LANES)) {
-            for ((lane, &x), g) in lanes.iter_mut().zip(x).zip(g) {
-                *lane += rounding.gradient(x, g);
+        for (x, g) in x[..whole].chunks_exact(LANES).zip(g[..whole].chunks_exact(LANES)) {
+            for lane in 0..LANES {
+                let (by_step, inside) = rounding.gradient(x[lane], g[lane]);
+                lanes[lane] += by_step;
+                outside[lane] |= u32::from(!inside);
             }
         }
-        for (&x, g) in x[whole..].iter().zip(&mut g[whole..]) {
-            lanes[0] += rounding.gradient(x, g);
+        for (&x, &g) in x[whole..].iter().zip(&g[whole..]) {
+            let (by_step, inside) = rounding.gradient(x, g);
+            lanes[0] += by_step;
+            outside[0] |= u32::from(!inside);
+        }
+        // few blocks have values outside: the others are not written
+        if outside.iter().any(|lane| *lane != 0) {
+            for (&x, g) in x.iter().zip(g) {
+                *g = if rounding.gradient(x, *g).1 { *g } else { 0.0 };
+            }
         }
         total += lanes.into_iter().map(f64::from).sum::<f64>();
     }
@@ -195,33 +205,15 @@ fn row_length(x: &Tensor, num_steps: usize) -> usize {
 }
 
 /// Whether `x` can be read as a slice whose equal parts are its channels.
-fn is_dense(x: &Tensor, num_steps: usize) -> bool {
-    let channels_last = || x.dim() == 4 && x.permute([0, 2, 3, 1]).is_contiguous();
-    x.device() == Device::Cpu
-        && x.kind() == Kind::Float
-        && (num_steps == 1 || x.size().first() == Some(&(num_steps as i64)))
-        && (x.is_contiguous() || channels_last())
+fn is_sliceable(x: &Tensor, num_steps: usize) -> bool {
+    is_dense(x, Kind::Float) && (num_steps == 1 || x.size().first() == Some(&(num_steps as i64)))
 }
 
-fn same_layout(x: &Tensor, other: &Tensor) -> bool {
-    other.kind() == Kind::Float
-        && other.device() == x.device()
-        && other.size() == x.size()
-        && other.stride() == x.stride()
+fn is_alike(x: &Tensor, other: &Tensor) -> bool {
+    other.kind() == Kind::Float && same_layout(x, other)
 }
 
-fn floats(step: &Tensor) -> Vec<f32> {
+fn steps_of(step: &Tensor) -> Vec<f32> {
     Vec::try_from(step.detach().reshape([-1]).to_kind(Kind::Float).to_device(Device::Cpu))
         .expect("a tensor of one dimension")
-}
-
-fn slice(x: &Tensor) -> &[f32] {
-    // SAFETY: `is_dense` holds: x has numel() f32 without gaps from its data pointer on, on the CPU.
-    unsafe { std::slice::from_raw_parts(x.data_ptr().cast::<f32>(), x.numel()) }
-}
-
-fn slice_mut(x: &mut Tensor) -> &mut [f32] {
-    // SAFETY: as in `slice`; `same_layout` holds, and the exclusive reference is the only one in use
-    // while the slice lives (weights, levels and gradients have storages of their own).
-    unsafe { std::slice::from_raw_parts_mut(x.data_ptr().cast::<f32>(), x.numel()) }
 }

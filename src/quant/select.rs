@@ -287,10 +287,14 @@ fn first_component_without_match(glob: &str, names: &BTreeSet<&str>) -> Option<S
     None
 }
 
-/// The three names most like `wanted`.
+/// The three names most like `wanted`: what a slip of the fingers or two makes of it before what begins alike.
 pub(super) fn ranked<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut ranked: Vec<(f64, &str)> =
-        names.map(|name| (strsim::jaro_winkler(wanted, name), name)).collect();
+    let slips = wanted.chars().count().div_ceil(4);
+    let likeness = |name: &str| match strsim::osa_distance(wanted, name) {
+        distance if distance <= slips => 2.0 - distance as f64 / (slips + 1) as f64,
+        _ => strsim::jaro_winkler(wanted, name),
+    };
+    let mut ranked: Vec<(f64, &str)> = names.map(|name| (likeness(name), name)).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
     ranked.into_iter().take(3).map(|(_, name)| name).collect()
 }
@@ -321,6 +325,14 @@ mod tests {
         );
         assert_eq!(names("fpn.out_convs.2", true, true), ["fpn.out_convs.2"]);
         assert!(sites(&network(), "fpn.inner", true, true).is_err());
+    }
+
+    #[test]
+    fn a_slip_of_the_fingers_goes_before_what_begins_alike() {
+        let names = ["fpn.out_convs", "fpn.inner_convs", "backbone", "fpn", "head"];
+        assert_eq!(ranked("fnp", names.into_iter())[0], "fpn");
+        assert_eq!(ranked("haed", names.into_iter())[0], "head");
+        assert_eq!(ranked("fpn.inner", names.into_iter())[0], "fpn.inner_convs");
     }
 
     #[test]

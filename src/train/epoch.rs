@@ -60,7 +60,7 @@ impl Trainer {
     }
 
     /// Quantizes the epoch's share of weights, before any of its updates.
-    fn start_epoch(&mut self) -> Result<()> {
+    pub(super) fn start_epoch(&mut self) -> Result<()> {
         self.sums = EpochSums::default();
         let epoch = self.position.epoch;
         if let Some(config) = &self.config.ema
@@ -86,7 +86,12 @@ impl Trainer {
         Ok(())
     }
 
-    fn update(&mut self, prepared: &Prepared, num_batches: usize) -> Result<(StepNumbers, f64)> {
+    /// Does an update; its numbers and its learning rate.
+    pub(super) fn update(
+        &mut self,
+        prepared: &Prepared,
+        num_batches: usize,
+    ) -> Result<(StepNumbers, f64)> {
         let stage = &self.config.stages[self.position.stage];
         let lr = stage.lr.at(LrPlace {
             epoch: self.position.epoch,

@@ -12,9 +12,11 @@ mod config;
 mod ema;
 mod epoch;
 mod folder;
+mod fused;
 mod lr;
 mod observer;
 mod prefetch;
+mod rehearse;
 mod sgd;
 mod step;
 mod trainer;
@@ -36,5 +38,6 @@ pub use observer::{
 };
 pub(crate) use prefetch::Assigner;
 pub use prefetch::{BatchRequest, BatchSource, Batches, Task};
+pub use rehearse::Rehearsal;
 pub use sgd::{Sgd, SgdConfig};
 pub use trainer::{Hooks, Outcome, RunInfo, Trainer, Validate};

@@ -1,5 +1,6 @@
 //! Stochastic gradient descent whose state is open: momentum by name, and weights that stay where they are.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -7,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{COptimizer, Kind, Tensor};
 
+use super::fused::{self, Rule};
 use crate::quant::Learnt;
 
 /// Settings of the optimizer. The default is the published fine-tuning of MQAT.
@@ -80,6 +82,8 @@ pub struct Sgd {
     config: SgdConfig,
     slots: Vec<Slot>,
     by_name: HashMap<String, usize>,
+    /// What the next update multiplies gradients by.
+    scale: Cell<f64>,
     /// Only there to set gradients to none, which tch offers nowhere else; it never steps.
     clearer: COptimizer,
 }
@@ -101,7 +105,7 @@ impl Sgd {
             );
             slots.push(Slot::new(name, param));
         }
-        Ok(Self { config: config.clone(), slots, by_name, clearer })
+        Ok(Self { config: config.clone(), slots, by_name, scale: Cell::new(1.0), clearer })
     }
 
     /// Replaces what quantizers learn, beside the network's parameters; momentum stays with its name. `sources` says,
@@ -199,6 +203,7 @@ impl Sgd {
 
     /// Sets every gradient to none.
     pub fn zero_grad(&self) -> Result<()> {
+        self.scale.set(1.0);
         self.clearer.zero_grad().context("clearing the gradients")
     }
 
@@ -209,7 +214,9 @@ impl Sgd {
             let mut norms = Vec::with_capacity(self.slots.len());
             for slot in &self.slots {
                 let Some(mut grad) = slot.grad() else { continue };
-                if let Some(frozen) = &slot.frozen {
+                if let Some(frozen) = &slot.frozen
+                    && !fused::clear_frozen(&mut grad, frozen)
+                {
                     let _ = grad.masked_fill_(frozen, 0.0);
                 }
                 norms.push(grad.norm());
@@ -218,20 +225,11 @@ impl Sgd {
         })
     }
 
-    /// Scales the gradients so that their norm, which is `norm`, becomes at most `max_norm`. A norm that is not
-    /// finite is an error and changes nothing.
+    /// Has the next update scale the gradients so that their norm, which is `norm`, becomes at most `max_norm`; the
+    /// gradients themselves stay. A norm that is not finite is an error and changes nothing.
     pub fn clip(&self, norm: f64, max_norm: f64) -> Result<()> {
         ensure!(norm.is_finite(), "the gradient norm is {norm}");
-        let scale = max_norm / (norm + 1e-6);
-        if scale < 1.0 {
-            tch::no_grad(|| {
-                for slot in &self.slots {
-                    if let Some(mut grad) = slot.grad() {
-                        let _ = grad.g_mul_scalar_(scale);
-                    }
-                }
-            });
-        }
+        self.scale.set((max_norm / (norm + 1e-6)).min(1.0));
         Ok(())
     }
 
@@ -246,9 +244,10 @@ impl Sgd {
     /// One update with learning rate `lr`. Frozen entries keep their bits, whatever their gradient.
     pub fn step(&mut self, lr: f64) {
         let config = &self.config;
+        let scale = self.scale.replace(1.0);
         tch::no_grad(|| {
             for slot in &mut self.slots {
-                slot.step(config, lr);
+                slot.step(config, lr, scale);
             }
         });
     }
@@ -312,13 +311,25 @@ impl Slot {
         (!self.all_frozen && grad.defined()).then_some(grad)
     }
 
-    /// d = g + decay p; m = momentum m + d; p -= lr (nesterov ? d + momentum m : m).
-    fn step(&mut self, config: &SgdConfig, lr: f64) {
+    /// d = scale g + decay p; m = momentum m + d; p -= lr (nesterov ? d + momentum m : m).
+    fn step(&mut self, config: &SgdConfig, lr: f64, scale: f64) {
         let Some(mut d) = self.grad() else { return };
         let (lr, weight_decay) = match self.learnt {
             Some(rule) => (lr * rule.lr_factor, rule.weight_decay),
             None => (lr, config.weight_decay),
         };
+        let SgdConfig { momentum, nesterov, .. } = *config;
+        let rule = Rule { lr, momentum, nesterov, weight_decay, scale };
+        let frozen = self.frozen.as_ref();
+        if momentum != 0.0
+            && self.learnt.is_none()
+            && fused::update(&mut self.param, &d, &mut self.momentum, frozen, rule)
+        {
+            return;
+        }
+        if scale < 1.0 {
+            let _ = d.g_mul_scalar_(scale);
+        }
         if weight_decay != 0.0 {
             d += &self.param * weight_decay;
         }

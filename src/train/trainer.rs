@@ -354,7 +354,7 @@ impl Trainer {
         self.sgd.set_learnt(learnt, sources)
     }
 
-    fn begin_stage(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
+    pub(super) fn begin_stage(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
         let Position { stage: index, epoch, batch, global_step, .. } = self.position;
         let stage = self.stage().clone();
         if epoch == 0 && batch == 0 {

@@ -1,5 +1,7 @@
 //! What a user sees: the program as a process, in fresh folders.
 
+mod bad_input;
+mod bench;
 mod config;
 mod flow;
 mod help;
@@ -8,6 +10,7 @@ mod onnx;
 mod packed;
 mod pipeline;
 mod predict;
+mod report;
 mod resume;
 mod score;
 mod search;

@@ -213,6 +213,53 @@ fn layers_get_their_own_bits_in_one_stage() {
 }
 
 #[test]
+fn the_layerwise_baseline_is_one_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = dir.path().join("logs");
+    let url = format!("experiment.url={}", weights().display());
+    let places = ["--data", dataset().to_str().unwrap(), "--logs", logs.to_str().unwrap()];
+    let start = ["--set", "experiment.pretrained=true", "--set", &url];
+    let hawq = [
+        "--method",
+        "hawq",
+        "--target-compression",
+        "5.5",
+        "--trace-probes",
+        "4",
+        "--seed",
+        "4",
+        "--json",
+    ];
+    let args = small("train", &[SHORT, &places, &start, &hawq].concat());
+    let trained = run(&args).code(0).json();
+    let plan = folder(&logs).join("hawq-5.5x-seed4.json");
+    let plan: Value = serde_json::from_slice(&fs::read(&plan).unwrap()).unwrap();
+    let wanted = plan["flow"][0]["weights"]["layer_bits"].as_object().unwrap();
+    assert!(wanted.values().any(|b| b != 4), "{wanted:?}");
+    let layers = trained["stages"][1]["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), wanted.len());
+    for layer in layers {
+        assert_eq!(layer["bits"], wanted[layer["name"].as_str().unwrap()], "{layer}");
+    }
+    // A run that goes on keeps its plan.
+    run(&[&args[..], &["--resume"]].concat()).code(1).says(&["leave --method hawq"]);
+    let own = ["train", "--topology", "WidedepthTiny", "--device", "cpu", "--resume"];
+    run(&[&own[..], &places].concat()).code(0);
+
+    let base = small("train", &[SHORT, &places].concat());
+    let refused = |more: &[&str], parts: &[&str]| {
+        run(&[&base[..], more].concat()).code(1).says(parts);
+    };
+    refused(&["--method", "hawq"], &["--target-compression"]);
+    refused(&["--method", "lsq", "--target-compression", "8"], &["--method hawq"]);
+    refused(&["--method", "hawq", "--target-compression", "8", "--bits", "4"], &["--bits"]);
+    let plan = ["plan", "--topology", "WidedepthTiny", "--method", "hawq"];
+    run(&[&plan[..], &["--target-compression", "8"]].concat())
+        .code(1)
+        .says(&["search --layerwise"]);
+}
+
+#[test]
 fn what_cannot_be_searched_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let places = ["--data", dataset().to_str().unwrap(), "--logs", dir.path().to_str().unwrap()];

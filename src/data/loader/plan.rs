@@ -128,7 +128,7 @@ impl Plan {
                         return Ok(Slot { sample: None, bad });
                     }
                 }
-                Err(e) => return Err(e),
+                Err(e) => bail!("{e:#}; --skip-bad goes on without such images"),
             }
         }
         let image = &self.dataset.frames[wanted].image;

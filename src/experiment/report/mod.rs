@@ -67,7 +67,7 @@ pub struct Group {
     pub sizes: Sizes,
     /// Updates of training behind it, all stages together.
     pub global_step: u64,
-    /// The seeds.
+    /// The seeds, each once.
     pub seeds: Vec<u64>,
     /// `ADI-0.1d` as published.
     pub headline: Vec<Spread>,
@@ -200,14 +200,17 @@ fn ensure_comparable(experiments: &[Experiment]) -> Result<()> {
     Ok(())
 }
 
-/// Runs of the same network under the same config but for the seed, in the order of appearance.
+/// Runs of the same network under the same config but for the seed, in the order of appearance; of a seed one run.
 fn groups(points: &[Point]) -> Vec<Group> {
     let mut keys: Vec<&str> = points.iter().map(|p| p.key.as_str()).collect();
     let mut seen = std::collections::HashSet::new();
     keys.retain(|key| seen.insert(*key));
     keys.iter()
         .filter_map(|key| {
-            let runs: Vec<&Point> = points.iter().filter(|p| p.key == **key).collect();
+            let mut runs: Vec<&Point> = points.iter().filter(|p| p.key == **key).collect();
+            // One run seen twice (what orders of a search begin with alike, a copy) is no second sample.
+            let mut seeds = std::collections::HashSet::new();
+            runs.retain(|run| seeds.insert(run.seed));
             let first = runs.first()?;
             Some(Group {
                 network: first.network.clone(),

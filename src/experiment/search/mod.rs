@@ -78,6 +78,43 @@ pub struct SearchRequest {
     pub out: Option<PathBuf>,
 }
 
+impl SearchRequest {
+    /// The layer-wise baseline (HAWQ-V3): 2, 4 or 8 bits for each layer, learnt step sizes, the network `compression`
+    /// times smaller by the paper's count. Its plan goes into the search's folder.
+    ///
+    /// # Errors
+    /// If the config cannot be resolved.
+    pub fn hawq(run: &Request, compression: f64) -> Result<Self> {
+        let home = run.home()?;
+        let select = &run.select;
+        let seed = select.resolve(&home)?.experiment.seed;
+        let dir = home.logs.join(select.problem()).join(select.topology()).join("search");
+        Ok(Self {
+            run: run.clone(),
+            from: None,
+            modules: ["backbone", "fpn", "head"].map(str::to_owned).into(),
+            widths: vec![2, 4, 8],
+            trial_bits: 2,
+            target: Some(Target::Compression(compression)),
+            size: SizeKind::Paper,
+            budget: Budget::default(),
+            method: Some(WeightMethod::Lsq),
+            trace: TraceRequest::default(),
+            first: First::Smallest,
+            layerwise: true,
+            keep_first_layer: false,
+            keep_last_layer: false,
+            walk: None,
+            assign: Vec::new(),
+            out: Some(dir.join(format!("hawq-{compression}x-seed{seed}.json"))),
+            dir: Some(dir),
+            jobs: 1,
+            only: None,
+            list: false,
+        })
+    }
+}
+
 /// How long a trial is; schedules are stretched or shrunk to fit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Budget {
@@ -102,6 +139,18 @@ pub struct TraceRequest {
     pub relative_error: f64,
     /// How a trace becomes a sensitivity.
     pub division: Division,
+}
+
+impl Default for TraceRequest {
+    fn default() -> Self {
+        Self {
+            images: 64,
+            batch: 8,
+            max_probes: 200,
+            relative_error: 0.1,
+            division: Division::default(),
+        }
+    }
 }
 
 /// Which module goes first.

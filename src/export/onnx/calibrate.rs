@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 use super::graph::{Graph, Op};
-use super::plan::{Plan, QParams};
+use super::plan::{Found, Plan, QParams, Wanted};
 use super::reference::{LEAKY_SLOPE, Reference};
 
 /// Bins of a histogram.
@@ -26,6 +26,13 @@ pub enum Method {
     Mse,
 }
 
+impl Default for Method {
+    /// Enough to leave single outliers out. Cutting more costs accuracy: large values are rare and carry the object.
+    fn default() -> Self {
+        Self::Percentile(99.999)
+    }
+}
+
 /// What calibration is to find.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Calibration {
@@ -37,45 +44,61 @@ pub struct Calibration {
     pub symmetric: bool,
 }
 
-/// The rounding of the wanted nodes' values. `pass` hands over all images, batch by batch, each time it is called (once
-/// for [`Method::MinMax`], else twice); `trained` is the rounding that is there already.
+/// The rounding of the wanted values. `pass` hands over all images, batch by batch, each time it is called (once for
+/// [`Method::MinMax`], else twice); `trained` is the rounding that is there already. Channels of their own take their whole
+/// range.
 ///
 /// # Errors
 /// If images have another size than the graph, there are none, or a value is not finite.
 pub fn calibrate(
     graph: &Graph,
     trained: &Plan,
-    wanted: &[bool],
+    wanted: &Wanted,
     calibration: Calibration,
     mut pass: impl FnMut(&mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()>,
-) -> Result<Vec<Option<QParams>>> {
+) -> Result<Found> {
     let reference = Reference::new(graph);
-    let mut ranges = vec![(0.0f32, 0.0f32); graph.nodes.len()]; // 0 is always a value: of the padding
+    let num_channels = |node: usize| graph.nodes[node].shape[0] as usize;
+    // 0 is always a value: of the padding.
+    let mut ranges = vec![(0.0f32, 0.0f32); graph.nodes.len()];
+    let mut channel_ranges: Vec<Vec<(f32, f32)>> = (wanted.channels.iter().enumerate())
+        .map(|(i, wanted)| vec![(0.0, 0.0); if *wanted { num_channels(i) } else { 0 }])
+        .collect();
     let mut num_images = 0;
     pass(&mut |images| {
         num_images += images.size()[0];
         reference.run(images, Some(trained), |node, x| {
-            if wanted[node] {
+            if wanted.values[node] {
                 let (low, high) = (x.min().double_value(&[]), x.max().double_value(&[]));
-                let range = &mut ranges[node];
-                *range = (range.0.min(low as f32), range.1.max(high as f32));
-                if !(low.is_finite() && high.is_finite()) {
-                    *range = (f32::NAN, f32::NAN);
+                widen(&mut ranges[node], low as f32, high as f32);
+            }
+            if wanted.channels[node] {
+                let ends = [x.amin([0, 2, 3], false), x.amax([0, 2, 3], false)];
+                let [low, high] = ends.map(|t| Vec::<f32>::try_from(t).unwrap_or_default());
+                for (range, (low, high)) in
+                    channel_ranges[node].iter_mut().zip(low.into_iter().zip(high))
+                {
+                    widen(range, low, high);
                 }
             }
         })?;
         Ok(())
     })?;
     ensure!(num_images > 0, "there are no images to calibrate with");
-    for (node, (low, high)) in graph.nodes.iter().zip(&ranges) {
-        ensure!(low.is_finite() && high.is_finite(), "the values of {} are not finite", node.name);
+    for (node, (range, channels)) in graph.nodes.iter().zip(ranges.iter().zip(&channel_ranges)) {
+        let finite =
+            channels.iter().chain([range]).all(|(low, high)| low.is_finite() && high.is_finite());
+        ensure!(finite, "the values of {} are not finite", node.name);
     }
     if calibration.method != Method::MinMax {
-        let mut histograms: Vec<Vec<u64>> =
-            wanted.iter().map(|wanted| if *wanted { vec![0; NUM_BINS] } else { vec![] }).collect();
+        let mut histograms: Vec<Vec<u64>> = wanted
+            .values
+            .iter()
+            .map(|wanted| if *wanted { vec![0; NUM_BINS] } else { vec![] })
+            .collect();
         pass(&mut |images| {
             reference.run(images, Some(trained), |node, x| {
-                if wanted[node] {
+                if wanted.values[node] {
                     count(&mut histograms[node], x, ranges[node]);
                 }
             })?;
@@ -93,10 +116,29 @@ pub fn calibrate(
             })
             .collect();
     }
-    let params = |(&wanted, &(low, high)): (&bool, &(f32, f32))| {
-        wanted.then(|| QParams::over(low, high, calibration.bits, calibration.symmetric))
-    };
-    Ok(wanted.iter().zip(&ranges).map(params).collect())
+    let of_bits =
+        |(low, high): (f32, f32), bits| QParams::over(low, high, bits, calibration.symmetric);
+    let values = wanted.values.iter().zip(ranges);
+    let channels = wanted.channels.iter().zip(channel_ranges);
+    Ok(Found {
+        values: values
+            .map(|(wanted, range)| wanted.then(|| of_bits(range, calibration.bits)))
+            .collect(),
+        channels: channels
+            // No convolution reads them: fewer bits would help no kernel.
+            .map(|(wanted, ranges)| {
+                wanted.then(|| ranges.into_iter().map(|r| of_bits(r, 8)).collect())
+            })
+            .collect(),
+    })
+}
+
+/// Widens a range; to NaN where an end is not finite.
+fn widen(range: &mut (f32, f32), low: f32, high: f32) {
+    *range = (range.0.min(low), range.1.max(high));
+    if !(low.is_finite() && high.is_finite()) {
+        *range = (f32::NAN, f32::NAN);
+    }
 }
 
 /// Whether the upper end is that of the largest value: bytes of fewer bits have no end of their own there, and a larger
@@ -105,12 +147,12 @@ fn keeps_high(calibration: Calibration) -> bool {
     calibration.bits < 8 && !calibration.symmetric
 }
 
-/// What an error below zero counts, by node: a leaky ReLU that follows makes it a tenth.
+/// What an error below zero becomes, by node: a leaky ReLU that follows makes it a tenth.
 fn error_weights(graph: &Graph) -> Vec<f64> {
     let mut weights = vec![1.0; graph.nodes.len()];
     for node in &graph.nodes {
         match node.op {
-            Op::LeakyRelu { x } => weights[x] = LEAKY_SLOPE * LEAKY_SLOPE,
+            Op::LeakyRelu { x } => weights[x] = LEAKY_SLOPE,
             Op::Relu { x } => weights[x] = 0.0,
             _ => {}
         }
@@ -165,7 +207,7 @@ fn percentile(histogram: &[u64], range: (f32, f32), percent: f64) -> (f32, f32) 
     (low.min(0.0), high.max(0.0))
 }
 
-/// Tries ends of both sides; the error below zero counts `below_zero`.
+/// Tries ends of both sides; an error below zero is multiplied by `below_zero`.
 fn least_error(
     histogram: &[u64],
     range: (f32, f32),
@@ -178,7 +220,7 @@ fn least_error(
         .filter(|(_, n)| **n > 0)
         .map(|(bin, n)| {
             let x = middle(bin, range);
-            (x, *n as f64 * if x < 0.0 { below_zero } else { 1.0 })
+            (x, *n as f64 * if x < 0.0 { below_zero * below_zero } else { 1.0 })
         })
         .collect();
     let shares: Vec<f64> = (0..NUM_SHARES)
@@ -270,7 +312,7 @@ mod tests {
         // Bytes of fewer bits keep the largest value; errors below zero that hardly count let the lower end move in.
         let few = Calibration { bits: 4, ..EIGHT };
         let (low, high) = least_error(&histogram, range, few, 1.0);
-        let (leaky, _) = least_error(&histogram, range, few, 0.01);
+        let (leaky, _) = least_error(&histogram, range, few, 0.1);
         assert!(high == 4.0 && leaky > low, "{leaky} {low} {high}");
     }
 }

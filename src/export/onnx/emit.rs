@@ -111,6 +111,20 @@ pub fn carrier_of(codes: &Codes, options: &EmitOptions) -> DataType {
     }
 }
 
+/// The name of a node's value before it is rounded; its integers are `NAME.q`, what these stand for is `NAME.dq`.
+pub(super) fn value_name(graph: &Graph, node: NodeId) -> String {
+    for level in &graph.levels {
+        let [cls, reg] = output_names(level.stride);
+        if level.cls == node {
+            return cls;
+        }
+        if level.reg == node {
+            return reg;
+        }
+    }
+    graph.nodes[node].name.clone()
+}
+
 struct Emitter<'a> {
     graph: &'a Graph,
     plan: &'a Plan,
@@ -139,16 +153,7 @@ impl Emitter<'_> {
 
     /// The name of a node's value before it is rounded.
     fn raw(&self, node: NodeId) -> String {
-        for level in &self.graph.levels {
-            let [cls, reg] = output_names(level.stride);
-            if level.cls == node {
-                return cls;
-            }
-            if level.reg == node {
-                return reg;
-            }
-        }
-        self.graph.nodes[node].name.clone()
+        value_name(self.graph, node)
     }
 
     /// The name of a node's value as its readers take it.
@@ -182,10 +187,27 @@ impl Emitter<'_> {
 
     /// Rounding and its inverse after a node.
     fn round_value(&mut self, node: NodeId) {
-        if let Some(params) = self.plan.values[node] {
-            let raw = self.raw(node);
-            self.round(&raw, &raw, &params);
+        let Some(params) = self.plan.values[node] else { return };
+        let raw = self.raw(node);
+        match &self.plan.channels[node] {
+            None => self.round(&raw, &raw, &params),
+            Some(channels) => self.round_channels(&raw, &params, channels),
         }
+    }
+
+    /// Rounds a value whose channels were multiplied to have `common`'s step; `{name}.dq` has the channels' own ones.
+    fn round_channels(&mut self, name: &str, common: &QParams, channels: &[QParams]) {
+        let scale = self.floats(&format!("{name}.scale"), &[], &[common.scale]);
+        let zero = self.integers(&format!("{name}.zero"), &[], common.kind, &[common.zero_point]);
+        let (q, dq) = (format!("{name}.q"), format!("{name}.dq"));
+        self.push("QuantizeLinear", &q, &[name.to_owned(), scale, zero], &q, vec![]);
+        let dims = [channels.len() as i64];
+        let scales: Vec<f32> = channels.iter().map(|c| c.scale).collect();
+        let zeros: Vec<i32> = channels.iter().map(|c| c.zero_point).collect();
+        let scale = self.floats(&format!("{name}.scales"), &dims, &scales);
+        let zero = self.integers(&format!("{name}.zeros"), &dims, common.kind, &zeros);
+        let axis = vec![Attribute::int("axis", 1)];
+        self.push("DequantizeLinear", &dq, &[q.clone(), scale, zero], &dq, axis);
     }
 
     /// Rounds `x`; the integers are `{name}.q`, what they stand for `{name}.dq`.
@@ -226,24 +248,38 @@ impl Emitter<'_> {
             Weight::Float(values) => {
                 self.floats(&format!("{}.weight", constants.name), &constants.dims, values)
             }
-            Weight::Codes(codes) => self.codes(&name, conv, codes),
+            Weight::Codes(codes) => self.codes(node, conv, codes),
         };
         let bias = self.bias(node, x, conv);
         self.push("Conv", &name, &[value, weight, bias], &out, attributes);
     }
 
+    /// What a channel of a convolution is multiplied with to have the step of [`Plan::values`].
+    fn gains(&self, node: NodeId) -> Option<Vec<f32>> {
+        let (common, channels) = self.plan.values[node].zip(self.plan.channels[node].as_ref())?;
+        Some(channels.iter().map(|c| common.scale / c.scale).collect())
+    }
+
     /// Integer weights and their inverse rounding; returns the floats' name.
-    fn codes(&mut self, name: &str, conv: usize, codes: &Codes) -> String {
+    fn codes(&mut self, node: NodeId, conv: usize, codes: &Codes) -> String {
         let constants = &self.graph.convs[conv];
-        let layer = &constants.name;
+        let (layer, name) = (&constants.name, self.graph.nodes[node].name.clone());
         let kind = carrier_of(codes, self.options);
-        let channels = codes.scale.len() as i64;
-        let dims: &[i64] = if channels == 1 { &[] } else { &[channels] };
         let weight =
             self.integers(&format!("{layer}.weight_codes"), &constants.dims, kind, &codes.codes);
-        let scale = self.floats(&format!("{layer}.weight_scale"), dims, &codes.scale);
-        let zeros = vec![0; codes.scale.len()];
-        let zero = self.integers(&format!("{layer}.weight_zero"), dims, kind, &zeros);
+        // The integers are stored once, however often a layer runs; the scales differ where channels have their own.
+        let (at, scales) = match self.gains(node) {
+            None => (layer, codes.scale.clone()),
+            Some(gains) => {
+                let scales = gains.iter().enumerate().map(|(c, gain)| codes.scale_of(c) * gain);
+                (&name, scales.collect())
+            }
+        };
+        let channels = scales.len() as i64;
+        let dims: &[i64] = if channels == 1 { &[] } else { &[channels] };
+        let scale = self.floats(&format!("{at}.weight_scale"), dims, &scales);
+        let zeros = vec![0; scales.len()];
+        let zero = self.integers(&format!("{at}.weight_zero"), dims, kind, &zeros);
         let out = format!("{name}.weight_dq");
         let axis = (channels > 1).then(|| Attribute::int("axis", 0));
         let args = [weight, scale, zero];
@@ -254,12 +290,22 @@ impl Emitter<'_> {
     /// The bias: integers where the convolution is one of integers from end to end, else floats.
     fn bias(&mut self, node: NodeId, x: NodeId, conv: usize) -> String {
         let constants = &self.graph.convs[conv];
-        let integer = plan::integer_bias(self.graph, self.plan, node, x, conv);
-        let Some((integers, scales)) = integer else {
-            let (name, dims) = (format!("{}.bias", constants.name), [constants.dims[0]]);
-            return self.floats(&name, &dims, &constants.bias);
-        };
         let name = self.graph.nodes[node].name.clone();
+        let integer = plan::integer_bias(self.graph, self.plan, node, x, conv);
+        let Some((mut integers, mut scales)) = integer else {
+            let at = if self.plan.biases[node].is_some() { &name } else { &constants.name };
+            let values = self.plan.bias(self.graph, node, conv);
+            return self.floats(&format!("{at}.bias"), &[constants.dims[0]], values);
+        };
+        if let Some((gains, channels)) = self.gains(node).zip(self.plan.channels[node].as_ref()) {
+            // A channel's zero point is a part of the bias, since the kernel has one for all.
+            let scale_of = |c: usize| scales[if scales.len() == 1 { 0 } else { c }];
+            for (c, integer) in integers.iter_mut().enumerate() {
+                let shift = f64::from(channels[c].zero_point) * f64::from(channels[c].scale);
+                *integer += (shift / f64::from(scale_of(c))).round() as i32;
+            }
+            scales = gains.iter().enumerate().map(|(c, gain)| scale_of(c) * gain).collect();
+        }
         let per_tensor = scales.len() == 1;
         let dims: &[i64] = if per_tensor { &[] } else { &[constants.dims[0]] };
         let bias = self.integers(
@@ -447,10 +493,16 @@ mod tests {
     fn rounded() -> (Graph, Plan) {
         let net = network(&NetworkConfig::widedepth_tiny(), 2);
         let mut graph = graph_of(&net, &[], (64, 64)).unwrap();
-        plan::round_weights(&mut graph);
+        let wanted = plan::wanted(&graph, true);
+        plan::round_weights(&mut graph, &wanted, false);
         let params = QParams::over(-1.0, 2.0, 8, false);
-        let found = plan::calibrated_nodes(&graph).into_iter().map(|w| w.then_some(params));
-        let plan = plan::calibrated(&graph, &HashMap::new(), &found.collect::<Vec<_>>());
+        let values = wanted.values.iter().map(|wanted| wanted.then_some(params)).collect();
+        let channels = wanted.channels.iter().zip(&graph.nodes).map(|(wanted, node)| {
+            let of = |c: i64| QParams::over(-1.0, c as f32 + 1.0, 8, false);
+            wanted.then(|| (0..node.shape[0]).map(of).collect())
+        });
+        let found = plan::Found { values, channels: channels.collect() };
+        let plan = plan::calibrated(&graph, &HashMap::new(), found);
         (graph, plan)
     }
 

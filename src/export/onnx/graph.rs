@@ -20,6 +20,19 @@ pub struct Graph {
     pub num_classes: usize,
 }
 
+impl Graph {
+    /// By node, the nodes that read its value; an output counts as none.
+    pub fn readers(&self) -> Vec<Vec<NodeId>> {
+        let mut readers = vec![vec![]; self.nodes.len()];
+        for (i, node) in self.nodes.iter().enumerate() {
+            for x in node.op.inputs() {
+                readers[x].push(i);
+            }
+        }
+        readers
+    }
+}
+
 /// The outputs of a level.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LevelNodes {

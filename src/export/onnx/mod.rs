@@ -8,11 +8,13 @@
 //!
 //! Refused: partly quantized modules, files that are truncated, no ONNX, or of another network.
 
+mod bias;
 pub mod calibrate;
 mod emit;
 mod file;
 pub mod graph;
 mod kernels;
+mod layers;
 mod network;
 pub mod plan;
 mod profile;
@@ -22,6 +24,7 @@ mod session;
 #[cfg(test)]
 mod testing;
 
+pub use bias::correct_biases;
 pub use calibrate::{Calibration, Method, calibrate};
 pub use emit::{
     BASE_OPSET, Carrier, EmitOptions, INPUT, INT2_OPSET, INT4_OPSET, LAST_OPSET, carrier_of, emit,
@@ -29,7 +32,8 @@ pub use emit::{
 };
 pub use file::{FileHead, META_KEY, looks_like_onnx, read_head};
 pub use kernels::{sums_saturate, use_unsigned_weights, widen_weights};
+pub use layers::{LayerCheck, LayerSteps, rounded_values};
 pub use network::graph_of;
 pub use profile::{Kernel, Profile};
 pub use reference::Reference;
-pub use session::{LIBRARY, LIBRARY_VARIABLE, OnnxSession, SessionOptions, environment};
+pub use session::{LIBRARY, LIBRARY_VARIABLE, OnnxSession, SessionOptions, environment, version};

@@ -87,9 +87,29 @@ pub struct Plan {
     pub values: Vec<Option<QParams>>,
     /// By convolution node: its input is rounded (again) before it.
     pub inputs: Vec<Option<QParams>>,
+    /// By node: each channel is rounded by its own scale and zero point, where readers take floats. `values` is then what
+    /// the one scale of an integer kernel's result is to be: the kernel's weights are multiplied to make it so.
+    pub channels: Vec<Option<Vec<QParams>>>,
+    /// By convolution node: the bias in place of the layer's.
+    pub biases: Vec<Option<Vec<f32>>>,
 }
 
 impl Plan {
+    /// Rounds nothing.
+    pub fn none(num_nodes: usize) -> Self {
+        Self {
+            values: vec![None; num_nodes],
+            inputs: vec![None; num_nodes],
+            channels: vec![None; num_nodes],
+            biases: vec![None; num_nodes],
+        }
+    }
+
+    /// The bias of a convolution node.
+    pub fn bias<'a>(&'a self, graph: &'a Graph, node: NodeId, conv: usize) -> &'a [f32] {
+        self.biases[node].as_deref().unwrap_or(&graph.convs[conv].bias)
+    }
+
     /// How the input of a convolution is rounded, by whatever came last.
     pub fn input_of(&self, node: NodeId, x: NodeId) -> Option<QParams> {
         self.inputs[node].or(self.values[x])
@@ -136,37 +156,73 @@ pub fn as_trained(graph: &Graph, trained: &HashMap<String, QParams>) -> Plan {
         Op::Conv { conv, .. } => trained.get(&graph.convs[conv].name).copied(),
         _ => None,
     });
-    Plan { values: vec![None; graph.nodes.len()], inputs: inputs.collect() }
+    Plan { inputs: inputs.collect(), ..Plan::none(graph.nodes.len()) }
 }
 
-/// The nodes whose ranges calibration has to find: all but the outputs, and group norms, which stay float up to their
-/// ReLU.
-pub fn calibrated_nodes(graph: &Graph) -> Vec<bool> {
-    let mut wanted: Vec<bool> = graph
+/// What calibration has to find.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// By node: its range.
+    pub values: Vec<bool>,
+    /// By node: the range of each channel.
+    pub channels: Vec<bool>,
+}
+
+/// What calibration found, by node.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Rounding of the whole value.
+    pub values: Vec<Option<QParams>>,
+    /// Rounding of each channel.
+    pub channels: Vec<Option<Vec<QParams>>>,
+}
+
+/// The nodes that become integers.
+///
+/// Floats stay: the images and the first convolution with its ReLU (0.3 % of the operations; its result is the first one
+/// that is rounded), the outputs, and group norms up to their ReLU. `by_channel`: what only group norms read is rounded
+/// channel by channel.
+pub fn wanted(graph: &Graph, by_channel: bool) -> Wanted {
+    let readers = graph.readers();
+    let is_norm = |node: &NodeId| matches!(graph.nodes[*node].op, Op::GroupNorm { .. });
+    let mut values: Vec<bool> = graph
         .nodes
         .iter()
-        .map(|node| {
-            !matches!(node.op, Op::GroupNorm { .. } | Op::Upsample { .. } | Op::Scale { .. })
+        .map(|node| match node.op {
+            Op::Input | Op::GroupNorm { .. } | Op::Upsample { .. } | Op::Scale { .. } => false,
+            Op::Conv { x, .. } => !matches!(graph.nodes[x].op, Op::Input),
+            _ => true,
         })
         .collect();
     for level in &graph.levels {
-        wanted[level.cls] = false;
+        values[level.cls] = false;
         if let Op::Scale { x, .. } = graph.nodes[level.reg].op {
-            wanted[x] = false;
+            values[x] = false;
         }
     }
-    wanted
+    let mut channels = vec![false; values.len()];
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let before_norm = !readers[i].is_empty() && readers[i].iter().all(is_norm);
+        if by_channel && values[i] && matches!(node.op, Op::Conv { .. }) && before_norm {
+            values[i] = false;
+            channels[i] = true;
+        }
+    }
+    Wanted { values, channels }
 }
 
-/// Rounds every value but the outputs: by the trained quantizer of a layer that reads it (the widest where there are
-/// several; the others round once more), else by `calibrated`.
-pub fn calibrated(
-    graph: &Graph,
-    trained: &HashMap<String, QParams>,
-    calibrated: &[Option<QParams>],
-) -> Plan {
+impl Wanted {
+    /// Whether a node's value becomes integers.
+    pub fn any(&self, node: NodeId) -> bool {
+        self.values[node] || self.channels[node]
+    }
+}
+
+/// Rounds what calibration found: by the trained quantizer of a layer that reads it (the widest where there are several;
+/// the others round once more), else as found.
+pub fn calibrated(graph: &Graph, trained: &HashMap<String, QParams>, found: Found) -> Plan {
     let own = as_trained(graph, trained).inputs;
-    let mut values = calibrated.to_vec();
+    let Found { mut values, mut channels } = found;
     let mut widest: HashMap<NodeId, QParams> = HashMap::new();
     for (node, params) in graph.nodes.iter().zip(&own) {
         if let (Op::Conv { x, .. }, Some(params)) = (node.op, params) {
@@ -187,9 +243,12 @@ pub fn calibrated(
             Op::Upsample { x } => values[i] = values[x], // copies of the same values
             // ONNX Runtime would round the weight, too, of a convolution between rounded values.
             Op::Conv { conv, .. } if matches!(graph.convs[conv].weight, Weight::Float(_)) => {
-                values[i] = None;
+                (values[i], channels[i]) = (None, None);
             }
             _ => {}
+        }
+        if let Some(channels) = &channels[i] {
+            values[i] = Some(common(channels));
         }
     }
     let inputs = graph.nodes.iter().zip(own).map(|(node, own)| match node.op {
@@ -197,18 +256,38 @@ pub fn calibrated(
         _ => None,
     });
     let inputs = inputs.collect();
-    Plan { values, inputs }
+    Plan { values, inputs, channels, biases: vec![None; graph.nodes.len()] }
 }
 
-/// Rounds float weights to 8 bits, one scale an output channel; returns the layers' keys.
-pub fn round_weights(graph: &mut Graph) -> Vec<String> {
+/// The one rounding that an integer kernel does before [`Plan::channels`]: the largest step, from 0 on.
+fn common(channels: &[QParams]) -> QParams {
+    let widest = channels.iter().max_by(|a, b| a.scale.total_cmp(&b.scale));
+    QParams { zero_point: 0, ..*widest.expect("a value has channels") }
+}
+
+/// Rounds the float weights of convolutions that become ones of integers to 8 bits, one scale an output channel; returns
+/// the layers' keys.
+///
+/// `fit_pairs`: in steps as coarse as it takes for the products of two neighbouring weights with bytes to fit 16 bits, at
+/// most twice as coarse: see [`super::sums_saturate`].
+pub fn round_weights(graph: &mut Graph, wanted: &Wanted, fit_pairs: bool) -> Vec<String> {
     let mut rounded = vec![];
-    for conv in &mut graph.convs {
+    let mut integer = vec![false; graph.convs.len()];
+    for (i, node) in graph.nodes.iter().enumerate() {
+        if let Op::Conv { conv, .. } = node.op {
+            integer[conv] |= wanted.any(i);
+        }
+    }
+    for (conv, _) in graph.convs.iter_mut().zip(integer).filter(|(_, integer)| *integer) {
         let per_channel = conv.per_channel();
+        let places = (conv.dims[2] * conv.dims[3]) as usize;
         let Weight::Float(values) = &conv.weight else { continue };
         let (mut codes, mut scale) = (vec![], vec![]);
         for channel in values.chunks(per_channel) {
-            let most = channel.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            let mut most = channel.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            if fit_pairs {
+                most = most.max(largest_pair(channel, places));
+            }
             let step = if most > 0.0 { most / 127.0 } else { 1.0 };
             let code = |v: &f32| (v / step).round_ties_even().clamp(-127.0, 127.0) as i32;
             codes.extend(channel.iter().map(code));
@@ -218,6 +297,15 @@ pub fn round_weights(graph: &mut Graph) -> Vec<String> {
         rounded.push(conv.name.clone());
     }
     rounded
+}
+
+/// The largest magnitude of the sum of two neighbouring weights of one sign, in the order of the kernels: place by place,
+/// all input channels.
+fn largest_pair(channel: &[f32], places: usize) -> f32 {
+    let num_in = channel.len() / places;
+    let at = |k: usize| channel[(k % num_in) * places + k / num_in];
+    let sum = |(a, b): (f32, f32)| (a.max(0.0) + b.max(0.0)).max(-(a.min(0.0) + b.min(0.0)));
+    (1..channel.len()).map(|k| sum((at(k - 1), at(k)))).fold(0.0, f32::max)
 }
 
 /// The bias of a convolution of integers, as integers and their scale (that of input and weight together): of one
@@ -230,14 +318,13 @@ pub fn integer_bias(
     conv: usize,
 ) -> Option<(Vec<i32>, Vec<f32>)> {
     let (input, _) = plan.input_of(node, x).zip(plan.values[node])?;
-    let conv = &graph.convs[conv];
-    let Weight::Codes(codes) = &conv.weight else { return None };
+    let Weight::Codes(codes) = &graph.convs[conv].weight else { return None };
     let scales: Vec<f32> = codes.scale.iter().map(|s| s * input.scale).collect();
     let scale_of = |channel: usize| scales[if scales.len() == 1 { 0 } else { channel }];
     let integer = |(channel, bias): (usize, &f32)| {
         (f64::from(*bias) / f64::from(scale_of(channel))).round_ties_even() as i32
     };
-    Some((conv.bias.iter().enumerate().map(integer).collect(), scales))
+    Some((plan.bias(graph, node, conv).iter().enumerate().map(integer).collect(), scales))
 }
 
 /// Makes the integer biases of a plan fit 32 bits: a bias has the scale of input and weight together, so a channel
@@ -246,23 +333,27 @@ pub fn fit_biases(graph: &mut Graph, plan: &Plan) {
     for (i, node) in graph.nodes.iter().enumerate() {
         let Op::Conv { x, conv } = node.op else { continue };
         if let Some(input) = plan.input_of(i, x) {
-            fit_bias(&mut graph.convs[conv], input.scale);
+            // The zero point of a channel goes into the bias.
+            let shift = |c: &QParams| c.zero_point as f32 * c.scale;
+            let shifts = plan.channels[i].as_ref().map(|all| all.iter().map(shift).collect());
+            fit_bias(&mut graph.convs[conv], input.scale, shifts);
         }
     }
 }
 
-fn fit_bias(conv: &mut Conv, input_scale: f32) {
+fn fit_bias(conv: &mut Conv, input_scale: f32, shifts: Option<Vec<f32>>) {
     let per_channel = conv.per_channel();
     let Weight::Codes(weight) = &mut conv.weight else { return };
-    let limit = |bias: f32| f64::from(bias).abs() / (MAX_BIAS_CODE * f64::from(input_scale));
-    let scales: Vec<f32> = (0..conv.bias.len()).map(|c| weight.scale_of(c)).collect();
-    let fits = |(bias, scale): (&f32, &f32)| f64::from(scale.abs()) >= limit(*bias);
-    if conv.bias.iter().zip(&scales).all(fits) {
+    let limit = |c: usize| {
+        let largest = conv.bias[c].abs() + shifts.as_ref().map_or(0.0, |shifts| shifts[c].abs());
+        f64::from(largest) / (MAX_BIAS_CODE * f64::from(input_scale))
+    };
+    let mut scales: Vec<f32> = (0..conv.bias.len()).map(|c| weight.scale_of(c)).collect();
+    if (0..scales.len()).all(|c| f64::from(scales[c].abs()) >= limit(c)) {
         return;
     }
-    let mut scales = scales;
     for (c, codes) in weight.codes.chunks_mut(per_channel).enumerate() {
-        let needed = limit(conv.bias[c]) as f32 * 1.000_001;
+        let needed = limit(c) as f32 * 1.000_001;
         if scales[c].abs() < needed {
             let ratio = f64::from(scales[c]) / f64::from(needed);
             codes.iter_mut().for_each(|v| *v = (f64::from(*v) * ratio).round() as i32);
@@ -306,6 +397,14 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_in_the_kernels_order_make_the_step_that_fits_pairs() {
+        // [channel][place]: 0.5 and 0.5 of one sign at the first place.
+        assert_eq!(largest_pair(&[0.5, 0.1, 0.5, -0.9], 2), 1.0);
+        assert_eq!(largest_pair(&[0.5, -0.6, -0.5, -0.3], 2), 1.1); // last of a place, first of the next
+        assert_eq!(largest_pair(&[-0.7], 1), 0.0);
+    }
+
+    #[test]
     fn a_bias_that_is_too_large_for_its_scale_makes_the_scale_coarser() {
         let weight =
             Weight::Codes(Codes { codes: vec![100, -100, 100, -100], scale: vec![1e-12, 0.1] });
@@ -317,7 +416,7 @@ mod tests {
             bias: vec![0.5, 0.5],
             trained_bits: 8,
         };
-        fit_bias(&mut conv, 0.02);
+        fit_bias(&mut conv, 0.02, None);
         let Weight::Codes(codes) = &conv.weight else { panic!() };
         assert_eq!(codes.codes, [0, 0, 100, -100]);
         assert_eq!(codes.scale[1], 0.1);

@@ -47,6 +47,45 @@ impl<'a> Reference<'a> {
         plan: Option<&Plan>,
         mut see: impl FnMut(NodeId, &Tensor),
     ) -> Result<Outputs> {
+        self.run_along(images, plan, |node, value| {
+            see(node, value);
+            None
+        })
+    }
+
+    /// As [`Reference::run`]; where `along` gives a value, the nodes that read this one compute with that instead.
+    ///
+    /// # Errors
+    /// As [`Reference::run`].
+    pub fn run_along(
+        &self,
+        images: &Tensor,
+        plan: Option<&Plan>,
+        along: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
+    ) -> Result<Outputs> {
+        self.run_with(images, plan, along, |_, _| None)
+    }
+
+    /// As [`Reference::run`]; what `correct` gives takes the place of a value before it is rounded.
+    ///
+    /// # Errors
+    /// As [`Reference::run`].
+    pub fn run_corrected(
+        &self,
+        images: &Tensor,
+        plan: &Plan,
+        correct: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
+    ) -> Result<Outputs> {
+        self.run_with(images, Some(plan), |_, _| None, correct)
+    }
+
+    fn run_with(
+        &self,
+        images: &Tensor,
+        plan: Option<&Plan>,
+        mut along: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
+        mut correct: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
+    ) -> Result<Outputs> {
         let nodes = &self.graph.nodes;
         ensure!(
             images.size().get(1..) == Some(&nodes[0].shape[..]),
@@ -58,11 +97,16 @@ impl<'a> Reference<'a> {
         let mut waiting = self.num_readers.clone();
         tch::no_grad(|| {
             for (i, node) in nodes.iter().enumerate() {
-                let value = self.value(i, images, plan, &values);
-                see(i, &value);
-                let rounding = plan.and_then(|plan| plan.values[i]);
-                values[i] =
-                    Some(rounding.map_or_else(|| value.shallow_clone(), |p| round(&value, &p)));
+                let mut value = self.value(i, images, plan, &values);
+                if let Some(corrected) = correct(i, &value) {
+                    value = corrected;
+                }
+                let rounding = plan.and_then(|plan| Rounding::of(plan, i));
+                values[i] = Some(match (along(i, &value), rounding) {
+                    (Some(other), _) => other,
+                    (None, Some(rounding)) => rounding.values(&rounding.integers(&value)),
+                    (None, None) => value,
+                });
                 for x in node.op.inputs() {
                     waiting[x] -= 1;
                     if waiting[x] == 0 {
@@ -91,11 +135,11 @@ impl<'a> Reference<'a> {
         match self.graph.nodes[node].op {
             Op::Input => images.shallow_clone(),
             Op::Conv { x, conv } => {
-                let rounded = plan.and_then(|plan| rounded_bias(self.graph, plan, node, x, conv));
+                let own = plan.and_then(|plan| own_bias(self.graph, plan, node, x, conv));
                 let again = plan.and_then(|plan| plan.inputs[node]);
                 let x = again.map_or_else(|| of(x).shallow_clone(), |p| round(of(x), &p));
                 let (weight, bias) = &self.weights[conv];
-                let bias = rounded.as_ref().unwrap_or(bias);
+                let bias = own.as_ref().unwrap_or(bias);
                 let conv = &self.graph.convs[conv];
                 let (stride, pad) = ([conv.stride; 2], [conv.dims[2] / 2; 2]);
                 x.conv2d(weight, Some(bias), stride, pad, [1, 1], 1)
@@ -114,26 +158,58 @@ impl<'a> Reference<'a> {
     }
 }
 
-/// The bias that a convolution of integers computes with.
-fn rounded_bias(
-    graph: &Graph,
-    plan: &Plan,
-    node: NodeId,
-    x: NodeId,
-    conv: usize,
-) -> Option<Tensor> {
-    let (integers, scales) = integer_bias(graph, plan, node, x, conv)?;
+/// The bias of a convolution in a plan, if it is not the layer's: rounded for one of integers.
+fn own_bias(graph: &Graph, plan: &Plan, node: NodeId, x: NodeId, conv: usize) -> Option<Tensor> {
+    let Some((integers, scales)) = integer_bias(graph, plan, node, x, conv) else {
+        return plan.biases[node].as_ref().map(|bias| Tensor::from_slice(bias));
+    };
     let scale_of = |channel: usize| scales[if scales.len() == 1 { 0 } else { channel }];
     let value = |(channel, v): (usize, &i32)| *v as f32 * scale_of(channel);
     Some(Tensor::from_slice(&integers.iter().enumerate().map(value).collect::<Vec<f32>>()))
 }
 
+/// How a node's value is rounded: by one step, or by one a channel.
+pub(super) struct Rounding {
+    /// `[]` or `[1, c, 1, 1]`.
+    scale: Tensor,
+    zero: Tensor,
+    range: (i32, i32),
+}
+
+impl Rounding {
+    /// Of a node; none where its value stays float.
+    pub fn of(plan: &Plan, node: NodeId) -> Option<Self> {
+        let params = plan.values[node]?;
+        let all = plan.channels[node].as_deref();
+        let tensor = |of: fn(&QParams) -> f32| match all {
+            Some(all) => {
+                Tensor::from_slice(&all.iter().map(of).collect::<Vec<f32>>()).view([1, -1, 1, 1])
+            }
+            None => Tensor::from(of(&params)),
+        };
+        let (scale, zero) = (tensor(|p| p.scale), tensor(|p| p.zero_point as f32));
+        Some(Self { scale, zero, range: params.range() })
+    }
+
+    /// The integers, as floats, halves to even.
+    pub fn integers(&self, x: &Tensor) -> Tensor {
+        let (low, high) = self.range;
+        ((x / &self.scale).round() + &self.zero).clamp(f64::from(low), f64::from(high))
+    }
+
+    /// What integers, as floats, stand for.
+    pub fn values(&self, integers: &Tensor) -> Tensor {
+        (integers - &self.zero) * &self.scale
+    }
+}
+
 /// Rounds to the integers of `params` and back, halves to even.
-pub(super) fn round(x: &Tensor, params: &QParams) -> Tensor {
+fn round(x: &Tensor, params: &QParams) -> Tensor {
     let (low, high) = params.range();
-    let (scale, zero) = (f64::from(params.scale), f64::from(params.zero_point));
-    let integers = (x / scale).round() + zero;
-    ((integers.clamp(f64::from(low), f64::from(high)) - zero) * scale).to_kind(Kind::Float)
+    let zero = f64::from(params.zero_point);
+    let integers = (x / f64::from(params.scale)).round() + zero;
+    let integers = integers.clamp(f64::from(low), f64::from(high));
+    ((integers - zero) * f64::from(params.scale)).to_kind(Kind::Float)
 }
 
 #[cfg(test)]
@@ -180,16 +256,19 @@ mod tests {
         let images = images(2, 64, 64);
         let error = |bits: u32| {
             let mut graph = graph_of(&net, &[], (64, 64)).unwrap();
-            let wanted = plan::calibrated_nodes(&graph);
-            let mut found = vec![None; graph.nodes.len()];
+            let wanted = plan::wanted(&graph, false);
+            let mut found = plan::Found {
+                values: vec![None; graph.nodes.len()],
+                channels: vec![None; graph.nodes.len()],
+            };
             let see = |node: NodeId, x: &Tensor| {
                 let (low, high) = (x.min().double_value(&[]), x.max().double_value(&[]));
-                found[node] =
-                    wanted[node].then(|| QParams::over(low as f32, high as f32, bits, false));
+                found.values[node] = wanted.values[node]
+                    .then(|| QParams::over(low as f32, high as f32, bits, false));
             };
             let float = Reference::new(&graph).run(&images, None, see).unwrap();
-            plan::round_weights(&mut graph);
-            let plan = plan::calibrated(&graph, &Default::default(), &found);
+            plan::round_weights(&mut graph, &wanted, false);
+            let plan = plan::calibrated(&graph, &Default::default(), found);
             plan::fit_biases(&mut graph, &plan);
             let rounded = Reference::new(&graph).run(&images, Some(&plan), |_, _| {}).unwrap();
             let pairs = rounded.reg.iter().zip(&float.reg);

@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 use super::emit::INT4_OPSET;
 use super::file::{FileHead, read_head};
 use super::kernels::{sums_saturate, use_unsigned_weights, widen_weights};
-use super::proto::Model;
+use super::proto::{Model, ValueInfo};
 use crate::model::Outputs;
 
 /// The environment variable that names the library.
@@ -34,6 +34,8 @@ pub struct SessionOptions {
     pub profile: Option<PathBuf>,
     /// Weights as [`use_unsigned_weights`] makes them; none: where this CPU needs it.
     pub exact_sums: Option<bool>,
+    /// Values inside the graph that [`OnnxSession::values`] is to give.
+    pub values: Vec<String>,
 }
 
 /// An ONNX file of a pose network, ready to run on the CPU.
@@ -73,8 +75,9 @@ impl OnnxSession {
             if let Some(profile) = &options.profile {
                 builder = builder.with_profiling(profile).map_err(plain)?;
             }
-            if head.quantized_activations && (exact_sums || head.opset >= INT4_OPSET) {
-                let bytes = with_changed_weights(path, exact_sums)?;
+            let changed = head.quantized_activations && (exact_sums || head.opset >= INT4_OPSET);
+            if changed || !options.values.is_empty() {
+                let bytes = changed_model(path, exact_sums, &options.values)?;
                 return builder.commit_from_memory(&bytes).map_err(plain);
             }
             builder.commit_from_file(path).map_err(plain)
@@ -99,6 +102,20 @@ impl OnnxSession {
     /// # Errors
     /// If the images have not the file's size, or ONNX Runtime fails.
     pub fn run(&self, images: &Tensor) -> Result<Outputs> {
+        let levels = &self.head.levels;
+        let names: Vec<&str> = levels.iter().flatten().map(String::as_str).collect();
+        let (mut cls, mut reg) = (vec![], vec![]);
+        for (i, value) in self.values(images, &names)?.into_iter().enumerate() {
+            if i % 2 == 0 { &mut cls } else { &mut reg }.push(value);
+        }
+        Ok(Outputs { cls, reg })
+    }
+
+    /// Outputs and [`SessionOptions::values`] by name, for images as for [`OnnxSession::run`]; integers as such.
+    ///
+    /// # Errors
+    /// As [`OnnxSession::run`], and if there is no such value.
+    pub fn values(&self, images: &Tensor, names: &[&str]) -> Result<Vec<Tensor>> {
         let (height, width) = self.head.size;
         let shape = images.size();
         ensure!(
@@ -107,58 +124,49 @@ impl OnnxSession {
             self.at
         );
         let images = images.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
-        let Some(batch) = self.head.batch.map(|n| n as i64) else { return self.run_batch(&images) };
+        let Some(batch) = self.head.batch.map(|n| n as i64) else {
+            return self.run_batch(&images, names);
+        };
         let mut parts = vec![];
         let mut first = 0;
         while first < shape[0] {
             let n = batch.min(shape[0] - first);
             let mut part = images.narrow(0, first, n);
             if n < batch {
-                part = Tensor::cat(
-                    &[
-                        part,
-                        images.new_zeros(
-                            [batch - n, 3, shape[2], shape[3]],
-                            (Kind::Float, Device::Cpu),
-                        ),
-                    ],
-                    0,
-                );
+                let options = (Kind::Float, Device::Cpu);
+                let rest = images.new_zeros([batch - n, 3, shape[2], shape[3]], options);
+                part = Tensor::cat(&[part, rest], 0);
             }
-            let outputs = self.run_batch(&part.contiguous())?;
-            let kept = |all: Vec<Tensor>| all.into_iter().map(|t| t.narrow(0, 0, n)).collect();
-            parts.push(Outputs { cls: kept(outputs.cls), reg: kept(outputs.reg) });
+            let values = self.run_batch(&part.contiguous(), names)?;
+            parts.push(values.into_iter().map(|t| t.narrow(0, 0, n)).collect::<Vec<_>>());
             first += n;
         }
-        let join = |of: fn(&Outputs) -> &Vec<Tensor>, level: usize| {
-            Tensor::cat(&parts.iter().map(|p| &of(p)[level]).collect::<Vec<_>>(), 0)
-        };
-        let levels = 0..self.head.levels.len();
-        Ok(Outputs {
-            cls: levels.clone().map(|level| join(|p| &p.cls, level)).collect(),
-            reg: levels.map(|level| join(|p| &p.reg, level)).collect(),
-        })
+        let join =
+            |i: usize| Tensor::cat(&parts.iter().map(|part| &part[i]).collect::<Vec<_>>(), 0);
+        Ok((0..names.len()).map(join).collect())
     }
 
-    fn run_batch(&self, images: &Tensor) -> Result<Outputs> {
-        let values = Vec::<f32>::try_from(images.view([-1]))?;
+    fn run_batch(&self, images: &Tensor, names: &[&str]) -> Result<Vec<Tensor>> {
+        let pixels = Vec::<f32>::try_from(images.view([-1]))?;
         let input =
-            TensorRef::from_array_view((images.size(), values.as_slice())).map_err(plain)?;
+            TensorRef::from_array_view((images.size(), pixels.as_slice())).map_err(plain)?;
         let mut session = self.session.borrow_mut();
         let outputs = session
             .run(ort::inputs![self.head.input.as_str() => input])
             .map_err(|e| anyhow!("{}: ONNX Runtime: {}", self.at, first_line(&e.to_string())))?;
-        let tensor = |name: &String| -> Result<Tensor> {
-            let value =
-                outputs.get(name).with_context(|| format!("{}: no output {name}", self.at))?;
+        let value = |name: &&str| -> Result<Tensor> {
+            let value = outputs.get(name);
+            let value = value.with_context(|| format!("{}: no output {name}", self.at))?;
+            if let Ok((shape, values)) = value.try_extract_tensor::<u8>() {
+                return Ok(Tensor::from_slice(values).reshape(shape.to_vec()));
+            }
+            if let Ok((shape, values)) = value.try_extract_tensor::<i8>() {
+                return Ok(Tensor::from_slice(values).reshape(shape.to_vec()));
+            }
             let (shape, values) = value.try_extract_tensor::<f32>().map_err(plain)?;
             Ok(Tensor::from_slice(values).reshape(shape.to_vec()))
         };
-        let levels = &self.head.levels;
-        Ok(Outputs {
-            cls: levels.iter().map(|[cls, _]| tensor(cls)).collect::<Result<_>>()?,
-            reg: levels.iter().map(|[_, reg]| tensor(reg)).collect::<Result<_>>()?,
-        })
+        names.iter().map(value).collect()
     }
 
     /// Ends the profile and returns its file; only for sessions opened with one.
@@ -170,14 +178,17 @@ impl OnnxSession {
     }
 }
 
-/// The file with weights for the kernels of this CPU.
-fn with_changed_weights(path: &Path, exact_sums: bool) -> Result<Vec<u8>> {
+/// The file with weights for the kernels of this CPU, and with further outputs.
+fn changed_model(path: &Path, exact_sums: bool, values: &[String]) -> Result<Vec<u8>> {
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     let mut model = Model::decode(bytes.as_slice())?;
     if let Some(graph) = &mut model.graph {
         let widened = widen_weights(graph);
         let unsigned = if exact_sums { use_unsigned_weights(graph) } else { 0 };
         tracing::debug!(widened, unsigned, "weights changed for the kernels of this CPU");
+        // A name alone: ONNX Runtime infers the type.
+        let output = |name: &String| ValueInfo { name: name.clone(), ..ValueInfo::default() };
+        graph.output.extend(values.iter().map(output));
     }
     Ok(model.encode_to_vec())
 }
@@ -205,6 +216,22 @@ pub fn environment() -> Result<&'static Environment> {
     environment.set_log_level(LogLevel::Fatal);
     tracing::debug!(library = %library.display(), "ONNX Runtime");
     Ok(LOADED.get_or_init(|| environment))
+}
+
+/// Which ONNX Runtime the process has: its version, or what it says of itself.
+///
+/// # Errors
+/// As [`environment`].
+pub fn version() -> Result<String> {
+    environment()?;
+    Ok(version_in(ort::info()))
+}
+
+/// `ORT Build Info: git-branch=rel-1.23.0, git-commit-id=..., build type=Release, ...`: the branch is the version.
+fn version_in(info: &str) -> String {
+    let branch = info.split(['=', ',']).map(str::trim).find_map(|part| part.strip_prefix("rel-"));
+    let whole = info.trim_start_matches("ORT Build Info:").split(", build type").next();
+    branch.or(whole).unwrap_or(info).trim().to_owned()
 }
 
 /// The library: `ORT_DYLIB_PATH`, else the one beside the program, else the system's.
@@ -240,4 +267,18 @@ fn plain<R>(error: ort::Error<R>) -> anyhow::Error {
 
 fn first_line(text: &str) -> String {
     text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_taken_from_the_name_of_the_release() {
+        let info = "ORT Build Info: git-branch=rel-1.23.0, git-commit-id=26250ae, build type=Release, cmake";
+        assert_eq!(version_in(info), "1.23.0");
+        let own = "ORT Build Info: git-branch=HEAD, git-commit-id=26250ae, build type=Release";
+        assert_eq!(version_in(own), "git-branch=HEAD, git-commit-id=26250ae");
+        assert_eq!(version_in("else"), "else");
+    }
 }

@@ -342,3 +342,41 @@ fn telemetry_comes_with_every_epoch_that_quantizes() {
     let head = &recorder.telemetry[3].module;
     assert!(head.layers.iter().all(|l| l.name.starts_with("head.")) && head.module == "head");
 }
+
+#[test]
+fn a_rehearsed_update_is_that_of_a_run() {
+    let mut config = three_stages();
+    config.stages.remove(0);
+    config.stages.truncate(1);
+    config.stages[0].lr.decay = Decay::Constant; // a rehearsal does not know how long a run is
+    let folder = tempfile::tempdir().unwrap();
+    config.max_steps = Some(1);
+    let mut real = trainer(&config, &folder.path().join("real"));
+    run(&mut real, &mut Recorder::default()).unwrap();
+    let rehearsed = trainer(&config, &folder.path().join("rehearsed"));
+    let mut rehearsal = Rehearsal::new(rehearsed, toy_batch(0, 0, 2), 0).unwrap();
+    assert_eq!(weight_bits(rehearsal.trainer(), ""), weight_bits(&real, ""));
+    assert_eq!(rehearsal.share_frozen(), real.share_frozen());
+    rehearsal.update().unwrap();
+    assert_ne!(weight_bits(rehearsal.trainer(), ""), weight_bits(&real, ""));
+    // nothing is written, and there is no epoch after the last
+    assert_eq!(std::fs::read_dir(folder.path().join("rehearsed")).unwrap().count(), 0);
+    let late = trainer(&config, &folder.path().join("late"));
+    let error = Rehearsal::new(late, toy_batch(0, 0, 2), 3).err().unwrap().to_string();
+    assert!(error.contains("epoch 3 of a stage that has 3"), "{error}");
+}
+
+#[test]
+fn a_rehearsal_has_all_modules_quantized_as_their_stages_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = trainer(&three_stages(), folder.path());
+    let mut rehearsal = Rehearsal::new(made, toy_batch(0, 0, 2), 0).unwrap();
+    for _ in 0..2 {
+        rehearsal.update().unwrap();
+    }
+    let sites = rehearsal.sites();
+    assert!(sites.iter().all(|site| site.share_frozen == 1.0));
+    let of_fpn: Vec<_> = sites.iter().filter(|site| site.name.starts_with("fpn")).collect();
+    assert!(of_fpn.iter().all(|site| site.activations.as_ref().unwrap().quantizing));
+    assert!(sites.iter().any(|site| site.name.starts_with("head")) && !of_fpn.is_empty());
+}

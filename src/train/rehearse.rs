@@ -1,0 +1,102 @@
+//! Updates without a run around them: what they cost can be measured, and nothing is written.
+
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, ensure};
+
+use super::prefetch::Prepared;
+use super::{BatchRequest, BatchSource, Batches, Hooks, Position, Trainer};
+use crate::data::Batch;
+use crate::quant::SiteReport;
+
+/// A trainer in the middle of its last stage, doing its updates with the same batch again and again.
+///
+/// Updates are those of a run ([`Trainer::run`]): forward, losses, backward, quantizers, clipping, optimizer, moving
+/// average. Loading and target assignment, which a run does on other threads, were done once.
+pub struct Rehearsal {
+    trainer: Trainer,
+    prepared: Prepared,
+}
+
+/// Hands out nothing.
+struct NoBatches;
+
+impl BatchSource for NoBatches {
+    fn num_batches(&self, _batch_size: Option<usize>) -> usize {
+        1
+    }
+
+    fn open(&mut self, _request: BatchRequest) -> Result<Batches> {
+        Ok(Box::new(std::iter::empty()))
+    }
+}
+
+impl Rehearsal {
+    /// Takes a trainer at its beginning to `epoch` of its last stage, with one update in each stage: earlier stages are
+    /// taken to their last epoch, and the ranges of inputs are those of the batch.
+    ///
+    /// # Errors
+    /// If the stage has no such epoch, the batch does not fit the network, or an update fails.
+    pub fn new(mut trainer: Trainer, batch: Batch, epoch: u32) -> Result<Self> {
+        ensure!(
+            *trainer.position() == Position::default(),
+            "a run that has begun cannot be rehearsed"
+        );
+        let prepared = trainer.assigner.prepare(batch, 0)?;
+        let epochs: Vec<u32> = trainer.config.stages.iter().map(|stage| stage.epochs).collect();
+        for (stage, &num_epochs) in epochs.iter().enumerate() {
+            let last = stage + 1 == epochs.len();
+            let epoch = if last { epoch } else { num_epochs.saturating_sub(1) };
+            ensure!(epoch < num_epochs, "epoch {epoch} of a stage that has {num_epochs}");
+            trainer.rehearse_stage(stage, epoch, &prepared)?;
+        }
+        Ok(Self { trainer, prepared })
+    }
+
+    /// Does an update.
+    ///
+    /// # Errors
+    /// As an update of a run: if a loss or the gradient is not finite.
+    pub fn update(&mut self) -> Result<()> {
+        self.trainer.update(&self.prepared, 1).map(|_| ())
+    }
+
+    /// The layers that carry quantizers, of all stages.
+    pub fn sites(&self) -> Vec<SiteReport> {
+        self.trainer.sites()
+    }
+
+    /// Share of the weights of the stage's module that are frozen; `None` if they stay float.
+    pub fn share_frozen(&self) -> Option<f64> {
+        self.trainer.share_frozen()
+    }
+
+    /// The run it is of.
+    #[cfg(test)]
+    pub(super) fn trainer(&self) -> &Trainer {
+        &self.trainer
+    }
+}
+
+impl Trainer {
+    /// Begins a stage, does an update in its `epoch`, and ends the recording of inputs.
+    fn rehearse_stage(&mut self, stage: usize, epoch: u32, prepared: &Prepared) -> Result<()> {
+        self.position = Position { stage, ..Position::default() };
+        let stop = AtomicBool::new(false);
+        let mut hooks = Hooks {
+            source: &mut NoBatches,
+            validate: &mut |_, _| Ok(None),
+            observer: &mut (),
+            stop: &stop,
+        };
+        self.begin_stage(&mut hooks)?;
+        self.position.epoch = epoch;
+        self.start_epoch()?;
+        self.update(prepared, 1)?;
+        let label = self.stage().label();
+        if let Some(quantizer) = self.current_quantizer() {
+            quantizer.end_epoch(epoch).with_context(|| format!("rehearsing stage {label}"))?;
+        }
+        Ok(())
+    }
+}
