@@ -250,8 +250,9 @@ pub(super) struct PackedContents {
 /// Describes a packed file by its header.
 ///
 /// # Errors
-/// If the header is damaged.
+/// If the file is damaged.
 pub(super) fn describe(path: &Path) -> Result<PackedContents> {
+    packed::verify(path)?;
     let head = packed::read_head(path)?;
     let at = || format!("reading packed file {}", path.display());
     let meta = checkpoint_of(&head.meta).with_context(at)?;

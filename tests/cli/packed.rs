@@ -126,6 +126,7 @@ fn refusals(trained: &Trained, packed: &str, bytes: &[u8]) {
         (&flipped[..], "CRC-32C"),
     ] {
         fs::write(&damaged, content).unwrap();
+        run(&["inspect", &damaged]).code(1).says(&["damaged.mqat", word]);
         let args = ["test", "--device", "cpu", "--checkpoint", &damaged];
         let ran = run(&[&args[..], &["--data", dataset().to_str().unwrap()]].concat()).code(1);
         let ran = ran.says(&[word, "damaged.mqat"]);

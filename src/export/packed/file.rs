@@ -105,6 +105,30 @@ pub fn read_head(path: &Path) -> Result<PackedHead> {
     head().with_context(|| format!("reading the header of packed file {}", path.display()))
 }
 
+/// Reads a packed file once and compares its checksums, in little memory.
+///
+/// # Errors
+/// As [`read_head`], and if the numbers are damaged.
+pub fn verify(path: &Path) -> Result<()> {
+    let whole = || -> Result<()> {
+        let opened = open(path)?;
+        let mut chunk = vec![0; 1 << 20];
+        let (mut crc, mut num_bytes) = (0, 0u64);
+        let mut data = (&opened.file).take(opened.header.data_bytes);
+        loop {
+            let read = data.read(&mut chunk)?;
+            if read == 0 {
+                break;
+            }
+            crc = crc32c::crc32c_append(crc, &chunk[..read]);
+            num_bytes += read as u64;
+        }
+        ensure!(num_bytes == opened.header.data_bytes, "the file became shorter while it was read");
+        same_crc("data", crc, opened.data_crc)
+    };
+    whole().with_context(|| format!("reading packed file {}", path.display()))
+}
+
 /// A file whose header was read, and which stands at its first byte of data.
 struct Opened {
     file: File,
@@ -157,7 +181,10 @@ fn open(path: &Path) -> Result<Opened> {
 }
 
 fn check_crc(what: &str, bytes: &[u8], expected: u32) -> Result<()> {
-    let crc = crc32c::crc32c(bytes);
+    same_crc(what, crc32c::crc32c(bytes), expected)
+}
+
+fn same_crc(what: &str, crc: u32, expected: u32) -> Result<()> {
     ensure!(
         crc == expected,
         "the CRC-32C of the {what} is {crc:08x}, expected {expected:08x}: the file is damaged"

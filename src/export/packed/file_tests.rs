@@ -79,6 +79,7 @@ fn a_file_comes_back_and_is_written_alike_each_time() {
     let bytes = folder.bytes_of(&sample());
     assert_eq!(read(&folder.path()).unwrap(), sample());
     assert_eq!(folder.bytes_of(&sample()), bytes);
+    verify(&folder.path()).unwrap();
     let head = read_head(&folder.path()).unwrap();
     assert_eq!(head.meta, sample().meta);
     let data: usize = head.tensors.iter().map(|t| t.num_bytes).sum();

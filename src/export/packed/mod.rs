@@ -44,7 +44,7 @@ pub mod levels;
 mod network;
 
 pub use bits::Coding;
-pub use file::{MAGIC, read, read_head, write};
+pub use file::{MAGIC, read, read_head, verify, write};
 pub use format::{HeadCodes, HeadTensor, PackedHead};
 pub use levels::Levels;
 pub use network::{Bytes, PackOptions, Packed, Ternary, Unpacked, pack, unpack};
