@@ -69,26 +69,29 @@ mod tests {
         let calibration = Calibration { method: Method::MinMax, bits: 4, symmetric: false };
         let found = calibrate(&rounded, &none, &wanted, calibration, |each| each(&images)).unwrap();
         let mut plan = plan::calibrated(&rounded, &Default::default(), found);
-        let errors = |plan: &Plan| -> f64 {
+        // The error of a channel's mean, largest in each convolution.
+        let errors = |plan: &Plan| -> Vec<f64> {
             let mut means = vec![];
-            let mut see = |_: NodeId, x: &Tensor| means.push(channel_means(x));
-            Reference::new(&float).run(&images, None, &mut see).unwrap();
-            let mut error = 0.0;
-            Reference::new(&rounded)
-                .run(&images, Some(plan), |node, x| {
-                    if matches!(float.nodes[node].op, Op::Conv { .. }) {
-                        let shift = (channel_means(x) - &means[node]).abs().max();
-                        error = f64::max(error, shift.double_value(&[]));
-                    }
-                })
-                .unwrap();
-            error
+            let see = |_: NodeId, x: &Tensor| means.push(channel_means(x));
+            Reference::new(&float).run(&images, None, see).unwrap();
+            let mut errors = vec![];
+            let see = |node: NodeId, x: &Tensor| {
+                if matches!(float.nodes[node].op, Op::Conv { .. }) {
+                    let shift = (channel_means(x) - &means[node]).abs().max();
+                    errors.push(shift.double_value(&[]));
+                }
+            };
+            Reference::new(&rounded).run(&images, Some(plan), see).unwrap();
+            errors
         };
         let before = errors(&plan);
         correct_biases(&float, &rounded, &mut plan, &none, &images).unwrap();
         let after = errors(&plan);
-        // What is left is the rounding of the biases themselves.
-        assert!(before > 0.01 && after < 0.01 * before, "{before} {after}");
+        // The first convolution of integers is off by the rounding of its bias; behind it some values fall to the other
+        // side of a half, of which the coarsest level has only a few.
+        assert!(before[1] > 0.0 && after[1] < 0.1 * before[1], "{before:?} {after:?}");
+        let sum = |errors: &[f64]| errors.iter().sum::<f64>();
+        assert!(sum(&after) < 0.7 * sum(&before), "{before:?} {after:?}");
         assert!(
             correct_biases(
                 &Graph { nodes: vec![], ..float.clone() },

@@ -547,27 +547,64 @@ mod tests {
         assert_eq!(convs.len(), 50);
         let mut between = 0;
         for conv in convs {
-            for input in &conv.input[..2] {
-                assert_eq!(by_output[input.as_str()], "DequantizeLinear", "{}", conv.name);
-            }
             let readers: Vec<&str> = out
                 .node
                 .iter()
                 .filter(|n| n.input.contains(&conv.output[0]))
                 .map(|n| n.op_type.as_str())
                 .collect();
-            if readers == ["QuantizeLinear"] {
-                between += 1;
-                assert_eq!(by_output[conv.input[2].as_str()], "DequantizeLinear", "{}", conv.name);
-            } else {
-                let name = &conv.name;
-                assert!(name.contains("cls_logits") || name.contains("pose_pred"), "{name}");
+            let name = &conv.name;
+            if ["init_block", "cls_logits", "pose_pred"].iter().any(|float| name.contains(float)) {
+                // Floats with float weights, which nothing rounds.
+                assert!(!by_output.contains_key(conv.input[1].as_str()), "{name}");
+                assert!(!readers.contains(&"QuantizeLinear"), "{name}");
+                continue;
             }
+            assert_eq!(readers, ["QuantizeLinear"], "{name}");
+            for input in &conv.input {
+                assert_eq!(by_output[input.as_str()], "DequantizeLinear", "{name}");
+            }
+            between += 1;
         }
-        assert_eq!(between, 40);
-        // The head's weights are stored once for the five levels.
-        let head = out.initializer.iter().filter(|t| t.name == "head.pose_pred.weight_codes");
-        assert_eq!(head.count(), 1);
+        assert_eq!(between, 39);
+        // The head's weights are stored once for the five levels, their scales by level: in front of a group norm each
+        // channel has its own step.
+        let stored = |name: &str| out.initializer.iter().filter(|t| t.name == name).count();
+        assert_eq!(stored("head.pose_pred.weight"), 1);
+        assert_eq!(stored("head.cls_tower.0.weight_codes"), 1);
+        let by_name = |name: &str| out.initializer.iter().find(|t| t.name == name).unwrap();
+        assert_eq!(by_name("head.cls_tower.0.p4.weight_scale").dims, [64]);
+        assert_eq!(by_name("head.cls_tower.0.p4.scale").dims, [0; 0]);
+        assert_eq!(by_name("head.cls_tower.0.p4.scales").dims, [64]);
+    }
+
+    #[test]
+    fn a_channels_own_step_and_zero_point_are_in_weight_and_bias() {
+        let (graph, plan) = rounded();
+        let out = emit(&graph, &plan, &options(), &BTreeMap::new()).unwrap().graph.unwrap();
+        let floats = |name: &str| -> Vec<f32> {
+            let raw = &out.initializer.iter().find(|t| t.name == name).unwrap().raw_data;
+            raw.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        };
+        let integers = |name: &str| -> Vec<i32> {
+            let raw = &out.initializer.iter().find(|t| t.name == name).unwrap().raw_data;
+            raw.chunks(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+        };
+        let at = "head.cls_tower.0.p4";
+        let (own, zeros) = (floats(&format!("{at}.scales")), {
+            let raw = &out.initializer.iter().find(|t| t.name == format!("{at}.zeros")).unwrap();
+            raw.raw_data.clone()
+        });
+        let common = floats(&format!("{at}.scale"))[0];
+        let bias = integers(&format!("{at}.bias_codes"));
+        let unit = floats(&format!("{at}.bias_scale"));
+        let conv = graph.convs.iter().find(|c| c.name == "head.cls_tower.0").unwrap();
+        for c in 0..own.len() {
+            // An input of zeros: the kernel's integer is the bias over the common step, the reader's value the layer's bias.
+            let kernel = bias[c] as f32 * unit[c] / common;
+            let value = (kernel - f32::from(zeros[c])) * own[c];
+            assert!((value - conv.bias[c]).abs() < 1e-3 * own[c], "{c}: {value} {}", conv.bias[c]);
+        }
     }
 
     #[test]
