@@ -384,7 +384,7 @@ mod tests {
             (format!("\u{feff}{{\"cam_K\": {k}, \"depth_scale\": 1.0}}"), plain.clone()),
             ("{\"K\": [[530, 0, 320], [0, 531, 240], [0, 0, 1]]}".to_owned(), plain.clone()),
             (format!("K: {k}\nwidth: 640\nheight: 480\n"), sized.clone()),
-            (format!("fx: 530\nfy: 531.0\ncx: 3.2e2\ncy: 240.\n"), plain.clone()),
+            ("fx: 530\nfy: 531.0\ncx: 3.2e2\ncy: 240.\n".to_owned(), plain.clone()),
             (
                 format!(
                     "height: 480\nwidth: 640\ndistortion_model: ''\nd: []\nk: {k}\nbinning_x: 0\nroi: {{x_offset: 0}}"
