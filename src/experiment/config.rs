@@ -276,9 +276,7 @@ impl Select {
             }
             document = translated.document;
         }
-        for assignment in &self.set {
-            keys::set(&mut document, assignment)?;
-        }
+        self.assign(&mut document)?;
         if let Some(seed) = self.seed {
             keys::merge(&mut document, json!({ "experiment": { "seed": seed } }));
         }
@@ -290,6 +288,19 @@ impl Select {
             config.experiment.url = url.display().to_string();
         }
         Ok(config)
+    }
+
+    /// Changes a config that a file or an experiment carries, and checks it; `at` names it in messages.
+    ///
+    /// # Errors
+    /// If an assignment names no key, or values are outside their range.
+    pub(super) fn apply(&self, mut document: Value, at: &str) -> Result<Config> {
+        self.assign(&mut document)?;
+        parse(document, at)
+    }
+
+    fn assign(&self, document: &mut Value) -> Result<()> {
+        self.set.iter().try_for_each(|assignment| keys::set(document, assignment))
     }
 
     /// The document, what to call it in messages, and the folder its paths start at.

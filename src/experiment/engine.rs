@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Tensor;
 
-use super::{config, weights};
+use super::config::{self, Config, Select};
+use super::home::Home;
+use super::weights;
 use crate::eval::Engine;
 use crate::export::onnx::{
     FileHead, META_KEY, OnnxSession, SessionOptions, looks_like_onnx, read_head,
@@ -85,6 +87,25 @@ pub(super) fn stored_config(choice: EngineChoice, file: &Path) -> Result<Option<
         true => Some(OnnxMeta::of_file(file)?.config),
         false => weights::meta_of(file)?.map(|meta| meta.config),
     })
+}
+
+/// The config to run a file with: one named by the user, else the one that the file carries, else the default.
+///
+/// # Errors
+/// If the file cannot be read or is not for the engine that was asked for, or the config cannot be used.
+pub(super) fn config_of(
+    choice: EngineChoice,
+    file: &Path,
+    select: &Select,
+    home: &Home,
+) -> Result<Config> {
+    // Asked for also where its config is not: whether the engine fits the file.
+    choice.is_ort(file)?;
+    let named = select.config.is_some() || select.topology.is_some();
+    match if named { None } else { stored_config(choice, file)? } {
+        Some(document) => select.apply(document, &format!("the config in {}", file.display())),
+        None => select.resolve(home),
+    }
 }
 
 /// What an ONNX file of this program carries beside its graph, as JSON.

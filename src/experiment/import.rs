@@ -4,12 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use serde_json::Value;
 use tch::Device;
 
-use super::config::{self, Config, Select};
+use super::config::{Config, Select};
 use super::home::Home;
-use super::keys;
 use super::open::network_to_load;
 use super::test::module_names;
 use super::weights::{self, FileKind, LoadReport, Strictness};
@@ -86,11 +84,7 @@ pub(super) fn config_of_file(file: &Path, select: &Select) -> Result<Config> {
     let named = select.config.is_some() || select.topology.is_some();
     let meta = if named { None } else { weights::meta_of(file)? };
     let Some(meta) = meta else { return select.resolve(&Home::find(None, None)?) };
-    let mut document: Value = meta.config;
-    for assignment in &select.set {
-        keys::set(&mut document, assignment)?;
-    }
-    config::parse(document, &format!("the config in {}", file.display()))
+    select.apply(meta.config, &format!("the config in {}", file.display()))
 }
 
 impl ImportReport {

@@ -129,6 +129,8 @@ pub(super) fn network_to_load(
 
 /// A file in what runs it.
 pub(super) struct Opened {
+    /// What kind of file it is.
+    pub kind: &'static str,
     /// What the network is, for people.
     pub name: String,
     /// What computes its outputs.
@@ -148,14 +150,15 @@ pub(super) fn open_engine(
     if choice.is_ort(file)? {
         let engine = OnnxEngine::open(file, tch::get_num_threads() as usize)?;
         let name = engine.meta.name();
-        return Ok(Opened { name, engine: Box::new(engine), device: Device::Cpu });
+        let engine = Box::new(engine);
+        return Ok(Opened { kind: "ONNX", name, engine, device: Device::Cpu });
     }
     let net = network_to_load(config, device, strictness)?;
     let loaded = weights::load(file, &net, strictness)?;
     loaded.report.log();
     let averaged = if loaded.averaged { ", averaged weights" } else { "" };
     let name = run_name(&loaded.quantized, &loaded.quantizers) + averaged;
-    Ok(Opened { name, engine: Box::new(net), device })
+    Ok(Opened { kind: loaded.kind.text(), name, engine: Box::new(net), device })
 }
 
 /// How poses are inferred under a config.

@@ -9,11 +9,10 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::Device;
 
-use super::config::{self, Config};
+use super::config::Config;
 use super::engine::{EngineChoice, stored_config};
 use super::folder::{Folder, Pick};
 use super::home::Home;
-use super::keys;
 use super::open::{Opened, Request, infer_options, open_engine};
 use super::weights::Strictness;
 use crate::data::{Dataset, Split};
@@ -220,11 +219,10 @@ fn config_for(
             config.map(|config| (config, format!("the config in {}", checkpoint.display())))
         }
     };
-    let Some((mut document, at)) = stored else { return select.resolve(home) };
-    for assignment in &select.set {
-        keys::set(&mut document, assignment)?;
+    match stored {
+        Some((document, at)) => select.apply(document, &at),
+        None => select.resolve(home),
     }
-    config::parse(document, &at)
 }
 
 fn evaluate_one(

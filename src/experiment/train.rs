@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::Device;
 
-use super::config::{self, Config};
+use super::config::Config;
 use super::device::device_name;
 use super::flow::FlowSource;
 use super::folder::{Folder, Pick, Provenance, Start};
@@ -19,7 +19,7 @@ use super::home::Home;
 use super::open::{Request, infer_options, limited, new_network, num_workers, thinned};
 use super::record::{Recorder, make_plots_folder};
 use super::weights::{self, Strictness};
-use super::{flow, keys, stretch};
+use super::{flow, stretch};
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
 use crate::io;
@@ -179,11 +179,7 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
                 "{} is missing: the run was stopped before it began; start a new one without --resume",
                 path.display()
             );
-            let mut document: Value = io::read_json(&path)?;
-            for assignment in &select.set {
-                keys::set(&mut document, assignment)?;
-            }
-            let config = config::parse(document, &path.display().to_string())?;
+            let config = select.apply(io::read_json(&path)?, &path.display().to_string())?;
             if let Some(flow) = &request.flow {
                 flow.ensure_same(&config)?;
             }

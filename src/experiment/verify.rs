@@ -2,25 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use serde_json::Value;
-use tch::Device;
 
-use super::config::{self, Config, Select};
-use super::engine::{OnnxEngine, OnnxMeta, is_onnx};
+use super::config::{Config, Select};
+use super::engine::{EngineChoice, stored_config};
 use super::home::Home;
-use super::keys;
-use super::open::{Request, blank_network, infer_options, limited};
-use super::test::run_name;
-use super::weights::{self, Strictness};
+use super::open::{Request, infer_options, limited, open_engine};
+use super::weights::Strictness;
 use crate::data::{Dataset, Split};
 use crate::eval::{
-    Deviation, Engine, Evaluation, LevelDeviation, Pair, Prediction, Progress, RunInfo,
-    SYNTHETIC_FILE, evaluate, infer_pair,
+    Deviation, Evaluation, LevelDeviation, Pair, Prediction, Progress, RunInfo, SYNTHETIC_FILE,
+    evaluate, infer_pair,
 };
 use crate::pose::errors::{re_deg, te_mm};
 
@@ -195,39 +191,6 @@ impl Spread {
     }
 }
 
-/// Something that computes poses: what a file became.
-struct Artefact {
-    kind: String,
-    name: String,
-    engine: Box<dyn Engine>,
-}
-
-/// Opens a file of any kind that this program runs.
-fn open(file: &Path, config: &Config, device: Device) -> Result<Artefact> {
-    if is_onnx(file)? {
-        let engine = OnnxEngine::open(file, tch::get_num_threads() as usize)?;
-        let (kind, name) = ("ONNX".to_owned(), engine.meta.name());
-        return Ok(Artefact { kind, name, engine: Box::new(engine) });
-    }
-    let net = blank_network(config, device)?;
-    let loaded = weights::load(file, &net, Strictness::Strict)?;
-    loaded.report.log();
-    let averaged = if loaded.averaged { ", averaged weights" } else { "" };
-    Ok(Artefact {
-        kind: loaded.kind.text().to_owned(),
-        name: run_name(&loaded.quantized, &loaded.quantizers) + averaged,
-        engine: Box::new(net),
-    })
-}
-
-/// The config that a file carries, as it was stored.
-fn stored_config(file: &Path) -> Result<Option<Value>> {
-    Ok(match is_onnx(file)? {
-        true => Some(OnnxMeta::of_file(file)?.config),
-        false => weights::meta_of(file)?.map(|meta| meta.config),
-    })
-}
-
 /// Runs both artefacts over the same images and compares outputs, detections, poses and accuracy.
 ///
 /// # Errors
@@ -246,7 +209,9 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     let dataset = request.run.open_split(&home, &config, request.split)?;
     let dataset = limited(dataset, request.images);
     let [first, second] = &request.files;
-    let artefacts = [open(first, &config, device)?, open(second, other, device)?];
+    let open =
+        |file, config| open_engine(EngineChoice::Auto, file, config, device, Strictness::Strict);
+    let artefacts = [open(first, &config)?, open(second, other)?];
     let options = infer_options(&config, device, request.run.skip_bad);
     let engines = [artefacts[0].engine.as_ref(), artefacts[1].engine.as_ref()];
     let pair = infer_pair(engines, &dataset, &options, progress)?;
@@ -258,7 +223,7 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
         let evaluation = score(&config, &dataset, request.split, &pair, i)?;
         let adi_percent = evaluation.report.headline_percent;
         errors.push(evaluation.errors);
-        let (kind, name) = (artefact.kind.clone(), artefact.name.clone());
+        let (kind, name) = (artefact.kind.to_owned(), artefact.name.clone());
         reports.push(ArtefactReport { path, kind, name, bytes, adi_percent });
     }
     let artefacts: [ArtefactReport; 2] =
@@ -272,9 +237,10 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
 /// The config of each artefact: one that the user names, else its own; a file without takes the other's.
 fn configs(files: &[PathBuf; 2], select: &Select) -> Result<[Config; 2]> {
     let named = select.config.is_some() || select.topology.is_some();
+    let stored = |file| stored_config(EngineChoice::Auto, file);
     let stored = match named {
         true => [None, None],
-        false => [stored_config(&files[0])?, stored_config(&files[1])?],
+        false => [stored(&files[0])?, stored(&files[1])?],
     };
     let of = |i: usize| {
         let own = stored[i].as_ref().map(|config| (config, &files[i]));
@@ -282,11 +248,7 @@ fn configs(files: &[PathBuf; 2], select: &Select) -> Result<[Config; 2]> {
         let Some((document, file)) = own.or(others) else {
             return select.resolve(&Home::find(None, None)?);
         };
-        let mut document = document.clone();
-        for assignment in &select.set {
-            keys::set(&mut document, assignment)?;
-        }
-        config::parse(document, &format!("the config in {}", file.display()))
+        select.apply(document.clone(), &format!("the config in {}", file.display()))
     };
     Ok([of(0)?, of(1)?])
 }

@@ -13,10 +13,9 @@ use super::resize;
 use super::rounds::{Rounds, Subject, timed};
 use crate::data::InputConfig;
 use crate::eval::Engine;
-use crate::experiment::config::{self, Config, Select};
-use crate::experiment::engine::{EngineChoice, OnnxEngine, OnnxMeta};
-use crate::experiment::import::config_of_file;
-use crate::experiment::keys;
+use crate::experiment::config::{Config, Select};
+use crate::experiment::engine::{EngineChoice, OnnxEngine, config_of};
+use crate::experiment::home::Home;
 use crate::experiment::open::{blank_network, new_network};
 use crate::experiment::test::run_name;
 use crate::experiment::weights::{self, Strictness};
@@ -92,24 +91,12 @@ impl Source {
         }
         let source = |file: &PathBuf| -> Result<Self> {
             let ort = engine.is_ort(file)?;
-            let mut config = match ort {
-                true => onnx_config(file, select)?,
-                false => config_of_file(file, select)?,
-            };
+            let mut config = config_of(engine, file, select, &Home::find(None, None)?)?;
             resize(&mut config, size_px)?;
             Ok(Self { file: Some(file.clone()), ort, config, name: short_name(file, files) })
         };
         files.iter().map(source).collect()
     }
-}
-
-/// The config in an ONNX file, changed by the assignments.
-fn onnx_config(file: &Path, select: &Select) -> Result<Config> {
-    let mut document = OnnxMeta::of_file(file)?.config;
-    for assignment in &select.set {
-        keys::set(&mut document, assignment)?;
-    }
-    config::parse(document, &format!("the config in {}", file.display()))
 }
 
 /// A file's name, or its whole path where another file has the same.

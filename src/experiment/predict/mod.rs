@@ -21,11 +21,10 @@ use cameras::{Cameras, Network};
 use inputs::{Input, Inputs};
 use jobs::{Jobs, Numbering};
 
-use super::config::{self, Config};
-use super::engine::{EngineChoice, stored_config};
+use super::config::Config;
+use super::engine::{EngineChoice, config_of};
 use super::folder::Folder;
 use super::home::Home;
-use super::keys;
 use super::open::{Request, infer_options, open_engine};
 use super::weights::Strictness;
 use crate::data::{ObjectBox, object_boxes};
@@ -200,7 +199,7 @@ pub fn predict(
     let file = &request.checkpoint;
     ensure!(file.is_file(), "no checkpoint {}", file.display());
     let home = request.run.home()?;
-    let mut config = config_of(request, &home)?;
+    let mut config = config_of(request.engine, file, &request.run.select, &home)?;
     if let Some(seed) = request.run.select.seed {
         config.evaluation.seed = seed;
     }
@@ -262,23 +261,6 @@ pub fn predict(
     })?;
     io::write_json(&out.join(SUMMARY), &report)?;
     Ok(report)
-}
-
-/// The config: one named by the user, else the one that the file carries, else the default.
-fn config_of(request: &PredictRequest, home: &Home) -> Result<Config> {
-    let select = &request.run.select;
-    let named = select.config.is_some() || select.topology.is_some();
-    let stored = match named {
-        true => None,
-        false => stored_config(request.engine, &request.checkpoint)?,
-    };
-    // Asked for also where its config is not: whether the engine fits the file.
-    request.engine.is_ort(&request.checkpoint)?;
-    let Some(mut document) = stored else { return select.resolve(home) };
-    for assignment in &select.set {
-        keys::set(&mut document, assignment)?;
-    }
-    config::parse(document, &format!("the config in {}", request.checkpoint.display()))
 }
 
 /// The boxes of the network's classes: of the file that the user names, else of a dataset: that of the list, or the config's.

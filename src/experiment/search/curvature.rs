@@ -15,14 +15,14 @@ use super::setup::Setup;
 use super::trial::fnv1a;
 use crate::data::{Loader, LoaderOptions, Split};
 use crate::experiment::open::{blank_network, num_workers};
-use crate::experiment::train::load_pretrained;
+use crate::experiment::train::{load_pretrained, task_of};
 use crate::io;
 use crate::model::{Assignment, PoseNet, images_from_bytes, losses};
 use crate::quant::WeightQuantConfig;
 use crate::search::{
     Estimate, TraceOptions, TracedLayer, Traces, WidthError, sensitivity, width_errors,
 };
-use crate::train::{Assigner, Task};
+use crate::train::Assigner;
 
 /// Part of the seed of the images and the probes.
 const SEED_PART: u64 = u64::from_le_bytes(*b"curvatur");
@@ -282,14 +282,7 @@ fn batches(request: &SearchRequest, setup: &Setup, net: &PoseNet) -> Result<Vec<
     );
     let seed = config.experiment.seed ^ SEED_PART;
     let assigner = Assigner {
-        task: Task {
-            camera: config.input.camera()?,
-            models: dataset.models.clone(),
-            targets: config.training.targets.clone(),
-            loss: config.training.loss.clone(),
-            pixel_mean: config.input.pixel_mean,
-            pixel_std: config.input.pixel_std,
-        },
+        task: task_of(config, &dataset)?,
         grid: net.grid(config.input.width, config.input.height),
         seed,
     };
