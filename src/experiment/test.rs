@@ -233,7 +233,7 @@ fn evaluate_one(
     file: &Path,
     progress: &mut dyn FnMut(&str, Progress),
 ) -> Result<Run> {
-    let Opened { name, engine, device } =
+    let Opened { name, engine, device, .. } =
         open_engine(request.engine, file, config, device, Strictness::loose(request.loose))?;
     tracing::info!("evaluating {} ({name})", file.display());
     let options = infer_options(config, device, request.run.skip_bad);
