@@ -5,21 +5,21 @@
 
 mod audit;
 mod config;
-pub(crate) mod export;
-pub(crate) mod import;
-pub(crate) mod inspect;
+mod export;
+mod import;
+mod inspect;
 mod plan;
 mod predict;
 mod report;
 mod score;
-pub(crate) mod test;
-pub(crate) mod train;
+mod test;
+mod train;
 mod verify;
 
 pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
 pub use config::{config_schema, resolve_config};
 pub use export::onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target as Runtime};
-pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, export};
+pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, PackReport, export};
 pub use import::{ImportReport, import};
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
