@@ -13,7 +13,7 @@ use super::open::blank_network;
 use super::test::module_names;
 use super::weights::{self, FileKind, InqLayerReport, OtherMember, Strictness};
 use crate::io::tensors;
-use crate::model::{NetworkConfig, keys};
+use crate::model::{NetworkConfig, keys, recognise};
 use crate::quant::SiteReport;
 use crate::train::{Best, CheckpointMeta, Imported, Position};
 
@@ -272,9 +272,9 @@ fn count(report: &mut FileReport) {
         .collect();
     report.key_form = weights::key_form(report.tensors.iter().map(|t| t.name.as_str()));
     report.network =
-        weights::shape_of(&sizes, &NetworkConfig::default()).map(|params| ShapeReport {
-            topology: weights::topology_of(&params),
-            num_classes: weights::num_classes_of(&sizes),
+        recognise::shape_of(&sizes, &NetworkConfig::default()).map(|params| ShapeReport {
+            topology: recognise::topology_of(&params),
+            num_classes: recognise::num_classes_of(&sizes),
             params,
         });
 }

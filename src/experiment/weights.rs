@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use tch::Tensor;
 
-pub(super) use assign::{dtype, num_classes_of, shape_of, topology_of};
+pub(super) use assign::dtype;
 pub use grid::recognise_grid;
 pub use report::{Conversion, GridReport, InqLayerReport, LoadReport, OtherMember, Unmatched};
 pub use unwrap::assembled_weight;
