@@ -8,6 +8,31 @@ pub(crate) const NUM_STAGES: u32 = 5;
 /// The coarsest level there can be: P7.
 const COARSEST_LEVEL: u32 = 7;
 
+/// What turns images into features.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Backbone {
+    /// Darknet-53, or a narrower one by `stem_channels`, `stage_channels` and `stage_units`.
+    #[default]
+    Darknet53,
+    /// ResNet-18 with torchvision's keys.
+    Resnet18,
+    /// ResNet-34 with torchvision's keys.
+    Resnet34,
+    /// ResNet-50 with torchvision's keys.
+    Resnet50,
+}
+
+impl Backbone {
+    /// How many times wider a ResNet's blocks end than their 3x3 convolutions are.
+    pub(super) fn expansion(self) -> i64 {
+        if self == Self::Resnet50 { 4 } else { 1 }
+    }
+}
+
+/// Channels of the published ResNets' first convolution.
+const RESNET_WIDTH: i64 = 64;
+
 /// The shape of a network; the default is the published `Widedepth`.
 ///
 /// Levels are called P2..P7, level `k` has stride `2^k`. There are as many as anchor sizes, from `finest_level` on;
@@ -15,14 +40,21 @@ const COARSEST_LEVEL: u32 = 7;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkConfig {
-    /// Channels of the backbone's first convolution, 1 or more.
+    /// The backbone: `darknet53`, `resnet18`, `resnet34` or `resnet50`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub backbone: Backbone,
+    /// Channels of a ResNet's first convolution and first layer, 1 or more; 64 is the published width, and the other
+    /// layers' channels are multiples of it.
+    #[serde(skip_serializing_if = "is_published_width")]
+    pub resnet_width: i64,
+    /// Channels of Darknet's first convolution, 1 or more.
     pub stem_channels: i64,
-    /// Channels of the backbone's 5 stages, even.
+    /// Channels of Darknet's 5 stages, even.
     pub stage_channels: [i64; NUM_STAGES as usize],
-    /// Units of the 5 stages, 1 or more: a stride-2 convolution, then residual pairs.
+    /// Units of Darknet's 5 stages, 1 or more: a stride-2 convolution, then residual pairs.
     pub stage_units: [i64; NUM_STAGES as usize],
-    /// Whether the state holds the backbone's unused classifier (`backbone.output`, 1000 classes), as published
-    /// checkpoints do.
+    /// Whether the state holds the backbone's unused classifier (`backbone.output` of Darknet, `backbone.fc` of a
+    /// ResNet, 1000 classes), as published checkpoints do.
     pub with_output_layer: bool,
     /// Channels of every FPN level, 1 or more.
     pub fpn_channels: i64,
@@ -38,6 +70,14 @@ pub struct NetworkConfig {
     pub anchor_sizes: Vec<f64>,
 }
 
+fn is_default(backbone: &Backbone) -> bool {
+    *backbone == Backbone::default()
+}
+
+fn is_published_width(width: &i64) -> bool {
+    *width == RESNET_WIDTH
+}
+
 impl Default for NetworkConfig {
     fn default() -> Self {
         Self::widedepth()
@@ -48,6 +88,8 @@ impl NetworkConfig {
     /// The published network: 51.6 M parameters, meant for 512 x 512 images.
     pub fn widedepth() -> Self {
         Self {
+            backbone: Backbone::Darknet53,
+            resnet_width: RESNET_WIDTH,
             stem_channels: 32,
             stage_channels: [64, 128, 256, 512, 1024],
             stage_units: [2, 3, 9, 9, 5],
@@ -64,6 +106,8 @@ impl NetworkConfig {
     /// A narrow network of the same keys for CPUs: 1.04 M parameters, meant for 128 x 128 images.
     pub fn widedepth_tiny() -> Self {
         Self {
+            backbone: Backbone::Darknet53,
+            resnet_width: RESNET_WIDTH,
             stem_channels: 16,
             stage_channels: [24, 48, 96, 144, 192],
             stage_units: [1, 2, 2, 2, 1],
@@ -91,6 +135,37 @@ impl NetworkConfig {
         self.finest_level..self.finest_level + self.anchor_sizes.len() as u32
     }
 
+    /// Channels of the backbone's features of strides 2 to 32.
+    pub(super) fn backbone_channels(&self) -> [i64; NUM_STAGES as usize] {
+        let width = self.resnet_width;
+        let layer = |times: i64| times * width * self.backbone.expansion();
+        match self.backbone {
+            Backbone::Darknet53 => self.stage_channels,
+            _ => [width, layer(1), layer(2), layer(4), layer(8)],
+        }
+    }
+
+    /// Whether what only the other kind of backbone reads is as the presets have it.
+    fn check_unused(&self, at: &str, problems: &mut Vec<String>) {
+        let darknet = |c: &Self| (c.stem_channels, c.stage_channels, c.stage_units);
+        if self.backbone == Backbone::Darknet53 {
+            if self.resnet_width != RESNET_WIDTH {
+                problems.push(format!(
+                    "{at}.resnet_width: is a setting of the ResNets, and the backbone is darknet53: leave it out or \
+                     set {at}.backbone"
+                ));
+            }
+        } else if [Self::widedepth(), Self::widedepth_tiny()]
+            .iter()
+            .all(|p| darknet(p) != darknet(self))
+        {
+            problems.push(format!(
+                "{at}: stem_channels, stage_channels and stage_units are settings of darknet53, and the backbone is a \
+                 ResNet: leave them out, and set {at}.resnet_width for a narrower one"
+            ));
+        }
+    }
+
     /// Strides of the levels, px, finest first.
     pub fn strides(&self) -> Vec<i64> {
         self.levels().map(|level| 1 << level).collect()
@@ -105,6 +180,7 @@ impl NetworkConfig {
         };
         let channels = 1..=8192;
         for (key, value) in [
+            ("resnet_width", self.resnet_width),
             ("stem_channels", self.stem_channels),
             ("fpn_channels", self.fpn_channels),
             ("head_channels", self.head_channels),
@@ -136,6 +212,7 @@ impl NetworkConfig {
             let ok = size.is_finite() && *size >= 1.0;
             require(ok, &format!("anchor_sizes[{i}]"), size, "1 px and more");
         }
+        self.check_unused(at, problems);
     }
 }
 

@@ -16,7 +16,7 @@ pub struct SearchRequest {
     pub run: Request,
     /// The full-precision weights to start from, instead of the config's `experiment.url`.
     pub from: Option<PathBuf>,
-    /// The modules, each a pattern.
+    /// The modules, each a pattern; none for those that the network has.
     pub modules: Vec<String>,
     /// The widths to choose from, bits.
     pub widths: Vec<u32>,
@@ -70,7 +70,7 @@ impl SearchRequest {
         Ok(Self {
             run: run.clone(),
             from: None,
-            modules: ["backbone", "fpn", "head"].map(str::to_owned).into(),
+            modules: Vec::new(),
             widths: vec![2, 4, 8],
             trial_bits: 2,
             target: Some(Target::Compression(compression)),
