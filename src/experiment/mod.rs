@@ -63,6 +63,7 @@ pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
 pub use predict::{
     CameraReport, Latency, Overlays, PredictProgress, PredictReport, PredictRequest, predict,
 };
+pub use record::CompletedStage;
 pub use report::{Family, Group, Point, ReportRequest, ReportSummary, report};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use search::{

@@ -17,7 +17,7 @@ use super::flow::FlowSource;
 use super::folder::{Folder, Pick, Provenance, Start};
 use super::home::Home;
 use super::open::{Request, infer_options, limited, new_network, num_workers, thinned};
-use super::record::{Recorder, make_plots_folder};
+use super::record::{CompletedStage, Recorder, make_plots_folder};
 use super::weights::{self, Strictness};
 use super::{flow, stretch};
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
@@ -26,8 +26,8 @@ use crate::io;
 use crate::model::PoseNet;
 use crate::pose::EvalTable;
 use crate::train::{
-    BatchRequest, BatchSource, Batches, Hooks, Observer, Outcome, ResumeFrom, RunInfo, Task,
-    TrainConfig, Trainer, ValidScore,
+    BatchRequest, BatchSource, Batches, Counts, Hooks, Observer, Outcome, ResumeFrom, RunInfo,
+    Task, TrainConfig, Trainer, ValidScore,
 };
 
 /// What `mqat train` is asked.
@@ -69,7 +69,7 @@ pub struct TrainReport {
     /// Whether the data are rendered.
     pub synthetic_data: bool,
     /// The stages that were completed by this process, with their layers' levels.
-    pub stages: Vec<Value>,
+    pub stages: Vec<CompletedStage>,
 }
 
 /// How a run ended.
@@ -385,14 +385,11 @@ fn validate(
             }
         }
     }
-    let found: usize = table.all.num_found.last().copied().unwrap_or(0);
-    details.push(("found".to_owned(), found as f64));
     // The counts behind the headline, for intervals.
+    let found = table.all.num_found.last().copied().unwrap_or(0);
     let last = table.bins.len().saturating_sub(1);
-    if let Some(recall) = table.all.recall(EvalTable::HEADLINE, last) {
-        details.push(("correct".to_owned(), recall.num_correct as f64));
-        details.push(("objects".to_owned(), recall.num_targets as f64));
-    }
+    let recall = table.all.recall(EvalTable::HEADLINE, last);
+    let counts = recall.map(|r| Counts { correct: r.num_correct, objects: r.num_targets, found });
     let name = EvalTable::HEADLINE.to_owned();
-    Ok(Some(ValidScore { name, value, higher_is_better: true, details }))
+    Ok(Some(ValidScore { name, value, higher_is_better: true, counts, details }))
 }
