@@ -3,12 +3,12 @@
 //! Data flows one way; an arrow never points up or sideways (`tests/layering.rs` checks it):
 //!
 //! ```text
-//! cli         arguments, log set-up, progress bars, printing     uses commands study bench (and types of requests)
-//! commands    one file a command: train test predict audit ...   uses every room below
-//! study       the search: trials, curvature, bit widths, orders  uses artifact run train data model quant pose nn io seed
-//! bench       how long parts take, measured in turns             uses artifact run train eval export synth data pose ...
-//! artifact    any file: config, network or engine, quantizers    uses run train eval export model quant nn io
-//! run         config, flow, folders, records, device, request    uses train eval model quant data io
+//! cli         arguments, log set-up, progress bars, printing   uses commands study bench (and the types of requests)
+//! commands    one file a command: train test predict audit ... uses every room below, but not study and bench
+//! study       the search: trials, curvature, bits, orders      uses artifact run train model quant data pose nn io seed
+//! bench       how long parts take, measured in turns           uses artifact run train eval export synth and below
+//! artifact    any file: config, network or engine, quantizers  uses run train eval export model quant nn io
+//! run         config, flow, folders, records, device, request  uses train eval model quant data io
 //! train       trainer, epoch, step, optimizer, checkpoints     uses model quant data nn io geom
 //! eval        inference over a split, poses, scores, report    uses model data pose io geom
 //! export      packed low-bit files and graphs of a network     uses model quant nn io

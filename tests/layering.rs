@@ -10,15 +10,15 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         (
             "cli",
             &[
-                "commands", "study", "bench", "artifact", "run", "export", "synth", "eval",
-                "train", "data", "quant", "io",
+                "commands", "study", "bench", "artifact", "run", "train", "eval", "export",
+                "synth", "data", "quant", "io",
             ] as &[&str],
         ),
         (
             "commands",
             &[
-                "artifact", "run", "train", "eval", "export", "synth", "model", "quant", "data",
-                "pose", "nn", "geom", "io", "seed",
+                "artifact", "run", "train", "eval", "export", "model", "quant", "data", "pose",
+                "nn", "geom", "io", "seed",
             ],
         ),
         (
@@ -29,11 +29,11 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             "bench",
             &[
                 "artifact", "run", "train", "eval", "export", "synth", "model", "quant", "data",
-                "pose", "nn", "geom", "io", "seed",
+                "pose", "geom", "seed",
             ],
         ),
         ("artifact", &["run", "train", "eval", "export", "model", "quant", "nn", "io"]),
-        ("run", &["train", "eval", "model", "quant", "data", "io", "seed"]),
+        ("run", &["train", "eval", "model", "quant", "data", "io"]),
         ("train", &["model", "quant", "data", "nn", "io", "seed", "geom"]),
         ("eval", &["model", "data", "pose", "io", "seed", "geom"]),
         ("export", &["model", "quant", "nn", "io", "seed"]),

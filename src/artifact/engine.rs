@@ -10,14 +10,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Tensor;
 
-use crate::artifact::weights;
 use crate::eval::Engine;
 use crate::export::onnx::{
     FileHead, META_KEY, OnnxSession, SessionOptions, looks_like_onnx, read_head,
 };
 use crate::model::{AnchorGrid, NetworkConfig, Outputs};
-use crate::run::config::{self, Config, Select};
-use crate::run::home::Home;
+use crate::run::config;
 
 /// What a user chooses to run networks with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,36 +74,6 @@ pub fn is_onnx(file: &Path) -> Result<bool> {
     let opened = File::open(file).with_context(|| format!("opening {at}"))?;
     opened.take(3).read_to_end(&mut head).with_context(|| format!("reading {at}"))?;
     Ok(file.extension().is_some_and(|e| e == "onnx") || looks_like_onnx(&head))
-}
-
-/// The config that a file carries, as it was stored.
-///
-/// # Errors
-/// If the file cannot be read, or is not for the engine that was asked for.
-pub(crate) fn stored_config(choice: EngineChoice, file: &Path) -> Result<Option<Value>> {
-    Ok(match choice.is_ort(file)? {
-        true => Some(OnnxMeta::of_file(file)?.config),
-        false => weights::meta_of(file)?.map(|meta| meta.config),
-    })
-}
-
-/// The config to run a file with: one named by the user, else the one that the file carries, else the default.
-///
-/// # Errors
-/// If the file cannot be read or is not for the engine that was asked for, or the config cannot be used.
-pub(crate) fn config_of(
-    choice: EngineChoice,
-    file: &Path,
-    select: &Select,
-    home: &Home,
-) -> Result<Config> {
-    // Asked for also where its config is not: whether the engine fits the file.
-    choice.is_ort(file)?;
-    let named = select.config.is_some() || select.topology.is_some();
-    match if named { None } else { stored_config(choice, file)? } {
-        Some(document) => select.apply(document, &format!("the config in {}", file.display())),
-        None => select.resolve(home),
-    }
 }
 
 /// What an ONNX file of this program carries beside its graph, as JSON.

@@ -6,12 +6,19 @@
 //! Refused: files that are damaged, or that do not fit the network they are loaded into. It trains and writes nothing.
 
 pub(crate) mod engine;
+pub(crate) mod kind;
+pub(crate) mod name;
+pub(crate) mod network;
+pub(crate) mod open;
 pub(crate) mod packed;
+pub(crate) mod pretrained;
+pub(crate) mod tensor;
 pub(crate) mod weights;
 
 pub use engine::{EngineChoice, OnnxEngine, OnnxMeta, is_onnx};
+pub use kind::{FileKind, Strictness, kind_of};
+pub use tensor::TensorReport;
 pub use weights::{
-    Conversion, FileKind, GridReport, InqLayerReport, LoadReport, LoadedNetwork, OtherMember,
-    Strictness, Unmatched, assembled_weight, kind_of, load, load_state_dict, meta_of,
-    recognise_grid,
+    Conversion, GridReport, InqLayerReport, LoadReport, LoadedNetwork, OtherMember, Unmatched,
+    assembled_weight, load, load_state_dict, meta_of, recognise_grid,
 };

@@ -9,14 +9,12 @@ mod assign;
 mod grid;
 mod pytorch;
 mod report;
+mod state;
 mod unwrap;
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
-use serde::Serialize;
+use anyhow::{Context, Result};
 use tch::Tensor;
 
 pub(crate) use assign::{dtype, num_classes_of, shape_of, topology_of};
@@ -24,54 +22,13 @@ pub use grid::recognise_grid;
 pub use report::{Conversion, GridReport, InqLayerReport, LoadReport, OtherMember, Unmatched};
 pub use unwrap::assembled_weight;
 
-use crate::export::onnx::looks_like_onnx;
-use crate::export::packed;
+use super::kind::{FileKind, Strictness, kind_of};
+use super::packed;
 use crate::io::tensors;
 use crate::model::PoseNet;
 use crate::quant::ModuleQuantizer;
 use crate::train::{Checkpoint, CheckpointMeta, QuantizedModule, attach_all};
-
-/// What kind of file holds weights: told by its first bytes, never by its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FileKind {
-    /// A checkpoint of mqat: safetensors with the position in its metadata.
-    Checkpoint,
-    /// Safetensors without it: weights alone.
-    Safetensors,
-    /// A file of `torch.save`, zip or legacy.
-    PyTorch,
-    /// Codes of low bits.
-    Packed,
-}
-
-impl FileKind {
-    /// For people.
-    pub fn text(self) -> &'static str {
-        match self {
-            Self::Checkpoint => "checkpoint of mqat (safetensors)",
-            Self::Safetensors => "safetensors",
-            Self::PyTorch => "PyTorch",
-            Self::Packed => "packed",
-        }
-    }
-}
-
-/// How much of a network a file must fill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Strictness {
-    /// Every tensor that an output depends on, and nothing unknown may be left over.
-    Strict,
-    /// What fits is taken, the rest keeps its initial values.
-    Loose,
-}
-
-impl Strictness {
-    /// Loose if asked for.
-    pub fn loose(asked: bool) -> Self {
-        if asked { Self::Loose } else { Self::Strict }
-    }
-}
+use state::StateDict;
 
 /// A network's weights were loaded: what came with them.
 pub struct LoadedNetwork {
@@ -90,41 +47,6 @@ pub struct LoadedNetwork {
     pub report: LoadReport,
 }
 
-/// Tells the kind of a file by its first bytes.
-///
-/// # Errors
-/// If the file cannot be read, or has none of the known beginnings.
-pub fn kind_of(path: &Path) -> Result<FileKind> {
-    let at = path.display();
-    let mut file = File::open(path).with_context(|| format!("opening {at}"))?;
-    let mut head = Vec::with_capacity(16);
-    file.by_ref().take(16).read_to_end(&mut head).with_context(|| format!("reading {at}"))?;
-    // A safetensors header begins after its length, and with a brace; no pickle or zip has one there.
-    if head.get(8) == Some(&b'{') {
-        return Ok(match CheckpointMeta::of_file(path)? {
-            Some(_) => FileKind::Checkpoint,
-            None => FileKind::Safetensors,
-        });
-    }
-    if head.starts_with(&packed::MAGIC) {
-        return Ok(FileKind::Packed);
-    }
-    if looks_like_onnx(&head) {
-        bail!(
-            "{at} is an ONNX file, which `mqat test`, `mqat verify` and `mqat bench engine` run; name the file of \
-             weights that it was exported from"
-        );
-    }
-    let is_zip = head.starts_with(b"PK\x03\x04");
-    let is_pickle = matches!(head[..], [0x80, 2..=5, ..]);
-    ensure!(
-        is_zip || is_pickle,
-        "{at} is no file of weights: expected a checkpoint of mqat, safetensors, a packed file or \
-         a PyTorch file (zip or legacy)"
-    );
-    Ok(FileKind::PyTorch)
-}
-
 /// What a file says of itself beside its weights; `None` for all but checkpoints of mqat and packed files.
 ///
 /// # Errors
@@ -132,7 +54,7 @@ pub fn kind_of(path: &Path) -> Result<FileKind> {
 pub fn meta_of(path: &Path) -> Result<Option<CheckpointMeta>> {
     match kind_of(path)? {
         FileKind::Checkpoint => CheckpointMeta::of_file(path),
-        FileKind::Packed => crate::artifact::packed::meta_of(path).map(Some),
+        FileKind::Packed => packed::meta_of(path).map(Some),
         FileKind::Safetensors | FileKind::PyTorch => Ok(None),
     }
 }
@@ -169,23 +91,6 @@ pub(crate) fn load_as_stored(
             load_state(read_state(path)?, kind, net, strictness)
         }
         FileKind::Packed => load_packed(path, net, strictness),
-    }
-}
-
-/// A state dict as it lies in a file.
-pub(crate) struct StateDict<'a> {
-    path: &'a Path,
-    /// Its tensors, in the file's order.
-    pub tensors: Vec<(String, Tensor)>,
-    /// The part of a nested file that it is.
-    pub member: Option<String>,
-    /// The other parts.
-    pub other_members: Vec<OtherMember>,
-}
-
-impl<'a> StateDict<'a> {
-    fn of(path: &'a Path) -> Self {
-        Self { path, tensors: Vec::new(), member: None, other_members: Vec::new() }
     }
 }
 
@@ -254,14 +159,14 @@ pub fn load_state_dict(
 
 /// A packed file: weights on their levels, and the quantizers of inputs.
 fn load_packed(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<LoadedNetwork> {
-    let packed = crate::artifact::packed::read(path)?;
+    let packed = packed::read(path)?;
     let mut report = LoadReport {
         file: path.to_owned(),
         key_form: unwrap::key_form(packed.weights.iter().map(|(name, _)| name.as_str())),
         ..LoadReport::default()
     };
     assign::assign(net, &packed.weights, strictness, &mut report)?;
-    let quantizers = crate::artifact::packed::attach_inputs(&packed, &net.store)
+    let quantizers = packed::attach_inputs(&packed, &net.store)
         .with_context(|| format!("loading packed file {}", path.display()))?;
     Ok(LoadedNetwork {
         kind: FileKind::Packed,

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::BenchReport;
 use super::forward::of_sources;
 use super::networks::{NetworkSettings, Source};
+use super::report::BenchReport;
 use super::rounds::Progress;
 use crate::artifact::engine::EngineChoice;
 use crate::export::onnx;

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
+use super::machine::Machine;
 use super::networks::{NetworkSettings, Source, common_size, subjects};
+use super::report::{BenchReport, object, resize};
 use super::rounds::{Progress, measure};
-use super::{BenchReport, Machine, object, resize};
 use crate::artifact::engine::EngineChoice;
 use crate::run::folder::Start;
 use crate::run::request::Request;

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::object;
+use super::report::object;
 use super::rounds::{BenchProgress, Progress};
 use crate::data::{DataConfig, Dataset, Split};
 use crate::run::config::Config;

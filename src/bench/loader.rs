@@ -4,13 +4,15 @@ use anyhow::{Result, bail, ensure};
 use serde_json::json;
 use tch::Device;
 
+use super::images;
 use super::images::Images;
+use super::machine::Machine;
+use super::report::{BenchReport, object, resize};
 use super::rounds::{Progress, Rounds, Subject, measure, timed};
-use super::{BenchReport, Machine, images, object, resize};
-use crate::commands::train::loader_options;
 use crate::data::{Loader, LoaderOptions};
 use crate::run::config::Config;
 use crate::run::folder::Start;
+use crate::run::options::loader_options;
 use crate::run::request::Request;
 
 /// Most threads that load; as of `RUNTIME.NUM_WORKERS`.

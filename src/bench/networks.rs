@@ -8,18 +8,20 @@ use rand::RngCore;
 use serde_json::{Map, Value, json};
 use tch::{Device, Tensor};
 
-use super::object;
-use super::resize;
+use super::report::object;
+use super::report::resize;
 use super::rounds::{Rounds, Subject, timed};
-use crate::artifact::engine::{EngineChoice, OnnxEngine, config_of};
-use crate::artifact::weights::{self, Strictness};
-use crate::commands::test::run_name;
+use crate::artifact::engine::{EngineChoice, OnnxEngine};
+use crate::artifact::kind::Strictness;
+use crate::artifact::name::run_name;
+use crate::artifact::network::{blank_network, new_network};
+use crate::artifact::open::config_of;
+use crate::artifact::weights;
 use crate::data::InputConfig;
 use crate::eval::Engine;
 use crate::model::images_from_bytes;
 use crate::run::config::{Config, Select};
 use crate::run::home::Home;
-use crate::run::request::{blank_network, new_network};
 use crate::seed;
 
 /// Place of the images' random stream.

@@ -9,8 +9,9 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use tch::Device;
 
+use super::machine::Machine;
+use super::report::{BenchReport, object};
 use super::rounds::{Progress, Rounds, Spread, Subject, measure, timed};
-use super::{BenchReport, Machine, object};
 use crate::geom::{Camera, Pose, Vec2, Vec3, box_corners};
 use crate::pose::errors::{re_deg, te_mm};
 use crate::pose::{RansacConfig, solve_pnp_ransac};

@@ -4,16 +4,19 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 use tch::Device;
 
+use super::images;
+use super::machine::Machine;
+use super::report::{BenchReport, object, resize};
 use super::rounds::{Progress, Rounds, Subject, measure, timed};
-use super::{BenchReport, Machine, images, object, resize};
-use crate::commands::train::{loader_options, task_of};
+use crate::artifact::network::new_network;
 use crate::data::{Batch, Dataset, Loader, LoaderOptions};
 use crate::quant::{WeightMethod, WeightQuantConfig};
 use crate::run::config::Config;
 use crate::run::flow::{self, Baseline, Bits, FlowSource};
 use crate::run::folder::Start;
 use crate::run::layers::name_of;
-use crate::run::request::{Request, new_network};
+use crate::run::options::{loader_options, task_of};
+use crate::run::request::Request;
 use crate::train::{Rehearsal, RunInfo, StageConfig, TrainConfig, Trainer};
 
 /// Updates leave the network where it is, whatever its stage would do: times do not depend on it, and many updates with

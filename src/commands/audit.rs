@@ -8,14 +8,15 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 use tch::{Device, Tensor};
 
-use crate::artifact::weights::{self, FileKind, LoadedNetwork, Strictness};
-use crate::commands::import::config_of_file;
+use crate::artifact::kind::{FileKind, Strictness, kind_of};
+use crate::artifact::network::blank_network;
+use crate::artifact::open::config_of_file;
+use crate::artifact::weights::{self, LoadedNetwork};
 use crate::io::tensors;
 use crate::quant::audit::{SpacingFound, ValuesFound, WeightAudit, audit, look_at_values};
 use crate::run::config::{Config, Select};
 use crate::run::flow::{self, Bits, FlowSource};
 use crate::run::layers::{LayerReport, layers};
-use crate::run::request::blank_network;
 use crate::train::{CheckpointMeta, StageConfig};
 
 /// What `mqat audit` is asked.
@@ -74,7 +75,7 @@ pub struct TensorAudit {
 /// error, but [`AuditReport::passed`] is false.
 pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
     let file = &request.file;
-    let kind = weights::kind_of(file)?;
+    let kind = kind_of(file)?;
     let config = config_of_file(file, &request.select)?;
     let net = blank_network(&config, Device::Cpu)?;
     let loaded = match weights::load(file, &net, Strictness::Strict) {

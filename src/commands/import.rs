@@ -6,11 +6,12 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tch::Device;
 
-use crate::artifact::weights::{self, FileKind, LoadReport, Strictness};
-use crate::commands::test::module_names;
-use crate::run::config::{Config, Select};
-use crate::run::home::Home;
-use crate::run::request::network_to_load;
+use crate::artifact::kind::{FileKind, Strictness};
+use crate::artifact::name::module_names;
+use crate::artifact::network::network_to_load;
+use crate::artifact::open::config_of_file;
+use crate::artifact::weights::{self, LoadReport};
+use crate::run::config::Select;
 use crate::train::{Checkpoint, CheckpointMeta, Imported};
 
 /// What was imported.
@@ -77,14 +78,6 @@ pub fn import(
     let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();
     let path = out.to_owned();
     Ok(ImportReport { path, bytes, kind: loaded.kind, quantized, load: loaded.report })
-}
-
-/// The config of the network that a file holds: the one it carries, unless another is named; changed by `--set`.
-pub(crate) fn config_of_file(file: &Path, select: &Select) -> Result<Config> {
-    let named = select.config.is_some() || select.topology.is_some();
-    let meta = if named { None } else { weights::meta_of(file)? };
-    let Some(meta) = meta else { return select.resolve(&Home::find(None, None)?) };
-    select.apply(meta.config, &format!("the config in {}", file.display()))
 }
 
 impl ImportReport {

@@ -8,13 +8,13 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tch::Device;
 
+use crate::artifact::network::blank_network;
 use crate::data::Split;
 use crate::quant::size::Sizes;
 use crate::run::config::{Config, Select};
 use crate::run::flow::{self, FlowPlan, FlowSource, MadeBy};
 use crate::run::home::Home;
 use crate::run::layers::{LayerReport, layers, sizes_after, sizes_text};
-use crate::run::request::blank_network;
 use crate::run::stretch;
 use crate::train::{Decay, LrPlace, StageConfig};
 

@@ -9,8 +9,10 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::Device;
 
-use crate::artifact::engine::{EngineChoice, stored_config};
-use crate::artifact::weights::Strictness;
+use crate::artifact::engine::EngineChoice;
+use crate::artifact::kind::Strictness;
+use crate::artifact::open::stored_config;
+use crate::artifact::open::{Opened, open_engine};
 use crate::data::{Dataset, Split};
 use crate::eval::{
     Comparison, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing,
@@ -18,12 +20,12 @@ use crate::eval::{
     write_overlays, write_predictions,
 };
 use crate::io;
-use crate::quant::ModuleQuantizer;
 use crate::run::config::Config;
 use crate::run::folder::{Folder, Pick};
 use crate::run::home::Home;
-use crate::run::request::{Opened, Request, infer_options, open_engine};
-use crate::train::{CheckpointFolder, CheckpointMeta, QuantizedModule};
+use crate::run::options::infer_options;
+use crate::run::request::Request;
+use crate::train::{CheckpointFolder, CheckpointMeta};
 
 /// Beside metrics.json: the files that its reports are of, in their order.
 pub(crate) const CHECKPOINTS_FILE: &str = "checkpoints.json";
@@ -249,49 +251,6 @@ fn evaluate_one(
     evaluation.report.bop =
         Some(average_recalls(dataset, &config.data, &inference.predictions, &inference.left_out)?);
     Ok(Run { predictions: inference.predictions, evaluation })
-}
-
-/// What a checkpoint is, for people: `full precision`, `fpn 2-bit (3 levels)`; says so where a module is not quantized
-/// to the end.
-pub(crate) fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> String {
-    let names = module_names(quantized);
-    if names.is_empty() {
-        return "full precision".to_owned();
-    }
-    let partly = |quantizer: &ModuleQuantizer| {
-        let sites = quantizer.report();
-        let weights: Vec<_> = sites.iter().filter(|s| s.num_levels.is_some()).collect();
-        let total: usize = weights.iter().map(|s| s.num_weights).sum();
-        let frozen: f64 = weights.iter().map(|s| s.share_frozen * s.num_weights as f64).sum();
-        let mut text = String::new();
-        if total > 0 && frozen < total as f64 {
-            text += &format!(", only {:.1} % frozen", 100.0 * frozen / total as f64);
-        }
-        if sites.iter().any(|s| s.activations.as_ref().is_some_and(|a| !a.quantizing)) {
-            text += ", inputs still float";
-        }
-        text
-    };
-    let quantizer_of = |i: usize| quantizers.iter().find(|q| q.module() == quantized[i].module);
-    let named: Vec<String> = (names.iter().enumerate())
-        .map(|(i, name)| format!("{name}{}", quantizer_of(i).map_or_else(String::new, partly)))
-        .collect();
-    named.join(" + ")
-}
-
-/// Quantized modules, each with its bits and levels.
-pub(crate) fn module_names(quantized: &[QuantizedModule]) -> Vec<String> {
-    let name = |module: &QuantizedModule| {
-        let mut text = module.module.clone();
-        if let Some(weights) = &module.weights {
-            text += &format!(" {}", weights.describe());
-        }
-        if let Some(activations) = &module.activations {
-            text += &format!(", inputs {}", activations.describe());
-        }
-        text
-    };
-    quantized.iter().map(name).collect()
 }
 
 /// Where a checkpoint's predictions go: with several checkpoints each has its name in the file's, and its number where

@@ -1,7 +1,5 @@
 //! `mqat train`: a run from its config to its last checkpoint.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,23 +9,25 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::Device;
 
-use crate::artifact::weights::{self, Strictness};
+use crate::artifact::network::new_network;
+use crate::artifact::pretrained::load_pretrained;
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
 use crate::io;
 use crate::model::PoseNet;
 use crate::pose::EvalTable;
-use crate::run::config::Config;
+use crate::run::config::{Config, hash};
 use crate::run::device::device_name;
 use crate::run::flow::FlowSource;
 use crate::run::folder::{Folder, Pick, Provenance, Start};
 use crate::run::home::Home;
+use crate::run::options::{infer_options, loader_options, task_of};
 use crate::run::record::{Recorder, make_plots_folder};
-use crate::run::request::{Request, infer_options, limited, new_network, num_workers, thinned};
+use crate::run::request::{Request, is_synthetic, limited, thinned};
 use crate::run::{flow, stretch};
 use crate::train::{
-    BatchRequest, BatchSource, Batches, Hooks, Observer, Outcome, ResumeFrom, RunInfo, Task,
-    TrainConfig, Trainer, ValidScore,
+    BatchRequest, BatchSource, Batches, Hooks, Observer, Outcome, ResumeFrom, RunInfo, TrainConfig,
+    Trainer, ValidScore,
 };
 
 /// What `mqat train` is asked.
@@ -134,7 +134,7 @@ pub fn train(
     }
     // A resume that is refused leaves the run as it was.
     write_head(request, &folder, &config, &document, device, &training.root)?;
-    let synthetic_data = crate::run::request::is_synthetic(&training.root);
+    let synthetic_data = is_synthetic(&training.root);
     let mut source = Source { config: &config, dataset: training, skip_bad: request.run.skip_bad };
     let mut validate = |net: &PoseNet, _: &_| validate(net, &config, &validation, device, request);
     let hooks =
@@ -255,33 +255,6 @@ fn write_head(
     Ok(())
 }
 
-/// Loads the weights that a config starts from; quantized ones are refused.
-pub(crate) fn load_pretrained(net: &PoseNet, config: &Config) -> Result<()> {
-    let path = Path::new(&config.experiment.url);
-    ensure!(
-        path.is_file(),
-        "experiment.url: no file {}; put the pretrained weights there, or train from scratch with \
-         --set experiment.pretrained=false",
-        path.display()
-    );
-    let loaded = weights::load(path, net, Strictness::loose(config.experiment.loose))
-        .with_context(|| format!("experiment.url: loading {}", path.display()))?;
-    ensure!(
-        loaded.quantized.is_empty(),
-        "experiment.url: {} is quantized already; start from full-precision weights",
-        path.display()
-    );
-    loaded.report.log();
-    Ok(())
-}
-
-/// Tells configs apart; not a fingerprint against malice.
-pub(crate) fn hash(document: &Value) -> String {
-    let mut hasher = DefaultHasher::new();
-    document.to_string().hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
-}
-
 /// Refuses stages whose batch is larger than the training split, before anything is written.
 fn ensure_batches(config: &Config, dataset: &Dataset) -> Result<()> {
     let num_images = dataset.frames.len();
@@ -327,34 +300,6 @@ impl BatchSource for Source<'_> {
             Loader::start(self.dataset.clone(), &self.config.input, &self.config.data, options)?;
         Ok(Box::new(loader))
     }
-}
-
-/// How training images are loaded in the first epoch.
-pub(crate) fn loader_options(config: &Config, batch_size: usize) -> LoaderOptions {
-    LoaderOptions {
-        seed: config.experiment.seed,
-        epoch: 0,
-        batch_size,
-        augment: config.data.augment,
-        shuffle: true,
-        replace_empty: true,
-        first_batch: 0,
-        drop_last: true,
-        workers: num_workers(config),
-        skip_bad: false,
-    }
-}
-
-/// What the network of a config is to learn about the objects of a dataset.
-pub(crate) fn task_of(config: &Config, dataset: &Dataset) -> Result<Task> {
-    Ok(Task {
-        camera: config.input.camera()?,
-        models: dataset.models.clone(),
-        targets: config.training.targets.clone(),
-        loss: config.training.loss.clone(),
-        pixel_mean: config.input.pixel_mean,
-        pixel_std: config.input.pixel_std,
-    })
 }
 
 /// Scores the network on the validation split; the headline chooses the best checkpoint.

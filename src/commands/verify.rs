@@ -8,8 +8,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use crate::artifact::engine::{EngineChoice, stored_config};
-use crate::artifact::weights::Strictness;
+use crate::artifact::engine::EngineChoice;
+use crate::artifact::kind::Strictness;
+use crate::artifact::open::open_engine;
+use crate::artifact::open::stored_config;
 use crate::data::{Dataset, Split};
 use crate::eval::{
     Deviation, Evaluation, LevelDeviation, Pair, Prediction, Progress, RunInfo, SYNTHETIC_FILE,
@@ -18,7 +20,8 @@ use crate::eval::{
 use crate::pose::errors::{re_deg, te_mm};
 use crate::run::config::{Config, Select};
 use crate::run::home::Home;
-use crate::run::request::{Request, infer_options, limited, open_engine};
+use crate::run::options::infer_options;
+use crate::run::request::{Request, limited};
 
 /// What is compared in percent of objects.
 const ADI: &str = "ADI-0.1d";

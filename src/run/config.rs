@@ -1,5 +1,7 @@
 //! The whole config of an experiment: the rooms' sections put together, read, checked, resolved.
 
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -361,7 +363,7 @@ pub fn parse(document: Value, at: &str) -> Result<Config> {
         bail!("{at}: {}", unknown.join("; "));
     }
     let config: Config = serde_path_to_error::deserialize(document)
-        .map_err(|e| anyhow::anyhow!("{at}: {}: {}", dotted(e.path()), e.inner()))?;
+        .map_err(|e| anyhow::anyhow!("{at}: {}: {}", keys::dotted(e.path()), e.inner()))?;
     let problems = config.problems();
     if !problems.is_empty() {
         bail!("{at}: {}", problems.join("; "));
@@ -369,14 +371,16 @@ pub fn parse(document: Value, at: &str) -> Result<Config> {
     Ok(config)
 }
 
-/// A place in a document as `--set` spells it: list items by `.0`, not `[0]`.
-pub(crate) fn dotted(path: &serde_path_to_error::Path) -> String {
-    path.to_string().replace('[', ".").replace(']', "")
-}
-
 /// The JSON schema of configs.
 pub fn schema() -> Value {
     schemars::schema_for!(Config).to_value()
+}
+
+/// Tells configs apart; not a fingerprint against malice.
+pub(crate) fn hash(document: &Value) -> String {
+    let mut hasher = DefaultHasher::new();
+    document.to_string().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
 }
 
 #[cfg(test)]

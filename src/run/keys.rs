@@ -58,6 +58,11 @@ pub fn merge(base: &mut Value, over: Value) {
     }
 }
 
+/// A place in a document as `--set` spells it: list items by `.0`, not `[0]`.
+pub(crate) fn dotted(path: &serde_path_to_error::Path) -> String {
+    path.to_string().replace('[', ".").replace(']', "")
+}
+
 /// Every key of `document` that `schema` (a JSON schema of this program's types) does not know, as messages with the
 /// nearest known key.
 pub fn unknown_keys(document: &Value, schema: &Value) -> Vec<String> {

@@ -14,6 +14,7 @@ pub(crate) mod folder;
 pub(crate) mod home;
 mod keys;
 pub(crate) mod layers;
+pub(crate) mod options;
 mod published;
 pub(crate) mod record;
 pub(crate) mod request;

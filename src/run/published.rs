@@ -182,7 +182,7 @@ struct InqTraining {
 /// If a key is unknown, or a value asks for something this program does not do (folds, another optimizer).
 pub fn translate(document: &Value) -> Result<Translated> {
     let p: Published = serde_path_to_error::deserialize(document)
-        .map_err(|e| anyhow::anyhow!("{}: {}", crate::run::config::dotted(e.path()), e.inner()))
+        .map_err(|e| anyhow::anyhow!("{}: {}", super::keys::dotted(e.path()), e.inner()))
         .context("reading it as a config of the published code")?;
     refuse_what_we_do_not_do(&p)?;
     let fpn = p.network.quantize.fpn.as_ref().context(

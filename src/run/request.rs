@@ -1,4 +1,4 @@
-//! From a request to what a command works with: config, device, dataset, network.
+//! From a request to what a command works with: folders, device, dataset.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,17 +6,13 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tch::Device;
 
-use crate::artifact::engine::{EngineChoice, OnnxEngine};
-use crate::artifact::weights::{self, Strictness};
-use crate::commands::test::run_name;
+use super::config::{Config, Select};
+use super::device::DeviceChoice;
+use super::folder::{Folder, Provenance};
+use super::home::Home;
+use super::options::num_cores;
 use crate::data::{Dataset, Split};
-use crate::eval::candidates::CandidateConfig;
-use crate::eval::{Engine, InferOptions, SYNTHETIC_FILE};
-use crate::model::PoseNet;
-use crate::run::config::{Config, Select};
-use crate::run::device::DeviceChoice;
-use crate::run::folder::{Folder, Provenance};
-use crate::run::home::Home;
+use crate::eval::SYNTHETIC_FILE;
 
 /// What every command that computes is asked with.
 #[derive(Debug, Clone, Default)]
@@ -92,90 +88,6 @@ impl Request {
 /// Whether a dataset says that it was rendered.
 pub(crate) fn is_synthetic(root: &Path) -> bool {
     root.join(SYNTHETIC_FILE).exists()
-}
-
-fn num_cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Threads that load images.
-pub(crate) fn num_workers(config: &Config) -> usize {
-    config.runtime.num_workers.min(num_cores())
-}
-
-/// The network of a config, with initial values.
-pub(crate) fn new_network(config: &Config, device: Device) -> Result<PoseNet> {
-    let num_classes = i64::try_from(config.data.num_classes()).context("data.N_CLASS")?;
-    PoseNet::new(&config.network.params, num_classes, device, config.experiment.seed)
-}
-
-/// The network of a config, to be loaded.
-pub(crate) fn blank_network(config: &Config, device: Device) -> Result<PoseNet> {
-    let num_classes = i64::try_from(config.data.num_classes()).context("data.N_CLASS")?;
-    PoseNet::blank(&config.network.params, num_classes, device)
-}
-
-/// The network of a config for a file that fills it wholly, or perhaps in part: then it has initial values.
-pub(crate) fn network_to_load(
-    config: &Config,
-    device: Device,
-    strictness: Strictness,
-) -> Result<PoseNet> {
-    match strictness {
-        Strictness::Strict => blank_network(config, device),
-        Strictness::Loose => new_network(config, device),
-    }
-}
-
-/// A file in what runs it.
-pub(crate) struct Opened {
-    /// What kind of file it is.
-    pub kind: &'static str,
-    /// What the network is, for people.
-    pub name: String,
-    /// What computes its outputs.
-    pub engine: Box<dyn Engine>,
-    /// Where images go.
-    pub device: Device,
-}
-
-/// Opens a file of any kind for inference.
-pub(crate) fn open_engine(
-    choice: EngineChoice,
-    file: &Path,
-    config: &Config,
-    device: Device,
-    strictness: Strictness,
-) -> Result<Opened> {
-    if choice.is_ort(file)? {
-        let engine = OnnxEngine::open(file, tch::get_num_threads() as usize)?;
-        let name = engine.meta.name();
-        let engine = Box::new(engine);
-        return Ok(Opened { kind: "ONNX", name, engine, device: Device::Cpu });
-    }
-    let net = network_to_load(config, device, strictness)?;
-    let loaded = weights::load(file, &net, strictness)?;
-    loaded.report.log();
-    let averaged = if loaded.averaged { ", averaged weights" } else { "" };
-    let name = run_name(&loaded.quantized, &loaded.quantizers) + averaged;
-    Ok(Opened { kind: loaded.kind.text(), name, engine: Box::new(net), device })
-}
-
-/// How poses are inferred under a config.
-pub(crate) fn infer_options(config: &Config, device: Device, skip_bad: bool) -> InferOptions {
-    InferOptions {
-        input: config.input.clone(),
-        data: config.data.clone(),
-        candidates: CandidateConfig {
-            confidence_threshold: config.data.confidence_threshold,
-            targets: config.training.targets.clone(),
-        },
-        ransac: config.evaluation.ransac.clone(),
-        seed: config.evaluation.seed,
-        workers: num_workers(config),
-        skip_bad,
-        device,
-    }
 }
 
 /// So many images of a dataset, spread evenly over its list.

@@ -3,48 +3,15 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
 use tch::Device;
 
-use super::SearchRequest;
+use super::allocate::{Choice, Infeasible, Item, solve};
 use super::curvature::Curvature;
-use super::report::{GainReport, LayerRow, ModuleRow, SizeReport};
+use super::request::{SearchRequest, SizeKind, Target};
+use super::rows::{GainReport, LayerRow, ModuleRow, SizeReport};
 use super::setup::Setup;
+use crate::artifact::network::blank_network;
 use crate::quant::size::{LayerSize, sizes};
-use crate::run::request::blank_network;
-use crate::study::{Choice, Infeasible, Item, solve};
-
-/// How small the network is to become.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// So many times smaller than with 32-bit weights.
-    Compression(f64),
-    /// At most so many bytes.
-    Bytes(u64),
-    /// At most so many bits a convolution weight on average.
-    Bits(f64),
-}
-
-/// What counts for a target.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SizeKind {
-    /// The weights of convolutions alone.
-    #[default]
-    Paper,
-    /// Everything in the state: convolutions, scales of quantizers, biases, norms, statistics, layers that stay float.
-    File,
-}
-
-impl SizeKind {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Paper => "paper",
-            Self::File => "file",
-        }
-    }
-}
 
 /// A convolution as it counts.
 struct Layer {

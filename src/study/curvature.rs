@@ -10,18 +10,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use super::SearchRequest;
+use super::request::SearchRequest;
+use super::sensitivity::{WidthError, sensitivity, width_errors};
 use super::setup::Setup;
+use super::trace::{Estimate, TraceOptions, TracedLayer, Traces};
 use super::trial::fnv1a;
-use crate::commands::train::{load_pretrained, task_of};
+use crate::artifact::network::blank_network;
+use crate::artifact::pretrained::load_pretrained;
 use crate::data::{Loader, LoaderOptions, Split};
 use crate::io;
 use crate::model::{Assignment, PoseNet, images_from_bytes, losses};
 use crate::quant::WeightQuantConfig;
-use crate::run::request::{blank_network, num_workers};
-use crate::study::{
-    Estimate, TraceOptions, TracedLayer, Traces, WidthError, sensitivity, width_errors,
-};
+use crate::run::options::{loader_options, task_of};
 use crate::train::Assigner;
 
 /// Part of the seed of the images and the probes.
@@ -77,6 +77,7 @@ impl Curvature {
 
         let of = identity(request, setup, &layers)?;
         let path = setup
+            .place
             .dir
             .join("traces")
             .join(format!("{:016x}.json", fnv1a(of.to_string().as_bytes())));
@@ -235,8 +236,8 @@ fn identity(request: &SearchRequest, setup: &Setup, layers: &[TracedLayer]) -> R
     let names: Vec<&str> = layers.iter().map(|l| l.name.as_str()).collect();
     let data = serde_json::to_value(&c.data).context("writing the data section")?;
     Ok(json!({
-        "weights": setup.inputs["weights"],
-        "training": setup.inputs["training"],
+        "weights": setup.place.inputs["weights"],
+        "training": setup.place.inputs["training"],
         "network": c.network,
         "input": c.input,
         "augment": [data["augment"], data["AUGMENTATION_SHIFT"], data["AUGMENTATION_SCALE"], data["AUGMENTATION_ROTATION"]],
@@ -286,17 +287,8 @@ fn batches(request: &SearchRequest, setup: &Setup, net: &PoseNet) -> Result<Vec<
         grid: net.grid(config.input.width, config.input.height),
         seed,
     };
-    let options = LoaderOptions {
-        seed,
-        batch_size: size,
-        augment: config.data.augment,
-        shuffle: true,
-        replace_empty: true,
-        drop_last: true,
-        workers: num_workers(config),
-        skip_bad: request.run.skip_bad,
-        ..LoaderOptions::default()
-    };
+    let skip_bad = request.run.skip_bad;
+    let options = LoaderOptions { seed, skip_bad, ..loader_options(config, size) };
     let wanted = request.trace.images.div_ceil(size);
     let loader = Loader::start(dataset.clone(), &config.input, &config.data, options)?;
     let mut batches = Vec::new();

@@ -13,169 +13,39 @@
 mod allocate;
 mod choose;
 mod curvature;
+mod cut;
 mod order;
 mod orders;
 mod report;
+mod request;
+mod rows;
 mod run;
 mod sensitivity;
 mod setup;
 mod trace;
 mod trial;
 
-use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::quant::WeightMethod;
 use crate::run::flow::{FlowPlan, MadeBy};
 use crate::run::folder::Start;
-use crate::run::request::Request;
 pub use allocate::{Allocation, Choice, Infeasible, Item, solve};
 use choose::Chooser;
-pub use choose::{SizeKind, Target};
 use curvature::Curvature;
+use cut::Cut;
+pub use cut::ListedTrial;
 pub use order::{ModuleGain, flow_order, num_separate_stages, orders, prefixes};
-pub use orders::{OrderReport, OrdersReport, Walk};
-pub use report::{GainReport, LayerRow, ModuleRow, SearchReport, SizeReport, TrialReport};
-use run::{RunEnd, Runner};
+pub use orders::{OrderReport, OrdersReport};
+pub use report::SearchReport;
+pub use request::{Budget, First, SearchRequest, SizeKind, Target, TraceRequest, Walk};
+pub use rows::{GainReport, LayerRow, ModuleRow, SizeReport, TrialReport};
+use run::Runner;
 pub use sensitivity::{Division, WidthError, sensitivity, width_errors};
 use setup::Setup;
 pub use trace::{Estimate, TraceOptions, TracedLayer, Traces};
 use trial::Trial;
-
-/// What `mqat search` is asked.
-#[derive(Debug, Clone)]
-pub struct SearchRequest {
-    /// Config, places, device.
-    pub run: Request,
-    /// The full-precision weights to start from, instead of the config's `experiment.url`.
-    pub from: Option<PathBuf>,
-    /// The modules, each a pattern.
-    pub modules: Vec<String>,
-    /// The widths to choose from, bits.
-    pub widths: Vec<u32>,
-    /// The width of the trials, and of the module that goes first; bits.
-    pub trial_bits: u32,
-    /// How small the network is to become; not needed when the bits are given.
-    pub target: Option<Target>,
-    /// What counts for it.
-    pub size: SizeKind,
-    /// How long trials are.
-    pub budget: Budget,
-    /// The quantizer of the weights, instead of the config's.
-    pub method: Option<WeightMethod>,
-    /// How the curvature is measured.
-    pub trace: TraceRequest,
-    /// Which module goes first.
-    pub first: First,
-    /// Choose bits layer by layer, for one stage over all modules (HAWQ-V3), instead of module by module.
-    pub layerwise: bool,
-    /// Keep the network's first convolution float.
-    pub keep_first_layer: bool,
-    /// Keep the prediction layers float.
-    pub keep_last_layer: bool,
-    /// Score module orders, too.
-    pub walk: Option<Walk>,
-    /// Bits of each module, given instead of searched.
-    pub assign: Vec<(String, u32)>,
-    /// The search's folder, instead of `LOGS/PROBLEM/TOPOLOGY/search`.
-    pub dir: Option<PathBuf>,
-    /// Trials that run at the same time.
-    pub jobs: usize,
-    /// Run this trial only (and those it starts from).
-    pub only: Option<String>,
-    /// Run none, and name those that are to be run.
-    pub list: bool,
-    /// The plan file.
-    pub out: Option<PathBuf>,
-}
-
-impl SearchRequest {
-    /// The layer-wise baseline (HAWQ-V3): 2, 4 or 8 bits for each layer, learnt step sizes, the network `compression`
-    /// times smaller by the paper's count. Its plan goes into the search's folder.
-    ///
-    /// # Errors
-    /// If the config cannot be resolved.
-    pub fn hawq(run: &Request, compression: f64) -> Result<Self> {
-        let home = run.home()?;
-        let select = &run.select;
-        let seed = select.resolve(&home)?.experiment.seed;
-        let dir = home.logs.join(select.problem()).join(select.topology()).join("search");
-        Ok(Self {
-            run: run.clone(),
-            from: None,
-            modules: ["backbone", "fpn", "head"].map(str::to_owned).into(),
-            widths: vec![2, 4, 8],
-            trial_bits: 2,
-            target: Some(Target::Compression(compression)),
-            size: SizeKind::Paper,
-            budget: Budget::default(),
-            method: Some(WeightMethod::Lsq),
-            trace: TraceRequest::default(),
-            first: First::Smallest,
-            layerwise: true,
-            keep_first_layer: false,
-            keep_last_layer: false,
-            walk: None,
-            assign: Vec::new(),
-            out: Some(dir.join(format!("hawq-{compression}x-seed{seed}.json"))),
-            dir: Some(dir),
-            jobs: 1,
-            only: None,
-            list: false,
-        })
-    }
-}
-
-/// How long a trial is; schedules are stretched or shrunk to fit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Budget {
-    /// Epochs of each stage instead of the config's.
-    pub epochs: Option<u32>,
-    /// Training images of an epoch instead of all.
-    pub images: Option<usize>,
-    /// Updates of a stage, rounded up to whole epochs' batches: sets the images of an epoch.
-    pub steps: Option<u64>,
-}
-
-/// How the curvature is measured.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TraceRequest {
-    /// Training images that the loss is taken over.
-    pub images: usize,
-    /// Images of a probe.
-    pub batch: usize,
-    /// Probes at most.
-    pub max_probes: usize,
-    /// Enough when the summed sensitivity's standard error is below this share of it.
-    pub relative_error: f64,
-    /// How a trace becomes a sensitivity.
-    pub division: Division,
-}
-
-impl Default for TraceRequest {
-    fn default() -> Self {
-        Self {
-            images: 64,
-            batch: 8,
-            max_probes: 200,
-            relative_error: 0.1,
-            division: Division::default(),
-        }
-    }
-}
-
-/// Which module goes first.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum First {
-    /// The one whose trial gains most.
-    Trials,
-    /// This one.
-    Module(String),
-    /// None at the trial width: by number of parameters, all bits by the programme.
-    Smallest,
-}
 
 /// How a search ended.
 #[derive(Debug)]
@@ -187,26 +57,6 @@ pub enum SearchEnd {
     /// Only one trial was to be run; it is complete.
     Ran(TrialReport),
     /// Trials that are still to be run.
-    Listed(Vec<ListedTrial>),
-}
-
-/// A trial that is not complete.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct ListedTrial {
-    /// Its name, for `--only`.
-    pub name: String,
-    /// Its folder.
-    pub folder: PathBuf,
-    /// `waiting`, `begun` (it goes on from its checkpoint), or `running` in another process.
-    pub state: &'static str,
-    /// The trials that have to be complete before.
-    pub after: Vec<String>,
-}
-
-/// Why a search ends before its report.
-enum Cut {
-    Interrupted,
-    Ran(TrialReport),
     Listed(Vec<ListedTrial>),
 }
 
@@ -361,34 +211,4 @@ fn write_plan(
     plan.write(path)?;
     report.plan = Some(path.to_owned());
     Ok(())
-}
-
-impl Runner<'_> {
-    /// Runs trials to their ends, or only what the request names; `Err` when the search is to end here.
-    fn phase(&self, trials: &[std::rc::Rc<Trial>]) -> Result<std::result::Result<(), Cut>> {
-        if self.request.list {
-            let listed = self.list(trials)?;
-            return Ok(if listed.is_empty() { Ok(()) } else { Err(Cut::Listed(listed)) });
-        }
-        let Some(name) = &self.request.only else {
-            return Ok(match self.run(trials)? {
-                RunEnd::Complete => Ok(()),
-                RunEnd::Interrupted => Err(Cut::Interrupted),
-            });
-        };
-        let Some(trial) = trials.iter().find(|t| t.name == *name) else {
-            let unfinished = self.list(trials)?;
-            let names: Vec<&str> = trials.iter().map(|t| t.name.as_str()).collect();
-            ensure!(
-                unfinished.is_empty(),
-                "no trial {name:?} can be run now; there are {}",
-                names.join(", ")
-            );
-            return Ok(Ok(())); // it may be one of a later phase
-        };
-        Ok(match self.run(std::slice::from_ref(trial))? {
-            RunEnd::Complete => Err(Cut::Ran(trial.result()?)),
-            RunEnd::Interrupted => Err(Cut::Interrupted),
-        })
-    }
 }

@@ -8,23 +8,14 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::report::TrialReport;
+use super::cut::Cut;
+use super::order::{num_separate_stages, prefixes};
+use super::request::{SearchRequest, Walk};
+use super::rows::TrialReport;
 use super::run::Runner;
 use super::setup::Setup;
 use super::trial::Trial;
-use super::{Cut, SearchRequest};
 use crate::pose::Recall;
-use crate::study::{num_separate_stages, prefixes};
-
-/// Which orders are scored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Walk {
-    /// Every one.
-    All,
-    /// One: at each place the module that scores best there.
-    Greedy,
-}
 
 /// One order.
 #[derive(Debug, Clone, Serialize)]

@@ -7,11 +7,13 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
+use super::cut::{Cut, ListedTrial};
+use super::request::SearchRequest;
+use super::rows::percent;
 use super::setup::Setup;
 use super::trial::{State, Trial};
-use super::{ListedTrial, SearchRequest};
 
 /// Between two looks at the running trials.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -215,10 +217,40 @@ impl Runner<'_> {
             "trial {}: {} {}, {:.0} s",
             trial.name,
             result.metric,
-            super::report::percent(&result.score),
+            percent(&result.score),
             ended.since.elapsed().as_secs_f64()
         );
         Ok(true)
+    }
+}
+
+impl Runner<'_> {
+    /// Runs trials to their ends, or only what the request names; `Err` when the search is to end here.
+    pub fn phase(&self, trials: &[std::rc::Rc<Trial>]) -> Result<std::result::Result<(), Cut>> {
+        if self.request.list {
+            let listed = self.list(trials)?;
+            return Ok(if listed.is_empty() { Ok(()) } else { Err(Cut::Listed(listed)) });
+        }
+        let Some(name) = &self.request.only else {
+            return Ok(match self.run(trials)? {
+                RunEnd::Complete => Ok(()),
+                RunEnd::Interrupted => Err(Cut::Interrupted),
+            });
+        };
+        let Some(trial) = trials.iter().find(|t| t.name == *name) else {
+            let unfinished = self.list(trials)?;
+            let names: Vec<&str> = trials.iter().map(|t| t.name.as_str()).collect();
+            ensure!(
+                unfinished.is_empty(),
+                "no trial {name:?} can be run now; there are {}",
+                names.join(", ")
+            );
+            return Ok(Ok(())); // it may be one of a later phase
+        };
+        Ok(match self.run(std::slice::from_ref(trial))? {
+            RunEnd::Complete => Err(Cut::Ran(trial.result()?)),
+            RunEnd::Interrupted => Err(Cut::Interrupted),
+        })
     }
 }
 

@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use tch::Device;
 
-use super::report::LayerRow;
-use super::trial::Trial;
-use super::{Budget, SearchRequest};
+use super::request::{Budget, SearchRequest};
+use super::rows::LayerRow;
+use super::trial::{Trial, TrialPlace};
+use crate::artifact::network::blank_network;
 use crate::nn::Store;
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig, levels, select};
 use crate::run::config::Config;
 use crate::run::flow::{Baseline, Bits, FlowSource, TextStage, Width};
 use crate::run::home::Home;
-use crate::run::request::blank_network;
 use crate::run::stretch;
 use crate::train::StageConfig;
 
@@ -43,11 +43,9 @@ pub(super) struct Setup {
     pub home: Home,
     /// Folder of the dataset.
     pub data: PathBuf,
-    /// The search's folder.
-    pub dir: PathBuf,
     pub modules: Vec<Module>,
-    /// Tells the weights and the lists of images apart, wherever they lie.
-    pub inputs: Value,
+    /// Where trials lie: in the search's folder.
+    pub place: TrialPlace,
     request: SearchRequest,
 }
 
@@ -80,15 +78,15 @@ impl Setup {
             "training": fingerprint(&data.join(&config.data.train))?,
             "validation": fingerprint(&data.join(&config.data.valid))?,
         });
+        let experiment = Path::new(select.problem()).join(select.topology());
         let net = blank_network(&config, Device::Cpu)?;
         let mut setup = Self {
             config,
             template,
             home,
             data,
-            dir,
             modules: Vec::new(),
-            inputs,
+            place: TrialPlace { dir, experiment, inputs },
             request: request.clone(),
         };
         setup.modules = setup.find_modules(&net.store)?;
@@ -120,11 +118,6 @@ impl Setup {
             });
         }
         Ok(modules)
-    }
-
-    /// The config's problem and topology.
-    pub fn names(&self) -> (&str, &str) {
-        (self.request.run.select.problem(), self.request.run.select.topology())
     }
 
     /// The width of trials.
@@ -262,7 +255,7 @@ impl Setup {
         config.training.train_images = self.train_images(&config).or(config.training.train_images);
         let problems = config.problems();
         ensure!(problems.is_empty(), "trial {name}: {}", problems.join("; "));
-        Trial::new(self, name, config, parent)
+        Trial::new(&self.place, name, config, parent)
     }
 
     /// Images of an epoch, where the budget limits them.

@@ -7,12 +7,11 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::report::TrialReport;
-use super::setup::Setup;
-use crate::commands::train::hash as config_hash;
+use super::rows::TrialReport;
 use crate::io;
 use crate::pose::Recall;
 use crate::run::config::Config;
+use crate::run::config::hash as config_hash;
 use crate::run::folder::Folder;
 use crate::train::{Checkpoint, CheckpointFolder};
 
@@ -28,6 +27,16 @@ pub(super) struct Trial {
     pub exp: Folder,
     /// The trial that it starts from the end of; its flow is this one's but for the last stage.
     pub parent: Option<Rc<Trial>>,
+}
+
+/// Where the trials of a search lie, and what all of them begin with.
+pub(super) struct TrialPlace {
+    /// The search's folder.
+    pub dir: PathBuf,
+    /// `PROBLEM/TOPOLOGY`.
+    pub experiment: PathBuf,
+    /// Tells the weights and the lists of images apart, wherever they lie.
+    pub inputs: Value,
 }
 
 /// How far a trial is.
@@ -56,19 +65,18 @@ const NAME_CHARS: usize = 80;
 
 impl Trial {
     pub fn new(
-        setup: &Setup,
+        place: &TrialPlace,
         name: String,
         config: Config,
         parent: Option<Rc<Trial>>,
     ) -> Result<Self> {
         let mut document = serde_json::to_value(&config).context("writing a trial's config")?;
         leave_out_what_decides_nothing(&mut document);
-        document["inputs"] = setup.inputs.clone();
+        document["inputs"] = place.inputs.clone();
         let id = format!("{:016x}", fnv1a(document.to_string().as_bytes()));
         let short: String = name.chars().take(NAME_CHARS).collect();
-        let dir = setup.dir.join("trials").join(format!("{short}-{id}"));
-        let (problem, topology) = setup.names();
-        let exp = Folder { path: dir.join(problem).join(topology).join("exp000"), id: 0 };
+        let dir = place.dir.join("trials").join(format!("{short}-{id}"));
+        let exp = Folder { path: dir.join(&place.experiment).join("exp000"), id: 0 };
         Ok(Self { name, config, id, dir, exp, parent })
     }
 

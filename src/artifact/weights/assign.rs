@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 use tch::{Kind, Tensor};
 
-use super::Strictness;
 use super::report::{Conversion, LoadReport, Unmatched, first_few};
+use crate::artifact::kind::Strictness;
 use crate::model::{NetworkConfig, PoseNet, keys};
 use crate::nn::Var;
 

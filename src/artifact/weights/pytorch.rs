@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use tch::Tensor;
 
-use super::StateDict;
 use super::report::OtherMember;
+use super::state::StateDict;
 use crate::io::pth::{self, Value};
 use crate::model::keys;
 

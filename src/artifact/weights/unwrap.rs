@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Kind, Tensor};
 
-use super::Strictness;
 use super::report::Unmatched;
+use crate::artifact::kind::Strictness;
 use crate::model::keys::{self, InqExtra, WRAPPERS};
 
 /// A state dict under bare keys.

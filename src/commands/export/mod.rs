@@ -1,6 +1,8 @@
 //! `mqat export`: the network of a checkpoint for other programs.
 
 pub(super) mod onnx;
+mod packed;
+mod source;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,15 +13,17 @@ use serde_json::Value;
 use tch::Device;
 
 use self::onnx::{OnnxOptions, OnnxReport};
-use crate::artifact::packed::{self, PackReport};
-use crate::artifact::weights::{self, LoadedNetwork, Strictness};
-use crate::commands::import::config_of_file;
-use crate::commands::test::module_names;
+pub use self::packed::PackReport;
+use self::source::Exported;
+use crate::artifact::kind::Strictness;
+use crate::artifact::name::module_names;
+use crate::artifact::network::blank_network;
+use crate::artifact::open::config_of_file;
+use crate::artifact::weights::{self, LoadedNetwork};
 use crate::export::packed::PackOptions;
 use crate::io::{pth, tensors};
 use crate::model::PoseNet;
 use crate::run::config::{Config, Select};
-use crate::run::request::blank_network;
 
 /// What file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -88,13 +92,6 @@ pub struct ExportReport {
     pub onnx: Option<OnnxReport>,
 }
 
-/// A network to write, with what was loaded beside it.
-pub(crate) struct Exported<'a> {
-    pub request: &'a ExportRequest,
-    pub net: PoseNet,
-    pub loaded: LoadedNetwork,
-}
-
 /// Writes the network of a checkpoint in the format that is asked for. Momentum, masks and position stay behind.
 ///
 /// # Errors
@@ -120,27 +117,49 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     };
     let loaded = load(&request.checkpoint, &net, Strictness::Strict)?;
     loaded.report.log();
-    let exported = Exported { request, net, loaded };
+    let from = &request.checkpoint;
+    let exported = Exported { from, out, problem: request.select.problem(), net, loaded };
     match request.format {
-        ExportFormat::Safetensors | ExportFormat::Pth => write_weights(&exported),
-        ExportFormat::Packed => write_packed(&exported, &config),
-        ExportFormat::Onnx => onnx::write(&exported, &config),
+        ExportFormat::Safetensors | ExportFormat::Pth => write_weights(request, &exported),
+        ExportFormat::Packed => write_packed(request, &exported, &config),
+        ExportFormat::Onnx => write_onnx(request, &exported, &config),
     }
 }
 
-impl Exported<'_> {
-    /// The weights that are asked for.
-    pub(crate) fn weights(&self) -> ExportWeights {
-        self.request.weights.unwrap_or(match self.loaded.quantizers.is_empty() {
-            true => ExportWeights::Float,
-            false => ExportWeights::Quantized,
-        })
-    }
+/// The weights that are asked for.
+fn weights_of(request: &ExportRequest, loaded: &LoadedNetwork) -> ExportWeights {
+    request.weights.unwrap_or(match loaded.quantizers.is_empty() {
+        true => ExportWeights::Float,
+        false => ExportWeights::Quantized,
+    })
+}
+
+/// An ONNX graph with the config in it.
+fn write_onnx(
+    request: &ExportRequest,
+    exported: &Exported,
+    config: &Config,
+) -> Result<ExportReport> {
+    let written = onnx::write(exported, config, &request.onnx)?;
+    Ok(ExportReport {
+        path: request.out.clone(),
+        format: request.format,
+        weights: weights_of(request, &exported.loaded),
+        num_tensors: written.num_tensors,
+        bytes: written.bytes,
+        quantized: written.quantized,
+        packed: None,
+        onnx: Some(written.report),
+    })
 }
 
 /// A packed file with the config in it.
-fn write_packed(exported: &Exported, config: &Config) -> Result<ExportReport> {
-    let Exported { request, loaded, .. } = exported;
+fn write_packed(
+    request: &ExportRequest,
+    exported: &Exported,
+    config: &Config,
+) -> Result<ExportReport> {
+    let loaded = &exported.loaded;
     let from = request.checkpoint.display();
     let quantized =
         loaded.quantizers.iter().any(|q| q.report().iter().any(|s| s.num_levels.is_some()));
@@ -150,7 +169,7 @@ fn write_packed(exported: &Exported, config: &Config) -> Result<ExportReport> {
         "{from}: a packed file holds the weights that the network computes with; leave --weights out"
     );
     let config = serde_json::to_value(config).context("writing the config as JSON")?;
-    let report = packed::write(exported, config)?;
+    let report = packed::write(exported, config, request.packed)?;
     Ok(ExportReport {
         path: report.path.clone(),
         format: request.format,
@@ -164,10 +183,9 @@ fn write_packed(exported: &Exported, config: &Config) -> Result<ExportReport> {
 }
 
 /// Parameters and buffers under their bare keys.
-fn write_weights(exported: &Exported) -> Result<ExportReport> {
-    let Exported { request, net, loaded } = exported;
-    let from = &request.checkpoint;
-    let weights = exported.weights();
+fn write_weights(request: &ExportRequest, exported: &Exported) -> Result<ExportReport> {
+    let Exported { from, net, loaded, .. } = exported;
+    let weights = weights_of(request, loaded);
     match weights {
         ExportWeights::Float => ensure_float_exists(from, net, loaded)?,
         ExportWeights::Quantized => ensure_quantized(from, loaded)?,

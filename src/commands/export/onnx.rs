@@ -11,9 +11,9 @@ use serde::Serialize;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
+use super::source::Exported;
 use crate::artifact::engine::{OnnxEngine, OnnxMeta};
-use crate::commands::export::{ExportReport, Exported};
-use crate::commands::test::module_names;
+use crate::artifact::name::module_names;
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::export::onnx::graph::{Graph, Weight};
 use crate::export::onnx::plan::{self, Plan};
@@ -26,7 +26,7 @@ use crate::io;
 use crate::model::{Outputs, PoseNet, images_from_bytes};
 use crate::run::config::Config;
 use crate::run::home::Home;
-use crate::run::request::num_workers;
+use crate::run::options::num_workers;
 
 /// The runtime that a file is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -141,17 +141,29 @@ pub struct Difference {
     pub max_relative: f64,
 }
 
+/// A file that was written, and its report.
+pub(super) struct Written {
+    pub report: OnnxReport,
+    pub num_tensors: usize,
+    pub bytes: u64,
+    /// The modules whose weights lie on levels.
+    pub quantized: Vec<String>,
+}
+
 /// Writes the ONNX file of a loaded network.
-pub(crate) fn write(exported: &Exported, config: &Config) -> Result<ExportReport> {
-    let Exported { request, net, loaded } = exported;
-    let options = &request.onnx;
+pub(super) fn write(
+    exported: &Exported,
+    config: &Config,
+    options: &OnnxOptions,
+) -> Result<Written> {
+    let Exported { from, out, net, loaded, .. } = exported;
     check_options(options)?;
     let size = (config.input.width, config.input.height);
-    let at = || request.checkpoint.display().to_string();
+    let at = || from.display().to_string();
     let mut graph = graph_of(net, &loaded.quantizers, size).with_context(at)?;
     let grids_as_floats = grids_as_floats(&graph);
     let trained = plan::trained_inputs(&loaded.quantizers).with_context(at)?;
-    let images = Images::new(exported, config)?;
+    let images = Images::new(exported, config, options)?;
     let (mut plan, mut activations) =
         (plan::as_trained(&graph, &trained), "float activations".to_owned());
     if !plan.is_empty() {
@@ -208,9 +220,9 @@ pub(crate) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
     let model = emit(&graph, &plan, &emit_options, &metadata(&meta, &graph, config)?)?;
     let num_tensors = model.graph.as_ref().map_or(0, |g| g.initializer.len());
     let bytes = model.encode_to_vec();
-    io::write_atomic(&request.out, |w| Ok(w.write_all(&bytes)?))?;
+    io::write_atomic(out, |w| Ok(w.write_all(&bytes)?))?;
     let check = options.check.map(|n| check(exported, config, &graph, &plan, &images, n));
-    let check = check.transpose().with_context(|| format!("checking {}", request.out.display()))?;
+    let check = check.transpose().with_context(|| format!("checking {}", out.display()))?;
     let mut weights = BTreeMap::new();
     for conv in &graph.convs {
         let kind = match &conv.weight {
@@ -225,7 +237,7 @@ pub(crate) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
     }
     let rounded_after_training =
         rounded.into_iter().filter(|name| !grids_as_floats.contains(name)).collect();
-    let onnx = OnnxReport {
+    let report = OnnxReport {
         opset: emit_options.opset,
         activations,
         weights,
@@ -233,16 +245,7 @@ pub(crate) fn write(exported: &Exported, config: &Config) -> Result<ExportReport
         grids_as_floats,
         check,
     };
-    Ok(ExportReport {
-        path: request.out.clone(),
-        format: request.format,
-        weights: exported.weights(),
-        num_tensors,
-        bytes: bytes.len() as u64,
-        quantized,
-        packed: None,
-        onnx: Some(onnx),
-    })
+    Ok(Written { report, num_tensors, bytes: bytes.len() as u64, quantized })
 }
 
 /// Images that biases are corrected with: all their values of a layer are held at once.
@@ -333,14 +336,13 @@ struct Images {
 }
 
 impl Images {
-    fn new(exported: &Exported, config: &Config) -> Result<Self> {
-        let options = &exported.request.onnx;
+    fn new(exported: &Exported, config: &Config, options: &OnnxOptions) -> Result<Self> {
         let wanted =
             options.calibrate.is_some() || (options.check.is_some() && options.data.is_some());
         let dataset = wanted.then(|| -> Result<Dataset> {
             let home = Home::find(options.data.as_deref(), None)?;
             let list = config.data.list(Split::Train);
-            let root = home.dataset(exported.request.select.problem(), list)?;
+            let root = home.dataset(exported.problem, list)?;
             Dataset::open(&root, list, &config.data, &config.input, false)
         });
         Ok(Self { dataset: dataset.transpose()?, config: config.clone() })
@@ -426,7 +428,7 @@ fn check(
         profile: Some(folder.path().join("profile")),
         ..SessionOptions::default()
     };
-    let engine = OnnxEngine::open_with(&exported.request.out, &options)?;
+    let engine = OnnxEngine::open_with(exported.out, &options)?;
     let reference = Reference::new(graph);
     let [mut from_reference, mut from_network] = [Sums::default(), Sums::default()];
     images.each(num_images, &mut |batch| {
@@ -465,7 +467,7 @@ fn check_layers(
     }
     let options =
         SessionOptions { threads: config.runtime.num_threads, values, ..SessionOptions::default() };
-    let engine = OnnxEngine::open_with(&exported.request.out, &options)?;
+    let engine = OnnxEngine::open_with(exported.out, &options)?;
     let mut check = LayerCheck::new(graph, plan);
     images.each(num_images, &mut |batch| check.add(engine.session(), batch))?;
     let mut layers = check.finish();

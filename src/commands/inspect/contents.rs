@@ -8,13 +8,16 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tch::Device;
 
-use crate::artifact::weights::{self, FileKind, InqLayerReport, OtherMember, Strictness};
-use crate::commands::test::module_names;
+use crate::artifact::kind::{FileKind, Strictness, kind_of};
+use crate::artifact::name::module_names;
+use crate::artifact::network::blank_network;
+use crate::artifact::packed;
+use crate::artifact::tensor::TensorReport;
+use crate::artifact::weights::{self, InqLayerReport, OtherMember};
 use crate::io::tensors;
 use crate::model::{NetworkConfig, keys};
 use crate::quant::SiteReport;
 use crate::run::config;
-use crate::run::request::blank_network;
 use crate::train::{Best, CheckpointMeta, Imported, Position};
 
 /// Group of tensors that belong to no module.
@@ -111,19 +114,6 @@ pub struct GroupReport {
     pub bytes: usize,
 }
 
-/// One tensor.
-#[derive(Debug, Serialize)]
-pub struct TensorReport {
-    /// Key.
-    pub name: String,
-    /// Element type.
-    pub dtype: String,
-    /// Shape.
-    pub shape: Vec<i64>,
-    /// Bytes of its numbers.
-    pub bytes: usize,
-}
-
 /// Describes a file of weights.
 ///
 /// # Errors
@@ -131,7 +121,7 @@ pub struct TensorReport {
 pub fn inspect_file(path: &Path) -> Result<FileReport> {
     let bytes =
         std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.len();
-    let kind = weights::kind_of(path)?;
+    let kind = kind_of(path)?;
     let mut report = FileReport {
         path: path.to_owned(),
         kind,
@@ -163,7 +153,7 @@ pub fn inspect_file(path: &Path) -> Result<FileReport> {
         }
         FileKind::PyTorch => describe_state(&mut report)?,
         FileKind::Packed => {
-            let packed = crate::artifact::packed::describe(path)?;
+            let packed = packed::describe(path)?;
             report.tensors = packed.tensors;
             report.notes = packed.notes;
             describe_checkpoint(&mut report, packed.meta);

@@ -6,12 +6,12 @@ use anyhow::Result;
 use serde::Serialize;
 use tch::Device;
 
+use crate::artifact::network::blank_network;
 use crate::quant::size::Sizes;
 use crate::run::config::Select;
 use crate::run::flow;
 use crate::run::home::Home;
 use crate::run::layers::{LayerReport, layers, sizes_after, sizes_text};
-use crate::run::request::blank_network;
 
 /// A network as its config describes it.
 #[derive(Debug, Serialize)]

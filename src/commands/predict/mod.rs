@@ -21,8 +21,10 @@ use cameras::{Cameras, Network};
 use inputs::{Input, Inputs};
 use jobs::{Jobs, Numbering};
 
-use crate::artifact::engine::{EngineChoice, config_of};
-use crate::artifact::weights::Strictness;
+use crate::artifact::engine::EngineChoice;
+use crate::artifact::kind::Strictness;
+use crate::artifact::open::config_of;
+use crate::artifact::open::open_engine;
 use crate::data::{ObjectBox, object_boxes};
 use crate::eval::{
     Answer, Found, Outline, PoseWriter, StreamTiming, infer_stream, prediction_overlay,
@@ -33,7 +35,8 @@ use crate::io::video::check_ffmpeg;
 use crate::run::config::Config;
 use crate::run::folder::Folder;
 use crate::run::home::Home;
-use crate::run::request::{Request, infer_options, open_engine};
+use crate::run::options::infer_options;
+use crate::run::request::Request;
 
 /// Pictures that could not be read which are told one by one.
 const MOST_BAD_TOLD: usize = 10;

@@ -9,17 +9,16 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Device;
 
-use super::ReportRequest;
+use crate::artifact::network::blank_network;
 use crate::commands::test::CHECKPOINTS_FILE;
 use crate::data::Split;
 use crate::eval::Report;
 use crate::io;
 use crate::quant::size::Sizes;
-use crate::run::config::{self, Config};
+use crate::run::config::{self, Config, Select};
 use crate::run::folder::{Folder, Pick};
 use crate::run::home::Home;
 use crate::run::layers::{layers, sizes_after};
-use crate::run::request::blank_network;
 use crate::train::{CheckpointMeta, StageConfig};
 
 /// Folders between a folder given and the experiments below it.
@@ -115,10 +114,9 @@ impl Place {
 }
 
 /// The folders of the experiments that are asked for.
-pub(super) fn find(request: &ReportRequest, home: &Home) -> Result<Vec<PathBuf>> {
-    let select = &request.run.select;
+pub(super) fn find(experiments: &[String], select: &Select, home: &Home) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for text in &request.experiments {
+    for text in experiments {
         let path = Path::new(text);
         if path.is_dir() {
             let before = found.len();

@@ -7,7 +7,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
 
 use crate::commands::test::{TestRequest, test};
 use crate::data::Split;
@@ -15,16 +14,17 @@ use crate::eval::Progress;
 use crate::io;
 use crate::io::chart::{Chart, Series};
 use crate::pose::EvalTable;
-use crate::quant::size::Sizes;
 use crate::run::home::Home;
 use crate::run::request::Request;
 
 mod gather;
 mod page;
+mod summary;
 mod tables;
 
 use gather::Experiment;
 pub use gather::{Family, Point};
+pub use summary::{Group, ReportSummary, Spread};
 
 /// What `mqat report` is asked.
 #[derive(Debug, Clone)]
@@ -43,60 +43,6 @@ pub struct ReportRequest {
     pub title: Option<String>,
 }
 
-/// Mean and spread of a percentage over runs.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Spread {
-    /// The column: `near`, `medium`, `far` or `all`.
-    pub bin: String,
-    /// Mean over the runs, percent.
-    pub mean: f64,
-    /// Standard deviation over the runs (n - 1), percent; none for one run.
-    pub std_dev: Option<f64>,
-    /// 95 % interval (Wilson) of one run's percentage; none for several.
-    pub interval_95: Option<(f64, f64)>,
-}
-
-/// Runs that differ in nothing but their seed.
-#[derive(Debug, Clone, Serialize)]
-pub struct Group {
-    /// What the network is: `fpn 2-bit (3 levels)`.
-    pub network: String,
-    /// What it belongs to.
-    pub family: Family,
-    /// Its size.
-    pub sizes: Sizes,
-    /// Updates of training behind it, all stages together.
-    pub global_step: u64,
-    /// The seeds, each once.
-    pub seeds: Vec<u64>,
-    /// `ADI-0.1d` as published.
-    pub headline: Vec<Spread>,
-    /// The closest-point distance at 0.1 d.
-    pub true_adi: Vec<Spread>,
-}
-
-/// What `mqat report` found.
-#[derive(Debug, Serialize)]
-pub struct ReportSummary {
-    /// Whether any of the data were rendered.
-    pub synthetic_data: bool,
-    /// The rows of the table.
-    pub groups: Vec<Group>,
-    /// Every evaluated network.
-    pub points: Vec<Point>,
-    /// Experiments without an evaluation of the split.
-    pub left_out: Vec<PathBuf>,
-    /// Folder of what was written: index.html, table.md, table.csv, accuracy_over_compression.svg and .png, report.json.
-    pub folder: PathBuf,
-}
-
-impl ReportSummary {
-    /// The table for a terminal.
-    pub fn text(&self) -> String {
-        tables::text(self)
-    }
-}
-
 /// Collects, averages and writes.
 ///
 /// # Errors
@@ -107,7 +53,7 @@ pub fn report(
     progress: &mut dyn FnMut(&str, Progress),
 ) -> Result<ReportSummary> {
     let home = request.run.home()?;
-    let folders = gather::find(request, &home)?;
+    let folders = gather::find(&request.experiments, &request.run.select, &home)?;
     let mut experiments = Vec::new();
     let mut left_out = Vec::new();
     for folder in folders {

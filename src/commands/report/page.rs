@@ -9,7 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::gather::{Experiment, Point};
-use super::{ReportSummary, tables};
+use super::summary::ReportSummary;
+use super::tables;
 
 /// Overlays shown of each network.
 const MOST_OVERLAYS: usize = 4;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Group, ReportSummary, Spread};
+use super::summary::{Group, ReportSummary, Spread};
 
 /// A percentage with its spread: `57.5 ± 1.2`, or its interval for one run.
 pub(super) fn spread(s: &Spread) -> String {
@@ -63,8 +63,14 @@ pub(super) fn notes(summary: &ReportSummary) -> Vec<String> {
     notes
 }
 
-/// For a terminal.
-pub(super) fn text(summary: &ReportSummary) -> String {
+impl ReportSummary {
+    /// The table for a terminal.
+    pub fn text(&self) -> String {
+        text(self)
+    }
+}
+
+fn text(summary: &ReportSummary) -> String {
     let head = head(summary);
     let rows: Vec<Vec<String>> =
         std::iter::once(head.clone()).chain(summary.groups.iter().map(cells)).collect();
