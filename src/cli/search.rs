@@ -8,12 +8,13 @@ use clap::{Args, ValueEnum};
 
 use super::args::{ConfigSelect, Places};
 use super::{Ended, print_json, print_text, request, stop};
-use crate::experiment::{
-    Budget, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, Target, TraceRequest, Walk,
-    parse_weight_method, search,
-};
 use crate::quant::WeightMethod;
-use crate::search::Division;
+use crate::run::parse_weight_method;
+use crate::study::Division;
+use crate::study::{
+    Budget, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, Target, TraceRequest, Walk,
+    search,
+};
 
 /// Arguments of `mqat search`.
 #[derive(Debug, Clone, Args)]

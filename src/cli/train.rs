@@ -8,9 +8,9 @@ use super::args::TrainArgs;
 use super::search::own_program;
 use super::view::TrainView;
 use super::{Ended as CliEnded, print_json, print_text, request, stop};
-use crate::experiment::{
-    Ended, FlowSource, Request, SearchEnd, SearchRequest, TrainRequest, search, train,
-};
+use crate::commands::{Ended, TrainRequest, train};
+use crate::run::{FlowSource, Request};
+use crate::study::{SearchEnd, SearchRequest, search};
 
 pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
     let stop = stop::flag()?;
