@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Result, bail};
 
 use super::args::TrainArgs;
+use super::search::own_program;
 use super::view::TrainView;
 use super::{Ended as CliEnded, print_json, print_text, request, stop};
 use crate::commands::{Ended, TrainRequest, train};
@@ -71,7 +72,7 @@ fn hawq_flow(
     probes: Option<usize>,
     stop: &AtomicBool,
 ) -> Result<Option<FlowSource>> {
-    let mut request = SearchRequest::hawq(run, target)?;
+    let mut request = SearchRequest::hawq(run, own_program()?, target)?;
     request.trace.max_probes = probes.unwrap_or(request.trace.max_probes);
     Ok(match search(&request, stop)? {
         SearchEnd::Complete(_) => request.out.map(FlowSource::File),

@@ -22,12 +22,12 @@ use crate::run::flow::FlowSource;
 use crate::run::folder::{Folder, Pick, Provenance, Start};
 use crate::run::home::Home;
 use crate::run::options::{infer_options, loader_options, task_of};
-use crate::run::record::{Recorder, make_plots_folder};
+use crate::run::record::{CompletedStage, Recorder, make_plots_folder};
 use crate::run::request::{Request, is_synthetic, limited, thinned};
 use crate::run::{flow, stretch};
 use crate::train::{
-    BatchRequest, BatchSource, Batches, Hooks, Observer, Outcome, ResumeFrom, RunInfo, TrainConfig,
-    Trainer, ValidScore,
+    BatchRequest, BatchSource, Batches, Counts, Hooks, Observer, Outcome, ResumeFrom, RunInfo,
+    TrainConfig, Trainer, ValidScore,
 };
 
 /// What `mqat train` is asked.
@@ -69,7 +69,7 @@ pub struct TrainReport {
     /// Whether the data are rendered.
     pub synthetic_data: bool,
     /// The stages that were completed by this process, with their layers' levels.
-    pub stages: Vec<Value>,
+    pub stages: Vec<CompletedStage>,
 }
 
 /// How a run ended.
@@ -330,14 +330,11 @@ fn validate(
             }
         }
     }
-    let found: usize = table.all.num_found.last().copied().unwrap_or(0);
-    details.push(("found".to_owned(), found as f64));
     // The counts behind the headline, for intervals.
+    let found = table.all.num_found.last().copied().unwrap_or(0);
     let last = table.bins.len().saturating_sub(1);
-    if let Some(recall) = table.all.recall(EvalTable::HEADLINE, last) {
-        details.push(("correct".to_owned(), recall.num_correct as f64));
-        details.push(("objects".to_owned(), recall.num_targets as f64));
-    }
+    let recall = table.all.recall(EvalTable::HEADLINE, last);
+    let counts = recall.map(|r| Counts { correct: r.num_correct, objects: r.num_targets, found });
     let name = EvalTable::HEADLINE.to_owned();
-    Ok(Some(ValidScore { name, value, higher_is_better: true, details }))
+    Ok(Some(ValidScore { name, value, higher_is_better: true, counts, details }))
 }

@@ -31,4 +31,5 @@ pub use flow::{
 pub use folder::{Folder, Pick, Provenance, Start};
 pub use home::Home;
 pub use layers::{LayerReport, QuantizedTo};
+pub use record::CompletedStage;
 pub use request::Request;

@@ -1,24 +1,39 @@
 //! What a run writes about itself: metrics.jsonl, TensorBoard events, plots.
 
 use std::fs;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::io::chart::{Chart, Series};
 use crate::io::events::EventWriter;
 use crate::io::write_atomic;
+use crate::quant::SiteReport;
 use crate::run::folder::Folder;
 use crate::train::{
-    CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, TelemetryRecord,
-    ValidRecord,
+    CheckpointRecord, Counts, EpochRecord, Observer, Record, StageEnd, StageStart, StepRecord,
+    TelemetryRecord, ValidRecord,
 };
 
 /// Steps between two lines of steps in the files; the first steps are all written.
 const STEP_EVERY: u64 = 10;
+
+/// A stage that a process completed.
+#[derive(Debug, Clone, Serialize)]
+pub struct CompletedStage {
+    /// The stage, from 0.
+    pub stage: usize,
+    /// Its name.
+    pub name: String,
+    /// Updates of the run at its end.
+    pub global_step: u64,
+    /// The checkpoint of its end.
+    pub checkpoint: PathBuf,
+    /// The layers of all modules that carry quantizers.
+    pub layers: Vec<SiteReport>,
+}
 
 /// Writes a run's files and tells `view` what happens.
 pub(crate) struct Recorder<'a> {
@@ -26,7 +41,7 @@ pub(crate) struct Recorder<'a> {
     view: &'a mut dyn Observer,
     metrics: Option<BufWriter<fs::File>>,
     events: Option<EventWriter>,
-    stages: Vec<Value>,
+    stages: Vec<CompletedStage>,
     /// The stage whose end was written by an earlier process, when a run is resumed right there.
     ended_before: Option<usize>,
 }
@@ -37,7 +52,7 @@ impl<'a> Recorder<'a> {
     }
 
     /// The ends of the stages that this process completed.
-    pub(crate) fn take_stages(&mut self) -> Vec<Value> {
+    pub(crate) fn take_stages(&mut self) -> Vec<CompletedStage> {
         std::mem::take(&mut self.stages)
     }
 
@@ -61,15 +76,12 @@ impl<'a> Recorder<'a> {
         Ok(())
     }
 
-    fn line(&mut self, kind: &str, record: &impl Serialize) -> Result<()> {
+    fn line(&mut self, record: &Record) -> Result<()> {
         let path = self.folder.metrics();
         let out = self.metrics.as_mut().context("a record before the first stage began")?;
-        let mut value = serde_json::to_value(record)
-            .with_context(|| format!("writing a line of {}", path.display()))?;
-        if let Some(map) = value.as_object_mut() {
-            map.insert("kind".to_owned(), json!(kind));
-        }
-        writeln!(out, "{value}").with_context(|| format!("writing {}", path.display()))
+        let writing = || format!("writing a line of {}", path.display());
+        serde_json::to_writer(&mut *out, record).with_context(writing)?;
+        writeln!(out).with_context(writing)
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -98,7 +110,7 @@ impl Observer for Recorder<'_> {
             self.ended_before = None;
         }
         if self.ended_before != Some(start.stage) {
-            self.line("stage_start", start)?;
+            self.line(&Record::StageStart(start.clone()))?;
             self.flush()?;
         }
         self.view.stage_start(start)
@@ -106,13 +118,14 @@ impl Observer for Recorder<'_> {
 
     fn step(&mut self, step: &StepRecord) -> Result<()> {
         if step.global_step <= STEP_EVERY || step.global_step.is_multiple_of(STEP_EVERY) {
-            self.line("step", step)?;
+            self.line(&Record::Step(step.clone()))?;
+            self.scalars(step.global_step, &[("train/loss", step.loss)])?;
+            for (name, value) in step.losses.iter() {
+                self.scalars(step.global_step, &[(&format!("train/loss_{name}"), value)])?;
+            }
             self.scalars(
                 step.global_step,
                 &[
-                    ("train/loss", step.loss),
-                    ("train/loss_cls", step.loss_cls),
-                    ("train/loss_reg", step.loss_reg),
                     ("train/lr", step.lr),
                     ("train/grad_norm", step.grad_norm),
                     ("train/images_per_s", step.images_per_s),
@@ -123,10 +136,10 @@ impl Observer for Recorder<'_> {
     }
 
     fn epoch(&mut self, epoch: &EpochRecord) -> Result<()> {
-        self.line("epoch", epoch)?;
+        self.line(&Record::Epoch(epoch.clone()))?;
         self.scalars(epoch.global_step, &[("epoch/loss", epoch.loss), ("epoch/lr", epoch.lr)])?;
         let fractions = [
-            ("quantize/fraction", epoch.inq_fraction),
+            ("quantize/fraction", epoch.quantized_fraction),
             ("quantize/share_frozen", epoch.share_frozen),
         ];
         for (tag, value) in fractions {
@@ -139,7 +152,7 @@ impl Observer for Recorder<'_> {
     }
 
     fn telemetry(&mut self, telemetry: &TelemetryRecord) -> Result<()> {
-        self.line("telemetry", telemetry)?;
+        self.line(&Record::Telemetry(telemetry.clone()))?;
         let module = &telemetry.module.module;
         for (name, value) in telemetry.module.numbers.known() {
             self.scalars(telemetry.global_step, &[(&format!("quantize/{module}/{name}"), value)])?;
@@ -148,10 +161,12 @@ impl Observer for Recorder<'_> {
     }
 
     fn validation(&mut self, valid: &ValidRecord) -> Result<()> {
-        self.line("validation", valid)?;
+        self.line(&Record::Validation(valid.clone()))?;
         let score = &valid.score;
-        let all = std::iter::once((&score.name, score.value))
-            .chain(score.details.iter().map(|(name, value)| (name, *value)));
+        let counts = score.counts.iter().flat_map(Counts::named);
+        let all = std::iter::once((score.name.as_str(), score.value))
+            .chain(score.details.iter().map(|(name, value)| (name.as_str(), *value)))
+            .chain(counts.map(|(name, count)| (name, count as f64)));
         for (name, value) in all {
             self.scalars(valid.global_step, &[(&format!("valid/{name}"), value)])?;
         }
@@ -166,17 +181,17 @@ impl Observer for Recorder<'_> {
 
     fn stage_end(&mut self, end: &StageEnd) -> Result<()> {
         if self.ended_before.take() != Some(end.stage) {
-            self.line("stage_end", end)?;
+            self.line(&Record::StageEnd(end.clone()))?;
         }
         self.flush()?;
         draw(&self.folder)?;
-        self.stages.push(json!({
-            "stage": end.stage,
-            "name": end.name,
-            "global_step": end.global_step,
-            "checkpoint": end.checkpoint,
-            "layers": end.sites,
-        }));
+        self.stages.push(CompletedStage {
+            stage: end.stage,
+            name: end.name.clone(),
+            global_step: end.global_step,
+            checkpoint: end.checkpoint.clone(),
+            layers: end.sites.clone(),
+        });
         self.view.stage_end(end)
     }
 
@@ -194,111 +209,31 @@ impl Drop for Recorder<'_> {
     }
 }
 
-/// Keeps the lines of a metrics file up to a step; a torn last line goes too. Returns the stage that ended at that step.
+/// Keeps the records of a metrics file up to a step; a torn last line goes too. Returns the stage that ended at that step.
+///
+/// # Errors
+/// If the file cannot be read or written, or a line is no record.
 fn keep_up_to(path: &Path, global_step: u64) -> Result<Option<usize>> {
-    #[derive(Deserialize)]
-    struct Place {
-        global_step: u64,
-        kind: String,
-        stage: Option<usize>,
-    }
-    let reading = || format!("reading {}", path.display());
-    let file = fs::File::open(path).with_context(reading)?;
     let mut kept = Vec::new();
     let mut ended = None;
-    for line in BufReader::new(file).split(b'\n') {
-        let line = line.with_context(reading)?;
-        let Ok(place) = serde_json::from_slice::<Place>(&line) else { continue };
-        let here = place.global_step == global_step;
-        if place.global_step < global_step || (here && place.kind != "stage_start") {
-            kept.extend_from_slice(&line);
+    for record in Record::read_all(path)? {
+        let here = record.global_step() == global_step;
+        if record.global_step() < global_step || (here && !matches!(record, Record::StageStart(_)))
+        {
+            serde_json::to_writer(&mut kept, &record).context("writing a record")?;
             kept.push(b'\n');
         }
-        if here && place.kind == "stage_end" {
-            ended = place.stage;
+        if let (true, Record::StageEnd(end)) = (here, &record) {
+            ended = Some(end.stage);
         }
     }
     write_atomic(path, |out| Ok(out.write_all(&kept)?))?;
     Ok(ended)
 }
 
-/// The lines of a metrics file.
-///
-/// # Errors
-/// If it cannot be read, or a line is no JSON.
-fn read_lines(path: &Path) -> Result<Vec<Value>> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    text.lines()
-        .enumerate()
-        .map(|(i, line)| {
-            serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), i + 1))
-        })
-        .collect()
-}
-
 /// Draws the curves of a run from its metrics file.
 fn draw(folder: &Folder) -> Result<()> {
-    let lines = read_lines(&folder.metrics())?;
-    let curve = |kind: &str, name: &str, x: &str, y: &str, scale: f64| Series {
-        name: name.to_owned(),
-        points: lines
-            .iter()
-            .filter(|l| l["kind"] == kind)
-            .filter_map(|l| Some((l[x].as_f64()?, l.pointer(y)?.as_f64()? * scale)))
-            .collect(),
-    };
-    let headline = lines
-        .iter()
-        .find(|l| l["kind"] == "validation")
-        .and_then(|l| l["score"]["name"].as_str())
-        .unwrap_or("score")
-        .to_owned();
-    let charts = [
-        (
-            "loss",
-            Chart {
-                title: "Training loss".into(),
-                x_label: "step".into(),
-                y_label: "loss".into(),
-                log_y: true,
-                series: vec![
-                    curve("epoch", "classification", "global_step", "/loss_cls", 1.0),
-                    curve("epoch", "regression", "global_step", "/loss_reg", 1.0),
-                ],
-            },
-        ),
-        (
-            "validation",
-            Chart {
-                title: format!("Validation {headline}"),
-                x_label: "step".into(),
-                y_label: format!("{headline}, %"),
-                log_y: false,
-                series: vec![curve("validation", &headline, "global_step", "/score/value", 1.0)],
-            },
-        ),
-        (
-            "learning_rate",
-            Chart {
-                title: "Learning rate".into(),
-                x_label: "step".into(),
-                y_label: "learning rate".into(),
-                log_y: true,
-                series: vec![curve("step", "learning rate", "global_step", "/lr", 1.0)],
-            },
-        ),
-        (
-            "frozen",
-            Chart {
-                title: "Quantized weights of the stage's module".into(),
-                x_label: "step".into(),
-                y_label: "share frozen, %".into(),
-                log_y: false,
-                series: vec![curve("epoch", "frozen", "global_step", "/share_frozen", 100.0)],
-            },
-        ),
-    ];
-    for (name, chart) in charts {
+    for (name, chart) in charts(&Record::read_all(&folder.metrics())?) {
         if chart.series.iter().all(|s| s.points.is_empty()) {
             continue;
         }
@@ -306,6 +241,85 @@ fn draw(folder: &Folder) -> Result<()> {
         chart.write_png(&folder.plots().join(format!("{name}.png")))?;
     }
     Ok(())
+}
+
+/// The charts of a run, each with its file's name.
+fn charts(records: &[Record]) -> [(&'static str, Chart); 4] {
+    let headline = validations(records).next().map_or("score", |v| v.score.name.as_str());
+    let scores = validations(records).map(|v| (v.global_step as f64, v.score.value)).collect();
+    let rates = records.iter().filter_map(|record| match record {
+        Record::Step(step) => Some((step.global_step as f64, step.lr)),
+        _ => None,
+    });
+    let frozen =
+        epochs(records).filter_map(|e| Some((e.global_step as f64, e.share_frozen? * 100.0)));
+    let chart = |title: &str, y_label: String, log_y: bool, series: Vec<Series>| Chart {
+        title: title.to_owned(),
+        x_label: "step".to_owned(),
+        y_label,
+        log_y,
+        series,
+    };
+    let series = |name: &str, points: Vec<(f64, f64)>| Series { name: name.to_owned(), points };
+    [
+        ("loss", chart("Training loss", "loss".into(), true, loss_curves(records))),
+        (
+            "validation",
+            chart(
+                &format!("Validation {headline}"),
+                format!("{headline}, %"),
+                false,
+                vec![series(headline, scores)],
+            ),
+        ),
+        (
+            "learning_rate",
+            chart(
+                "Learning rate",
+                "learning rate".into(),
+                true,
+                vec![series("learning rate", rates.collect())],
+            ),
+        ),
+        (
+            "frozen",
+            chart(
+                "Quantized weights of the stage's module",
+                "share frozen, %".into(),
+                false,
+                vec![series("frozen", frozen.collect())],
+            ),
+        ),
+    ]
+}
+
+/// The curve of each loss over the epochs, in the order in which the losses are named.
+fn loss_curves(records: &[Record]) -> Vec<Series> {
+    let mut curves: Vec<Series> = Vec::new();
+    for epoch in epochs(records) {
+        for (name, value) in epoch.losses.iter() {
+            let point = (epoch.global_step as f64, value);
+            match curves.iter_mut().find(|curve| curve.name == name) {
+                Some(curve) => curve.points.push(point),
+                None => curves.push(Series { name: name.to_owned(), points: vec![point] }),
+            }
+        }
+    }
+    curves
+}
+
+fn epochs(records: &[Record]) -> impl Iterator<Item = &EpochRecord> {
+    records.iter().filter_map(|record| match record {
+        Record::Epoch(epoch) => Some(epoch),
+        _ => None,
+    })
+}
+
+fn validations(records: &[Record]) -> impl Iterator<Item = &ValidRecord> {
+    records.iter().filter_map(|record| match record {
+        Record::Validation(valid) => Some(valid),
+        _ => None,
+    })
 }
 
 /// The folder of plots, made.
@@ -320,21 +334,76 @@ pub(crate) fn make_plots_folder(folder: &Folder) -> Result<PathBuf> {
 mod tests {
     use super::*;
 
+    fn step(global_step: u64) -> Record {
+        Record::Step(StepRecord {
+            global_step,
+            stage: 0,
+            stage_name: "full_precision".into(),
+            epoch: 0,
+            batch: 0,
+            num_batches: 3,
+            losses: [("cls", 1.0), ("reg", 0.25)].into(),
+            loss: 1.25,
+            lr: 0.01,
+            grad_norm: 1.0,
+            num_images: 4,
+            num_positive: 7,
+            images_per_s: 100.0,
+        })
+    }
+
+    fn epoch(global_step: u64) -> Record {
+        Record::Epoch(EpochRecord {
+            global_step,
+            global_epoch: 1,
+            stage: 0,
+            stage_name: "fpn".into(),
+            epoch: 0,
+            num_epochs: 2,
+            steps: 3,
+            losses: [("cls", 2.0), ("edges", 0.5)].into(),
+            loss: 2.5,
+            grad_norm: 1.0,
+            positive_per_image: 7.0,
+            lr: 0.01,
+            quantized_fraction: Some(0.5),
+            share_frozen: Some(0.25),
+            images_per_s: 100.0,
+        })
+    }
+
+    fn end(global_step: u64) -> Record {
+        let (name, checkpoint) = ("fpn".to_owned(), PathBuf::from("a"));
+        Record::StageEnd(StageEnd { stage: 3, name, global_step, checkpoint, sites: vec![] })
+    }
+
     #[test]
     fn a_resumed_run_drops_what_lies_beyond_its_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let lines = [
-            r#"{"kind":"stage_start","global_step":0}"#,
-            r#"{"kind":"step","global_step":1,"loss":1.5}"#,
-            r#"{"kind":"step","global_step":2,"loss":1.25}"#,
-            r#"{"kind":"step","global_step":3,"loss":1.0}"#,
-            r#"{"kind":"step","global_st"#,
-        ];
-        fs::write(&path, lines.join("\n")).unwrap();
-        keep_up_to(&path, 2).unwrap();
-        let kept = read_lines(&path).unwrap();
-        assert_eq!(kept.len(), 3);
-        assert_eq!(kept[2]["loss"], 1.25);
+        let write = |records: &[Record]| {
+            let lines = records.iter().map(|r| serde_json::to_string(r).unwrap() + "\n");
+            fs::write(&path, lines.collect::<String>() + r#"{"kind":"step","global_st"#).unwrap();
+        };
+        write(&[step(1), step(2), step(3)]);
+        assert_eq!(keep_up_to(&path, 2).unwrap(), None);
+        assert_eq!(Record::read_all(&path).unwrap(), [step(1), step(2)]);
+        write(&[step(1), step(2), end(2)]);
+        assert_eq!(keep_up_to(&path, 2).unwrap(), Some(3));
+        assert_eq!(Record::read_all(&path).unwrap(), [step(1), step(2), end(2)]);
+    }
+
+    #[test]
+    fn each_loss_has_a_curve_by_its_name() {
+        let charts = charts(&[step(1), epoch(3), epoch(6)]);
+        let points = |chart: usize| -> Vec<(&str, &[(f64, f64)])> {
+            let series = charts[chart].1.series.iter();
+            series.map(|s| (s.name.as_str(), s.points.as_slice())).collect()
+        };
+        let losses = [("cls", &[(3.0, 2.0), (6.0, 2.0)][..]), ("edges", &[(3.0, 0.5), (6.0, 0.5)])];
+        assert_eq!(points(0), losses);
+        assert_eq!(points(1), [("score", &[][..])]);
+        assert_eq!(points(2), [("learning rate", &[(1.0, 0.01)][..])]);
+        assert_eq!(points(3), [("frozen", &[(3.0, 25.0), (6.0, 25.0)][..])]);
     }
 }

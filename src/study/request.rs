@@ -14,6 +14,8 @@ use crate::run::request::Request;
 pub struct SearchRequest {
     /// Config, places, device.
     pub run: Request,
+    /// The program whose command `train` runs a trial: `mqat`.
+    pub program: PathBuf,
     /// The full-precision weights to start from, instead of the config's `experiment.url`.
     pub from: Option<PathBuf>,
     /// The modules, each a pattern; none for those that the network has.
@@ -62,13 +64,14 @@ impl SearchRequest {
     ///
     /// # Errors
     /// If the config cannot be resolved.
-    pub fn hawq(run: &Request, compression: f64) -> Result<Self> {
+    pub fn hawq(run: &Request, program: PathBuf, compression: f64) -> Result<Self> {
         let home = run.home()?;
         let select = &run.select;
         let seed = select.resolve(&home)?.experiment.seed;
         let dir = home.logs.join(select.problem()).join(select.topology()).join("search");
         Ok(Self {
             run: run.clone(),
+            program,
             from: None,
             modules: Vec::new(),
             widths: vec![2, 4, 8],

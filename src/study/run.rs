@@ -153,7 +153,7 @@ impl Runner<'_> {
         let log = trial.log();
         let file = fs::OpenOptions::new().create(true).append(true).open(&log);
         let file = file.with_context(|| format!("opening {}", log.display()))?;
-        let mut command = self.command(&trial)?;
+        let mut command = self.command(&trial);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         // A terminal's Ctrl-C reaches this process, which hands it on once: a second signal ends a run without a checkpoint.
         command.process_group(0);
@@ -163,9 +163,9 @@ impl Runner<'_> {
     }
 
     /// `mqat train`, for a new trial or one that was cut off.
-    fn command(&self, trial: &Trial) -> Result<Command> {
+    fn command(&self, trial: &Trial) -> Command {
         let run = &self.request.run;
-        let mut command = Command::new(std::env::current_exe().context("finding the program")?);
+        let mut command = Command::new(&self.request.program);
         command.arg("train");
         command.args(["--problem", run.select.problem(), "--topology", run.select.topology()]);
         command.arg("--logs").arg(&trial.dir).arg("--data").arg(&self.setup.data);
@@ -179,7 +179,7 @@ impl Runner<'_> {
             command.arg("--config").arg(trial.config_file());
         }
         command.env("MQAT_HOME", &self.setup.home.root);
-        Ok(command)
+        command
     }
 
     /// Whether a trial is under way or complete by another process, which began it at the same moment.

@@ -13,7 +13,7 @@ use crate::pose::Recall;
 use crate::run::config::Config;
 use crate::run::config::hash as config_hash;
 use crate::run::folder::Folder;
-use crate::train::{Checkpoint, CheckpointFolder};
+use crate::train::{Checkpoint, CheckpointFolder, Record};
 
 /// One training run of a search: `SEARCH/trials/NAME-ID/PROBLEM/TOPOLOGY/exp000`.
 pub(super) struct Trial {
@@ -117,19 +117,14 @@ impl Trial {
             return Ok(None);
         }
         let path = self.exp.metrics();
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        // The last line may be torn while its process writes.
-        let lines: Vec<Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
-        let of = |kind: &str| lines.iter().rev().find(|l| l["kind"] == kind && l["stage"] == last);
-        let (Some(valid), Some(_)) = (of("validation"), of("stage_end")) else { return Ok(None) };
-        let score = &valid["score"];
-        let detail = |name: &str| -> Option<usize> {
-            let details = score["details"].as_array()?;
-            let pair = details.iter().find(|d| d[0] == name)?;
-            Some(pair[1].as_f64()? as usize)
-        };
-        let (Some(correct), Some(objects)) = (detail("correct"), detail("objects")) else {
+        let records = Record::read_all(&path)?;
+        let valid = records.iter().rev().find_map(|record| match record {
+            Record::Validation(valid) if valid.stage == last => Some(valid),
+            _ => None,
+        });
+        let ended = |r: &Record| matches!(r, Record::StageEnd(end) if end.stage == last);
+        let (Some(valid), true) = (valid, records.iter().any(ended)) else { return Ok(None) };
+        let Some(counts) = &valid.score.counts else {
             bail!(
                 "{}: its last validation has no counts; remove {} to run the trial anew",
                 path.display(),
@@ -141,9 +136,9 @@ impl Trial {
             id: self.id.clone(),
             folder: self.exp.path.clone(),
             checkpoint: end,
-            metric: score["name"].as_str().unwrap_or_default().to_owned(),
-            score: Recall::new(correct, objects),
-            global_step: valid["global_step"].as_u64().unwrap_or_default(),
+            metric: valid.score.name.clone(),
+            score: Recall::new(counts.correct, counts.objects),
+            global_step: valid.global_step,
         }))
     }
 
