@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::print::print_json;
-use super::shared::{ConfigSelect, select};
+use super::shared::{ConfigSelect, refuse, select};
 use crate::commands;
 
 /// Arguments of `mqat config`.
@@ -20,6 +20,9 @@ pub struct ConfigArgs {
 
 pub(super) fn run(args: ConfigArgs) -> Result<()> {
     if args.schema {
+        let why = "the schema is that of every config";
+        refuse(&args.select.names.given(), why)?;
+        refuse(&[("--seed", args.select.seed.is_some())], why)?;
         return print_json(&commands::config_schema());
     }
     print_json(&commands::resolve_config(&select(args.select))?)

@@ -6,19 +6,19 @@ use anyhow::Result;
 use clap::Args;
 
 use super::print::{print_json, print_text};
-use super::shared::{ConfigSelect, select};
+use super::shared::{ConfigNames, names, refuse};
 use crate::commands::{inspect_file, inspect_network};
 
 /// Arguments of `mqat inspect`.
 #[derive(Debug, Clone, Args)]
 pub struct InspectArgs {
-    /// A file of weights of any kind (checkpoint, safetensors, PyTorch); without it the network of the config is
+    /// A file of a network of any kind (checkpoint, safetensors, packed, PyTorch, ONNX); without it the network of the config is
     /// shown.
     #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
 
     #[command(flatten)]
-    pub select: ConfigSelect,
+    pub select: ConfigNames,
 
     /// List every layer or tensor, not only the modules.
     #[arg(long)]
@@ -32,11 +32,15 @@ pub struct InspectArgs {
 pub(super) fn run(args: InspectArgs) -> Result<()> {
     match &args.file {
         Some(file) => {
+            refuse(
+                &args.select.given(),
+                "FILE is shown as it is, whatever a config says (without FILE the network of a config is shown)",
+            )?;
             let found = inspect_file(file)?;
             if args.json { print_json(&found) } else { print_text(&found.text(args.layers)) }
         }
         None => {
-            let found = inspect_network(&select(args.select))?;
+            let found = inspect_network(&names(args.select))?;
             if args.json { print_json(&found) } else { print_text(&found.text(args.layers)) }
         }
     }

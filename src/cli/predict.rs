@@ -93,7 +93,7 @@ pub struct PredictArgs {
 }
 
 pub(super) fn run(args: PredictArgs) -> Result<Ended> {
-    let skip_bad = args.places.skip_bad;
+    let skip_bad = args.places.reads.skip_bad;
     let request = PredictRequest {
         run: request(args.select, args.places),
         checkpoint: args.checkpoint,

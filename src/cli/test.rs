@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::print::{print_json, print_text};
-use super::shared::{ConfigSelect, Places, request};
+use super::shared::{ConfigSelect, Places, refuse, request};
 use super::terminal::Jobs;
 use crate::artifact::EngineChoice;
 use crate::commands::{TestRequest, test};
@@ -63,6 +63,10 @@ pub struct TestArgs {
 }
 
 pub(super) fn run(args: TestArgs) -> Result<()> {
+    refuse(
+        &[("--logs", args.places.logs.is_some() && !args.checkpoint.is_empty())],
+        "--checkpoint names the files",
+    )?;
     let request = TestRequest {
         run: request(args.select, args.places),
         checkpoints: args.checkpoint,

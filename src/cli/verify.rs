@@ -6,8 +6,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::print::{print_json, print_text};
-use super::shared::request;
-use super::shared::{ConfigSelect, Places};
+use super::shared::{ConfigSelect, Reads, reading};
 use super::terminal::Progress;
 use crate::commands::{Limits, VerifyRequest, verify};
 use crate::data::Split;
@@ -47,7 +46,7 @@ pub struct VerifyArgs {
     pub select: ConfigSelect,
 
     #[command(flatten)]
-    pub places: Places,
+    pub reads: Reads,
 
     /// Print one JSON document on stdout; everything else goes to stderr.
     #[arg(long)]
@@ -55,13 +54,13 @@ pub struct VerifyArgs {
 }
 
 fn limit(text: &str) -> Result<f64, String> {
-    let value: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
-    if value >= 0.0 { Ok(value) } else { Err(format!("{text} is below 0")) }
+    let value: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if value >= 0.0 { Ok(value) } else { Err(format!("{text}: must be at least 0")) }
 }
 
 pub(super) fn run(args: VerifyArgs) -> Result<()> {
     let request = VerifyRequest {
-        run: request(args.select, args.places),
+        run: reading(args.select, args.reads),
         files: [args.first, args.second],
         split: args.split,
         images: (args.images > 0).then_some(args.images),
