@@ -1,7 +1,5 @@
 //! What runs a network: libtorch, or ONNX Runtime for an exported file.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -10,12 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Tensor;
 
+use super::kind::is_onnx;
 use crate::eval::Engine;
-use crate::export::onnx::{
-    FileHead, META_KEY, OnnxSession, SessionOptions, looks_like_onnx, read_head,
-};
-use crate::model::{AnchorGrid, NetworkConfig, Outputs};
-use crate::run::config;
+use crate::export::onnx::{FileHead, META_KEY, OnnxSession, SessionOptions, read_head};
+use crate::model::{AnchorGrid, Outputs};
+use crate::run::config::{self, Config};
 
 /// What a user chooses to run networks with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,7 +34,7 @@ impl FromStr for EngineChoice {
             "auto" => Ok(Self::Auto),
             "torch" | "libtorch" => Ok(Self::Torch),
             "ort" | "onnxruntime" => Ok(Self::Ort),
-            _ => Err(format!("{text:?} is no engine, expected auto, torch or ort")),
+            _ => Err(format!("{text:?} is not an engine, expected auto, torch or ort")),
         }
     }
 }
@@ -52,7 +49,7 @@ impl EngineChoice {
         let onnx = is_onnx(file)?;
         match self {
             Self::Ort if !onnx => bail!(
-                "{at} is no ONNX file, which --engine ort runs: write one with `mqat export {at} --format onnx --out FILE`"
+                "{at} is not an ONNX file, which --engine ort runs: write one with `mqat export {at} --format onnx --out FILE`"
             ),
             Self::Torch if onnx => {
                 bail!(
@@ -62,18 +59,6 @@ impl EngineChoice {
             _ => Ok(onnx),
         }
     }
-}
-
-/// Whether a file is an ONNX model, by its name or first bytes.
-///
-/// # Errors
-/// If it cannot be opened.
-pub fn is_onnx(file: &Path) -> Result<bool> {
-    let at = file.display();
-    let mut head = Vec::with_capacity(3);
-    let opened = File::open(file).with_context(|| format!("opening {at}"))?;
-    opened.take(3).read_to_end(&mut head).with_context(|| format!("reading {at}"))?;
-    Ok(file.extension().is_some_and(|e| e == "onnx") || looks_like_onnx(&head))
 }
 
 /// What an ONNX file of this program carries beside its graph, as JSON.
@@ -122,8 +107,9 @@ impl OnnxMeta {
 pub struct OnnxEngine {
     /// What the file carries.
     pub meta: OnnxMeta,
+    /// The config that it was exported with.
+    pub config: Config,
     session: OnnxSession,
-    network: NetworkConfig,
 }
 
 impl OnnxEngine {
@@ -157,7 +143,7 @@ impl OnnxEngine {
             head.size,
             config.network.params.anchor_sizes.len()
         );
-        Ok(Self { meta, session, network: config.network.params })
+        Ok(Self { meta, config, session })
     }
 
     /// Logits and offsets for images `[n, 3, h, w]`, normalised as the config says; any `n`.
@@ -180,7 +166,7 @@ impl Engine for OnnxEngine {
     }
 
     fn grid(&self, width: usize, height: usize) -> AnchorGrid {
-        AnchorGrid::new(&self.network, width, height)
+        AnchorGrid::new(&self.config.network.params, width, height)
     }
 
     fn forward(&self, images: &Tensor) -> Result<Outputs> {
@@ -191,22 +177,6 @@ impl Engine for OnnxEngine {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn onnx_files_are_known_by_name_or_first_bytes() {
-        let folder = tempfile::tempdir().unwrap();
-        let check = |name: &str, bytes: &[u8]| {
-            let path = folder.path().join(name);
-            std::fs::write(&path, bytes).unwrap();
-            is_onnx(&path).unwrap()
-        };
-        assert!(check("a.onnx", b""));
-        assert!(check("b.bin", &[8, 8, 18, 4, b'm']));
-        assert!(!check("c.pth", b"PK\x03\x04"));
-        assert!(!check("d.pth", &[0x80, 2, 0x8a]));
-        assert!(!check("e.safetensors", &[8, 1, 0, 0, 0, 0, 0, 0, b'{']));
-        assert!(is_onnx(&folder.path().join("missing")).is_err());
-    }
 
     #[test]
     fn an_engine_refuses_files_of_another_kind() {

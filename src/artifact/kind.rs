@@ -1,17 +1,17 @@
-//! What kind of file holds weights, and how much of a network it must fill.
+//! What kind of file holds a network, and how much of a network it must fill.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::export::onnx::looks_like_onnx;
 use crate::export::packed;
 use crate::train::CheckpointMeta;
 
-/// What kind of file holds weights: told by its first bytes, never by its name.
+/// What kind of file holds a network: told by its first bytes; an ONNX file by its name as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileKind {
@@ -23,6 +23,8 @@ pub enum FileKind {
     PyTorch,
     /// Codes of low bits.
     Packed,
+    /// A graph for ONNX Runtime.
+    Onnx,
 }
 
 impl FileKind {
@@ -33,6 +35,7 @@ impl FileKind {
             Self::Safetensors => "safetensors",
             Self::PyTorch => "PyTorch",
             Self::Packed => "packed",
+            Self::Onnx => "ONNX",
         }
     }
 }
@@ -58,6 +61,9 @@ impl Strictness {
 /// # Errors
 /// If the file cannot be read, or has none of the known beginnings.
 pub fn kind_of(path: &Path) -> Result<FileKind> {
+    if is_onnx(path)? {
+        return Ok(FileKind::Onnx);
+    }
     let at = path.display();
     let mut file = File::open(path).with_context(|| format!("opening {at}"))?;
     let mut head = Vec::with_capacity(16);
@@ -72,18 +78,45 @@ pub fn kind_of(path: &Path) -> Result<FileKind> {
     if head.starts_with(&packed::MAGIC) {
         return Ok(FileKind::Packed);
     }
-    if looks_like_onnx(&head) {
-        bail!(
-            "{at} is an ONNX file, which `mqat test`, `mqat verify` and `mqat bench engine` run; name the file of \
-             weights that it was exported from"
-        );
-    }
     let is_zip = head.starts_with(b"PK\x03\x04");
     let is_pickle = matches!(head[..], [0x80, 2..=5, ..]);
     ensure!(
         is_zip || is_pickle,
-        "{at} is no file of weights: expected a checkpoint of mqat, safetensors, a packed file or \
-         a PyTorch file (zip or legacy)"
+        "{at} is not a file of weights: expected a checkpoint of mqat, safetensors, a packed file, \
+         a PyTorch file (zip or legacy) or an ONNX file"
     );
     Ok(FileKind::PyTorch)
+}
+
+/// Whether a file is an ONNX model, by its name or first bytes.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn is_onnx(file: &Path) -> Result<bool> {
+    let at = file.display();
+    let mut head = Vec::with_capacity(3);
+    let opened = File::open(file).with_context(|| format!("opening {at}"))?;
+    opened.take(3).read_to_end(&mut head).with_context(|| format!("reading {at}"))?;
+    Ok(file.extension().is_some_and(|e| e == "onnx") || looks_like_onnx(&head))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn onnx_files_are_known_by_name_or_first_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            is_onnx(&path).unwrap()
+        };
+        assert!(check("a.onnx", b""));
+        assert!(check("b.bin", &[8, 8, 18, 4, b'm']));
+        assert!(!check("c.pth", b"PK\x03\x04"));
+        assert!(!check("d.pth", &[0x80, 2, 0x8a]));
+        assert!(!check("e.safetensors", &[8, 1, 0, 0, 0, 0, 0, 0, b'{']));
+        assert!(is_onnx(&folder.path().join("missing")).is_err());
+    }
 }

@@ -1,87 +1,205 @@
-//! A file in what runs it, and the config that goes with it.
+//! The one entrance for files: what a file is and which config goes with it, then its network or an engine for it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 use tch::Device;
 
 use super::engine::{EngineChoice, OnnxEngine, OnnxMeta};
-use super::kind::Strictness;
+use super::kind::{FileKind, Strictness, kind_of};
 use super::name::run_name;
 use super::network::network_to_load;
-use super::weights;
+use super::weights::{self, LoadedNetwork};
 use crate::eval::Engine;
-use crate::run::{Config, Home, Select};
+use crate::model::PoseNet;
+use crate::run::config::Names;
+use crate::run::{Config, DeviceChoice, Home, Select};
+
+/// How a file is asked for.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// Which config, and what is changed in it.
+    pub select: &'a Select,
+    /// Where the problems lie.
+    pub home: &'a Home,
+    /// What is to run the file.
+    pub engine: EngineChoice,
+    /// What `--problem` and `--topology` name beside the config.
+    pub names: Names,
+    /// A file whose config is taken where this one carries none.
+    pub beside: Option<&'a Path>,
+}
+
+impl<'a> Asked<'a> {
+    /// For weights, which libtorch computes with.
+    pub fn weights(select: &'a Select, home: &'a Home, names: Names) -> Self {
+        Self { select, home, engine: EngineChoice::Auto, names, beside: None }
+    }
+}
+
+/// A file that holds a network, before its numbers are read.
+#[derive(Debug, Clone)]
+pub struct Artifact {
+    /// The file.
+    pub file: PathBuf,
+    /// What it is.
+    pub kind: FileKind,
+    /// The config of its network.
+    pub config: Config,
+}
+
+/// Which weights of a network that is being trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// Those that training goes on from.
+    AsStored,
+    /// Those that the network computes with.
+    AsComputed,
+}
 
 /// A file in what runs it.
-pub(crate) struct Opened {
-    /// What kind of file it is.
-    pub kind: &'static str,
+pub struct Opened {
     /// What the network is, for people.
     pub name: String,
     /// What computes its outputs.
     pub engine: Box<dyn Engine>,
     /// Where images go.
     pub device: Device,
+    /// Whether ONNX Runtime sums in its exact, slower mode; none for libtorch.
+    pub exact_sums: Option<bool>,
 }
 
-/// Opens a file of any kind for inference.
-pub(crate) fn open_engine(
-    choice: EngineChoice,
-    file: &Path,
-    config: &Config,
-    device: Device,
-    strictness: Strictness,
-) -> Result<Opened> {
-    if choice.is_ort(file)? {
-        let engine = OnnxEngine::open(file, tch::get_num_threads() as usize)?;
-        let name = engine.meta.name();
-        let engine = Box::new(engine);
-        return Ok(Opened { kind: "ONNX", name, engine, device: Device::Cpu });
+/// Tells what a file is and which config goes with it.
+///
+/// The config is the one that the user names (`--config`, `--topology`), else the one that the file carries, else that of
+/// the file beside it, else that of the topology that its tensors are of, else the default; changed by `--set`.
+///
+/// # Errors
+/// If the file cannot be read or is not for the engine, the config cannot be used, or a name that was given cannot act.
+pub fn open(file: &Path, asked: &Asked) -> Result<Artifact> {
+    let kind = match asked.engine.is_ort(file)? {
+        true => FileKind::Onnx,
+        false => kind_of(file)?,
+    };
+    let config = config_of(file, kind, asked)?;
+    Ok(Artifact { file: file.to_owned(), kind, config })
+}
+
+fn config_of(file: &Path, kind: FileKind, asked: &Asked) -> Result<Config> {
+    let Asked { select, home, names, .. } = *asked;
+    if select.config.is_some() || select.topology.is_some() {
+        select.ensure_names_act(names)?;
+        return select.resolve(home);
     }
-    let net = network_to_load(config, device, strictness)?;
-    let loaded = weights::load(file, &net, strictness)?;
-    loaded.report.log();
-    let averaged = if loaded.averaged { ", averaged weights" } else { "" };
-    let name = run_name(&loaded.quantized, &loaded.quantizers) + averaged;
-    Ok(Opened { kind: loaded.kind.text(), name, engine: Box::new(net), device })
-}
-
-/// The config that a file carries, as it was stored.
-///
-/// # Errors
-/// If the file cannot be read, or is not for the engine that was asked for.
-pub(crate) fn stored_config(choice: EngineChoice, file: &Path) -> Result<Option<Value>> {
-    Ok(match choice.is_ort(file)? {
-        true => Some(OnnxMeta::of_file(file)?.config),
-        false => weights::meta_of(file)?.map(|meta| meta.config),
-    })
-}
-
-/// The config to run a file with: one named by the user, else the one that the file carries, else the default.
-///
-/// # Errors
-/// If the file cannot be read or is not for the engine that was asked for, or the config cannot be used.
-pub(crate) fn config_of(
-    choice: EngineChoice,
-    file: &Path,
-    select: &Select,
-    home: &Home,
-) -> Result<Config> {
-    // Asked for also where its config is not: whether the engine fits the file.
-    choice.is_ort(file)?;
-    let named = select.config.is_some() || select.topology.is_some();
-    match if named { None } else { stored_config(choice, file)? } {
-        Some(document) => select.apply(document, &format!("the config in {}", file.display())),
+    let own = stored_config(file)?.map(|document| (document, file));
+    let others = match (&own, asked.beside) {
+        (None, Some(beside)) => stored_config(beside)?.map(|document| (document, beside)),
+        _ => None,
+    };
+    if let Some((document, from)) = own.or(others) {
+        let at = format!("the config in {}", from.display());
+        select.refuse_names(names, &format!("{} carries its own config", from.display()))?;
+        return select.apply(document, &at);
+    }
+    ensure!(
+        kind != FileKind::Onnx,
+        "{} carries no config: it was not written by `mqat export`",
+        file.display()
+    );
+    match weights::recognised_topology(file)? {
+        Some(topology) => {
+            tracing::info!("{} holds a network of topology {topology}", file.display());
+            select.of_topology(topology).resolve(home)
+        }
         None => select.resolve(home),
     }
 }
 
-/// The config of the network that a file holds: the one it carries, unless another is named; changed by `--set`.
-pub(crate) fn config_of_file(file: &Path, select: &Select) -> Result<Config> {
-    let named = select.config.is_some() || select.topology.is_some();
-    let meta = if named { None } else { weights::meta_of(file)? };
-    let Some(meta) = meta else { return select.resolve(&Home::find(None, None)?) };
-    select.apply(meta.config, &format!("the config in {}", file.display()))
+/// The config that a file carries, as it was stored.
+fn stored_config(file: &Path) -> Result<Option<Value>> {
+    Ok(match kind_of(file)? {
+        FileKind::Onnx => Some(OnnxMeta::of_file(file)?.config),
+        _ => weights::meta_of(file)?.map(|meta| meta.config),
+    })
+}
+
+impl Artifact {
+    /// The same file with another config.
+    pub fn with_config(self, config: Config) -> Self {
+        Self { config, ..self }
+    }
+
+    /// Its network in libtorch, with what came with the weights.
+    ///
+    /// # Errors
+    /// If it is an ONNX file, is damaged, or does not fit its config as far as `strictness` asks.
+    pub fn network(
+        &self,
+        device: Device,
+        strictness: Strictness,
+        which: Stored,
+    ) -> Result<(PoseNet, LoadedNetwork)> {
+        let net = network_to_load(&self.config, device, strictness)?;
+        let load = match which {
+            Stored::AsStored => weights::load_as_stored,
+            Stored::AsComputed => weights::load,
+        };
+        let loaded = load(&self.file, &net, strictness)?;
+        Ok((net, loaded))
+    }
+
+    /// What runs it: libtorch on `device`, or ONNX Runtime on the CPU with `threads`.
+    ///
+    /// # Errors
+    /// If it is damaged, does not fit its config, or ONNX Runtime is missing.
+    pub fn engine(&self, device: Device, strictness: Strictness, threads: usize) -> Result<Opened> {
+        if self.kind == FileKind::Onnx {
+            return self.onnx_engine(strictness, threads);
+        }
+        let (net, loaded) = self.network(device, strictness, Stored::AsComputed)?;
+        loaded.report.log();
+        let averaged = if loaded.averaged { ", averaged weights" } else { "" };
+        let name = run_name(&loaded.quantized, &loaded.quantizers) + averaged;
+        Ok(Opened { name, engine: Box::new(net), device, exact_sums: None })
+    }
+
+    fn onnx_engine(&self, strictness: Strictness, threads: usize) -> Result<Opened> {
+        let at = self.file.display();
+        ensure!(
+            strictness == Strictness::Strict,
+            "--loose cannot act: no layer of the ONNX file {at} can be missing; leave it out"
+        );
+        let engine = OnnxEngine::open(&self.file, threads)?;
+        let (own, config) = (&engine.config, &self.config);
+        let what = if own.network != config.network {
+            "network"
+        } else if (own.input.width, own.input.height) != (config.input.width, config.input.height) {
+            "INPUT.INTERNAL_WIDTH, INPUT.INTERNAL_HEIGHT"
+        } else if own.data.num_classes() != config.data.num_classes() {
+            "data.N_CLASS"
+        } else {
+            let name = engine.meta.name();
+            let exact_sums = Some(engine.session().exact_sums());
+            let engine = Box::new(engine);
+            return Ok(Opened { name, engine, device: Device::Cpu, exact_sums });
+        };
+        bail!(
+            "{at} was exported with another {what} than the config has, and the graph cannot be changed: leave --set, \
+             --config and --topology of it out, or export the checkpoint again"
+        )
+    }
+
+    /// Refuses a GPU that would have nothing to do.
+    ///
+    /// # Errors
+    /// If one was asked for by name, and the file is for ONNX Runtime.
+    pub fn ensure_uses(&self, device: DeviceChoice) -> Result<()> {
+        ensure!(
+            self.kind != FileKind::Onnx || !matches!(device, DeviceChoice::Cuda(_)),
+            "--device {device} cannot act: ONNX Runtime runs {} on the CPU; leave it out",
+            self.file.display()
+        );
+        Ok(())
+    }
 }

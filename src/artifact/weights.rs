@@ -14,7 +14,7 @@ mod unwrap;
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tch::Tensor;
 
 pub(crate) use assign::dtype;
@@ -25,7 +25,8 @@ pub use unwrap::assembled_weight;
 use super::kind::{FileKind, Strictness, kind_of};
 use super::packed;
 use crate::io::tensors;
-use crate::model::PoseNet;
+use crate::model::recognise::{shape_of, topology_of};
+use crate::model::{NetworkConfig, PoseNet, keys};
 use crate::quant::ModuleQuantizer;
 use crate::train::{Checkpoint, CheckpointMeta, QuantizedModule, attach_all};
 use state::StateDict;
@@ -55,7 +56,7 @@ pub fn meta_of(path: &Path) -> Result<Option<CheckpointMeta>> {
     match kind_of(path)? {
         FileKind::Checkpoint => CheckpointMeta::of_file(path),
         FileKind::Packed => packed::meta_of(path).map(Some),
-        FileKind::Safetensors | FileKind::PyTorch => Ok(None),
+        FileKind::Safetensors | FileKind::PyTorch | FileKind::Onnx => Ok(None),
     }
 }
 
@@ -91,6 +92,11 @@ pub(crate) fn load_as_stored(
             load_state(read_state(path)?, kind, net, strictness)
         }
         FileKind::Packed => load_packed(path, net, strictness),
+        FileKind::Onnx => bail!(
+            "{} is an ONNX file, whose weights are not loaded into a network: name the file of weights that it was \
+             exported from",
+            path.display()
+        ),
     }
 }
 
@@ -107,6 +113,26 @@ pub(crate) fn inq_layers(state: StateDict) -> Result<(Vec<InqLayerReport>, Vec<S
     let unwrapped = unwrap::unwrap(state.tensors, Strictness::Loose)
         .with_context(|| format!("reading {}", state.path.display()))?;
     Ok((unwrapped.inq.iter().map(grid::describe).collect(), unwrapped.notes))
+}
+
+/// The topology of the network that a file without a config holds, told by its tensors; `None` if it is not one with a
+/// name.
+///
+/// # Errors
+/// If the file cannot be read.
+pub(crate) fn recognised_topology(path: &Path) -> Result<Option<&'static str>> {
+    let tensors: Vec<(String, Vec<i64>)> = match kind_of(path)? {
+        FileKind::Safetensors => {
+            let head = tensors::read_head(path)?;
+            head.tensors.into_iter().map(|t| (t.name, t.shape)).collect()
+        }
+        FileKind::PyTorch => {
+            read_state(path)?.tensors.into_iter().map(|(name, t)| (name, t.size())).collect()
+        }
+        FileKind::Checkpoint | FileKind::Packed | FileKind::Onnx => return Ok(None),
+    };
+    let sizes = tensors.iter().rev().map(|(name, size)| (keys::bare(name), size.clone())).collect();
+    Ok(shape_of(&sizes, &NetworkConfig::default()).as_ref().and_then(topology_of))
 }
 
 /// The form of keys, for people.

@@ -39,12 +39,12 @@ pub fn bench_engine(
     settings.check()?;
     let mut sources = Source::of_files(files, &run.select, *engine, settings.size_px)?;
     for source in &mut sources {
-        source.name += if source.ort { " (ONNX Runtime)" } else { " (libtorch)" };
+        source.name += if source.is_ort() { " (ONNX Runtime)" } else { " (libtorch)" };
     }
     let mut report = of_sources("engine", run, &sources, settings, progress)?;
-    if sources.iter().any(|source| source.ort) {
+    if sources.iter().any(|source| source.is_ort()) {
         report.machine.onnxruntime = Some(onnx::version()?);
-        if report.machine.device != "cpu" && sources.iter().any(|source| !source.ort) {
+        if report.machine.device != "cpu" && sources.iter().any(|source| !source.is_ort()) {
             report.notes.push(format!(
                 "libtorch ran on {}, ONNX Runtime on the CPU: compare them with --device cpu",
                 report.machine.device

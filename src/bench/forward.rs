@@ -10,6 +10,7 @@ use super::networks::{NetworkSettings, Source, common_size, subjects};
 use super::report::{BenchReport, object, resize};
 use super::rounds::{Progress, measure};
 use crate::artifact::engine::EngineChoice;
+use crate::run::config::Names;
 use crate::run::folder::Start;
 use crate::run::request::Request;
 
@@ -37,10 +38,11 @@ pub fn bench_forward(
     let mut sources =
         Source::of_files(checkpoints, &run.select, EngineChoice::Torch, settings.size_px)?;
     if sources.is_empty() {
+        run.select.ensure_names_act(Names::Config)?;
         let mut config = run.select.resolve(&run.home()?)?;
         resize(&mut config, settings.size_px)?;
         let name = run.select.topology().to_owned();
-        sources.push(Source { file: None, ort: false, config, name });
+        sources.push(Source { file: None, config, name });
     }
     of_sources("forward", run, &sources, settings, progress)
 }

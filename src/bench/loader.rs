@@ -10,7 +10,7 @@ use super::machine::Machine;
 use super::report::{BenchReport, object, resize};
 use super::rounds::{Progress, Rounds, Subject, measure, timed};
 use crate::data::{Loader, LoaderOptions};
-use crate::run::config::Config;
+use crate::run::config::{Config, Names};
 use crate::run::folder::Start;
 use crate::run::options::loader_options;
 use crate::run::request::Request;
@@ -50,6 +50,7 @@ pub fn bench_loader(
     progress: &mut Progress<'_>,
 ) -> Result<BenchReport> {
     let home = request.run.home()?;
+    request.run.select.ensure_names_act(Names::Dataset)?;
     let mut config = request.run.select.resolve(&home)?;
     resize(&mut config, request.size_px)?;
     config.data.bs_train = request.batch.unwrap_or(config.data.bs_train);

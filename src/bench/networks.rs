@@ -11,16 +11,12 @@ use tch::{Device, Tensor};
 use super::report::object;
 use super::report::resize;
 use super::rounds::{Rounds, Subject, timed};
-use crate::artifact::engine::{EngineChoice, OnnxEngine};
-use crate::artifact::kind::Strictness;
-use crate::artifact::name::run_name;
-use crate::artifact::network::{blank_network, new_network};
-use crate::artifact::open::config_of;
-use crate::artifact::weights;
+use crate::artifact::network::new_network;
+use crate::artifact::{Artifact, Asked, EngineChoice, FileKind, Strictness, open};
 use crate::data::InputConfig;
 use crate::eval::Engine;
 use crate::model::images_from_bytes;
-use crate::run::config::{Config, Select};
+use crate::run::config::{Config, Names, Select};
 use crate::run::home::Home;
 use crate::seed;
 
@@ -64,9 +60,7 @@ impl NetworkSettings {
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     /// The file; none takes initial weights.
-    pub file: Option<PathBuf>,
-    /// Whether ONNX Runtime is to run it.
-    pub ort: bool,
+    pub file: Option<Artifact>,
     /// Its config, the input resized.
     pub config: Config,
     /// What subjects of it are called.
@@ -91,13 +85,20 @@ impl Source {
                 file.display()
             );
         }
+        let home = Home::find(None, None)?;
         let source = |file: &PathBuf| -> Result<Self> {
-            let ort = engine.is_ort(file)?;
-            let mut config = config_of(engine, file, select, &Home::find(None, None)?)?;
+            let asked = Asked { select, home: &home, engine, names: Names::Config, beside: None };
+            let artifact = open(file, &asked)?;
+            let mut config = artifact.config.clone();
             resize(&mut config, size_px)?;
-            Ok(Self { file: Some(file.clone()), ort, config, name: short_name(file, files) })
+            Ok(Self { file: Some(artifact), config, name: short_name(file, files) })
         };
         files.iter().map(source).collect()
+    }
+
+    /// Whether ONNX Runtime runs it.
+    pub fn is_ort(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| file.kind == FileKind::Onnx)
     }
 }
 
@@ -136,45 +137,37 @@ struct Opened {
     details: Map<String, Value>,
 }
 
-fn open(source: &Source, device: Device, threads: usize) -> Result<Opened> {
+fn open_source(source: &Source, device: Device, threads: usize) -> Result<Opened> {
     let Source { file, config, .. } = source;
-    let Some(file) = file else {
+    let Some(artifact) = file else {
         let net = new_network(config, device)?;
         let details =
             object([("network", json!("initial weights")), ("engine", json!("libtorch"))]);
         return Ok(Opened { engine: Rc::new(net), device, details });
     };
-    if source.ort {
-        let engine = OnnxEngine::open(file, threads)?;
-        let size = (config.input.height, config.input.width);
-        let own = engine.session().head().size;
-        ensure!(
-            own == size,
-            "{} was exported for images of {} x {} px, not {} x {}: leave --size out, or export it for that size \
-             (--set INPUT.INTERNAL_WIDTH=...)",
-            file.display(),
-            own.1,
-            own.0,
-            size.1,
-            size.0
-        );
-        let details = object([
-            ("file", json!(file)),
-            ("network", json!(engine.meta.name())),
-            ("engine", json!("onnxruntime")),
-            ("exact_sums", json!(engine.session().exact_sums())),
-        ]);
-        return Ok(Opened { engine: Rc::new(engine), device: Device::Cpu, details });
-    }
-    let net = blank_network(config, device)?;
-    let loaded = weights::load(file, &net, Strictness::Strict)?;
-    loaded.report.log();
-    let details = object([
-        ("file", json!(file)),
-        ("network", json!(run_name(&loaded.quantized, &loaded.quantizers))),
-        ("engine", json!("libtorch")),
+    let (own, input) = (&artifact.config.input, &config.input);
+    ensure!(
+        !source.is_ort() || (own.width, own.height) == (input.width, input.height),
+        "{} was exported for images of {} x {} px, not {} x {}: leave --size out, or export it for that size \
+         (--set INPUT.INTERNAL_WIDTH=...)",
+        artifact.file.display(),
+        own.width,
+        own.height,
+        input.width,
+        input.height
+    );
+    let artifact = artifact.clone().with_config(config.clone());
+    let opened = artifact.engine(device, Strictness::Strict, threads)?;
+    let engine = if source.is_ort() { "onnxruntime" } else { "libtorch" };
+    let mut details = object([
+        ("file", json!(artifact.file)),
+        ("network", json!(opened.name)),
+        ("engine", json!(engine)),
     ]);
-    Ok(Opened { engine: Rc::new(net), device, details })
+    if let Some(exact_sums) = opened.exact_sums {
+        details.insert("exact_sums".to_owned(), json!(exact_sums));
+    }
+    Ok(Opened { engine: Rc::from(opened.engine), device: opened.device, details })
 }
 
 /// Every source under every setting.
@@ -193,9 +186,9 @@ pub(super) fn subjects<'a>(
         // ONNX Runtime's threads belong to a session, libtorch's to the process.
         let mut shared: Option<Rc<Opened>> = None;
         for &n in &threads {
-            let opened = match shared.take().filter(|_| !source.ort) {
+            let opened = match shared.take().filter(|_| !source.is_ort()) {
                 Some(opened) => opened,
-                None => Rc::new(open(source, device, n)?),
+                None => Rc::new(open_source(source, device, n)?),
             };
             for &batch in &settings.batches {
                 let mut name = source.name.clone();
@@ -279,7 +272,7 @@ mod tests {
         let source = |size| {
             let mut config = Config::default();
             resize(&mut config, Some(size)).unwrap();
-            Source { file: None, ort: false, config, name: format!("net{size}") }
+            Source { file: None, config, name: format!("net{size}") }
         };
         assert_eq!(common_size(&[source(64), source(64)]).unwrap(), (64, 64));
         let error = common_size(&[source(64), source(128)]).unwrap_err().to_string();

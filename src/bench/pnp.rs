@@ -15,7 +15,7 @@ use super::rounds::{Progress, Rounds, Spread, Subject, measure, timed};
 use crate::geom::{Camera, Pose, Vec2, Vec3, box_corners};
 use crate::pose::errors::{re_deg, te_mm};
 use crate::pose::{RansacConfig, solve_pnp_ransac};
-use crate::run::config::{Config, Select};
+use crate::run::config::{Config, Names, Select};
 use crate::run::folder::Start;
 use crate::run::home::Home;
 use crate::seed;
@@ -49,6 +49,7 @@ pub struct PnpBenchRequest {
 /// If the config cannot be used or settings are out of range.
 pub fn bench_pnp(request: &PnpBenchRequest, progress: &mut Progress<'_>) -> Result<BenchReport> {
     check(request)?;
+    request.select.ensure_names_act(Names::Config)?;
     let config = request.select.resolve(&Home::find(None, None)?)?;
     let machine = Machine::here(Device::Cpu);
     let simulation = Simulation::new(&config)?;

@@ -11,7 +11,7 @@ use super::rounds::{Progress, Rounds, Subject, measure, timed};
 use crate::artifact::network::new_network;
 use crate::data::{Batch, Dataset, Loader, LoaderOptions};
 use crate::quant::{WeightMethod, WeightQuantConfig};
-use crate::run::config::Config;
+use crate::run::config::{Config, Names};
 use crate::run::flow::{self, Baseline, Bits, FlowSource};
 use crate::run::folder::Start;
 use crate::run::layers::name_of;
@@ -53,6 +53,7 @@ pub fn bench_train_step(
     progress: &mut Progress<'_>,
 ) -> Result<BenchReport> {
     let home = request.run.home()?;
+    request.run.select.ensure_names_act(Names::Dataset)?;
     let mut config = request.run.select.resolve(&home)?;
     resize(&mut config, request.size_px)?;
     if let Some(threads) = request.threads {

@@ -5,20 +5,20 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use super::args::ConfigSelect;
-use super::{print_json, print_text, select};
+use super::print::{print_json, print_text};
+use super::shared::{ConfigNames, names};
 use crate::commands::{AuditRequest, audit_file};
 use crate::run::{Bits, FlowSource};
 
 /// Arguments of `mqat audit`.
 #[derive(Debug, Clone, Args)]
 pub struct AuditArgs {
-    /// The file: a checkpoint, safetensors, or a PyTorch file.
+    /// The file: a checkpoint, safetensors, a packed, a PyTorch or an ONNX file.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 
     #[command(flatten)]
-    pub select: ConfigSelect,
+    pub select: ConfigNames,
 
     /// The flow that the file should have run to its end [default: the checkpoint's own, as far as it came].
     #[arg(long, value_name = "FLOW|FILE", conflicts_with = "bits")]
@@ -37,7 +37,7 @@ pub struct AuditArgs {
 pub(super) fn run(args: AuditArgs) -> Result<()> {
     let found = audit_file(&AuditRequest {
         file: args.file,
-        select: select(args.select),
+        select: names(args.select),
         flow: args.flow,
         bits: args.bits,
     })?;

@@ -1,13 +1,28 @@
 //! `mqat config`.
 
 use anyhow::Result;
+use clap::Args;
 
-use super::args::ConfigArgs;
-use super::{print_json, select};
+use super::print::print_json;
+use super::shared::{ConfigSelect, refuse, select};
 use crate::commands;
+
+/// Arguments of `mqat config`.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    #[command(flatten)]
+    pub select: ConfigSelect,
+
+    /// Print the JSON schema of configs instead.
+    #[arg(long)]
+    pub schema: bool,
+}
 
 pub(super) fn run(args: ConfigArgs) -> Result<()> {
     if args.schema {
+        let why = "the schema is that of every config";
+        refuse(&args.select.names.given(), why)?;
+        refuse(&[("--seed", args.select.seed.is_some())], why)?;
         return print_json(&commands::config_schema());
     }
     print_json(&commands::resolve_config(&select(args.select))?)

@@ -2,15 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
-use clap::{Args, ValueEnum};
+use anyhow::Result;
+use clap::Args;
 
-use super::args::ConfigSelect;
 use super::onnx::OnnxArgs;
-use super::{print_json, print_text, select};
-use crate::commands;
-use crate::commands::{ExportRequest, export};
-use crate::export::packed::{self, PackOptions};
+use super::print::{print_json, print_text};
+use super::shared::{ConfigNames, names, refuse};
+use crate::commands::{ExportFormat, ExportRequest, ExportTarget, ExportWeights, export};
+use crate::export::packed::{PackOptions, Ternary};
 
 /// Arguments of `mqat export`.
 #[derive(Debug, Clone, Args)]
@@ -25,12 +24,12 @@ pub struct ExportArgs {
 
     /// What to write.
     #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
+    pub format: ExportFormat,
 
     /// Which weights of a quantized network: those that training goes on from, or those that it computes with
     /// [default: the quantized ones, where a module is quantized].
     #[arg(long, value_enum)]
-    pub weights: Option<Weights>,
+    pub weights: Option<ExportWeights>,
 
     /// Packed files: how weights of three levels are stored, five to a byte (1.6 bits each) or four (2 bits)
     /// [default: base3].
@@ -43,7 +42,7 @@ pub struct ExportArgs {
     pub fold_bn: bool,
 
     #[command(flatten)]
-    pub select: ConfigSelect,
+    pub select: ConfigNames,
 
     #[command(flatten)]
     pub onnx: OnnxArgs,
@@ -53,79 +52,14 @@ pub struct ExportArgs {
     pub json: bool,
 }
 
-/// `--format`.
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-pub enum Format {
-    /// Weights under PyTorch keys.
-    #[default]
-    Safetensors,
-    /// The same as a PyTorch file, which torch.load(weights_only=True) reads.
-    Pth,
-    /// Weights as codes of 1 to 8 bits, and everything else, in one small file.
-    Packed,
-    /// A graph for ONNX Runtime, TensorRT or OpenVINO.
-    Onnx,
-}
-
-/// `--ternary`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Ternary {
-    /// Five to a byte.
-    Base3,
-    /// Four to a byte.
-    #[value(name = "2bit")]
-    TwoBit,
-}
-
-/// `--weights`.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum Weights {
-    /// Float weights, where there are any.
-    Float,
-    /// Weights on their levels.
-    Quantized,
-}
-
-impl From<Format> for commands::ExportFormat {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::Safetensors => Self::Safetensors,
-            Format::Pth => Self::Pth,
-            Format::Packed => Self::Packed,
-            Format::Onnx => Self::Onnx,
-        }
-    }
-}
-
-impl From<Weights> for commands::ExportWeights {
-    fn from(weights: Weights) -> Self {
-        match weights {
-            Weights::Float => Self::Float,
-            Weights::Quantized => Self::Quantized,
-        }
-    }
-}
-
 pub(super) fn run(args: ExportArgs) -> Result<()> {
-    let is_packed = matches!(args.format, Format::Packed);
-    ensure!(
-        is_packed || (args.ternary.is_none() && !args.fold_bn),
-        "--ternary and --fold-bn are for packed files: add --format packed"
-    );
+    let target = target(&args)?;
     let report = export(&ExportRequest {
         checkpoint: args.checkpoint,
-        select: select(args.select),
-        format: args.format.into(),
-        weights: args.weights.map(Into::into),
-        packed: PackOptions {
-            ternary: match args.ternary {
-                None | Some(Ternary::Base3) => packed::Ternary::Base3,
-                Some(Ternary::TwoBit) => packed::Ternary::TwoBit,
-            },
-            fold_bn: args.fold_bn,
-        },
+        select: names(args.select),
+        target,
+        weights: args.weights,
         out: args.out,
-        onnx: args.onnx.into(),
     })?;
     if args.json {
         return print_json(&report);
@@ -143,4 +77,25 @@ pub(super) fn run(args: ExportArgs) -> Result<()> {
         report.num_tensors,
         report.bytes as f64 / 1e6
     ))
+}
+
+/// The format with its options; those of another format are refused.
+fn target(args: &ExportArgs) -> Result<ExportTarget> {
+    let format = args.format;
+    if format != ExportFormat::Packed {
+        let options = [("--ternary", args.ternary.is_some()), ("--fold-bn", args.fold_bn)];
+        refuse(&options, "it is for packed files (add --format packed)")?;
+    }
+    if format != ExportFormat::Onnx {
+        refuse(&args.onnx.given(), "it is for ONNX files (add --format onnx)")?;
+    }
+    Ok(match format {
+        ExportFormat::Safetensors => ExportTarget::Safetensors,
+        ExportFormat::Pth => ExportTarget::Pth,
+        ExportFormat::Packed => ExportTarget::Packed(PackOptions {
+            ternary: args.ternary.unwrap_or_default(),
+            fold_bn: args.fold_bn,
+        }),
+        ExportFormat::Onnx => ExportTarget::Onnx(args.onnx.options()?),
+    })
 }

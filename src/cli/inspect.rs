@@ -1,19 +1,46 @@
 //! `mqat inspect`.
 
-use anyhow::Result;
+use std::path::PathBuf;
 
-use super::args::InspectArgs;
-use super::{print_json, print_text, select};
+use anyhow::Result;
+use clap::Args;
+
+use super::print::{print_json, print_text};
+use super::shared::{ConfigNames, names, refuse};
 use crate::commands::{inspect_file, inspect_network};
+
+/// Arguments of `mqat inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    /// A file of a network of any kind (checkpoint, safetensors, packed, PyTorch, ONNX); without it the network of the config is
+    /// shown.
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub select: ConfigNames,
+
+    /// List every layer or tensor, not only the modules.
+    #[arg(long)]
+    pub layers: bool,
+
+    /// Print one JSON document on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
 
 pub(super) fn run(args: InspectArgs) -> Result<()> {
     match &args.file {
         Some(file) => {
+            refuse(
+                &args.select.given(),
+                "FILE is shown as it is, whatever a config says (without FILE the network of a config is shown)",
+            )?;
             let found = inspect_file(file)?;
             if args.json { print_json(&found) } else { print_text(&found.text(args.layers)) }
         }
         None => {
-            let found = inspect_network(&select(args.select))?;
+            let found = inspect_network(&names(args.select))?;
             if args.json { print_json(&found) } else { print_text(&found.text(args.layers)) }
         }
     }

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use anyhow::Result;
+use clap::Args;
 
+use super::shared::refuse;
 use crate::commands::{OnnxOptions, Runtime};
-use crate::export::onnx::{Carrier as Stored, Method};
+use crate::export::onnx::{Carrier, Method};
 
 /// What an ONNX file is to be.
 #[derive(Debug, Clone, Args)]
@@ -16,17 +18,20 @@ pub struct OnnxArgs {
     #[arg(long, value_name = "IMAGES")]
     pub calibrate: Option<usize>,
 
-    /// How calibration sets ranges.
-    #[arg(long, value_enum, default_value_t, requires = "calibrate")]
-    pub calibration: Calibration,
+    /// How calibration sets ranges: from the smallest to the largest value (minmax), without the outermost values
+    /// (percentile), or by the least squared error of rounding (mse), which cuts more, and with it what large objects show
+    /// [default: percentile].
+    #[arg(long, value_name = "minmax|percentile|mse", requires = "calibrate")]
+    pub calibration: Option<Method>,
 
-    /// Percentage of values below the range's upper end, and above its lower one, of --calibration percentile.
-    #[arg(long, value_name = "PERCENT", default_value_t = 99.999)]
-    pub percentile: f64,
+    /// Percentage of values below the range's upper end, and above its lower one, of --calibration percentile
+    /// [default: 99.999].
+    #[arg(long, value_name = "PERCENT", requires = "calibrate")]
+    pub percentile: Option<f64>,
 
-    /// Bits of calibrated activations, 2 to 8.
-    #[arg(long, value_name = "BITS", default_value_t = 8, requires = "calibrate")]
-    pub activation_bits: u32,
+    /// Bits of calibrated activations, 2 to 8 [default: 8].
+    #[arg(long, value_name = "BITS", requires = "calibrate")]
+    pub activation_bits: Option<u32>,
 
     /// Leave weights float that training left float: their convolutions then run as floats.
     #[arg(long, requires = "calibrate")]
@@ -37,13 +42,13 @@ pub struct OnnxArgs {
     #[arg(long, requires = "calibrate", conflicts_with = "keep_float")]
     pub full_range: bool,
 
-    /// How integer weights are stored: a byte each (fastest), or at their true bits (smallest).
-    #[arg(long, value_enum, default_value_t)]
-    pub carrier: Carrier,
+    /// How integer weights are stored: a byte each (fastest), or at their true bits (smallest) [default: int8].
+    #[arg(long, value_enum)]
+    pub carrier: Option<Carrier>,
 
-    /// The runtime that the file is for.
-    #[arg(long, value_enum, default_value_t)]
-    pub target: Target,
+    /// The runtime that the file is for [default: ort].
+    #[arg(long, value_enum)]
+    pub target: Option<Runtime>,
 
     /// Version of ONNX's operators, 17 to 25 [default: the lowest that has the types: 17, INT4 21, INT2 25].
     #[arg(long, value_name = "N")]
@@ -67,66 +72,53 @@ pub struct OnnxArgs {
     pub data: Option<PathBuf>,
 }
 
-/// `--calibration`.
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-pub enum Calibration {
-    /// From the smallest to the largest value.
-    Minmax,
-    /// Without the outermost values.
-    #[default]
-    Percentile,
-    /// The least squared error of rounding: cuts more, and with it what large objects show.
-    Mse,
-}
+impl OnnxArgs {
+    /// The options by name, and whether each is given.
+    pub(super) fn given(&self) -> [(&'static str, bool); 13] {
+        [
+            ("--calibrate", self.calibrate.is_some()),
+            ("--calibration", self.calibration.is_some()),
+            ("--percentile", self.percentile.is_some()),
+            ("--activation-bits", self.activation_bits.is_some()),
+            ("--keep-float", self.keep_float),
+            ("--full-range", self.full_range),
+            ("--carrier", self.carrier.is_some()),
+            ("--target", self.target.is_some()),
+            ("--opset", self.opset.is_some()),
+            ("--batch", self.batch.is_some()),
+            ("--with-decode", self.with_decode),
+            ("--check", self.check.is_some()),
+            ("--data", self.data.is_some()),
+        ]
+    }
 
-/// `--carrier`.
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-pub enum Carrier {
-    /// A byte each.
-    #[default]
-    Int8,
-    /// 2, 4 or 8 bits.
-    TrueBits,
-}
-
-/// `--target`.
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-pub enum Target {
-    /// ONNX Runtime on CPUs.
-    #[default]
-    Ort,
-    /// TensorRT.
-    Tensorrt,
-    /// OpenVINO.
-    Openvino,
-}
-
-impl From<OnnxArgs> for OnnxOptions {
-    fn from(args: OnnxArgs) -> Self {
-        Self {
-            target: match args.target {
-                Target::Ort => Runtime::Ort,
-                Target::Tensorrt => Runtime::Tensorrt,
-                Target::Openvino => Runtime::Openvino,
-            },
-            opset: args.opset,
-            carrier: match args.carrier {
-                Carrier::Int8 => Stored::Int8,
-                Carrier::TrueBits => Stored::TrueBits,
-            },
-            batch: args.batch,
-            calibrate: args.calibrate,
-            method: match args.calibration {
-                Calibration::Minmax => Method::MinMax,
-                Calibration::Percentile => Method::Percentile(args.percentile),
-                Calibration::Mse => Method::Mse,
-            },
-            activation_bits: args.activation_bits,
-            keep_float: args.keep_float,
-            full_range: args.full_range,
-            decode: args.with_decode,
-            check: args.check,
-            data: args.data,
-        }
+    /// What is asked for, the rest as usual.
+    ///
+    /// # Errors
+    /// If a percentage is given and the ranges are set in another way.
+    pub(super) fn options(&self) -> Result<OnnxOptions> {
+        let usual = OnnxOptions::default();
+        let method = match (self.calibration.unwrap_or_default(), self.percentile) {
+            (Method::Percentile(_), Some(percent)) => Method::Percentile(percent),
+            (method, given) => {
+                let why = "--calibration sets the ranges in another way";
+                refuse(&[("--percentile", given.is_some())], why)?;
+                method
+            }
+        };
+        Ok(OnnxOptions {
+            target: self.target.unwrap_or(usual.target),
+            opset: self.opset,
+            carrier: self.carrier.unwrap_or(usual.carrier),
+            batch: self.batch,
+            calibrate: self.calibrate,
+            method,
+            activation_bits: self.activation_bits.unwrap_or(usual.activation_bits),
+            keep_float: self.keep_float,
+            full_range: self.full_range,
+            decode: self.with_decode,
+            check: self.check,
+            data: self.data.clone(),
+        })
     }
 }

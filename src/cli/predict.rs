@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::args::{ConfigSelect, Places};
+use super::print::{print_json, print_text};
+use super::shared::request;
+use super::shared::{ConfigSelect, Places};
+use super::stop;
+use super::stop::Ended;
 use super::terminal::Progress;
-use super::{Ended, print_json, print_text, request, stop};
 use crate::artifact::EngineChoice;
 use crate::commands::{Overlays, PredictProgress, PredictRequest, predict};
 
@@ -90,7 +93,7 @@ pub struct PredictArgs {
 }
 
 pub(super) fn run(args: PredictArgs) -> Result<Ended> {
-    let skip_bad = args.places.skip_bad;
+    let skip_bad = args.places.reads.skip_bad;
     let request = PredictRequest {
         run: request(args.select, args.places),
         checkpoint: args.checkpoint,

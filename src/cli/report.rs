@@ -1,15 +1,16 @@
 //! `mqat report`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 
-use super::args::{ConfigSelect, Places};
+use super::print::{print_json, print_text};
+use super::shared::{ConfigSelect, Places, refuse, request};
 use super::terminal::Jobs;
-use super::{print_json, print_text, request};
 use crate::commands::{ReportRequest, report};
 use crate::data::Split;
+use crate::run::DeviceChoice;
 
 /// Arguments of `mqat report`.
 #[derive(Debug, Clone, Args)]
@@ -45,7 +46,31 @@ pub struct ReportArgs {
     pub json: bool,
 }
 
+/// Refuses what only an evaluation reads where there is none, and names where every folder is given.
+fn ensure_all_act(args: &ReportArgs) -> Result<()> {
+    let ReportArgs { select, places, .. } = args;
+    let [problem, topology, config, set] = select.names.given();
+    if !args.evaluate {
+        let reads = &places.reads;
+        let options = [
+            config,
+            set,
+            ("--seed", select.seed.is_some()),
+            ("--data", reads.data.is_some()),
+            ("--device", reads.device != DeviceChoice::Auto),
+            ("--skip-bad", reads.skip_bad),
+        ];
+        refuse(&options, "nothing is evaluated without --evaluate")?;
+    }
+    if args.out.is_some() && args.experiments.iter().all(|e| Path::new(e).is_dir()) {
+        let options = [problem, topology, ("--logs", places.logs.is_some())];
+        refuse(&options, "every EXP is a directory, and --out is given")?;
+    }
+    Ok(())
+}
+
 pub(super) fn run(args: ReportArgs) -> Result<()> {
+    ensure_all_act(&args)?;
     let request = ReportRequest {
         run: request(args.select, args.places),
         experiments: args.experiments,

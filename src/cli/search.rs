@@ -6,8 +6,10 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use super::args::{ConfigSelect, Places};
-use super::{Ended, print_json, print_text, request, stop};
+use super::print::{print_json, print_text};
+use super::shared::{ConfigSelect, Places, refuse, request};
+use super::stop;
+use super::stop::Ended;
 use crate::quant::WeightMethod;
 use crate::run::parse_weight_method;
 use crate::study::Division;
@@ -232,7 +234,7 @@ impl FromStr for Assignments {
         match all {
             Some(all) => Ok(Self(all)),
             None => bail!(
-                "{text:?} is no list of MODULE:BITS with bits 1 to 8, such as MODULE:8,MODULE:2"
+                "{text:?} is not a list of MODULE:BITS with bits 1 to 8, such as MODULE:8,MODULE:2"
             ),
         }
     }
@@ -305,7 +307,47 @@ pub(super) fn own_program() -> Result<PathBuf> {
     std::env::current_exe().context("finding this program's own file")
 }
 
+/// Refuses what a search without trials, or without a search of bits, does not read.
+fn ensure_all_act(args: &SearchArgs) -> Result<()> {
+    let (trials, trace, usual) = (&args.trials, &args.trace, TraceRequest::default());
+    if args.layerwise {
+        let options = [
+            ("--first", trials.first.is_some()),
+            ("--budget-epochs", trials.budget_epochs.is_some()),
+            ("--trial-images", trials.trial_images.is_some()),
+            ("--trial-steps", trials.trial_steps.is_some()),
+            ("--jobs", trials.jobs != 1),
+            ("--only", trials.only.is_some()),
+            ("--print-commands", trials.print_commands),
+        ];
+        refuse(&options, "--layerwise runs no trials")?;
+    }
+    if args.assign.is_some() {
+        let options = [
+            ("--first", trials.first.is_some()),
+            ("--trace-images", trace.trace_images != usual.images),
+            ("--trace-batch", trace.trace_batch != usual.batch),
+            ("--trace-probes", trace.trace_probes != usual.max_probes),
+            ("--trace-error", trace.trace_error != usual.relative_error),
+            ("--trace", !matches!(trace.trace, DivisionArg::Hawq)),
+            ("--size", !matches!(args.size, SizeArg::Paper)),
+        ];
+        refuse(&options, "--assign gives the bits, none are searched")?;
+        if args.orders.is_none() {
+            let options = [
+                ("--budget-epochs", trials.budget_epochs.is_some()),
+                ("--trial-images", trials.trial_images.is_some()),
+                ("--trial-steps", trials.trial_steps.is_some()),
+                ("--jobs", trials.jobs != 1),
+            ];
+            refuse(&options, "--assign without --orders runs no trials")?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn run(args: SearchArgs) -> Result<Ended> {
+    ensure_all_act(&args)?;
     let json = args.json;
     let request = args.request()?;
     let stop = stop::flag()?;

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::args::{ConfigSelect, Places};
+use super::print::{print_json, print_text};
+use super::shared::{ConfigSelect, Reads, reading};
 use super::terminal::Progress;
-use super::{print_json, print_text, request};
 use crate::commands::{Limits, VerifyRequest, verify};
 use crate::data::Split;
 
@@ -46,7 +46,7 @@ pub struct VerifyArgs {
     pub select: ConfigSelect,
 
     #[command(flatten)]
-    pub places: Places,
+    pub reads: Reads,
 
     /// Print one JSON document on stdout; everything else goes to stderr.
     #[arg(long)]
@@ -54,13 +54,13 @@ pub struct VerifyArgs {
 }
 
 fn limit(text: &str) -> Result<f64, String> {
-    let value: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
-    if value >= 0.0 { Ok(value) } else { Err(format!("{text} is below 0")) }
+    let value: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if value >= 0.0 { Ok(value) } else { Err(format!("{text}: must be at least 0")) }
 }
 
 pub(super) fn run(args: VerifyArgs) -> Result<()> {
     let request = VerifyRequest {
-        run: request(args.select, args.places),
+        run: reading(args.select, args.reads),
         files: [args.first, args.second],
         split: args.split,
         images: (args.images > 0).then_some(args.images),

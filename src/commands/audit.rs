@@ -8,16 +8,24 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 use tch::{Device, Tensor};
 
-use crate::artifact::kind::{FileKind, Strictness, kind_of};
 use crate::artifact::network::blank_network;
-use crate::artifact::open::config_of_file;
-use crate::artifact::weights::{self, LoadedNetwork};
+use crate::artifact::{
+    Artifact, Asked, FileKind, LoadedNetwork, OnnxMeta, Stored, Strictness, open,
+};
+use crate::export::onnx::{StoredValues, StoredWeight, read_contents};
 use crate::io::tensors;
+use crate::model::PoseNet;
+use crate::quant::ActivationReport;
 use crate::quant::audit::{SpacingFound, ValuesFound, WeightAudit, audit, look_at_values};
-use crate::run::config::{Config, Select};
+use crate::quant::levels::bits_of;
+use crate::run::config::{Config, Names, Select};
 use crate::run::flow::{self, Bits, FlowSource};
+use crate::run::home::Home;
 use crate::run::layers::{LayerReport, layers};
 use crate::train::{CheckpointMeta, StageConfig};
+
+/// Bits of the integers that ONNX files hold activations in.
+const STORED_BITS: u32 = 8;
 
 /// What `mqat audit` is asked.
 #[derive(Debug, Clone)]
@@ -75,11 +83,15 @@ pub struct TensorAudit {
 /// error, but [`AuditReport::passed`] is false.
 pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
     let file = &request.file;
-    let kind = kind_of(file)?;
-    let config = config_of_file(file, &request.select)?;
-    let net = blank_network(&config, Device::Cpu)?;
-    let loaded = match weights::load(file, &net, Strictness::Strict) {
-        Ok(loaded) => loaded,
+    let home = Home::find(None, None)?;
+    let artifact = open(file, &Asked::weights(&request.select, &home, Names::Config))?;
+    let (kind, config) = (artifact.kind, &artifact.config);
+    if kind == FileKind::Onnx {
+        return audit_onnx(request, &artifact);
+    }
+    let (net, loaded) = match artifact.network(Device::Cpu, Strictness::Strict, Stored::AsComputed)
+    {
+        Ok(opened) => opened,
         // A file of any other network still has values.
         Err(err) if kind == FileKind::Safetensors => {
             ensure!(
@@ -90,14 +102,8 @@ pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
         }
         Err(err) => return Err(err),
     };
-    let expected = expected(request, &config, loaded.meta.as_ref())?;
-    let size = [config.input.width, config.input.height];
-    let mut plan = layers(&net, &expected.stages, size)?;
-    if request.bits.is_some() {
-        // a width is asked for, no method
-        let all = plan.iter_mut().flat_map(|l| [l.weights.as_mut(), l.activations.as_mut()]);
-        all.flatten().for_each(|to| to.method = "any".to_owned());
-    }
+    let expected = expected(request, config, loaded.meta.as_ref())?;
+    let plan = planned_layers(request, &net, &expected, config)?;
     let mut audits = Vec::new();
     for quantizer in &loaded.quantizers {
         audits.extend(audit(quantizer)?);
@@ -110,6 +116,98 @@ pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
         rows.push(row(layer, expected.is_known, quantized, weight.as_ref()));
     }
     Ok(report(request, kind, &loaded, rows, expected.notes))
+}
+
+/// Every layer with what is expected of it.
+fn planned_layers(
+    request: &AuditRequest,
+    net: &PoseNet,
+    expected: &Expected,
+    config: &Config,
+) -> Result<Vec<LayerReport>> {
+    let mut plan = layers(net, &expected.stages, [config.input.width, config.input.height])?;
+    if request.bits.is_some() {
+        // a width is asked for, no method
+        let all = plan.iter_mut().flat_map(|l| [l.weights.as_mut(), l.activations.as_mut()]);
+        all.flatten().for_each(|to| to.method = "any".to_owned());
+    }
+    Ok(plan)
+}
+
+/// The convolutions of an ONNX file: integers within the levels that are expected of them, scales positive and finite.
+fn audit_onnx(request: &AuditRequest, artifact: &Artifact) -> Result<AuditReport> {
+    let (file, config) = (&artifact.file, &artifact.config);
+    let meta = OnnxMeta::of_file(file)?;
+    let mut contents = read_contents(file)?;
+    let net = blank_network(config, Device::Cpu)?;
+    let mut expected = expected(request, config, None)?;
+    if !expected.is_known {
+        let is_quantized = |stage: &StageConfig| {
+            let module = stage.module.as_ref().map(|module| format!("{module} "));
+            module.is_some_and(|module| meta.quantized.iter().any(|q| q.starts_with(&module)))
+        };
+        let stages = config.train_config().stages.into_iter().filter(is_quantized).collect();
+        expected = Expected { stages, is_known: true, notes: Vec::new() };
+    }
+    let plan = planned_layers(request, &net, &expected, config)?;
+    let mut rows = Vec::new();
+    for layer in plan.iter().filter(|l| l.kind == "conv") {
+        let Some(i) = contents.weights.iter().position(|w| w.layer == layer.name) else {
+            continue; // of no output: not in the graph
+        };
+        rows.push(onnx_row(layer, expected.is_known, contents.weights.swap_remove(i)));
+    }
+    let mut notes = expected.notes;
+    notes.push(format!("activations: {}", meta.activations));
+    notes
+        .extend(contents.weights.iter().map(|w| format!("{} is no layer of its network", w.layer)));
+    notes.extend(contents.activation_problems.iter().cloned());
+    Ok(AuditReport {
+        file: file.clone(),
+        kind: artifact.kind,
+        passed: rows.iter().all(|t| t.problems.is_empty())
+            && contents.weights.is_empty()
+            && contents.activation_problems.is_empty(),
+        averaged: false,
+        stage: None,
+        tensors: rows,
+        notes,
+    })
+}
+
+fn onnx_row(layer: &LayerReport, is_known: bool, stored: StoredWeight) -> TensorAudit {
+    let inputs = stored.has_integer_input.then(|| ActivationReport {
+        method: "integers".to_owned(),
+        bits: layer.activations.as_ref().map_or(STORED_BITS, |plan| plan.bits.min(STORED_BITS)),
+        num_levels: layer.activations.as_ref().map_or(1 << STORED_BITS, |plan| plan.num_levels),
+        abs_max: None,
+        quantizing: true,
+        signed: None,
+        step: None,
+        codes: None,
+        code_stride: 1,
+    });
+    match stored.values {
+        StoredValues::Float(values) => {
+            let weight = Tensor::from_slice(&values).reshape(&stored.dims);
+            let audit = WeightAudit::of_floats(&layer.name, values.len(), inputs);
+            row(layer, is_known, Some(audit), Some(&weight))
+        }
+        StoredValues::Codes(codes) => {
+            let num_levels = u32::try_from(codes.num_values.max(2)).unwrap_or(u32::MAX);
+            let num_weights = stored.dims.iter().product::<i64>() as usize;
+            let audit = WeightAudit {
+                method: format!("{} codes", codes.dtype),
+                bits: bits_of(num_levels),
+                num_levels: Some(num_levels),
+                num_values: Some(codes.num_values),
+                scale: Some(codes.scale),
+                problems: codes.problems,
+                ..WeightAudit::of_floats(&layer.name, num_weights, inputs)
+            };
+            row(layer, is_known, Some(audit), None)
+        }
+    }
 }
 
 /// What a file's layers should be.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::run::{Config, Home, Select};
+use crate::run::{Config, Home, Names, Select};
 
 /// The JSON schema of configs.
 pub fn config_schema() -> serde_json::Value {
@@ -14,5 +14,6 @@ pub fn config_schema() -> serde_json::Value {
 /// # Errors
 /// If there is none, it cannot be read, or values are outside their range.
 pub fn resolve_config(select: &Select) -> Result<Config> {
+    select.ensure_names_act(Names::Config)?;
     select.resolve(&Home::find(None, None)?)
 }

@@ -6,12 +6,9 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tch::Device;
 
-use crate::artifact::kind::{FileKind, Strictness};
 use crate::artifact::name::module_names;
-use crate::artifact::network::network_to_load;
-use crate::artifact::open::config_of_file;
-use crate::artifact::weights::{self, LoadReport};
-use crate::run::config::Select;
+use crate::artifact::{Asked, FileKind, LoadReport, Stored, Strictness, open};
+use crate::run::{Home, Names, Select};
 use crate::train::{Checkpoint, CheckpointMeta, Imported};
 
 /// What was imported.
@@ -43,18 +40,24 @@ pub fn import(
     out: &Path,
     strictness: Strictness,
 ) -> Result<ImportReport> {
-    ensure!(!out.exists(), "{} is there already; remove it or name another file", out.display());
-    let config = config_of_file(file, select)?;
-    let net = network_to_load(&config, Device::Cpu, strictness)?;
-    let loaded = weights::load_as_stored(file, &net, strictness)?;
+    ensure!(!out.exists(), "{} already exists; remove it or name another file", out.display());
+    ensure!(
+        select.seed.is_none() || strictness == Strictness::Loose,
+        "--seed cannot act: without --loose no layer begins with random values; leave it out"
+    );
+    let home = Home::find(None, None)?;
+    let artifact = open(file, &Asked::weights(select, &home, Names::Config))?;
+    let config = &artifact.config;
+    let (net, loaded) = artifact.network(Device::Cpu, strictness, Stored::AsStored)?;
     ensure!(
         loaded.kind != FileKind::Packed,
         "{} is packed, without the state that training goes on from; import the checkpoint it was made from",
         file.display()
     );
     let quantized = module_names(&loaded.quantized);
+    let document = serde_json::to_value(config).context("writing the config as JSON")?;
     let meta = match loaded.meta {
-        Some(meta) => meta,
+        Some(meta) => CheckpointMeta { config: document, ..meta },
         None => CheckpointMeta::of_import(
             Imported {
                 file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
@@ -63,7 +66,7 @@ pub fn import(
             },
             loaded.quantized,
             config.experiment.seed,
-            serde_json::to_value(&config).context("writing the config as JSON")?,
+            document,
         ),
     };
     let checkpoint = Checkpoint {

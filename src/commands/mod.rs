@@ -19,7 +19,9 @@ mod verify;
 pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
 pub use config::{config_schema, resolve_config};
 pub use export::onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target as Runtime};
-pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, PackReport, export};
+pub use export::{
+    ExportFormat, ExportReport, ExportRequest, ExportTarget, ExportWeights, PackReport, export,
+};
 pub use import::{ImportReport, import};
 pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};

@@ -11,7 +11,7 @@ use tch::Device;
 use crate::artifact::network::blank_network;
 use crate::data::Split;
 use crate::quant::size::Sizes;
-use crate::run::config::{Config, Select};
+use crate::run::config::{Config, Names, Select};
 use crate::run::flow::{self, FlowPlan, FlowSource, MadeBy};
 use crate::run::home::Home;
 use crate::run::layers::{LayerReport, layers, sizes_after, sizes_text};
@@ -120,6 +120,12 @@ pub enum Inputs {
 /// If the config or the flow cannot be read, a pattern matches nothing, or two stages claim one tensor.
 pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
     let home = Home::find(request.data.as_deref(), None)?;
+    let names = match (&request.out, request.num_images) {
+        (Some(_), _) => Names::Folders, // written into the plan file
+        (None, None) => Names::Dataset,
+        (None, Some(_)) => Names::Config,
+    };
+    request.select.ensure_names_act(names)?;
     let mut config = request.select.resolve(&home)?;
     if let Some(flow) = &request.flow {
         flow.apply(&mut config)?;

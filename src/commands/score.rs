@@ -10,7 +10,7 @@ use crate::data::{Dataset, Split};
 use crate::eval::{
     Report, ResultFile, ResultFormat, RunInfo, average_recalls, evaluate, read_predictions,
 };
-use crate::run::config::Config;
+use crate::run::config::{Config, Names};
 use crate::run::request::Request;
 
 /// What `mqat score` is asked.
@@ -76,10 +76,9 @@ impl ScoreReport {
 pub fn score(request: &ScoreRequest) -> Result<ScoreReport> {
     ensure!(!request.predictions.is_empty(), "no file of predictions is named");
     let home = request.run.home()?;
-    let mut config = request.run.select.resolve(&home)?;
-    if let Some(seed) = request.run.select.seed {
-        config.evaluation.seed = seed;
-    }
+    let select = request.run.select.for_evaluation();
+    select.ensure_names_act(Names::Dataset)?;
+    let mut config = select.resolve(&home)?;
     if !request.overlays {
         config.evaluation.num_overlays = 0;
     }

@@ -6,13 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use serde_json::Value;
 use tch::Device;
 
-use crate::artifact::engine::EngineChoice;
-use crate::artifact::kind::Strictness;
-use crate::artifact::open::stored_config;
-use crate::artifact::open::{Opened, open_engine};
+use crate::artifact::{Artifact, Asked, EngineChoice, Opened, Strictness, open};
 use crate::data::{Dataset, Split};
 use crate::eval::{
     Comparison, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing,
@@ -20,7 +16,7 @@ use crate::eval::{
     write_overlays, write_predictions,
 };
 use crate::io;
-use crate::run::config::Config;
+use crate::run::config::{Config, Names};
 use crate::run::folder::{Folder, Pick};
 use crate::run::home::Home;
 use crate::run::options::infer_options;
@@ -98,16 +94,13 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
     if let Some(folder) = &folder {
         home = request.run.home_of_run(folder)?;
     }
-    let first = files.first().context("no checkpoint to evaluate")?;
-    let mut config = config_for(request, &home, first, folder.as_ref())?;
-    if let Some(seed) = request.run.select.seed {
-        config.evaluation.seed = seed;
-    }
-    let device = request.run.open_device(&config)?;
-    let dataset = Arc::new(request.run.open_split(&home, &config, request.split)?);
+    let artifacts = open_all(request, &home, &files, folder.as_ref())?;
+    let config = &artifacts.first().context("no checkpoint to evaluate")?.config;
+    let device = request.run.open_device(config)?;
+    let dataset = Arc::new(request.run.open_split(&home, config, request.split)?);
     let mut runs = Vec::with_capacity(files.len());
-    for file in &files {
-        let run = evaluate_one(request, &config, &dataset, device, file, progress)?;
+    for (file, artifact) in files.iter().zip(&artifacts) {
+        let run = evaluate_one(request, artifact, &dataset, device, progress)?;
         if let Some(path) = predictions_path(request, &files, file) {
             write_results(&path, &dataset, &run)?;
         }
@@ -119,7 +112,7 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
         .clone()
         .or_else(|| folder.as_ref().map(|f| f.evaluation(&request.split.to_string())));
     if let Some(out) = &out {
-        write_report(out, &config, &dataset, &runs)?;
+        write_report(out, config, &dataset, &runs)?;
         let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone());
         let paths: Vec<PathBuf> = files.iter().map(absolute).collect();
         io::write_json(&out.join(CHECKPOINTS_FILE), &paths)?;
@@ -164,7 +157,7 @@ fn find_checkpoints(request: &TestRequest, home: &Home) -> Result<(Vec<PathBuf>,
     if !request.checkpoints.is_empty() {
         // All of them are looked for before the first one is evaluated.
         for file in &request.checkpoints {
-            let folder = if file.is_dir() { ": it is a folder, name a file in it" } else { "" };
+            let folder = if file.is_dir() { ": it is a directory, name a file in it" } else { "" };
             ensure!(file.is_file(), "no checkpoint {}{folder}", file.display());
         }
         return Ok((request.checkpoints.clone(), None));
@@ -201,43 +194,54 @@ fn find_checkpoints(request: &TestRequest, home: &Home) -> Result<(Vec<PathBuf>,
     Ok((files, Some(folder)))
 }
 
-/// The config to evaluate with: one named by the user, else the experiment's, else the one a checkpoint carries, else
-/// the default.
-fn config_for(
+/// The files with the config to evaluate all of them with: one named by the user, else the experiment's, else that of the
+/// first file.
+fn open_all(
     request: &TestRequest,
     home: &Home,
-    checkpoint: &Path,
+    files: &[PathBuf],
     folder: Option<&Folder>,
-) -> Result<Config> {
-    let select = &request.run.select;
-    let named = select.config.is_some() || (folder.is_none() && select.topology.is_some());
-    let stored: Option<(Value, String)> = match (named, folder) {
-        (true, _) => None,
-        (false, Some(folder)) => {
-            Some((io::read_json(&folder.config())?, folder.config().display().to_string()))
-        }
-        (false, None) => {
-            let config = stored_config(request.engine, checkpoint)?;
-            config.map(|config| (config, format!("the config in {}", checkpoint.display())))
-        }
-    };
-    match stored {
-        Some((document, at)) => select.apply(document, &at),
-        None => select.resolve(home),
+) -> Result<Vec<Artifact>> {
+    let select = request.run.select.for_evaluation();
+    let mut of_experiment = select.clone();
+    if folder.is_some() {
+        of_experiment.topology = None; // it names the folder
     }
+    let asked = Asked {
+        select: &of_experiment,
+        home,
+        engine: request.engine,
+        names: Names::Dataset,
+        beside: None,
+    };
+    let mut artifacts = files.iter().map(|file| open(file, &asked)).collect::<Result<Vec<_>>>()?;
+    let Some(first) = artifacts.first() else { return Ok(artifacts) };
+    let config = match folder {
+        Some(folder) if select.config.is_none() => {
+            let path = folder.config();
+            select.apply(io::read_json(&path)?, &path.display().to_string())?
+        }
+        _ => first.config.clone(),
+    };
+    for artifact in &mut artifacts {
+        artifact.ensure_uses(request.run.device)?;
+        artifact.config = config.clone();
+    }
+    Ok(artifacts)
 }
 
 fn evaluate_one(
     request: &TestRequest,
-    config: &Config,
+    artifact: &Artifact,
     dataset: &Arc<Dataset>,
     device: Device,
-    file: &Path,
     progress: &mut dyn FnMut(&str, Progress),
 ) -> Result<Run> {
+    let config = &artifact.config;
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
     let Opened { name, engine, device, .. } =
-        open_engine(request.engine, file, config, device, Strictness::loose(request.loose))?;
-    tracing::info!("evaluating {} ({name})", file.display());
+        artifact.engine(device, Strictness::loose(request.loose), threads)?;
+    tracing::info!("evaluating {} ({name})", artifact.file.display());
     let options = infer_options(config, device, request.run.skip_bad);
     let inference = infer(engine.as_ref(), dataset, &options, |p| progress(&name, p))?;
     let info = RunInfo {

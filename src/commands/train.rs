@@ -187,7 +187,6 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
         }
     };
     if request.resume.is_some() {
-        config.experiment.seed = select.seed.unwrap_or(config.experiment.seed);
         if let Some(before) = Provenance::of(&existing_folder(request, home)?)? {
             ensure!(
                 before.seed == config.experiment.seed,
@@ -197,6 +196,14 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
             );
         }
     }
+    ensure!(
+        !request.loose || request.resume.is_none(),
+        "--loose cannot act: a resumed run has its weights; leave it out"
+    );
+    ensure!(
+        !request.loose || config.experiment.pretrained,
+        "--loose cannot act: the run starts from random weights (experiment.pretrained is false); leave it out"
+    );
     config.experiment.loose |= request.loose;
     if let Some(epochs) = request.epochs {
         stretch::all(&mut config, epochs);

@@ -8,17 +8,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use crate::artifact::engine::EngineChoice;
-use crate::artifact::kind::Strictness;
-use crate::artifact::open::open_engine;
-use crate::artifact::open::stored_config;
+use crate::artifact::{Artifact, Asked, EngineChoice, FileKind, Strictness, open};
 use crate::data::{Dataset, Split};
 use crate::eval::{
     Deviation, Evaluation, LevelDeviation, Pair, Prediction, Progress, RunInfo, SYNTHETIC_FILE,
     evaluate, infer_pair,
 };
 use crate::pose::errors::{re_deg, te_mm};
-use crate::run::config::{Config, Select};
+use crate::run::config::{Config, Names};
 use crate::run::home::Home;
 use crate::run::options::infer_options;
 use crate::run::request::{Request, limited};
@@ -200,21 +197,16 @@ impl Spread {
 /// If a file cannot be read, the two are different networks, or the dataset cannot be read. Differences above a limit
 /// are no error here: see [`VerifyReport::passed`].
 pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport> {
-    let configs = configs(&request.files, &request.run.select)?;
-    ensure_same_network(&request.files, &configs)?;
-    let [config, other] = &configs;
-    let mut config = config.clone();
-    if let Some(seed) = request.run.select.seed {
-        config.evaluation.seed = seed;
-    }
     let home = request.run.home()?;
+    let files = open_both(request, &home)?;
+    ensure_same_network(&files)?;
+    let config = files[0].config.clone();
     let device = request.run.open_device(&config)?;
     let dataset = request.run.open_split(&home, &config, request.split)?;
     let dataset = limited(dataset, request.images);
-    let [first, second] = &request.files;
-    let open =
-        |file, config| open_engine(EngineChoice::Auto, file, config, device, Strictness::Strict);
-    let artefacts = [open(first, &config)?, open(second, other)?];
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    let engine = |file: &Artifact| file.engine(device, Strictness::Strict, threads);
+    let artefacts = [engine(&files[0])?, engine(&files[1])?];
     let options = infer_options(&config, device, request.run.skip_bad);
     let engines = [artefacts[0].engine.as_ref(), artefacts[1].engine.as_ref()];
     let pair = infer_pair(engines, &dataset, &options, progress)?;
@@ -226,7 +218,7 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
         let evaluation = score(&config, &dataset, request.split, &pair, i)?;
         let adi_percent = evaluation.report.headline_percent;
         errors.push(evaluation.errors);
-        let (kind, name) = (artefact.kind.to_owned(), artefact.name.clone());
+        let (kind, name) = (files[i].kind.text().to_owned(), artefact.name.clone());
         reports.push(ArtefactReport { path, kind, name, bytes, adi_percent });
     }
     let artefacts: [ArtefactReport; 2] =
@@ -237,32 +229,32 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     Ok(judge(request, &dataset, pair, artefacts, verdicts))
 }
 
-/// The config of each artefact: one that the user names, else its own; a file without takes the other's.
-fn configs(files: &[PathBuf; 2], select: &Select) -> Result<[Config; 2]> {
-    let named = select.config.is_some() || select.topology.is_some();
-    let stored = |file| stored_config(EngineChoice::Auto, file);
-    let stored = match named {
-        true => [None, None],
-        false => [stored(&files[0])?, stored(&files[1])?],
+/// Each file with its config; a file without takes the other's.
+fn open_both(request: &VerifyRequest, home: &Home) -> Result<[Artifact; 2]> {
+    let select = request.run.select.for_evaluation();
+    let [first, second] = &request.files;
+    let asked = |beside| Asked {
+        select: &select,
+        home,
+        engine: EngineChoice::Auto,
+        names: Names::Dataset,
+        beside: Some(beside),
     };
-    let of = |i: usize| {
-        let own = stored[i].as_ref().map(|config| (config, &files[i]));
-        let others = stored[1 - i].as_ref().map(|config| (config, &files[1 - i]));
-        let Some((document, file)) = own.or(others) else {
-            return select.resolve(&Home::find(None, None)?);
-        };
-        select.apply(document.clone(), &format!("the config in {}", file.display()))
-    };
-    Ok([of(0)?, of(1)?])
+    let both = [open(first, &asked(second))?, open(second, &asked(first))?];
+    if both.iter().all(|file| file.kind == FileKind::Onnx) {
+        both[0].ensure_uses(request.run.device)?;
+    }
+    Ok(both)
 }
 
 /// Refuses networks whose outputs cannot be compared.
-fn ensure_same_network(files: &[PathBuf; 2], configs: &[Config; 2]) -> Result<()> {
+fn ensure_same_network(files: &[Artifact; 2]) -> Result<()> {
+    let configs = files.each_ref().map(|file| &file.config);
     let [a, b] = configs;
     let classes = [a.data.num_classes(), b.data.num_classes()];
-    let strides = configs.each_ref().map(|c| c.network.params.strides());
+    let strides = configs.map(|c| c.network.params.strides());
     let anchors = [&a.network.params.anchor_sizes, &b.network.params.anchor_sizes];
-    let input = configs.each_ref().map(|c| (c.input.width, c.input.height));
+    let input = configs.map(|c| (c.input.width, c.input.height));
     let what = if classes[0] != classes[1] {
         format!("{} and {} object classes", classes[0], classes[1])
     } else if strides[0] != strides[1] {
@@ -279,8 +271,8 @@ fn ensure_same_network(files: &[PathBuf; 2], configs: &[Config; 2]) -> Result<()
     };
     bail!(
         "{} and {} are different networks, which cannot be compared: they have {what}",
-        files[0].display(),
-        files[1].display()
+        files[0].file.display(),
+        files[1].file.display()
     )
 }
 

@@ -50,17 +50,10 @@ pub fn audit(quantizer: &ModuleQuantizer) -> Result<Vec<WeightAudit>> {
 
 fn audit_layer(report: SiteReport, weight: Option<&dyn WeightQuantizer>) -> Result<WeightAudit> {
     let mut audit = WeightAudit {
-        name: report.name,
-        num_weights: report.num_weights,
         method: report.method,
         bits: report.bits,
         num_levels: report.num_levels,
-        num_values: None,
-        num_off_grid: 0,
-        share_frozen: None,
-        scale: None,
-        inputs: report.activations,
-        problems: Vec::new(),
+        ..WeightAudit::of_floats(&report.name, report.num_weights, report.activations)
     };
     if let Some(weight) = weight {
         audit.weights(weight, report.share_frozen)?;
@@ -70,6 +63,23 @@ fn audit_layer(report: SiteReport, weight: Option<&dyn WeightQuantizer>) -> Resu
 }
 
 impl WeightAudit {
+    /// A layer of float weights, nothing looked at yet.
+    pub fn of_floats(name: &str, num_weights: usize, inputs: Option<ActivationReport>) -> Self {
+        Self {
+            name: name.to_owned(),
+            num_weights,
+            method: "float".to_owned(),
+            bits: 32,
+            num_levels: None,
+            num_values: None,
+            num_off_grid: 0,
+            share_frozen: None,
+            scale: None,
+            inputs,
+            problems: Vec::new(),
+        }
+    }
+
     fn weights(&mut self, weight: &dyn WeightQuantizer, share_said: f64) -> Result<()> {
         let used = weight.site().effective_weight(false).detach().contiguous();
         let quantized = self.mask(weight, &used, share_said)?;

@@ -251,6 +251,29 @@ pub struct Select {
     pub set: Vec<String>,
     /// Seed instead of the config's.
     pub seed: Option<u64>,
+    /// Which seed of the config that is.
+    pub seed_of: SeedOf,
+}
+
+/// Which seed of a config `--seed` is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SeedOf {
+    /// `experiment.seed`: of training, and of whatever else is random.
+    #[default]
+    Experiment,
+    /// `experiment.seed` and `evaluation.seed`: of a command that evaluates.
+    Evaluation,
+}
+
+/// What `--problem` and `--topology` name beside the config of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// Nothing.
+    Config,
+    /// The problem names the dataset.
+    Dataset,
+    /// The problem names the dataset, both name the folder of experiments.
+    Folders,
 }
 
 impl Select {
@@ -278,10 +301,7 @@ impl Select {
             }
             document = translated.document;
         }
-        self.assign(&mut document)?;
-        if let Some(seed) = self.seed {
-            keys::merge(&mut document, json!({ "experiment": { "seed": seed } }));
-        }
+        self.change(&mut document)?;
         let mut config = parse(document, &at)?;
         // From here on the run may be anywhere: the place of the weights becomes absolute.
         if config.experiment.pretrained {
@@ -297,12 +317,53 @@ impl Select {
     /// # Errors
     /// If an assignment names no key, or values are outside their range.
     pub(crate) fn apply(&self, mut document: Value, at: &str) -> Result<Config> {
-        self.assign(&mut document)?;
+        self.change(&mut document)?;
         parse(document, at)
     }
 
-    fn assign(&self, document: &mut Value) -> Result<()> {
-        self.set.iter().try_for_each(|assignment| keys::set(document, assignment))
+    /// The same, for a command that evaluates: `--seed` is also that of the evaluation.
+    pub fn for_evaluation(&self) -> Self {
+        Self { seed_of: SeedOf::Evaluation, ..self.clone() }
+    }
+
+    /// The same with another topology.
+    pub fn of_topology(&self, topology: &str) -> Self {
+        Self { topology: Some(topology.to_owned()), ..self.clone() }
+    }
+
+    /// Refuses names that would do nothing beside `--config`.
+    ///
+    /// # Errors
+    /// If one was given.
+    pub fn ensure_names_act(&self, names: Names) -> Result<()> {
+        let Some(config) = &self.config else { return Ok(()) };
+        self.refuse_names(names, &format!("--config {} is the config", config.display()))
+    }
+
+    /// Refuses the names that name nothing but a config.
+    ///
+    /// # Errors
+    /// If one was given; `why` says what is taken instead.
+    pub fn refuse_names(&self, names: Names, why: &str) -> Result<()> {
+        let problem = self.problem.as_ref().filter(|_| names == Names::Config);
+        let topology = self.topology.as_ref().filter(|_| names != Names::Folders);
+        for (option, given) in [("--problem", problem), ("--topology", topology)] {
+            if let Some(name) = given {
+                bail!("{option} {name} cannot act: {why}; leave it out");
+            }
+        }
+        Ok(())
+    }
+
+    /// `--set` and `--seed`.
+    fn change(&self, document: &mut Value) -> Result<()> {
+        self.set.iter().try_for_each(|assignment| keys::set(document, assignment))?;
+        let Some(seed) = self.seed else { return Ok(()) };
+        keys::merge(document, json!({ "experiment": { "seed": seed } }));
+        if self.seed_of == SeedOf::Evaluation {
+            keys::merge(document, json!({ "evaluation": { "seed": seed } }));
+        }
+        Ok(())
     }
 
     /// The document, what to call it in messages, and the folder its paths start at.

@@ -21,8 +21,8 @@ pub(crate) mod request;
 pub(crate) mod stretch;
 
 pub use config::{
-    Config, ExperimentConfig, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig, Select,
-    TrainingSection,
+    Config, ExperimentConfig, Names, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig,
+    SeedOf, Select, TrainingSection,
 };
 pub use device::{DeviceChoice, LIBTORCH_VERSION};
 pub use flow::{

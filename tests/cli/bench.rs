@@ -173,7 +173,7 @@ fn what_cannot_be_measured_is_refused_in_a_line() {
     one_line(run(&["bench", "forward", "--checkpoint", "src"]), &["no file src"]);
     one_line(run(&["bench", "forward", "--size", "100"]), &["--size 100", "multiple"]);
     one_line(run(&["bench", "forward", "--batch", "0"]), &["--batch: 0"]);
-    one_line(run(&["bench", "engine", "Cargo.toml"]), &["Cargo.toml", "no file of weights"]);
+    one_line(run(&["bench", "engine", "Cargo.toml"]), &["Cargo.toml", "is not a file of weights"]);
     let missing = ["bench", "loader", "--data", "/nowhere"];
     one_line(run(&missing), &["/nowhere", "training.txt"]);
     let flow = ["--flow", "fnp:2", "--data", dataset().to_str().unwrap()];

@@ -116,7 +116,7 @@ fn a_quantized_wrapper_is_imported_evaluated_and_exported() {
         assert_eq!(layer["grid"]["scale"], 1.0, "{layer}");
         assert!(layer["largest_shift"].as_f64().is_none_or(|s| s < 1e-6), "{layer}");
     }
-    import(&file, &out, &[]).code(1).says(&["is there already"]);
+    import(&file, &out, &[]).code(1).says(&["already exists"]);
 
     // The checkpoint carries its config and quantizers, and scores as the published file itself.
     let imported = table(&["test", "--device", "cpu", "--checkpoint", &out]);
@@ -208,7 +208,7 @@ fn files_that_do_not_fit_say_what_to_change() {
 
     let note = text(dir.path().join("notes.pth"));
     fs::write(&note, "these are no weights").unwrap();
-    import(&note, &out, &[]).code(1).says(&["notes.pth is no file of weights", "PyTorch"]);
+    import(&note, &out, &[]).code(1).says(&["notes.pth is not a file of weights", "PyTorch"]);
     assert!(!Path::new(&out).exists());
 }
 

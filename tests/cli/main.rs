@@ -7,6 +7,7 @@ mod flow;
 mod help;
 mod import;
 mod onnx;
+mod options;
 mod packed;
 mod pipeline;
 mod predict;

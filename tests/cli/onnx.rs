@@ -86,7 +86,7 @@ fn a_float_file_computes_what_the_checkpoint_does() {
         run(&[&export[..], &["--out", out, "--with-decode", "--json"]].concat()).code(0).json();
     assert_eq!(written["onnx"]["opset"], 17);
     assert_eq!(written["onnx"]["weights"]["float"], 26);
-    run(&[&export[..], &["--out", out]].concat()).code(1).says(&["is there already"]);
+    run(&[&export[..], &["--out", out]].concat()).code(1).says(&["already exists"]);
     if let Some(python) = python() {
         let script = "import onnx, sys; m = onnx.load(sys.argv[1]); onnx.checker.check_model(m, full_check=True); \
                       print(len(m.graph.node), [o.name for o in m.graph.output][-2:])";
@@ -119,7 +119,7 @@ fn a_trained_checkpoint_becomes_integers_that_score_as_it_does() {
     let (folder, data) = (tempfile::tempdir().unwrap(), dataset().to_str().unwrap());
     let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (as_trained, integers) = (file("trained.onnx"), file("integers.onnx"));
-    let export = ["export", trained(), "--format", "onnx", "--data", data, "--json"];
+    let export = ["export", trained(), "--format", "onnx", "--json"];
     let written = run(&[&export[..], &["--out", &as_trained, "--carrier", "true-bits"]].concat());
     let written = written.code(0).json();
     assert_eq!(written["onnx"]["opset"], 25);
@@ -128,7 +128,8 @@ fn a_trained_checkpoint_becomes_integers_that_score_as_it_does() {
     run(&[&export[..], &["--out", "x.onnx", "--carrier", "true-bits", "--opset", "17"]].concat())
         .code(1)
         .says(&["opset 17 has no integers of 2 bits", "--carrier int8"]);
-    let calibrated = ["--out", &integers, "--calibrate", "8", "--carrier", "true-bits"];
+    let calibrated =
+        ["--out", &integers, "--calibrate", "8", "--carrier", "true-bits", "--data", data];
     if let Some(python) = python() {
         let script =
             "import onnx, sys; onnx.checker.check_model(onnx.load(sys.argv[1]), full_check=True)";

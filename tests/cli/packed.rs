@@ -88,7 +88,7 @@ fn a_packed_file_gives_the_same_poses_and_is_refused_when_damaged() {
     // the same input gives the same file, whatever it replaces is kept
     run(&["export", trained.checkpoint(), "--format", "packed", "--out", &packed])
         .code(1)
-        .says(&["is there already"]);
+        .says(&["already exists"]);
     let again = trained.path("again.mqat");
     run(&["export", trained.checkpoint(), "--format", "packed", "--out", &again]).code(0);
     assert_eq!(fs::read(&again).unwrap(), bytes);

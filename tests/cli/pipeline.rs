@@ -113,7 +113,7 @@ fn weights_alone(exp: &Path, places: &[&str], expected: &Value) {
     let float = stage("stage_0_full_precision.safetensors");
     let exported = run(&["export", &float, "--out", out, "--json"]).code(0).json();
     assert!(exported["bytes"].as_u64().unwrap() < fs::metadata(&float).unwrap().len());
-    run(&["export", &float, "--out", out]).code(1).says(&["is there already"]);
+    run(&["export", &float, "--out", out]).code(1).says(&["already exists"]);
     let wanted = ["--checkpoint", out, "--set", "data.CONFIDENCE_TH=0.001", "--json"];
     let report = run(&small("test", &[places, &wanted[..]].concat())).code(0).json();
     assert_eq!(report["evaluations"][0]["report"]["table"], *expected);

@@ -34,10 +34,9 @@ fn a_study_becomes_one_table_one_chart_and_one_page() {
     train(&logs, &["--method", "full-precision"]);
     let text = logs.to_str().unwrap();
     let out = dir.path().join("report");
-    let places = ["--logs", text, "--data", dataset().to_str().unwrap()];
+    let data = ["--device", "cpu", "--data", dataset().to_str().unwrap()];
     let more = [text, "--evaluate", "--title", "A <study>", "--out", out.to_str().unwrap()];
-    let args = ["report", "--topology", "WidedepthTiny", "--device", "cpu", "--json"];
-    let report = run(&[&args[..], &places, &more].concat()).code(0).json();
+    let report = run(&[&["report", "--json"], &data[..], &more].concat()).code(0).json();
 
     assert_eq!(report["synthetic_data"], true);
     assert_eq!(report["points"].as_array().unwrap().len(), 5);
@@ -76,6 +75,8 @@ fn a_study_becomes_one_table_one_chart_and_one_page() {
     // What is not evaluated is said and left out; nothing evaluated is an error.
     let no_eval = dir.path().join("none");
     train(&no_eval, &[]);
+    let args = ["report", "--topology", "WidedepthTiny", "--json"];
+    let places = ["--logs", text];
     let both = [&args[..], &places, &[text, no_eval.to_str().unwrap()]].concat();
     let report = run(&both).code(0).says(&["has no evaluation", "--evaluate"]).json();
     assert_eq!(report["left_out"].as_array().unwrap().len(), 1);

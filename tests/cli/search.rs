@@ -29,6 +29,11 @@ fn weights() -> &'static Path {
     })
 }
 
+/// A short measurement of the curvature.
+const TRACE: &[&str] = &["--trace-images", "4", "--trace-batch", "4", "--trace-probes", "4"];
+/// Trials beside each other.
+const JOBS: &[&str] = &["--jobs", "2"];
+
 /// `mqat search` over `fpn` and `head` with everything short.
 fn search<'a>(logs: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
     let data = dataset().to_str().unwrap();
@@ -42,14 +47,6 @@ fn search<'a>(logs: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
         weights().to_str().unwrap(),
         "--modules",
         "fpn,head",
-        "--trace-images",
-        "4",
-        "--trace-batch",
-        "4",
-        "--trace-probes",
-        "4",
-        "--jobs",
-        "2",
     ];
     small("search", &[SHORT, &own, more].concat())
 }
@@ -73,14 +70,16 @@ fn a_search_that_was_killed_goes_on_and_its_plan_is_trained() {
     let (logs, plan) = (dir.path().join("logs"), dir.path().join("plan.json"));
     let target = ["--target-bits", "8", "--out", plan.to_str().unwrap(), "--json"];
     // The backbone stays float, and is most of the network.
-    let refused =
-        run(&search(&logs, &target)).code(1).says(&["cannot be reached", "stay float"]).stderr();
+    let refused = run(&search(&logs, &[TRACE, JOBS, &target].concat()))
+        .code(1)
+        .says(&["cannot be reached", "stay float"])
+        .stderr();
     let nearest = refused.split("--target-bits ").nth(1).unwrap();
     let nearest = nearest.split(';').next().unwrap();
     let listed = ["--target-bits", nearest, "--print-commands", "--json"];
-    run(&search(&logs, &listed)).code(0);
+    run(&search(&logs, &[TRACE, JOBS, &listed].concat())).code(0);
     let target = ["--target-compression", "1.5", "--out", plan.to_str().unwrap(), "--json"];
-    let args = search(&logs, &target);
+    let args = search(&logs, &[TRACE, JOBS, &target].concat());
     let listed = run(&[&args[..], &["--print-commands"]].concat()).code(0).json();
     let names: Vec<&str> =
         listed.as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
@@ -148,7 +147,7 @@ fn a_shared_prefix_ends_as_the_separate_run_bit_for_bit() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("logs");
     let orders = ["--assign", "fpn:2,head:8", "--orders", "all", "--json"];
-    let report = run(&search(&logs, &orders)).code(0).json();
+    let report = run(&search(&logs, &[JOBS, &orders].concat())).code(0).json();
     let orders = &report["orders"];
     assert_eq!(
         (&orders["num_stages"], &orders["num_stages_separate"]),
@@ -198,7 +197,7 @@ fn layers_get_their_own_bits_in_one_stage() {
     let (logs, plan) = (dir.path().join("logs"), dir.path().join("hawq.json"));
     let wanted =
         ["--layerwise", "--target-compression", "1.5", "--out", plan.to_str().unwrap(), "--json"];
-    let report = run(&search(&logs, &wanted)).code(0).json();
+    let report = run(&search(&logs, &[TRACE, &wanted].concat())).code(0).json();
     let layers = report["layers"].as_array().unwrap();
     assert!(layers.len() > 8 && report["trials"].as_array().unwrap().is_empty());
     let places = ["--data", dataset().to_str().unwrap(), "--logs", logs.to_str().unwrap()];

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
 use tch::Device;
@@ -15,33 +16,30 @@ use tch::Device;
 use self::onnx::{OnnxOptions, OnnxReport};
 pub use self::packed::PackReport;
 use self::source::Exported;
-use crate::artifact::kind::Strictness;
 use crate::artifact::name::module_names;
-use crate::artifact::network::blank_network;
-use crate::artifact::open::config_of_file;
-use crate::artifact::weights::{self, LoadedNetwork};
+use crate::artifact::{Asked, LoadedNetwork, Stored, Strictness, open};
 use crate::export::packed::PackOptions;
 use crate::io::{pth, tensors};
 use crate::model::PoseNet;
-use crate::run::config::{Config, Select};
+use crate::run::{Config, Home, Names, Select};
 
 /// What file is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum ExportFormat {
-    /// Weights as safetensors under PyTorch keys.
+    /// Weights under PyTorch keys.
     #[default]
     Safetensors,
-    /// Weights as a PyTorch file, under the same keys.
+    /// The same as a PyTorch file, which torch.load(weights_only=True) reads.
     Pth,
-    /// Weights as codes of 1 to 8 bits, and everything else, in one file.
+    /// Weights as codes of 1 to 8 bits, and everything else, in one small file.
     Packed,
-    /// A graph for other runtimes.
+    /// A graph for ONNX Runtime, TensorRT or OpenVINO.
     Onnx,
 }
 
 /// Which weights of a quantized network are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum ExportWeights {
     /// Those that training goes on from.
@@ -58,15 +56,36 @@ pub struct ExportRequest {
     /// The config, for files that carry none.
     pub select: Select,
     /// What to write.
-    pub format: ExportFormat,
+    pub target: ExportTarget,
     /// Which weights; none takes the quantized ones of a quantized network.
     pub weights: Option<ExportWeights>,
-    /// How a packed file is made.
-    pub packed: PackOptions,
     /// The file to write.
     pub out: PathBuf,
-    /// What an ONNX file is to be.
-    pub onnx: OnnxOptions,
+}
+
+/// What to write, and how.
+#[derive(Debug, Clone)]
+pub enum ExportTarget {
+    /// Weights as safetensors.
+    Safetensors,
+    /// Weights as a PyTorch file.
+    Pth,
+    /// Codes.
+    Packed(PackOptions),
+    /// A graph.
+    Onnx(OnnxOptions),
+}
+
+impl ExportTarget {
+    /// The format alone.
+    pub fn format(&self) -> ExportFormat {
+        match self {
+            Self::Safetensors => ExportFormat::Safetensors,
+            Self::Pth => ExportFormat::Pth,
+            Self::Packed(_) => ExportFormat::Packed,
+            Self::Onnx(_) => ExportFormat::Onnx,
+        }
+    }
 }
 
 /// What was written.
@@ -99,30 +118,31 @@ pub struct ExportReport {
 /// already.
 pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     let out = &request.out;
-    ensure!(!out.exists(), "{} is there already; remove it or name another file", out.display());
-    let graph = request.format == ExportFormat::Onnx;
+    ensure!(!out.exists(), "{} already exists; remove it or name another file", out.display());
     ensure!(
-        graph || request.onnx == OnnxOptions::default(),
-        "options of ONNX files are given (see `mqat export --help`), and the format is another: add --format onnx"
-    );
-    ensure!(
-        !graph || request.weights != Some(ExportWeights::Float),
+        request.target.format() != ExportFormat::Onnx
+            || request.weights != Some(ExportWeights::Float),
         "an ONNX file holds the weights that the network computes with: leave --weights float out"
     );
-    let config = config_of_file(&request.checkpoint, &request.select)?;
-    let net = blank_network(&config, Device::Cpu)?;
-    let load = match request.weights {
-        Some(ExportWeights::Float) => weights::load_as_stored,
-        _ => weights::load,
+    let home = Home::find(None, None)?;
+    let names = match &request.target {
+        ExportTarget::Onnx(options) if options.uses_dataset() => Names::Dataset,
+        _ => Names::Config,
     };
-    let loaded = load(&request.checkpoint, &net, Strictness::Strict)?;
+    let artifact = open(&request.checkpoint, &Asked::weights(&request.select, &home, names))?;
+    let config = &artifact.config;
+    let which = match request.weights {
+        Some(ExportWeights::Float) => Stored::AsStored,
+        _ => Stored::AsComputed,
+    };
+    let (net, loaded) = artifact.network(Device::Cpu, Strictness::Strict, which)?;
     loaded.report.log();
     let from = &request.checkpoint;
     let exported = Exported { from, out, problem: request.select.problem(), net, loaded };
-    match request.format {
-        ExportFormat::Safetensors | ExportFormat::Pth => write_weights(request, &exported),
-        ExportFormat::Packed => write_packed(request, &exported, &config),
-        ExportFormat::Onnx => write_onnx(request, &exported, &config),
+    match &request.target {
+        ExportTarget::Safetensors | ExportTarget::Pth => write_weights(request, &exported),
+        ExportTarget::Packed(options) => write_packed(request, &exported, config, *options),
+        ExportTarget::Onnx(options) => write_onnx(request, &exported, config, options),
     }
 }
 
@@ -139,11 +159,12 @@ fn write_onnx(
     request: &ExportRequest,
     exported: &Exported,
     config: &Config,
+    options: &OnnxOptions,
 ) -> Result<ExportReport> {
-    let written = onnx::write(exported, config, &request.onnx)?;
+    let written = onnx::write(exported, config, options)?;
     Ok(ExportReport {
         path: request.out.clone(),
-        format: request.format,
+        format: request.target.format(),
         weights: weights_of(request, &exported.loaded),
         num_tensors: written.num_tensors,
         bytes: written.bytes,
@@ -158,6 +179,7 @@ fn write_packed(
     request: &ExportRequest,
     exported: &Exported,
     config: &Config,
+    options: PackOptions,
 ) -> Result<ExportReport> {
     let loaded = &exported.loaded;
     let from = request.checkpoint.display();
@@ -169,10 +191,10 @@ fn write_packed(
         "{from}: a packed file holds the weights that the network computes with; leave --weights out"
     );
     let config = serde_json::to_value(config).context("writing the config as JSON")?;
-    let report = packed::write(exported, config, request.packed)?;
+    let report = packed::write(exported, config, options)?;
     Ok(ExportReport {
         path: report.path.clone(),
-        format: request.format,
+        format: request.target.format(),
         weights,
         num_tensors: report.num_tensors,
         bytes: report.bytes,
@@ -197,7 +219,7 @@ fn write_weights(request: &ExportRequest, exported: &Exported) -> Result<ExportR
         ExportWeights::Quantized => module_names(&loaded.quantized),
     };
     let out = &request.out;
-    match request.format {
+    match request.target.format() {
         ExportFormat::Pth => pth::write(out, &state)?,
         _ => {
             let metadata = BTreeMap::from([
@@ -211,7 +233,7 @@ fn write_weights(request: &ExportRequest, exported: &Exported) -> Result<ExportR
     let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();
     Ok(ExportReport {
         path: out.clone(),
-        format: request.format,
+        format: request.target.format(),
         weights,
         num_tensors: state.len(),
         bytes,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use prost::Message;
 use serde::Serialize;
 use serde_json::json;
@@ -29,7 +30,7 @@ use crate::run::home::Home;
 use crate::run::options::num_workers;
 
 /// The runtime that a file is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
     /// ONNX Runtime on CPUs: unsigned activations.
@@ -68,6 +69,13 @@ pub struct OnnxOptions {
     pub check: Option<usize>,
     /// The dataset, or the folder of datasets, instead of the machine's.
     pub data: Option<PathBuf>,
+}
+
+impl OnnxOptions {
+    /// Whether images of the dataset calibrate or check.
+    pub fn uses_dataset(&self) -> bool {
+        self.calibrate.is_some() || (self.check.is_some() && self.data.is_some())
+    }
 }
 
 impl Default for OnnxOptions {
@@ -263,6 +271,15 @@ fn check_options(options: &OnnxOptions) -> Result<()> {
     ensure!(options.batch.is_none_or(|n| n >= 1), "--batch is 0, expected 1 or more");
     ensure!(options.calibrate != Some(0), "--calibrate is 0, expected 1 image or more");
     ensure!(options.check != Some(0), "--check is 0, expected 1 image or more");
+    ensure!(
+        !options.full_range || (options.target == Target::Ort && options.activation_bits == 8),
+        "--full-range cannot act: all of 8 bits are left out for --target ort with --activation-bits 8 alone; leave it \
+         out"
+    );
+    ensure!(
+        options.data.is_none() || options.uses_dataset(),
+        "--data cannot act: no image is used; add --calibrate or --check, or leave it out"
+    );
     if let Method::Percentile(percent) = options.method {
         ensure!((50.0..=100.0).contains(&percent), "--percentile {percent} is outside 50..=100");
     }
@@ -337,9 +354,7 @@ struct Images {
 
 impl Images {
     fn new(exported: &Exported, config: &Config, options: &OnnxOptions) -> Result<Self> {
-        let wanted =
-            options.calibrate.is_some() || (options.check.is_some() && options.data.is_some());
-        let dataset = wanted.then(|| -> Result<Dataset> {
+        let dataset = options.uses_dataset().then(|| -> Result<Dataset> {
             let home = Home::find(options.data.as_deref(), None)?;
             let list = config.data.list(Split::Train);
             let root = home.dataset(exported.problem, list)?;

@@ -8,12 +8,14 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tch::Device;
 
+use crate::artifact::OnnxMeta;
 use crate::artifact::kind::{FileKind, Strictness, kind_of};
 use crate::artifact::name::module_names;
 use crate::artifact::network::blank_network;
 use crate::artifact::packed;
 use crate::artifact::tensor::TensorReport;
 use crate::artifact::weights::{self, InqLayerReport, OtherMember};
+use crate::export::onnx::{META_KEY, StoredCodes, StoredValues, read_contents};
 use crate::io::tensors;
 use crate::model::{NetworkConfig, keys, recognise};
 use crate::quant::SiteReport;
@@ -54,6 +56,8 @@ pub struct FileReport {
     pub layers: Vec<SiteReport>,
     /// Every layer with the state of the published INQ.
     pub inq: Vec<InqLayerReport>,
+    /// Every layer of an ONNX file whose weights are integers.
+    pub codes: Vec<CodesReport>,
     /// Modules of the network.
     pub modules: Vec<ModuleCount>,
     /// Groups of tensors: modules, optimizer, quantizers.
@@ -79,6 +83,18 @@ pub struct ProvenanceReport {
     pub best: Option<Best>,
     /// The file of another program that it was made from.
     pub imported: Option<Imported>,
+}
+
+/// A layer of an ONNX file whose weights are integers.
+#[derive(Debug, Serialize)]
+pub struct CodesReport {
+    /// The layer.
+    pub name: String,
+    /// Its weights.
+    pub num_weights: usize,
+    /// The integers and their grid.
+    #[serde(flatten)]
+    pub codes: StoredCodes,
 }
 
 /// The network that a file's tensors are of.
@@ -137,6 +153,7 @@ pub fn inspect_file(path: &Path) -> Result<FileReport> {
         quantized: Vec::new(),
         layers: Vec::new(),
         inq: Vec::new(),
+        codes: Vec::new(),
         modules: Vec::new(),
         groups: Vec::new(),
         tensors: Vec::new(),
@@ -158,6 +175,7 @@ pub fn inspect_file(path: &Path) -> Result<FileReport> {
             report.notes = packed.notes;
             describe_checkpoint(&mut report, packed.meta);
         }
+        FileKind::Onnx => describe_onnx(&mut report)?,
     }
     count(&mut report);
     Ok(report)
@@ -222,14 +240,44 @@ fn describe_state(report: &mut FileReport) -> Result<()> {
     Ok(())
 }
 
+/// Constants, integer weights and metadata of an ONNX file of any program.
+fn describe_onnx(report: &mut FileReport) -> Result<()> {
+    let contents = read_contents(&report.path)?;
+    report.tensors = (contents.tensors.into_iter())
+        .map(|t| TensorReport { name: t.name, dtype: t.dtype, shape: t.dims, bytes: t.num_bytes })
+        .collect();
+    for weight in contents.weights {
+        if let StoredValues::Codes(codes) = weight.values {
+            let num_weights = weight.dims.iter().product::<i64>() as usize;
+            report.codes.push(CodesReport { name: weight.layer, num_weights, codes });
+        }
+    }
+    let operations: Vec<String> =
+        contents.operations.iter().map(|(name, n)| format!("{n} {name}")).collect();
+    report.notes.push(format!("opset {}: {}", contents.opset, operations.join(", ")));
+    report.notes.extend(contents.activation_problems);
+    if contents.metadata.contains_key(META_KEY) {
+        let meta = OnnxMeta::of_file(&report.path)?;
+        report.notes.push(format!("exported by mqat {}, {}", meta.mqat_version, meta.activations));
+        report.quantized = meta.quantized;
+    }
+    Ok(())
+}
+
+/// A weight's usual name where a file holds its integers.
+fn usual_name(name: &str) -> String {
+    name.strip_suffix("_codes").unwrap_or(name).to_owned()
+}
+
 /// Groups, parameters and the network, from the list of tensors.
 fn count(report: &mut FileReport) {
     let mut seen = HashSet::new();
     let mut parameters: BTreeMap<&str, usize> = BTreeMap::new();
     let mut sizes: HashMap<&str, Vec<i64>> = HashMap::new();
     let mut groups: Vec<GroupReport> = Vec::new();
-    for tensor in &report.tensors {
-        let bare = keys::bare(&tensor.name);
+    let names: Vec<String> = report.tensors.iter().map(|t| usual_name(&t.name)).collect();
+    for (tensor, name) in report.tensors.iter().zip(&names) {
+        let bare = keys::bare(name);
         let root = keys::root(bare);
         let first = || tensor.name.split_once('.').map_or(OTHER, |(first, _)| first);
         let name = root.unwrap_or_else(first);
@@ -354,6 +402,17 @@ impl FileReport {
 
     /// Layers with quantizers; each of its own with `all`.
     fn quantizers(&self, out: &mut String, all: bool) {
+        if !self.codes.is_empty() {
+            let _ = writeln!(out, "{} layer(s) with integer weights", self.codes.len());
+            for l in self.codes.iter().filter(|_| all) {
+                let c = &l.codes;
+                let _ = writeln!(
+                    out,
+                    "  {}: {} values of {} from {} to {}, scale {:e} to {:e}",
+                    l.name, c.num_values, c.dtype, c.range[0], c.range[1], c.scale[0], c.scale[1]
+                );
+            }
+        }
         if self.inq.is_empty() && self.layers.is_empty() {
             return;
         }

@@ -8,7 +8,7 @@ use tch::Device;
 
 use crate::artifact::network::blank_network;
 use crate::quant::size::Sizes;
-use crate::run::config::Select;
+use crate::run::config::{Names, Select};
 use crate::run::flow;
 use crate::run::home::Home;
 use crate::run::layers::{LayerReport, layers, sizes_after, sizes_text};
@@ -51,6 +51,7 @@ pub struct ModuleReport {
 /// If the config cannot be read, or its flow names a module that is not there.
 pub fn inspect_network(select: &Select) -> Result<NetworkReport> {
     let home = Home::find(None, None)?;
+    select.ensure_names_act(Names::Config)?;
     let config = select.resolve(&home)?;
     let net = blank_network(&config, Device::Cpu)?;
     let size = [config.input.width, config.input.height];

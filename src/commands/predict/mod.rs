@@ -21,10 +21,7 @@ use cameras::{Cameras, Network};
 use inputs::{Input, Inputs};
 use jobs::{Jobs, Numbering};
 
-use crate::artifact::engine::EngineChoice;
-use crate::artifact::kind::Strictness;
-use crate::artifact::open::config_of;
-use crate::artifact::open::open_engine;
+use crate::artifact::{Asked, EngineChoice, Strictness, open};
 use crate::data::{ObjectBox, object_boxes};
 use crate::eval::{
     Answer, Found, Outline, PoseWriter, StreamTiming, infer_stream, prediction_overlay,
@@ -32,7 +29,7 @@ use crate::eval::{
 use crate::io;
 use crate::io::picture::write_png;
 use crate::io::video::check_ffmpeg;
-use crate::run::config::Config;
+use crate::run::config::{Config, Names};
 use crate::run::folder::Folder;
 use crate::run::home::Home;
 use crate::run::options::infer_options;
@@ -202,13 +199,16 @@ pub fn predict(
     let file = &request.checkpoint;
     ensure!(file.is_file(), "no checkpoint {}", file.display());
     let home = request.run.home()?;
-    let mut config = config_of(request.engine, file, &request.run.select, &home)?;
-    if let Some(seed) = request.run.select.seed {
-        config.evaluation.seed = seed;
-    }
+    let select = request.run.select.for_evaluation();
+    let names = names_of(request)?;
+    let engine = request.engine;
+    let asked = Asked { select: &select, home: &home, engine, names, beside: None };
+    let mut artifact = open(file, &asked)?;
+    artifact.ensure_uses(request.run.device)?;
     if let Some(batch) = request.batch {
-        config.data.bs_valid = batch;
+        artifact.config.data.bs_valid = batch;
     }
+    let config = &artifact.config;
     let inputs = inputs::find(&request.inputs, request.recursive)?;
     if inputs.inputs.iter().any(|input| matches!(input, Input::Video(_))) {
         check_ffmpeg()?;
@@ -218,13 +218,13 @@ pub fn predict(
     for camera in cameras.reports() {
         tracing::info!("camera {}", camera.line());
     }
-    let objects = objects(request, &home, &config, &inputs)?;
-    let device = request.run.open_device(&config)?;
-    let opened =
-        open_engine(request.engine, file, &config, device, Strictness::loose(request.loose))?;
+    let objects = objects(request, &home, config, &inputs)?;
+    let device = request.run.open_device(config)?;
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    let opened = artifact.engine(device, Strictness::loose(request.loose), threads)?;
     tracing::info!("predicting with {} ({})", file.display(), opened.name);
     let out = out_folder(request, &home)?;
-    let options = infer_options(&config, opened.device, request.run.skip_bad);
+    let options = infer_options(config, opened.device, request.run.skip_bad);
 
     let total = jobs::total(&inputs);
     let numbering = Mutex::new(Numbering::of(&inputs));
@@ -294,20 +294,53 @@ fn objects(
     object_boxes(&data.boxes(root), meshes.is_dir().then_some(&*meshes), data)
 }
 
+/// What the names name beside the config, and whether the other options act.
+fn names_of(request: &PredictRequest) -> Result<Names> {
+    let into = match (&request.out, experiment_of(&request.checkpoint)?) {
+        (Some(out), _) => Some(out.clone()),
+        (None, own) => own,
+    };
+    if let (Some(into), Some(_)) = (&into, &request.run.logs) {
+        bail!("--logs cannot act: the results go into {}; leave it out", into.display());
+    }
+    if let (Some(boxes), Some(_)) = (&request.boxes, &request.run.data) {
+        bail!(
+            "--data cannot act: --boxes {} has the objects' boxes; leave it out",
+            boxes.display()
+        );
+    }
+    let may_be_folder =
+        |input: &String| Path::new(input).is_dir() || input.contains(['*', '?', '[']);
+    ensure!(
+        !request.recursive || request.inputs.iter().any(may_be_folder),
+        "--recursive cannot act: no INPUT is a directory; leave it out"
+    );
+    Ok(match (into, &request.boxes) {
+        (None, _) => Names::Folders,
+        (Some(_), None) => Names::Dataset,
+        (Some(_), Some(_)) => Names::Config,
+    })
+}
+
+/// The experiment that a checkpoint lies in.
+fn experiment_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
+    let absolute = std::path::absolute(checkpoint)?;
+    let experiment = absolute
+        .parent()
+        .filter(|folder| folder.ends_with("checkpoints"))
+        .and_then(Path::parent)
+        .filter(|folder| Folder { path: (*folder).to_owned(), id: 0 }.config().is_file());
+    Ok(experiment.map(Path::to_owned))
+}
+
 /// The folder of the results: the user's, else a new one in the experiment of the checkpoint, else in
 /// `LOGS/PROBLEM/TOPOLOGY/predict`.
 fn out_folder(request: &PredictRequest, home: &Home) -> Result<PathBuf> {
     if let Some(out) = &request.out {
         return Ok(out.clone());
     }
-    let absolute = std::path::absolute(&request.checkpoint)?;
     let select = &request.run.select;
-    let experiment = absolute
-        .parent()
-        .filter(|folder| folder.ends_with("checkpoints"))
-        .and_then(Path::parent)
-        .filter(|folder| Folder { path: (*folder).to_owned(), id: 0 }.config().is_file());
-    let parent = match experiment {
+    let parent = match experiment_of(&request.checkpoint)? {
         Some(folder) => folder.join("predict"),
         None => home.logs.join(select.problem()).join(select.topology()).join("predict"),
     };

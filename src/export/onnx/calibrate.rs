@@ -1,5 +1,7 @@
 //! Ranges of a graph's values from images: smallest and largest, percentiles, or least squared rounding error.
 
+use std::str::FromStr;
+
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
@@ -25,6 +27,19 @@ pub enum Method {
     Percentile(f64),
     /// So that the squared error of rounding is least.
     Mse,
+}
+
+impl FromStr for Method {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "minmax" => Ok(Self::MinMax),
+            "percentile" => Ok(Self::default()),
+            "mse" => Ok(Self::Mse),
+            _ => Err(format!("{text:?} is not a method, expected minmax, percentile or mse")),
+        }
+    }
 }
 
 impl Default for Method {

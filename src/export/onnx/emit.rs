@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Result, ensure};
+use clap::ValueEnum;
 
 use super::graph::{Codes, Conv, Graph, LevelNodes, NodeId, Op, Weight};
 use super::plan::{self, Plan, QParams};
@@ -21,7 +22,7 @@ pub const LAST_OPSET: i64 = 25;
 pub const INPUT: &str = "images";
 
 /// How integer weights are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Carrier {
     /// A byte each: what convolution kernels take.
     Int8,

@@ -10,6 +10,7 @@
 
 mod bias;
 pub mod calibrate;
+mod contents;
 mod emit;
 mod file;
 pub mod graph;
@@ -26,6 +27,9 @@ mod testing;
 
 pub use bias::correct_biases;
 pub use calibrate::{Calibration, Method, calibrate};
+pub use contents::{
+    Contents, StoredCodes, StoredTensor, StoredValues, StoredWeight, read_contents,
+};
 pub use emit::{
     BASE_OPSET, Carrier, EmitOptions, INPUT, INT2_OPSET, INT4_OPSET, LAST_OPSET, carrier_of, emit,
     output_names,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
@@ -21,7 +22,7 @@ const LEFT_OUT: &str = "left_out";
 const FOLDED: &str = "folded_batch_norms";
 
 /// How weights of three levels are stored.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Ternary {
     /// Five to a byte, 1.6 bits each: the smaller file.
@@ -29,6 +30,7 @@ pub enum Ternary {
     Base3,
     /// Four to a byte, 2 bits each: simpler for a reader.
     #[serde(rename = "2bit")]
+    #[value(name = "2bit")]
     TwoBit,
 }
 
