@@ -27,7 +27,7 @@ pub use unwrap::assembled_weight;
 use crate::export::onnx::looks_like_onnx;
 use crate::export::packed;
 use crate::io::tensors;
-use crate::model::PoseNet;
+use crate::model::{PoseNet, keys};
 use crate::quant::ModuleQuantizer;
 use crate::train::{Checkpoint, CheckpointMeta, QuantizedModule, attach_all};
 
@@ -281,7 +281,11 @@ fn load_state(
     strictness: Strictness,
 ) -> Result<LoadedNetwork> {
     let at = || format!("loading {}", file.path.display());
-    let unwrapped = unwrap::unwrap(file.tensors, strictness).with_context(at)?;
+    let mut tensors = file.tensors;
+    if let Some(module) = keys::module_alone(tensors.iter().map(|(key, _)| key.as_str())) {
+        tensors.iter_mut().for_each(|(key, _)| key.insert_str(0, module));
+    }
+    let unwrapped = unwrap::unwrap(tensors, strictness).with_context(at)?;
     let mut report = LoadReport {
         file: file.path.to_owned(),
         member: file.member.clone(),

@@ -33,6 +33,17 @@ pub fn wrapping(key: &str) -> &str {
     &key[..key.len() - bare(key).len()]
 }
 
+/// What stands before the keys in the network where a file holds a module alone: `backbone.` for a ResNet of
+/// torchvision (ImageNet weights). `None` for any other file.
+pub fn module_alone<'a>(keys: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+    let keys: Vec<&str> = keys.collect();
+    let is_resnet = |key: &&str| {
+        let first = key.split('.').next().unwrap_or_default();
+        matches!(first, "conv1" | "bn1" | "layer1" | "layer2" | "layer3" | "layer4" | "fc")
+    };
+    (keys.contains(&"layer1.0.conv1.weight") && keys.iter().all(is_resnet)).then_some("backbone.")
+}
+
 /// The module that a bare key belongs to; `None` for keys of another network.
 pub fn root(bare: &str) -> Option<&'static str> {
     let first = bare.split('.').next()?;
@@ -91,6 +102,14 @@ mod tests {
         assert_eq!(root("head.cls_logits.bias"), Some("head"));
         assert_eq!(root("head2.cls_logits.bias"), None);
         assert_eq!(root("backbone"), Some("backbone"));
+    }
+
+    #[test]
+    fn a_resnet_of_torchvision_is_a_backbone() {
+        let keys = ["conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "fc.bias"];
+        assert_eq!(module_alone(keys.into_iter()), Some("backbone."));
+        assert_eq!(module_alone(keys[..2].iter().copied()), None);
+        assert_eq!(module_alone(keys.into_iter().chain(["head.x.weight"])), None);
     }
 
     #[test]

@@ -178,8 +178,8 @@ impl PoseNet {
 
     /// The network itself, for any reader.
     fn run<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Outputs<O::Value> {
-        let features = self.run_features(ops, images);
-        self.head.run(ops, &features.fpn)
+        let levels = self.run_features(ops, images).fpn; // the backbone's features are no longer kept
+        self.head.run(ops, &levels)
     }
 
     fn run_features<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Features<O::Value> {
@@ -223,7 +223,8 @@ impl PoseNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::images_from_bytes;
+    use crate::nn::{Function, Layer, images_from_bytes};
+    use std::fmt::Arguments;
     use tch::Kind;
 
     fn images(n: i64, h: i64, w: i64) -> Tensor {
@@ -270,6 +271,102 @@ mod tests {
         assert_eq!(output("head.pose_pred"), [32, 9, 13]);
         assert_eq!(layers.iter().find(|l| l.layer.name == "head.cls_tower.0").unwrap().uses, 5);
         assert_eq!(layers.iter().find(|l| l.layer.name == "backbone.output").unwrap().uses, 0);
+    }
+
+    /// Computes, and writes down what shapes come out.
+    struct Shapes {
+        eager: Eager,
+        shapes: Vec<Vec<i64>>,
+    }
+
+    impl Shapes {
+        fn see(&mut self, y: Tensor) -> Tensor {
+            self.shapes.push(y.size()[1..].to_vec());
+            y
+        }
+    }
+
+    impl Ops for Shapes {
+        type Value = Tensor;
+
+        fn share(&self, x: &Tensor) -> Tensor {
+            self.eager.share(x)
+        }
+
+        fn size(&self, x: &Tensor) -> [i64; 2] {
+            self.eager.size(x)
+        }
+
+        fn layer(&mut self, layer: &dyn Layer, x: &Tensor) -> Tensor {
+            let y = self.eager.layer(layer, x);
+            self.see(y)
+        }
+
+        fn function(&mut self, name: Arguments, f: Function, x: &[&Tensor]) -> Tensor {
+            let y = self.eager.function(name, f, x);
+            self.see(y)
+        }
+    }
+
+    fn resnet(backbone: Backbone) -> NetworkConfig {
+        NetworkConfig { backbone, resnet_width: 8, ..NetworkConfig::widedepth_tiny() }
+    }
+
+    #[test]
+    fn a_trace_has_the_shapes_that_are_computed() {
+        let with_output = NetworkConfig { with_output_layer: true, ..resnet(Backbone::Resnet34) };
+        for config in [NetworkConfig::widedepth_tiny(), with_output, resnet(Backbone::Resnet50)] {
+            let net = PoseNet::blank(&config, 2, Device::Cpu).unwrap();
+            let mut run = Shapes { eager: Eager { train: false }, shapes: vec![vec![3, 72, 100]] };
+            let outputs = tch::no_grad(|| net.run(&mut run, &images(1, 72, 100)));
+            let trace = net.trace(100, 72);
+            let traced: Vec<&Vec<i64>> = trace.nodes.iter().map(|node| &node.shape).collect();
+            assert_eq!(traced, run.shapes.iter().collect::<Vec<_>>());
+            let grid = net.grid(100, 72);
+            for ((level, cls), reg) in grid.levels.iter().zip(&outputs.cls).zip(&outputs.reg) {
+                let cells = [level.h as i64, level.w as i64];
+                assert_eq!((&cls.size()[2..], &reg.size()[2..]), (&cells[..], &cells[..]));
+            }
+        }
+    }
+
+    #[test]
+    fn resnets_have_torchvisions_keys_and_counts() {
+        let published = |backbone| NetworkConfig { backbone, ..NetworkConfig::widedepth() };
+        // torchvision's counts: 11,689,512, 21,797,672 and 25,557,032, the classifier included.
+        for (backbone, millions, convs) in [
+            (Backbone::Resnet18, 11_689_512, 20),
+            (Backbone::Resnet34, 21_797_672, 36),
+            (Backbone::Resnet50, 25_557_032, 53),
+        ] {
+            let net = PoseNet::blank(&published(backbone), 1, Device::Cpu).unwrap();
+            let module = &net.modules()[0];
+            assert_eq!((module.num_parameters, module.num_convs), (millions, convs));
+            let key = |name: &str| net.store.get(name).map(|t| t.size());
+            let expansion = backbone.expansion();
+            assert_eq!(key("backbone.conv1.weight").unwrap(), [64, 3, 7, 7]);
+            assert_eq!(key("backbone.fc.weight").unwrap(), [1000, 512 * expansion]);
+            assert_eq!(
+                key("backbone.layer2.0.downsample.0.weight").unwrap()[..2],
+                [128 * expansion, 64 * expansion]
+            );
+            assert!(key("backbone.layer4.1.bn2.running_var").is_some());
+            assert_eq!(module.num_unused, 1000 * (512 * expansion as usize + 1));
+            assert_eq!(net.store.ends().first.iter().collect::<Vec<_>>(), ["backbone.conv1"]);
+        }
+    }
+
+    #[test]
+    fn the_network_tells_its_modules_and_ends() {
+        let config = NetworkConfig { with_output_layer: true, ..NetworkConfig::widedepth_tiny() };
+        let net = PoseNet::blank(&config, 1, Device::Cpu).unwrap();
+        assert_eq!(net.store.modules(), ["backbone", "fpn", "head"]);
+        let ends = net.store.ends();
+        assert_eq!(ends.first.iter().collect::<Vec<_>>(), ["backbone.features.init_block.conv"]);
+        assert_eq!(ends.last.iter().collect::<Vec<_>>(), ["head.cls_logits", "head.pose_pred"]);
+        assert!(net.store.sites().iter().all(|site| site.name != "backbone.output"));
+        let outputs: Vec<String> = net.trace(64, 64).outputs.into_iter().map(|o| o.0).collect();
+        assert_eq!(outputs[..3], ["cls_p3", "reg_p3", "cls_p4"]);
     }
 
     #[test]
