@@ -8,6 +8,7 @@ use super::graph::{Codes, Graph, NodeId, Op, Weight};
 use super::plan::{self, Plan, QParams};
 use super::proto::{self, Attribute, DataType, Tensor, ValueInfo};
 use super::reference::LEAKY_SLOPE;
+use crate::model::output_names;
 use crate::nn::NORM_EPS;
 
 /// The opset that `InstanceNormalization`, `Resize` and per-channel `DequantizeLinear` are written for.
@@ -43,12 +44,6 @@ pub struct EmitOptions {
     pub batch: Option<i64>,
     /// Scores and decoded corners as further outputs.
     pub decode: bool,
-}
-
-/// The names of a level's outputs: `cls_p3`, `reg_p3`, by the level's stride.
-pub fn output_names(stride: i64) -> [String; 2] {
-    let level = stride.ilog2();
-    [format!("cls_p{level}"), format!("reg_p{level}")]
 }
 
 /// Writes the graph, rounded by `plan`, as a model.

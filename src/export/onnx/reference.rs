@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 
 use super::graph::{Graph, NodeId, Op};
 use super::plan::{Plan, QParams, integer_bias};
-use crate::model::Outputs;
-use crate::nn::NORM_EPS;
+use crate::model::output_names;
+use crate::nn::{Engine, NORM_EPS, OutputShape, Outputs};
 
 /// Negative slope of the leaky ReLU, as in `nn`.
 pub(super) const LEAKY_SLOPE: f64 = 0.1;
@@ -116,11 +116,18 @@ impl<'a> Reference<'a> {
             }
         });
         let of = |node: NodeId| values[node].as_ref().expect("outputs are kept").shallow_clone();
-        let levels = &self.graph.levels;
-        Ok(Outputs {
-            cls: levels.iter().map(|level| of(level.cls)).collect(),
-            reg: levels.iter().map(|level| of(level.reg)).collect(),
-        })
+        Ok(Outputs::new(self.outputs().map(|(name, node)| (name, of(node))).collect()))
+    }
+
+    /// The outputs' names, as in the file, and nodes: all logits, then all offsets.
+    fn outputs(&self) -> impl Iterator<Item = (String, NodeId)> {
+        let of = |which: usize| {
+            self.graph.levels.iter().map(move |level| {
+                let [cls, reg] = output_names(level.stride);
+                if which == 0 { (cls, level.cls) } else { (reg, level.reg) }
+            })
+        };
+        of(0).chain(of(1))
     }
 
     fn value(
@@ -155,6 +162,31 @@ impl<'a> Reference<'a> {
             }
             Op::Scale { x, factor } => of(x) * f64::from(factor),
         }
+    }
+}
+
+/// A graph, rounded as a plan says, as an engine: what the written file should compute.
+pub struct PlannedGraph<'a> {
+    reference: Reference<'a>,
+    plan: &'a Plan,
+}
+
+impl<'a> PlannedGraph<'a> {
+    /// Copies the graph's constants.
+    pub fn new(graph: &'a Graph, plan: &'a Plan) -> Self {
+        Self { reference: Reference::new(graph), plan }
+    }
+}
+
+impl Engine for PlannedGraph<'_> {
+    fn outputs(&self, _width: usize, _height: usize) -> Vec<OutputShape> {
+        let shape = |node: NodeId| self.reference.graph.nodes[node].shape.to_vec();
+        let outputs = self.reference.outputs();
+        outputs.map(|(name, node)| OutputShape { name, shape: shape(node) }).collect()
+    }
+
+    fn forward(&self, images: &Tensor) -> Result<Outputs> {
+        self.reference.run(images, Some(self.plan), |_, _| {})
     }
 }
 
@@ -232,10 +264,9 @@ mod tests {
             let graph = graph_of(&net, &[], (w, h)).unwrap();
             let images = images(2, w as i64, h as i64);
             let ours = Reference::new(&graph).run(&images, None, |_, _| {}).unwrap();
-            let theirs = tch::no_grad(|| net.forward_t(&images, false));
-            let pairs = ours.cls.iter().zip(&theirs.cls).chain(ours.reg.iter().zip(&theirs.reg));
-            for (a, b) in pairs {
-                assert_eq!(a.size(), b.size());
+            let theirs = net.forward(&images).unwrap();
+            for ((name, a), (other, b)) in ours.iter().zip(theirs.iter()) {
+                assert_eq!((name, a.size()), (other, b.size()));
                 let scale = b.abs().max().double_value(&[]);
                 let diff = (a - b).abs().max().double_value(&[]);
                 assert!(scale > 0.0 && diff < 1e-4 * scale, "{diff} of {scale}");
@@ -271,8 +302,11 @@ mod tests {
             let plan = plan::calibrated(&graph, &Default::default(), found);
             plan::fit_biases(&mut graph, &plan);
             let rounded = Reference::new(&graph).run(&images, Some(&plan), |_, _| {}).unwrap();
-            let pairs = rounded.reg.iter().zip(&float.reg);
-            pairs.map(|(a, b)| (a - b).abs().sum(Kind::Double).double_value(&[])).sum::<f64>()
+            let pairs = rounded.iter().zip(float.iter());
+            let offsets = pairs.filter(|((name, _), _)| name.starts_with("reg"));
+            offsets
+                .map(|((_, a), (_, b))| (a - b).abs().sum(Kind::Double).double_value(&[]))
+                .sum::<f64>()
         };
         let [coarse, fine] = [4, 8].map(error);
         assert!(fine > 0.0 && fine < 0.5 * coarse, "{fine} {coarse}");
