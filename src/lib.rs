@@ -6,7 +6,7 @@
 //! cli         commands, log set-up, progress bars              uses experiment (and the types of its arguments)
 //! experiment  the whole config, the run folder, the wiring     uses every room below
 //! train       trainer, epoch, step, optimizer, checkpoints     uses model quant data nn io geom
-//! eval        inference over a split, poses, scores, report    uses model data pose io geom
+//! eval        one inference pipeline, poses, scores, report     uses data nn pose io geom
 //! export      packed low-bit files and graphs of a network     uses model quant nn io
 //! search      curvature, bit widths and order of modules       uses quant nn seed
 //! synth       renders meshes into a BOP dataset                uses data io geom
@@ -14,7 +14,7 @@
 //! quant       quantizers behind the slots of nn, schedules     uses nn
 //! data        BOP reader, samples, augmentation, batches       uses geom io
 //! pose        PnP, RANSAC, pose errors, recalls                uses geom
-//! nn          layers, their keys and quantizer slots           uses tch
+//! nn          layers, keys, quantizer slots; named outputs     uses tch geom
 //! geom        cameras, rigid poses, affine maps; f64           uses nalgebra
 //! io          JSON, images, meshes, tensors, atomic writes     uses tch, std
 //! seed        random streams as a function of their place

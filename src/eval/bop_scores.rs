@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use super::predictions::Prediction;
+use super::prediction::Prediction;
 use super::report::{estimates_of, targets_of};
 use crate::data::{BadSample, DataConfig, Dataset, Frame};
 use crate::geom::{Pose, Vec3};

@@ -13,11 +13,11 @@ use tch::Tensor;
 use super::config::{self, Config, Select};
 use super::home::Home;
 use super::weights;
-use crate::eval::Engine;
 use crate::export::onnx::{
     FileHead, META_KEY, OnnxSession, SessionOptions, looks_like_onnx, read_head,
 };
-use crate::model::{AnchorGrid, NetworkConfig, Outputs};
+use crate::model::{AnchorGrid, NetworkConfig, output_shapes};
+use crate::nn::{Engine, OutputShape, Outputs};
 
 /// What a user chooses to run networks with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -192,14 +192,6 @@ impl OnnxEngine {
         Ok(Self { meta, session, network: config.network.params })
     }
 
-    /// Logits and offsets for images `[n, 3, h, w]`, normalised as the config says; any `n`.
-    ///
-    /// # Errors
-    /// If the images have another size, or ONNX Runtime fails.
-    pub fn run(&self, images: &Tensor) -> Result<Outputs> {
-        self.session.run(images)
-    }
-
     /// The session itself.
     pub fn session(&self) -> &OnnxSession {
         &self.session
@@ -207,16 +199,13 @@ impl OnnxEngine {
 }
 
 impl Engine for OnnxEngine {
-    fn num_classes(&self) -> i64 {
-        self.session.head().num_classes as i64
-    }
-
-    fn grid(&self, width: usize, height: usize) -> AnchorGrid {
-        AnchorGrid::new(&self.network, width, height)
+    fn outputs(&self, width: usize, height: usize) -> Vec<OutputShape> {
+        let grid = AnchorGrid::new(&self.network, width, height);
+        output_shapes(&grid, self.session.head().num_classes)
     }
 
     fn forward(&self, images: &Tensor) -> Result<Outputs> {
-        self.run(images)
+        self.session.run(images)
     }
 }
 

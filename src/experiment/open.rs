@@ -14,9 +14,11 @@ use super::home::Home;
 use super::test::run_name;
 use super::weights::{self, Strictness};
 use crate::data::{Dataset, Split};
-use crate::eval::candidates::CandidateConfig;
-use crate::eval::{Engine, InferOptions, SYNTHETIC_FILE};
-use crate::model::PoseNet;
+use crate::eval::{InferOptions, SYNTHETIC_FILE};
+use crate::geom::Corners;
+use crate::model::candidates::CandidateConfig;
+use crate::model::{AnchorGrid, CellDecoder, PoseNet};
+use crate::nn::{Decode, Engine};
 
 /// What every command that computes is asked with.
 #[derive(Debug, Clone, Default)]
@@ -166,16 +168,34 @@ pub(super) fn infer_options(config: &Config, device: Device, skip_bad: bool) -> 
     InferOptions {
         input: config.input.clone(),
         data: config.data.clone(),
-        candidates: CandidateConfig {
-            confidence_threshold: config.data.confidence_threshold,
-            targets: config.training.targets.clone(),
-        },
         ransac: config.evaluation.ransac.clone(),
         seed: config.evaluation.seed,
         workers: num_workers(config),
         skip_bad,
         device,
     }
+}
+
+/// What reads the outputs of a config's network, for classes whose boxes have these corners.
+///
+/// # Errors
+/// If there are not as many boxes as the config has classes.
+pub(super) fn decoder(config: &Config, corners: Vec<Corners>) -> Result<Box<dyn Decode>> {
+    let grid = AnchorGrid::new(&config.network.params, config.input.width, config.input.height);
+    let candidates = CandidateConfig {
+        confidence_threshold: config.data.confidence_threshold,
+        targets: config.training.targets.clone(),
+    };
+    let decoder = CellDecoder::new(grid, config.data.num_classes(), corners, candidates)?;
+    Ok(Box::new(decoder))
+}
+
+/// As [`decoder`], for the objects of a dataset.
+///
+/// # Errors
+/// As [`decoder`].
+pub(super) fn decoder_for(config: &Config, dataset: &Dataset) -> Result<Box<dyn Decode>> {
+    decoder(config, dataset.models.iter().map(|model| model.corners).collect())
 }
 
 /// So many images of a dataset, spread evenly over its list.

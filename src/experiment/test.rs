@@ -13,7 +13,7 @@ use super::config::Config;
 use super::engine::{EngineChoice, stored_config};
 use super::folder::{Folder, Pick};
 use super::home::Home;
-use super::open::{Opened, Request, infer_options, open_engine};
+use super::open::{Opened, Request, decoder_for, infer_options, open_engine};
 use super::weights::Strictness;
 use crate::data::{Dataset, Split};
 use crate::eval::{
@@ -237,7 +237,9 @@ fn evaluate_one(
         open_engine(request.engine, file, config, device, Strictness::loose(request.loose))?;
     tracing::info!("evaluating {} ({name})", file.display());
     let options = infer_options(config, device, request.run.skip_bad);
-    let inference = infer(engine.as_ref(), dataset, &options, |p| progress(&name, p))?;
+    let decoder = decoder_for(config, dataset)?;
+    let report_progress = |p| progress(&name, p);
+    let inference = infer(engine.as_ref(), decoder.as_ref(), dataset, &options, report_progress)?;
     let info = RunInfo {
         name: &name,
         list: config.data.list(request.split),

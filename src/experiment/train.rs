@@ -16,12 +16,14 @@ use super::device::device_name;
 use super::flow::FlowSource;
 use super::folder::{Folder, Pick, Provenance, Start};
 use super::home::Home;
-use super::open::{Request, infer_options, limited, new_network, num_workers, thinned};
+use super::open::{
+    Request, decoder_for, infer_options, limited, new_network, num_workers, thinned,
+};
 use super::record::{Recorder, make_plots_folder};
 use super::weights::{self, Strictness};
 use super::{flow, stretch};
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
-use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
+use crate::eval::{RunInfo as EvalInfo, evaluate, infer, preprocess};
 use crate::io;
 use crate::model::PoseNet;
 use crate::pose::EvalTable;
@@ -352,8 +354,7 @@ pub(super) fn task_of(config: &Config, dataset: &Dataset) -> Result<Task> {
         models: dataset.models.clone(),
         targets: config.training.targets.clone(),
         loss: config.training.loss.clone(),
-        pixel_mean: config.input.pixel_mean,
-        pixel_std: config.input.pixel_std,
+        preprocess: preprocess(&config.input),
     })
 }
 
@@ -366,7 +367,8 @@ fn validate(
     request: &TrainRequest,
 ) -> Result<Option<ValidScore>> {
     let options = infer_options(config, device, request.run.skip_bad);
-    let inference = infer(net, dataset, &options, |_| ())?;
+    let decoder = decoder_for(config, dataset)?;
+    let inference = infer(net, decoder.as_ref(), dataset, &options, |_| ())?;
     let info = EvalInfo {
         name: "validation",
         list: config.data.list(Split::Valid),

@@ -223,7 +223,7 @@ impl PoseNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::{Function, Layer, images_from_bytes};
+    use crate::nn::{Function, Layer, Preprocess};
     use std::fmt::Arguments;
     use tch::Kind;
 
@@ -413,8 +413,8 @@ mod tests {
     fn channels_last_images_stay_channels_last() {
         let net = PoseNet::new(&NetworkConfig::widedepth_tiny(), 1, Device::Cpu, 3).unwrap();
         let bytes: Vec<u8> = (0..2 * 64 * 64 * 3).map(|i| (i * 31 % 256) as u8).collect();
-        let (mean, std) = ([0.5; 3], [0.25; 3]);
-        let nhwc = images_from_bytes(&bytes, [2, 64, 64], &mean, &std, Device::Cpu).unwrap();
+        let preprocess = Preprocess { width: 64, height: 64, mean: [0.5; 3], std: [0.25; 3] };
+        let nhwc = preprocess.images(&bytes, Device::Cpu).unwrap();
         let features = net.features_t(&nhwc, true);
         for t in features.backbone.iter().chain(&features.fpn[..4]) {
             let (c, w) = (t.size()[1], t.size()[3]);

@@ -5,7 +5,6 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::function::LEAKY_SLOPE;
@@ -476,37 +475,6 @@ pub fn leaky_relu(x: Tensor) -> Tensor {
     }
 }
 
-/// Images as the network takes them: bytes `[n, h, w, 3]` to `[n, 3, h, w]`, f32, `(byte / 255 - mean) / std`.
-///
-/// The bytes go to the device as they are; the result is in channels-last memory.
-///
-/// # Errors
-/// If the count of bytes is not `n * h * w * 3`.
-pub fn images_from_bytes(
-    pixels: &[u8],
-    [n, h, w]: [usize; 3],
-    mean: &[f64; 3],
-    std: &[f64; 3],
-    device: Device,
-) -> Result<Tensor> {
-    ensure!(
-        pixels.len() == n * h * w * 3,
-        "{} bytes of pixels, expected {n} x {h} x {w} x 3 = {}",
-        pixels.len(),
-        n * h * w * 3
-    );
-    let channels = |f: &dyn Fn(usize) -> f64| {
-        let values: [f32; 3] = std::array::from_fn(|i| f(i) as f32);
-        Tensor::from_slice(&values).reshape([1, 3, 1, 1]).to_device(device)
-    };
-    let factor = channels(&|i| 1.0 / (255.0 * std[i]));
-    let offset = channels(&|i| -mean[i] / std[i]);
-    let bytes = Tensor::from_data_size(pixels, &[n as i64, h as i64, w as i64, 3], Kind::Uint8);
-    let mut images = bytes.to_device(device).permute([0, 3, 1, 2]).to_kind(Kind::Float);
-    let _ = images.g_mul_(&factor).g_add_(&offset);
-    Ok(images)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -619,22 +587,5 @@ mod tests {
         // mean 2, unbiased variance 2, momentum 0.1
         assert!((store.get("bn.running_mean").unwrap().double_value(&[0]) - 0.2).abs() < 1e-6);
         assert!((store.get("bn.running_var").unwrap().double_value(&[0]) - 1.1).abs() < 1e-6);
-    }
-
-    #[test]
-    fn bytes_become_normalised_channels_last_images() {
-        let pixels: Vec<u8> = (0..2 * 2 * 3 * 3).map(|i| (i * 7) as u8).collect();
-        let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-        let images = images_from_bytes(&pixels, [2, 2, 3], &mean, &std, Device::Cpu).unwrap();
-        assert_eq!((images.size(), images.stride()), (vec![2, 3, 2, 3], vec![18, 1, 9, 3]));
-        for (n, c, y, x) in [(0, 0, 0, 0), (1, 2, 1, 2), (0, 1, 1, 0)] {
-            let byte = f64::from(pixels[((n * 2 + y) * 3 + x) * 3 + c]);
-            let value = images.double_value(&[n as i64, c as i64, y as i64, x as i64]);
-            assert!((value - (byte / 255.0 - mean[c]) / std[c]).abs() < 1e-6);
-        }
-        let short = images_from_bytes(&pixels[1..], [2, 2, 3], &mean, &std, Device::Cpu);
-        assert!(
-            short.unwrap_err().to_string().contains("35 bytes of pixels, expected 2 x 2 x 3 x 3")
-        );
     }
 }

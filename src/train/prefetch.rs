@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, bounded};
 use crate::data::{Batch, ObjectModel};
 use crate::geom::Camera;
 use crate::model::{AnchorGrid, Assignment, Draw, LossConfig, ObjectTarget, TargetConfig, assign};
+use crate::nn::Preprocess;
 use crate::seed;
 
 /// Batches that may wait, ready, besides the one being computed.
@@ -27,10 +28,8 @@ pub struct Task {
     pub targets: TargetConfig,
     /// Weights of the losses.
     pub loss: LossConfig,
-    /// Mean of red, green and blue, in 0 to 1.
-    pub pixel_mean: [f64; 3],
-    /// Standard deviation of red, green and blue, in 0 to 1.
-    pub pixel_std: [f64; 3],
+    /// How bytes become images.
+    pub preprocess: Preprocess,
 }
 
 /// The batches of an epoch, from some batch on.

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::prefetch::{Assigner, Prepared};
 use super::{Position, QuantizedModule, Sgd, StageConfig};
-use crate::model::{PoseNet, images_from_bytes, losses};
+use crate::model::{PoseNet, losses};
 use crate::quant::ModuleQuantizer;
 
 /// What an update needs besides its batch.
@@ -42,13 +42,7 @@ impl Step<'_> {
     pub fn run(self, prepared: &Prepared) -> Result<StepNumbers> {
         let Assigner { task, grid, .. } = self.assigner;
         let batch = &prepared.batch;
-        let images = images_from_bytes(
-            &batch.pixels,
-            [batch.indices.len(), batch.height, batch.width],
-            &task.pixel_mean,
-            &task.pixel_std,
-            self.net.store.device(),
-        )?;
+        let images = task.preprocess.images(&batch.pixels, self.net.store.device())?;
         self.sgd.zero_grad()?;
         for (_, quantizer) in self.quantizers.iter_mut() {
             quantizer.begin_step()?;

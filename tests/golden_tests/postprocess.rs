@@ -1,8 +1,8 @@
 //! 04: from the network's outputs to correspondences and poses.
 
-use mqat::eval::candidates::{CandidateConfig, ClassCandidates, LevelOutput, select};
 use mqat::geom::{Camera, Pose, Vec3};
 use mqat::model::TargetConfig;
+use mqat::model::candidates::{CandidateConfig, ClassCandidates, LevelOutput, select};
 use mqat::pose::{RansacConfig, solve_pnp_ransac};
 use serde_json::Value;
 

@@ -12,14 +12,14 @@ use super::object;
 use super::resize;
 use super::rounds::{Rounds, Subject, timed};
 use crate::data::InputConfig;
-use crate::eval::Engine;
+use crate::eval::{Pipeline, preprocess};
 use crate::experiment::config::{Config, Select};
 use crate::experiment::engine::{EngineChoice, OnnxEngine, config_of};
 use crate::experiment::home::Home;
 use crate::experiment::open::{blank_network, new_network};
 use crate::experiment::test::run_name;
 use crate::experiment::weights::{self, Strictness};
-use crate::model::images_from_bytes;
+use crate::nn::Engine;
 use crate::seed;
 
 /// Place of the images' random stream.
@@ -221,10 +221,11 @@ fn subject<'a>(
     let images = images(&config.input, batch, config.experiment.seed, opened.device)?;
     let mut details = opened.details.clone();
     details.extend(object([("batch", json!(batch)), ("threads", json!(threads))]));
-    let opened = opened.clone();
+    let (opened, preprocess) = (opened.clone(), preprocess(&config.input));
     let wanted = i32::try_from(threads).context("the number of threads")?;
     let call = move || {
-        let forward = || timed(opened.device, || opened.engine.forward(&images));
+        let pipeline = Pipeline::new(&[opened.engine.as_ref()], preprocess, opened.device);
+        let forward = || timed(opened.device, || pipeline.forward(&images));
         if tch::get_num_threads() != wanted {
             tch::set_num_threads(wanted);
             forward()?; // starts the threads
@@ -238,8 +239,7 @@ fn subject<'a>(
 fn images(input: &InputConfig, batch: usize, seed: u64, device: Device) -> Result<Tensor> {
     let mut pixels = vec![0; batch * input.height * input.width * 3];
     seed::stream(seed, &[STREAM_IMAGES]).fill_bytes(&mut pixels);
-    let size = [batch, input.height, input.width];
-    images_from_bytes(&pixels, size, &input.pixel_mean, &input.pixel_std, device)
+    preprocess(input).images(&pixels, device)
 }
 
 #[cfg(test)]

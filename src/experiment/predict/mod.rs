@@ -25,11 +25,11 @@ use super::config::Config;
 use super::engine::{EngineChoice, config_of};
 use super::folder::Folder;
 use super::home::Home;
-use super::open::{Request, infer_options, open_engine};
+use super::open::{Request, decoder, infer_options, open_engine};
 use super::weights::Strictness;
 use crate::data::{ObjectBox, object_boxes};
 use crate::eval::{
-    Answer, Found, Outline, PoseWriter, StreamTiming, infer_stream, prediction_overlay,
+    Answer, ClassResult, Outline, PoseWriter, Timing, infer_stream, prediction_overlay,
 };
 use crate::io;
 use crate::io::picture::write_png;
@@ -216,6 +216,7 @@ pub fn predict(
         tracing::info!("camera {}", camera.line());
     }
     let objects = objects(request, &home, &config, &inputs)?;
+    let decoder = decoder(&config, objects.iter().map(|object| object.corners).collect())?;
     let device = request.run.open_device(&config)?;
     let opened =
         open_engine(request.engine, file, &config, device, Strictness::loose(request.loose))?;
@@ -228,18 +229,19 @@ pub fn predict(
     let ended = AtomicBool::new(false);
     let pictures = Jobs::new(inputs, &cameras, &numbering, (request.overlays, total), &ended);
     let mut results = Results::begin(&out, request.overwrite, &objects)?;
-    let ran =
-        infer_stream(opened.engine.as_ref(), objects.clone(), &options, pictures, stop, |answer| {
-            let ids = match numbering.lock() {
-                Ok(numbering) => numbering.of_picture(&answer.name, answer.place),
-                Err(_) => bail!("numbering the pictures panicked"),
-            };
-            results.take(answer, ids)?;
-            let written = results.writer.written();
-            let (num_done, num_poses) = (written.num_images, written.num_poses);
-            progress(PredictProgress { num_done, num_images: total, num_poses });
-            Ok(())
-        });
+    let on_answer = |answer: Answer| {
+        let ids = match numbering.lock() {
+            Ok(numbering) => numbering.of_picture(&answer.name, answer.place),
+            Err(_) => bail!("numbering the pictures panicked"),
+        };
+        results.take(answer, ids)?;
+        let written = results.writer.written();
+        let (num_done, num_poses) = (written.num_images, written.num_poses);
+        progress(PredictProgress { num_done, num_images: total, num_poses });
+        Ok(())
+    };
+    let (engine, decoder) = (opened.engine.as_ref(), decoder.as_ref());
+    let ran = infer_stream(engine, decoder, &objects, &options, pictures, stop, on_answer);
     let timing = match ran {
         Ok(timing) => timing,
         Err(e) => {
@@ -371,7 +373,7 @@ impl<'a> Results<'a> {
     }
 
     /// Draws the poses into the picture as it was taken, when it was kept.
-    fn draw(&mut self, answer: &Answer, found: &[Found]) -> Result<()> {
+    fn draw(&mut self, answer: &Answer, found: &[ClassResult]) -> Result<()> {
         let Some(picture) = &answer.picture else { return Ok(()) };
         let mut outlines = Vec::new();
         let mut caption = String::new();
@@ -409,7 +411,7 @@ struct Ending<'a> {
     network: String,
     cameras: Vec<CameraReport>,
     interrupted: bool,
-    timing: StreamTiming,
+    timing: Timing,
     batch: usize,
     ids_from_paths: bool,
 }

@@ -17,7 +17,7 @@ use crate::data::{Loader, LoaderOptions, Split};
 use crate::experiment::open::{blank_network, num_workers};
 use crate::experiment::train::{load_pretrained, task_of};
 use crate::io;
-use crate::model::{Assignment, PoseNet, images_from_bytes, losses};
+use crate::model::{Assignment, PoseNet, losses};
 use crate::quant::WeightQuantConfig;
 use crate::search::{
     Estimate, TraceOptions, TracedLayer, Traces, WidthError, sensitivity, width_errors,
@@ -303,13 +303,7 @@ fn batches(request: &SearchRequest, setup: &Setup, net: &PoseNet) -> Result<Vec<
     for (number, batch) in loader.take(wanted).enumerate() {
         let prepared = assigner.prepare(batch?, number as u64)?;
         let batch = &prepared.batch;
-        let images = images_from_bytes(
-            &batch.pixels,
-            [batch.indices.len(), batch.height, batch.width],
-            &config.input.pixel_mean,
-            &config.input.pixel_std,
-            net.store.device(),
-        )?;
+        let images = assigner.task.preprocess.images(&batch.pixels, net.store.device())?;
         batches.push(Batch { images, assignments: prepared.assignments });
     }
     ensure!(!batches.is_empty(), "the training split gave no batch of {size} images");

@@ -3,10 +3,9 @@
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-use super::graph::{Conv, Graph, Node, NodeId, Op};
+use super::graph::{Conv, Graph, Node, NodeId, Op, Output};
 use super::plan::{Plan, QParams, integer_bias};
-use crate::model::Outputs;
-use crate::nn::{Function, NORM_EPS};
+use crate::nn::{Engine, Function, NORM_EPS, OutputShape, Outputs};
 
 /// A graph's constants as tensors, ready to run.
 pub struct Reference<'a> {
@@ -57,7 +56,7 @@ impl<'a> Reference<'a> {
         plan: Option<&Plan>,
         along: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
     ) -> Result<Outputs> {
-        Ok(self.by_level(self.run_with(images, plan, along, |_, _| None)?))
+        self.run_with(images, plan, along, |_, _| None)
     }
 
     /// As [`Reference::run`]; what `correct` gives takes the place of a value before it is rounded.
@@ -70,15 +69,7 @@ impl<'a> Reference<'a> {
         plan: &Plan,
         correct: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
     ) -> Result<Outputs> {
-        Ok(self.by_level(self.run_with(images, Some(plan), |_, _| None, correct)?))
-    }
-
-    /// As [`Reference::run`], every output in the graph's order.
-    ///
-    /// # Errors
-    /// As [`Reference::run`].
-    pub fn values(&self, images: &Tensor, plan: Option<&Plan>) -> Result<Vec<Tensor>> {
-        self.run_with(images, plan, |_, _| None, |_, _| None)
+        self.run_with(images, Some(plan), |_, _| None, correct)
     }
 
     fn run_with(
@@ -87,7 +78,7 @@ impl<'a> Reference<'a> {
         plan: Option<&Plan>,
         mut along: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
         mut correct: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
-    ) -> Result<Vec<Tensor>> {
+    ) -> Result<Outputs> {
         let nodes = &self.graph.nodes;
         ensure!(
             images.size().get(1..) == Some(&nodes[0].shape[..]),
@@ -117,27 +108,12 @@ impl<'a> Reference<'a> {
                 }
             }
         });
-        let of = |node: NodeId| values[node].as_ref().expect("outputs are kept");
-        let outputs = self.graph.outputs.iter();
-        Ok(outputs
-            .map(|output| match output.flat {
-                true => of(output.node).flatten(1, -1),
-                false => of(output.node).shallow_clone(),
-            })
-            .collect())
-    }
-
-    /// Outputs by level, from those in the graph's order.
-    fn by_level(&self, values: Vec<Tensor>) -> Outputs {
-        let of = |node: NodeId| {
-            let at = self.graph.outputs.iter().position(|output| output.node == node);
-            values[at.expect("levels are outputs")].shallow_clone()
+        let value = |output: &Output| {
+            let value = values[output.node].as_ref().expect("outputs are kept");
+            if output.flat { value.flatten(1, -1) } else { value.shallow_clone() }
         };
-        let levels = &self.graph.levels;
-        Outputs {
-            cls: levels.iter().map(|level| of(level.cls)).collect(),
-            reg: levels.iter().map(|level| of(level.reg)).collect(),
-        }
+        let named = self.graph.outputs.iter().map(|output| (output.name.clone(), value(output)));
+        Ok(Outputs::new(named.collect()))
     }
 
     fn value(
@@ -186,6 +162,35 @@ fn convolve(conv: &Conv, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
             let weight = weight.transpose(0, 1);
             x.conv_transpose2d(&weight, Some(bias), stride, pad, [cells; 2], 1, dilation)
         }
+    }
+}
+
+/// A graph, rounded as a plan says, as an engine: what the written file should compute.
+pub struct PlannedGraph<'a> {
+    reference: Reference<'a>,
+    plan: &'a Plan,
+}
+
+impl<'a> PlannedGraph<'a> {
+    /// Copies the graph's constants.
+    pub fn new(graph: &'a Graph, plan: &'a Plan) -> Self {
+        Self { reference: Reference::new(graph), plan }
+    }
+}
+
+impl Engine for PlannedGraph<'_> {
+    fn outputs(&self, _width: usize, _height: usize) -> Vec<OutputShape> {
+        let graph = self.reference.graph;
+        let shape = |output: &Output| {
+            let shape = &graph.nodes[output.node].shape;
+            shape[..if output.flat { 1 } else { 3 }].to_vec()
+        };
+        let of = |output: &Output| OutputShape { name: output.name.clone(), shape: shape(output) };
+        graph.outputs.iter().map(of).collect()
+    }
+
+    fn forward(&self, images: &Tensor) -> Result<Outputs> {
+        self.reference.run(images, Some(self.plan), |_, _| {})
     }
 }
 
@@ -259,16 +264,17 @@ mod tests {
     use crate::quant::{ModuleQuantizer, WeightQuantConfig};
     use tch::Device;
 
-    /// The largest difference of two lists of outputs, as a share of the largest value; the shapes are the same.
-    fn difference(ours: &[Tensor], theirs: &[&Tensor]) -> f64 {
-        assert_eq!(ours.len(), theirs.len());
-        let one = |(a, b): (&Tensor, &&Tensor)| {
+    /// The largest difference of outputs of the same names and shapes, as a fraction of the largest value.
+    fn difference(ours: &Outputs, theirs: &Outputs) -> f64 {
+        assert_eq!(ours.iter().count(), theirs.iter().count());
+        let one = |(name, a): (&str, &Tensor)| {
+            let b = theirs.get(name).unwrap();
             assert_eq!(a.size(), b.size());
             let scale = b.abs().max().double_value(&[]);
             assert!(scale > 0.0);
-            (a - *b).abs().max().double_value(&[]) / scale
+            (a - b).abs().max().double_value(&[]) / scale
         };
-        ours.iter().zip(theirs).map(one).fold(0.0, f64::max)
+        ours.iter().map(one).fold(0.0, f64::max)
     }
 
     #[test]
@@ -299,10 +305,8 @@ mod tests {
             let sites = net.store.sites().len();
             assert_eq!(graph.convs.len(), sites);
             let images = images(2, 72, 100);
-            let ours = Reference::new(&graph).values(&images, None).unwrap();
-            let theirs = tch::no_grad(|| net.forward_t(&images, false));
-            let pairs = theirs.cls.iter().zip(&theirs.reg).flat_map(|(cls, reg)| [cls, reg]);
-            let diff = difference(&ours, &pairs.collect::<Vec<_>>());
+            let ours = Reference::new(&graph).run(&images, None, |_, _| {}).unwrap();
+            let diff = difference(&ours, &net.forward(&images).unwrap());
             assert!(diff < 1e-4, "{backbone:?}: {diff}");
         }
     }
@@ -376,6 +380,11 @@ mod tests {
             [map, vector]
         }
 
+        fn outputs(&self, images: &Tensor) -> Outputs {
+            let [map, vector] = tch::no_grad(|| self.run(&mut Eager { train: false }, images));
+            Outputs::new(vec![("map".to_owned(), map), ("vector".to_owned(), vector)])
+        }
+
         fn trace(&self) -> Trace {
             let mut tracer = Tracer::new();
             let images = tracer.input("images", &[3, 12, 16]);
@@ -390,9 +399,8 @@ mod tests {
         let images = images(2, 16, 12);
         let float = graph_of_trace(&net.store, &net.trace(), &[]).unwrap();
         assert_eq!(float.norms.len(), 1); // the transposed convolution took the other one in
-        let theirs = tch::no_grad(|| net.run(&mut Eager { train: false }, &images));
-        let theirs: Vec<&Tensor> = theirs.iter().collect();
-        let ours = Reference::new(&float).values(&images, None).unwrap();
+        let theirs = net.outputs(&images);
+        let ours = Reference::new(&float).run(&images, None, |_, _| {}).unwrap();
         assert!(difference(&ours, &theirs) < 1e-5);
 
         // Integer weights: on levels, a transposed convolution's and a linear layer's, too.
@@ -407,9 +415,8 @@ mod tests {
         });
         let graph = graph_of_trace(&net.store, &net.trace(), &quantizers).unwrap();
         assert!(graph.convs.iter().all(|conv| matches!(conv.weight, Weight::Codes(_))));
-        let theirs = tch::no_grad(|| net.run(&mut Eager { train: false }, &images));
-        let theirs: Vec<&Tensor> = theirs.iter().collect();
-        let ours = Reference::new(&graph).values(&images, None).unwrap();
+        let theirs = net.outputs(&images);
+        let ours = Reference::new(&graph).run(&images, None, |_, _| {}).unwrap();
         assert!(difference(&ours, &theirs) < 1e-5);
 
         // And rounded values in between: near, and not the same.
@@ -421,9 +428,9 @@ mod tests {
         let found = calibrate(&graph, &none, &wanted, calibration, |each| each(&images)).unwrap();
         let plan = plan::calibrated(&graph, &Default::default(), found);
         plan::fit_biases(&mut graph, &plan);
-        let float = Reference::new(&graph).values(&images, None).unwrap();
-        let rounded = Reference::new(&graph).values(&images, Some(&plan)).unwrap();
-        let diff = difference(&rounded, &float.iter().collect::<Vec<_>>());
+        let float = Reference::new(&graph).run(&images, None, |_, _| {}).unwrap();
+        let rounded = Reference::new(&graph).run(&images, Some(&plan), |_, _| {}).unwrap();
+        let diff = difference(&rounded, &float);
         assert!(diff > 0.0 && diff < 0.1, "{diff}");
     }
 
@@ -439,14 +446,8 @@ mod tests {
             let graph = graph_of(&net, &[], (w, h)).unwrap();
             let images = images(2, w as i64, h as i64);
             let ours = Reference::new(&graph).run(&images, None, |_, _| {}).unwrap();
-            let theirs = tch::no_grad(|| net.forward_t(&images, false));
-            let pairs = ours.cls.iter().zip(&theirs.cls).chain(ours.reg.iter().zip(&theirs.reg));
-            for (a, b) in pairs {
-                assert_eq!(a.size(), b.size());
-                let scale = b.abs().max().double_value(&[]);
-                let diff = (a - b).abs().max().double_value(&[]);
-                assert!(scale > 0.0 && diff < 1e-4 * scale, "{diff} of {scale}");
-            }
+            let diff = difference(&ours, &net.forward(&images).unwrap());
+            assert!(diff < 1e-4, "{diff}");
         }
     }
 
@@ -478,8 +479,11 @@ mod tests {
             let plan = plan::calibrated(&graph, &Default::default(), found);
             plan::fit_biases(&mut graph, &plan);
             let rounded = Reference::new(&graph).run(&images, Some(&plan), |_, _| {}).unwrap();
-            let pairs = rounded.reg.iter().zip(&float.reg);
-            pairs.map(|(a, b)| (a - b).abs().sum(Kind::Double).double_value(&[])).sum::<f64>()
+            let pairs = rounded.iter().zip(float.iter());
+            let offsets = pairs.filter(|((name, _), _)| name.starts_with("reg"));
+            offsets
+                .map(|((_, a), (_, b))| (a - b).abs().sum(Kind::Double).double_value(&[]))
+                .sum::<f64>()
         };
         let [coarse, fine] = [4, 8].map(error);
         assert!(fine > 0.0 && fine < 0.5 * coarse, "{fine} {coarse}");

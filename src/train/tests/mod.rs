@@ -18,6 +18,7 @@ use crate::data::{Batch, ObjectModel, SampleObject};
 use crate::geom::{Camera, Pose, Vec3, box_corners};
 use crate::io::mesh::Mesh;
 use crate::model::{LossConfig, NetworkConfig, PoseNet, TargetConfig};
+use crate::nn::Preprocess;
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
 use crate::seed;
 
@@ -79,8 +80,12 @@ fn task() -> Task {
         models: Arc::new(vec![model]),
         targets: TargetConfig::default(),
         loss: LossConfig::default(),
-        pixel_mean: [0.485, 0.456, 0.406],
-        pixel_std: [0.229, 0.224, 0.225],
+        preprocess: Preprocess {
+            width: 32,
+            height: 32,
+            mean: [0.485, 0.456, 0.406],
+            std: [0.229, 0.224, 0.225],
+        },
     }
 }
 

@@ -1,0 +1,224 @@
+//! A network over any number of pictures, one after the other in bounded memory: for pictures without true poses.
+//!
+//! One thread takes [`Job`]s (and may wait for a video), several read and warp pictures: a source of the pipeline, whose calling
+//! thread runs the network while another finds poses and hands them on. Between them at most a few batches wait.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use image::RgbImage;
+
+use super::estimate::ClassResult;
+use super::options::{InferOptions, preprocess};
+use super::pipeline::{Picture, PictureBatch, Pipeline, Solved};
+use super::solver::Solver;
+use super::timing::Timing;
+use crate::data::{ObjectBox, View};
+use crate::io::picture::read_rgb;
+use crate::nn::{Decode, Engine};
+
+/// Batches of pictures that may wait before the network.
+const WAITING_BATCHES: usize = 2;
+
+/// A picture to be looked at.
+pub struct Job {
+    /// Its place in the input, from 0: RANSAC draws by it.
+    pub place: usize,
+    /// How it is called in results.
+    pub name: String,
+    /// Where it is.
+    pub source: PictureSource,
+    /// Its camera.
+    pub view: Arc<View>,
+    /// Whether the picture itself is handed on with its poses.
+    pub keep: bool,
+}
+
+/// Where a picture is.
+pub enum PictureSource {
+    /// In a PNG or JPEG file.
+    File(PathBuf),
+    /// Here, as a video's frame is.
+    Picture(RgbImage),
+    /// Nowhere: why.
+    Bad(String),
+}
+
+/// What became of a [`Job`].
+pub struct Answer {
+    /// The job's.
+    pub place: usize,
+    /// The job's.
+    pub name: String,
+    /// The job's.
+    pub view: Arc<View>,
+    /// Of each class, ascending; or what is wrong with the picture.
+    pub found: Result<Vec<ClassResult>, String>,
+    /// From the beginning of reading the picture to its poses, s.
+    pub latency_s: f64,
+    /// Spent on it: warp, its share of the network's batch, selection of cells, PnP, s.
+    pub compute_s: f64,
+    /// The picture, when it was to be kept.
+    pub picture: Option<RgbImage>,
+}
+
+/// Finds the poses in the pictures of `jobs`, batches of `options.data.bs_valid` in their order, with how sure they are, and hands
+/// each answer on in that order. `stop` ends it early: what was taken by then is finished. A picture that cannot be read is an
+/// answer too.
+///
+/// For the same pictures in the same batches the poses are those of [`super::infer`], bit for bit.
+///
+/// # Errors
+/// If `on_answer` or the engine fails, or its outputs are not those that the decoder reads.
+pub fn infer_stream(
+    engine: &dyn Engine,
+    decoder: &dyn Decode,
+    objects: &[ObjectBox],
+    options: &InferOptions,
+    jobs: impl Iterator<Item = Job> + Send,
+    stop: &AtomicBool,
+    mut on_answer: impl FnMut(Answer) -> Result<()> + Send,
+) -> Result<Timing> {
+    let obj_ids = objects.iter().map(|object| object.obj_id).collect();
+    let solver = Solver::new(decoder, obj_ids, options)?.with_covariance();
+    let pipeline = Pipeline::new(&[engine], preprocess(&options.input), options.device);
+    let batch_size = options.data.bs_valid.max(1);
+    let workers = options.workers.max(1);
+    std::thread::scope(|scope| {
+        // A picture's turn is queued before the picture is: answers come in order whoever is first.
+        let (turns, in_order) = bounded::<Receiver<Loaded>>(WAITING_BATCHES * batch_size + workers);
+        let (work, to_load) = bounded::<(Job, Sender<Loaded>)>(workers);
+        scope.spawn(move || feed(jobs, stop, &turns, &work));
+        for _ in 0..workers {
+            let to_load = to_load.clone();
+            scope.spawn(move || {
+                for (job, reply) in to_load {
+                    // Nobody waits any more when the run has failed.
+                    drop(reply.send(load(job)));
+                }
+            });
+        }
+        drop(to_load);
+        // The pipeline drops the source when it ends, and with it what the threads wait for.
+        let source = JobBatches { in_order, batch_size };
+        pipeline.solve(
+            &solver,
+            source,
+            |_, _| (),
+            |solved| {
+                let answer = answer_of(solved);
+                let name = answer.name.clone();
+                on_answer(answer).with_context(|| format!("writing what was found in {name}"))
+            },
+        )
+    })
+}
+
+/// Queues the jobs until they end, `stop` is raised or nobody takes them.
+fn feed(
+    jobs: impl Iterator<Item = Job>,
+    stop: &AtomicBool,
+    turns: &Sender<Receiver<Loaded>>,
+    work: &Sender<(Job, Sender<Loaded>)>,
+) {
+    for job in jobs {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let (reply, turn) = bounded(1);
+        if turns.send(turn).is_err() || work.send((job, reply)).is_err() {
+            break;
+        }
+    }
+}
+
+/// A job with its picture as the network takes it.
+struct Loaded {
+    job: Job,
+    pixels: Result<Vec<u8>, String>,
+    picture: Option<RgbImage>,
+    started: Instant,
+    warp: Duration,
+}
+
+fn load(mut job: Job) -> Loaded {
+    let started = Instant::now();
+    let source = std::mem::replace(&mut job.source, PictureSource::Bad(String::new()));
+    let read = match source {
+        PictureSource::File(path) => read_rgb(&path).map_err(|e| format!("{e:#}")),
+        PictureSource::Picture(picture) => Ok(picture),
+        PictureSource::Bad(why) => Err(why),
+    };
+    let warping = Instant::now();
+    let (pixels, picture) = match read {
+        Err(why) => (Err(why), None),
+        Ok(picture) => {
+            let pixels = job.view.picture(&picture).map_err(|e| format!("{}: {e:#}", job.name));
+            (pixels, Some(picture).filter(|_| job.keep))
+        }
+    };
+    Loaded { job, pixels, picture, started, warp: warping.elapsed() }
+}
+
+/// What goes along with a job's picture.
+struct JobItem {
+    view: Arc<View>,
+    /// What is wrong with it.
+    bad: Option<String>,
+    picture: Option<RgbImage>,
+    started: Instant,
+    warp: Duration,
+}
+
+/// Loaded pictures in their order, a batch at a time.
+struct JobBatches {
+    in_order: Receiver<Receiver<Loaded>>,
+    batch_size: usize,
+}
+
+impl Iterator for JobBatches {
+    type Item = Result<PictureBatch<JobItem>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut batch = PictureBatch { pictures: Vec::new(), pixels: Vec::new() };
+        for turn in self.in_order.iter().take(self.batch_size) {
+            let Ok(Loaded { job, pixels, picture, started, warp }) = turn.recv() else {
+                return Some(Err(anyhow!("a thread that reads pictures panicked")));
+            };
+            let bad = match pixels {
+                Ok(pixels) => {
+                    batch.pixels.extend_from_slice(&pixels);
+                    None
+                }
+                Err(why) => Some(why),
+            };
+            let Job { place, name, view, .. } = job;
+            let readable = bad.is_none();
+            let item = JobItem { view, bad, picture, started, warp };
+            batch.pictures.push(Picture { place, name, readable, item });
+        }
+        (!batch.pictures.is_empty()).then_some(Ok(batch))
+    }
+}
+
+fn answer_of(solved: Solved<JobItem>) -> Answer {
+    let Solved { picture, results, network, solving, at } = solved;
+    let Picture { place, name, item, .. } = picture;
+    let JobItem { view, bad, picture, started, warp } = item;
+    Answer {
+        place,
+        name,
+        view,
+        found: match bad {
+            Some(why) => Err(why),
+            None => Ok(results.into_iter().flat_map(|result| result.classes).collect()),
+        },
+        latency_s: at.duration_since(started).as_secs_f64(),
+        compute_s: (warp + network + solving).as_secs_f64(),
+        picture,
+    }
+}
