@@ -11,8 +11,9 @@ use super::import::ImportArgs;
 use super::plan::{FlowArgs, PlanArgs};
 use super::search::SearchArgs;
 use super::verify::VerifyArgs;
+use crate::artifact::EngineChoice;
 use crate::data::Split;
-use crate::experiment::{DeviceChoice, EngineChoice};
+use crate::run::DeviceChoice;
 use crate::synth::{Attitude, Format, parse_depth_range};
 use crate::train::ResumeFrom;
 

@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::args::ConfigSelect;
 use super::{print_json, print_text, select};
-use crate::experiment::{AuditRequest, Bits, FlowSource, audit_file};
+use crate::commands::{AuditRequest, audit_file};
+use crate::run::{Bits, FlowSource};
 
 /// Arguments of `mqat audit`.
 #[derive(Debug, Clone, Args)]

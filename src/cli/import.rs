@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::args::ConfigSelect;
 use super::{print_json, print_text, select};
-use crate::experiment::{Strictness, import};
+use crate::artifact::Strictness;
+use crate::commands::import;
 
 /// Arguments of `mqat import`.
 #[derive(Debug, Clone, Args)]

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::args::InspectArgs;
 use super::{print_json, print_text, select};
-use crate::experiment::{inspect_file, inspect_network};
+use crate::commands::{inspect_file, inspect_network};
 
 pub(super) fn run(args: InspectArgs) -> Result<()> {
     match &args.file {

@@ -34,7 +34,7 @@ use args::{Command, ConfigSelect, Places};
 use clap::Parser;
 use serde::Serialize;
 
-use crate::experiment::{Request, Select};
+use crate::run::{Request, Select};
 
 /// How a command ended, when it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

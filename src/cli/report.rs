@@ -8,8 +8,8 @@ use clap::Args;
 use super::args::{ConfigSelect, Places};
 use super::terminal::Jobs;
 use super::{print_json, print_text, request};
+use crate::commands::{ReportRequest, report};
 use crate::data::Split;
-use crate::experiment::{ReportRequest, report};
 
 /// Arguments of `mqat report`.
 #[derive(Debug, Clone, Args)]

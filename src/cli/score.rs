@@ -7,9 +7,10 @@ use clap::Args;
 
 use super::args::ConfigSelect;
 use super::{print_json, print_text, select};
+use crate::commands::{ScoreRequest, score};
 use crate::data::Split;
 use crate::eval::ResultFormat;
-use crate::experiment::{Request, ScoreRequest, score};
+use crate::run::Request;
 
 /// Arguments of `mqat score`.
 #[derive(Debug, Clone, Args)]

@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::args::TestArgs;
 use super::terminal::Jobs;
 use super::{print_json, print_text, request};
-use crate::experiment::{TestRequest, test};
+use crate::commands::{TestRequest, test};
 
 pub(super) fn run(args: TestArgs) -> Result<()> {
     let request = TestRequest {

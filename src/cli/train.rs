@@ -5,11 +5,12 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Result, bail};
 
 use super::args::TrainArgs;
+use super::search::own_program;
 use super::view::TrainView;
 use super::{Ended as CliEnded, print_json, print_text, request, stop};
-use crate::experiment::{
-    Ended, FlowSource, Request, SearchEnd, SearchRequest, TrainRequest, search, train,
-};
+use crate::commands::{Ended, TrainRequest, train};
+use crate::run::{FlowSource, Request};
+use crate::study::{SearchEnd, SearchRequest, search};
 
 pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
     let stop = stop::flag()?;
@@ -71,7 +72,7 @@ fn hawq_flow(
     probes: Option<usize>,
     stop: &AtomicBool,
 ) -> Result<Option<FlowSource>> {
-    let mut request = SearchRequest::hawq(run, target)?;
+    let mut request = SearchRequest::hawq(run, own_program()?, target)?;
     request.trace.max_probes = probes.unwrap_or(request.trace.max_probes);
     Ok(match search(&request, stop)? {
         SearchEnd::Complete(_) => request.out.map(FlowSource::File),

@@ -8,8 +8,8 @@ use clap::Args;
 use super::args::{ConfigSelect, Places};
 use super::terminal::Progress;
 use super::{print_json, print_text, request};
+use crate::commands::{Limits, VerifyRequest, verify};
 use crate::data::Split;
-use crate::experiment::{Limits, VerifyRequest, verify};
 
 /// Arguments of `mqat verify`.
 #[derive(Debug, Clone, Args)]

@@ -5,8 +5,8 @@ use anyhow::Result;
 use super::terminal::Progress;
 use crate::quant::telemetry::Numbers;
 use crate::train::{
-    CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, TelemetryRecord,
-    ValidRecord,
+    CheckpointRecord, Counts, EpochRecord, NamedLosses, Observer, StageEnd, StageStart, StepRecord,
+    TelemetryRecord, ValidRecord,
 };
 
 /// Bars and log lines of a training run.
@@ -42,8 +42,7 @@ impl Observer for TrainView {
         tracing::debug!(
             step = step.global_step,
             loss = step.loss,
-            cls = step.loss_cls,
-            reg = step.loss_reg,
+            losses = losses_text(&step.losses),
             lr = step.lr,
             grad_norm = step.grad_norm,
             positive = step.num_positive,
@@ -61,16 +60,15 @@ impl Observer for TrainView {
 
     fn epoch(&mut self, epoch: &EpochRecord) -> Result<()> {
         self.end_bar();
-        let share = epoch.share_frozen.filter(|_| epoch.inq_fraction.is_some());
+        let share = epoch.share_frozen.filter(|_| epoch.quantized_fraction.is_some());
         let frozen = share.map_or(String::new(), |s| format!(", {:.2} % frozen", s * 100.0));
         tracing::info!(
-            "{} epoch {}/{}: loss {:.4} (cls {:.4}, reg {:.4}), lr {:.2e}, gradient norm {:.2}{frozen}, {:.1} images/s",
+            "{} epoch {}/{}: loss {:.4} ({}), lr {:.2e}, gradient norm {:.2}{frozen}, {:.1} images/s",
             epoch.stage_name,
             epoch.epoch + 1,
             epoch.num_epochs,
             epoch.loss,
-            epoch.loss_cls,
-            epoch.loss_reg,
+            losses_text(&epoch.losses),
             epoch.lr,
             epoch.grad_norm,
             epoch.images_per_s,
@@ -97,6 +95,9 @@ impl Observer for TrainView {
         );
         for (name, value) in &valid.score.details {
             tracing::debug!("validation: {name} {value:.1}");
+        }
+        for (name, count) in valid.score.counts.iter().flat_map(Counts::named) {
+            tracing::debug!("validation: {name} {count}");
         }
         Ok(())
     }
@@ -140,6 +141,12 @@ impl Observer for TrainView {
         tracing::warn!("{text}");
         Ok(())
     }
+}
+
+/// `cls 0.1234, reg 0.0123`.
+fn losses_text(losses: &NamedLosses) -> String {
+    let parts: Vec<String> = losses.iter().map(|(name, v)| format!("{name} {v:.4}")).collect();
+    parts.join(", ")
 }
 
 /// The numbers that are known, in a line.

@@ -23,7 +23,8 @@ impl Fpn {
         let channels = config.fpn_channels;
         let widths = config.backbone_channels();
         let conv = |p: Path, shape: ConvShape| {
-            Conv2d::new(&p, shape, Fill::kaiming_uniform(shape.fan_in(), 1.0), Some(0.0))
+            let fill = Fill::kaiming_uniform(shape.fan_in(), 1.0).scaled(config.fpn_init_gain);
+            Conv2d::new(&p, shape, fill, Some(0.0))
         };
         let first_stage = config.finest_level as usize - 1;
         let stages = first_stage..NUM_STAGES as usize;
