@@ -5,15 +5,15 @@
 //! ```text
 //! cli         arguments, log set-up, progress bars, printing   uses commands study bench (and the types of requests)
 //! commands    one file a command: train test predict audit ... uses every room below, but not study and bench
-//! study       the search: trials, curvature, bits, orders      uses artifact run train model quant data pose nn io seed
+//! study       the search: trials, curvature, bits, orders      uses artifact run train topology quant data pose nn io seed
 //! bench       how long parts take, measured in turns           uses artifact run train eval export synth and below
-//! artifact    any file: config, network or engine, quantizers  uses run train eval export model quant nn io
-//! run         config, flow, folders, records, device, request  uses train eval model quant data io
-//! train       trainer, epoch, step, optimizer, checkpoints     uses model quant data nn io geom
+//! artifact    any file: config, network or engine, quantizers  uses run train eval export topology quant nn io
+//! run         config, flow, folders, records, device, request  uses train eval topology quant data io
+//! train       trainer, epoch, step, optimizer, checkpoints     uses topology quant data nn io geom
 //! eval        one inference pipeline, poses, scores, report     uses data nn pose io geom
-//! export      packed low-bit files and graphs of a network     uses model quant nn io
+//! export      packed low-bit files and graphs of a network     uses topology quant nn io
 //! synth       renders meshes into a BOP dataset                uses data io geom
-//! model       darknet53, fpn, head, anchors, targets, losses   uses nn geom
+//! topology    a folder a network: layers, targets, losses, ... uses nn data geom
 //! quant       quantizers behind the slots of nn, schedules     uses nn
 //! data        BOP reader, samples, augmentation, batches       uses geom io
 //! pose        PnP, RANSAC, pose errors, recalls                uses geom
@@ -32,7 +32,6 @@ pub mod eval;
 pub mod export;
 pub mod geom;
 pub mod io;
-pub mod model;
 pub mod nn;
 pub mod pose;
 pub mod quant;
@@ -40,4 +39,5 @@ pub mod run;
 pub mod seed;
 pub mod study;
 pub mod synth;
+pub mod topology;
 pub mod train;

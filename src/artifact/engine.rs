@@ -13,9 +13,9 @@ use tch::Tensor;
 use crate::export::onnx::{
     FileHead, META_KEY, OnnxSession, SessionOptions, looks_like_onnx, read_head,
 };
-use crate::model::{AnchorGrid, NetworkConfig, output_shapes};
 use crate::nn::{Engine, OutputShape, Outputs};
 use crate::run::config;
+use crate::topology::Topology;
 
 /// What a user chooses to run networks with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -123,7 +123,7 @@ pub struct OnnxEngine {
     /// What the file carries.
     pub meta: OnnxMeta,
     session: OnnxSession,
-    network: NetworkConfig,
+    network: Topology,
 }
 
 impl OnnxEngine {
@@ -150,14 +150,14 @@ impl OnnxEngine {
         let session = OnnxSession::open(path, &options)?;
         let size = (config.input.height, config.input.width);
         let head = session.head();
+        let expected = config.network.family().outputs(head.num_classes, size.1, size.0).len();
         ensure!(
-            head.size == size && head.levels.len() == config.network.params.anchor_sizes.len(),
-            "{at} has {} levels for images of {:?} px (height, width), its config {} for {size:?}",
-            head.levels.len(),
-            head.size,
-            config.network.params.anchor_sizes.len()
+            head.size == size && 2 * head.levels.len() == expected,
+            "{at} has {} outputs for images of {:?} px (height, width), its config {expected} for {size:?}",
+            2 * head.levels.len(),
+            head.size
         );
-        Ok(Self { meta, session, network: config.network.params })
+        Ok(Self { meta, session, network: config.network })
     }
 
     /// The session itself.
@@ -168,8 +168,7 @@ impl OnnxEngine {
 
 impl Engine for OnnxEngine {
     fn outputs(&self, width: usize, height: usize) -> Vec<OutputShape> {
-        let grid = AnchorGrid::new(&self.network, width, height);
-        output_shapes(&grid, self.session.head().num_classes)
+        self.network.family().outputs(self.session.head().num_classes, width, height)
     }
 
     fn forward(&self, images: &Tensor) -> Result<Outputs> {

@@ -41,11 +41,11 @@ pub(crate) fn open_engine(
         return Ok(Opened { kind: "ONNX", name, engine, device: Device::Cpu });
     }
     let net = network_to_load(config, device, strictness)?;
-    let loaded = weights::load(file, &net, strictness)?;
+    let loaded = weights::load(file, net.as_ref(), strictness)?;
     loaded.report.log();
     let averaged = if loaded.averaged { ", averaged weights" } else { "" };
     let name = run_name(&loaded.quantized, &loaded.quantizers) + averaged;
-    Ok(Opened { kind: loaded.kind.text(), name, engine: Box::new(net), device })
+    Ok(Opened { kind: loaded.kind.text(), name, engine: net, device })
 }
 
 /// The config that a file carries, as it was stored.

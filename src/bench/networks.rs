@@ -142,7 +142,7 @@ fn open(source: &Source, device: Device, threads: usize) -> Result<Opened> {
         let net = new_network(config, device)?;
         let details =
             object([("network", json!("initial weights")), ("engine", json!("libtorch"))]);
-        return Ok(Opened { engine: Rc::new(net), device, details });
+        return Ok(Opened { engine: Rc::from(net as Box<dyn Engine>), device, details });
     };
     if source.ort {
         let engine = OnnxEngine::open(file, threads)?;
@@ -167,14 +167,14 @@ fn open(source: &Source, device: Device, threads: usize) -> Result<Opened> {
         return Ok(Opened { engine: Rc::new(engine), device: Device::Cpu, details });
     }
     let net = blank_network(config, device)?;
-    let loaded = weights::load(file, &net, Strictness::Strict)?;
+    let loaded = weights::load(file, net.as_ref(), Strictness::Strict)?;
     loaded.report.log();
     let details = object([
         ("file", json!(file)),
         ("network", json!(run_name(&loaded.quantized, &loaded.quantizers))),
         ("engine", json!("libtorch")),
     ]);
-    Ok(Opened { engine: Rc::new(net), device, details })
+    Ok(Opened { engine: Rc::from(net as Box<dyn Engine>), device, details })
 }
 
 /// Every source under every setting.

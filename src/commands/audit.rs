@@ -78,7 +78,7 @@ pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
     let kind = kind_of(file)?;
     let config = config_of_file(file, &request.select)?;
     let net = blank_network(&config, Device::Cpu)?;
-    let loaded = match weights::load(file, &net, Strictness::Strict) {
+    let loaded = match weights::load(file, net.as_ref(), Strictness::Strict) {
         Ok(loaded) => loaded,
         // A file of any other network still has values.
         Err(err) if kind == FileKind::Safetensors => {
@@ -92,7 +92,7 @@ pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
     };
     let expected = expected(request, &config, loaded.meta.as_ref())?;
     let size = [config.input.width, config.input.height];
-    let mut plan = layers(&net, &expected.stages, size)?;
+    let mut plan = layers(net.as_ref(), &expected.stages, size)?;
     if request.bits.is_some() {
         // a width is asked for, no method
         let all = plan.iter_mut().flat_map(|l| [l.weights.as_mut(), l.activations.as_mut()]);
@@ -106,7 +106,7 @@ pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
     for layer in plan.iter().filter(|l| l.kind == "conv") {
         let quantized = audits.iter().position(|a| a.name == layer.name);
         let quantized = quantized.map(|i| audits.swap_remove(i));
-        let weight = net.store.get(&format!("{}.weight", layer.name));
+        let weight = net.store().get(&format!("{}.weight", layer.name));
         rows.push(row(layer, expected.is_known, quantized, weight.as_ref()));
     }
     Ok(report(request, kind, &loaded, rows, expected.notes))

@@ -46,7 +46,7 @@ pub fn import(
     ensure!(!out.exists(), "{} is there already; remove it or name another file", out.display());
     let config = config_of_file(file, select)?;
     let net = network_to_load(&config, Device::Cpu, strictness)?;
-    let loaded = weights::load_as_stored(file, &net, strictness)?;
+    let loaded = weights::load_as_stored(file, net.as_ref(), strictness)?;
     ensure!(
         loaded.kind != FileKind::Packed,
         "{} is packed, without the state that training goes on from; import the checkpoint it was made from",
@@ -73,6 +73,7 @@ pub fn import(
         momentum: Vec::new(),
         ema: Vec::new(),
         telemetry: Vec::new(),
+        task: Vec::new(),
     };
     checkpoint.write(out)?;
     let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();

@@ -296,15 +296,12 @@ fn configs(files: &[PathBuf; 2], select: &Select) -> Result<[Config; 2]> {
 fn ensure_same_network(files: &[PathBuf; 2], configs: &[Config; 2]) -> Result<()> {
     let [a, b] = configs;
     let classes = [a.data.num_classes(), b.data.num_classes()];
-    let strides = configs.each_ref().map(|c| c.network.params.strides());
-    let anchors = [&a.network.params.anchor_sizes, &b.network.params.anchor_sizes];
+    let outputs = configs.each_ref().map(|c| c.network.family().describe_outputs());
     let input = configs.each_ref().map(|c| (c.input.width, c.input.height));
     let what = if classes[0] != classes[1] {
         format!("{} and {} object classes", classes[0], classes[1])
-    } else if strides[0] != strides[1] {
-        format!("levels of strides {:?} and {:?}", strides[0], strides[1])
-    } else if anchors[0] != anchors[1] {
-        format!("anchors of {:?} and {:?} px", anchors[0], anchors[1])
+    } else if outputs[0] != outputs[1] {
+        format!("{} and {}", outputs[0], outputs[1])
     } else if input[0] != input[1] {
         let [(w, h), (v, g)] = input;
         format!("inputs of {w} x {h} and {v} x {g} px")

@@ -7,7 +7,7 @@
 //! A network is one function over [`Ops`]: [`Eager`] computes it, [`Tracer`] turns it into a [`Trace`], from which costs,
 //! first and last layers, unused layers and exported graphs follow. Neither a [`Store`] nor a layer crosses threads.
 //!
-//! Whoever runs a network sees [`Preprocess`] (bytes to images), an [`Engine`] (images to named [`Outputs`]) and its
+//! Whoever trains, quantizes or exports one sees a [`Network`]. Whoever runs one sees [`Preprocess`] (bytes to images), an [`Engine`] (images to named [`Outputs`]) and its
 //! [`Decode`] (numbers of an image to correspondences or poses).
 
 mod dense;
@@ -15,6 +15,7 @@ mod engine;
 mod function;
 mod init;
 mod layers;
+mod network;
 mod ops;
 mod outputs;
 mod preprocess;
@@ -32,6 +33,7 @@ pub use layers::{
     BatchNorm, Conv2d, ConvShape, ConvTranspose2d, GroupNorm, Layer, LayerInfo, LayerKind, Linear,
     Scale, TransposeShape, leaky_relu,
 };
+pub use network::{DenseLevel, ModuleInfo, Network};
 pub use ops::{Eager, Ops};
 pub use outputs::{HostOutputs, OutputShape, Outputs};
 pub use preprocess::Preprocess;

@@ -21,8 +21,7 @@ pub(crate) mod request;
 pub(crate) mod stretch;
 
 pub use config::{
-    Config, ExperimentConfig, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig, Select,
-    TrainingSection,
+    Config, ExperimentConfig, QuantizeSection, RuntimeConfig, Select, TrainingSection,
 };
 pub use device::{DeviceChoice, LIBTORCH_VERSION};
 pub use flow::{

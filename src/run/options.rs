@@ -7,10 +7,8 @@ use super::config::Config;
 use crate::data::{Dataset, LoaderOptions};
 use crate::eval::{InferOptions, preprocess};
 use crate::geom::Corners;
-use crate::model::candidates::CandidateConfig;
-use crate::model::{AnchorGrid, CellDecoder};
 use crate::nn::Decode;
-use crate::train::Task;
+use crate::topology::{DecodeSetting, Task, TaskSetting};
 
 pub(super) fn num_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -39,13 +37,14 @@ pub(crate) fn infer_options(config: &Config, device: Device, skip_bad: bool) -> 
 /// # Errors
 /// If there are not as many boxes as the config has classes.
 pub(crate) fn decoder(config: &Config, corners: Vec<Corners>) -> Result<Box<dyn Decode>> {
-    let grid = AnchorGrid::new(&config.network.params, config.input.width, config.input.height);
-    let candidates = CandidateConfig {
+    config.network.family().decoder(DecodeSetting {
+        width: config.input.width,
+        height: config.input.height,
+        num_classes: config.data.num_classes(),
+        corners,
         confidence_threshold: config.data.confidence_threshold,
         targets: config.training.targets.clone(),
-    };
-    let decoder = CellDecoder::new(grid, config.data.num_classes(), corners, candidates)?;
-    Ok(Box::new(decoder))
+    })
 }
 
 /// As [`decoder`], for the objects of a dataset.
@@ -72,13 +71,14 @@ pub(crate) fn loader_options(config: &Config, batch_size: usize) -> LoaderOption
     }
 }
 
-/// What the network of a config is to learn about the objects of a dataset.
-pub(crate) fn task_of(config: &Config, dataset: &Dataset) -> Result<Task> {
-    Ok(Task {
+/// What the network of a config is to learn about the objects of a dataset; what is random follows from `seed`.
+pub(crate) fn task_of(config: &Config, dataset: &Dataset, seed: u64) -> Result<Box<dyn Task>> {
+    Ok(config.network.family().task(TaskSetting {
+        preprocess: preprocess(&config.input),
         camera: config.input.camera()?,
         models: dataset.models.clone(),
         targets: config.training.targets.clone(),
         loss: config.training.loss.clone(),
-        preprocess: preprocess(&config.input),
-    })
+        seed,
+    }))
 }

@@ -165,7 +165,7 @@ pub(super) fn write(
     check_options(options)?;
     let size = (config.input.width, config.input.height);
     let at = || from.display().to_string();
-    let mut graph = graph_of(net, &loaded.quantizers, size).with_context(at)?;
+    let mut graph = graph_of(net.as_ref(), &loaded.quantizers, size).with_context(at)?;
     let grids_as_floats = grids_as_floats(&graph);
     let trained = plan::trained_inputs(&loaded.quantizers).with_context(at)?;
     let images = Images::new(exported, config, options)?;
@@ -453,7 +453,7 @@ fn check(
     let layout = engine.outputs(config.input.width, config.input.height);
     let [mut from_planned, mut from_network] =
         [OutputComparison::default(), OutputComparison::default()];
-    let pipeline = images.pipeline(&[&engine, &planned, &exported.net]);
+    let pipeline = images.pipeline(&[&engine, &planned, exported.net.as_ref()]);
     pipeline.run(images.source(num_images)?, |forwarded| {
         let num = forwarded.pictures.len();
         let host = forwarded.outputs.iter().map(|outputs| outputs.to_host(&layout, num));

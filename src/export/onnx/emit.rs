@@ -537,7 +537,7 @@ mod tests {
     use super::*;
     use crate::export::onnx::network::graph_of;
     use crate::export::onnx::testing::network;
-    use crate::model::NetworkConfig;
+    use crate::topology::wdr::NetworkConfig;
 
     fn options() -> EmitOptions {
         EmitOptions {

@@ -256,12 +256,12 @@ mod tests {
     use crate::export::onnx::network::{graph_of, graph_of_trace};
     use crate::export::onnx::plan;
     use crate::export::onnx::testing::{images, network};
-    use crate::model::{Backbone, NetworkConfig};
     use crate::nn::{
         BatchNorm, Conv2d, ConvShape, ConvTranspose2d, Eager, Fill, Linear, Ops, PoolShape, Store,
         Trace, Tracer, TransposeShape,
     };
     use crate::quant::{ModuleQuantizer, WeightQuantConfig};
+    use crate::topology::wdr::{Backbone, NetworkConfig};
     use tch::Device;
 
     /// The largest difference of outputs of the same names and shapes, as a fraction of the largest value.

@@ -117,24 +117,13 @@ fn differences(ours: &NetworkConfig, theirs: &NetworkConfig) -> String {
     parts.join(", network.params.")
 }
 
-/// An example of a file's keys, behind what the network's are like.
-pub fn examples(tensors: &[(String, Tensor)]) -> String {
-    match tensors.first() {
-        None => ": it has none".to_owned(),
-        Some((name, tensor)) => format!(
-            ", whose keys begin with backbone, fpn and head; the file has for example {name} {:?}",
-            tensor.size()
-        ),
-    }
-}
-
 /// What to change for the tensors to fit, where that can be told from them; ends with `": "` or is empty. `mismatched` are
 /// those of another shape than the network's.
-pub fn advise(net: &PoseNet, tensors: &[(String, Tensor)], mismatched: &[&str]) -> String {
+pub(super) fn advise(net: &PoseNet, tensors: &[(String, Tensor)], mismatched: &[&str]) -> String {
     let ours = net.config();
     let sizes = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
     let Some(theirs) = shape_of(&sizes, ours) else {
-        return format!("its keys are not those of this network{}: ", examples(tensors));
+        return String::new();
     };
     if theirs != *ours {
         if let Some(topology) = topology_of(&theirs) {

@@ -51,6 +51,22 @@ impl Outputs {
     }
 }
 
+impl Outputs {
+    /// The tensors of a [`PoseNet`]'s named outputs, level by level of `grid`.
+    ///
+    /// # Errors
+    /// If one is missing; names it.
+    pub fn of_named(outputs: &nn::Outputs, grid: &AnchorGrid) -> Result<Self> {
+        let mut found = Self { cls: vec![], reg: vec![] };
+        for level in &grid.levels {
+            let [cls, reg] = output_names(level.stride);
+            found.cls.push(outputs.get(&cls)?.shallow_clone());
+            found.reg.push(outputs.get(&reg)?.shallow_clone());
+        }
+        Ok(found)
+    }
+}
+
 impl Engine for PoseNet {
     fn outputs(&self, width: usize, height: usize) -> Vec<OutputShape> {
         output_shapes(&self.grid(width, height), self.num_classes() as usize)
@@ -168,7 +184,7 @@ impl Decode for CellDecoder {
 mod tests {
     use super::*;
     use crate::geom::{Vec2, Vec3};
-    use crate::model::NetworkConfig;
+    use crate::topology::wdr::NetworkConfig;
     use tch::Device;
 
     fn decoder(num_classes: usize) -> CellDecoder {

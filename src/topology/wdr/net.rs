@@ -6,10 +6,12 @@ use tch::{Device, Tensor};
 use super::anchors::AnchorGrid;
 use super::config::{Backbone, NetworkConfig};
 use super::darknet::Darknet;
+use super::decoder::output_names;
 use super::fpn::Fpn;
 use super::head::Head;
+use super::recognise::advise;
 use super::resnet::Resnet;
-use crate::nn::{Eager, LayerSummary, Ops, Path, Store, Trace, Tracer};
+use crate::nn::{self, DenseLevel, Eager, Network, Ops, Path, Store, Trace, Tracer};
 
 /// The network's outputs, one a level, finest first.
 #[derive(Debug)]
@@ -53,23 +55,8 @@ impl BackboneNet {
     }
 }
 
-/// A module of the network: what quantization goes by.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModuleInfo {
-    /// The first component of its keys, for example `fpn`.
-    pub name: String,
-    /// Learnt numbers, the unused ones included.
-    pub num_parameters: usize,
-    /// Learnt numbers of layers that never run (the backbone's classifier).
-    pub num_unused: usize,
-    /// Weights that can be quantized.
-    pub num_conv_weights: usize,
-    /// Quantizable layers.
-    pub num_convs: usize,
-}
-
-/// Side of the images for which a network is traced where the size does not matter, px.
-pub const TRACE_PX: usize = 128;
+/// Side of the images for which a new network is traced, px.
+const TRACE_PX: usize = 128;
 
 /// The pose network of the wide-depth-range paper, full or narrow by its config.
 ///
@@ -156,7 +143,7 @@ impl PoseNet {
     /// The memory order of the images (channels-last or not) is kept to the outputs; the numbers do not depend on it
     /// but for rounding.
     pub fn forward_t(&self, images: &Tensor, train: bool) -> Outputs {
-        self.run(&mut Eager { train }, images)
+        self.record(&mut Eager { train }, images)
     }
 
     /// The features alone.
@@ -164,20 +151,8 @@ impl PoseNet {
         self.run_features(&mut Eager { train }, images)
     }
 
-    /// What the network does for images of `width` x `height` px; outputs `cls_pK` and `reg_pK` for each level.
-    pub fn trace(&self, width: usize, height: usize) -> Trace {
-        let mut tracer = Tracer::new();
-        let images = tracer.input("images", &[3, height as i64, width as i64]);
-        let Outputs { cls, reg } = self.run(&mut tracer, &images);
-        let levels = self.config.levels().zip(cls.into_iter().zip(reg));
-        let named = levels.flat_map(|(level, (cls, reg))| {
-            [(format!("cls_p{level}"), cls), (format!("reg_p{level}"), reg)]
-        });
-        tracer.finish(named.collect())
-    }
-
     /// The network itself, for any reader.
-    fn run<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Outputs<O::Value> {
+    fn record<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Outputs<O::Value> {
         let levels = self.run_features(ops, images).fpn; // the backbone's features are no longer kept
         self.head.run(ops, &levels)
     }
@@ -187,43 +162,47 @@ impl PoseNet {
         let fpn = self.fpn.run(ops, &backbone);
         Features { backbone, fpn }
     }
+}
 
-    /// Every tensor by its key, in the order of published checkpoints; shares storage with the network.
-    pub fn state(&self) -> Vec<(String, Tensor)> {
-        self.store.vars().into_iter().map(|var| (var.name, var.tensor)).collect()
+impl Network for PoseNet {
+    fn store(&self) -> &Store {
+        &self.store
     }
 
-    /// The modules, in the order of the data.
-    pub fn modules(&self) -> Vec<ModuleInfo> {
-        let parameters = self.store.parameters();
-        let layers = self.summary(TRACE_PX, TRACE_PX);
-        let of = |name: String| {
-            let inside = |key: &str| key.split('.').next() == Some(name.as_str());
-            let numbers = parameters.iter().filter(|v| inside(&v.name)).map(|v| v.tensor.numel());
-            let unused = layers.iter().filter(|l| l.uses == 0 && inside(&l.layer.name));
-            let sites = self.store.sites();
-            let sites = sites.iter().filter(|site| inside(&site.name));
-            ModuleInfo {
-                num_parameters: numbers.sum(),
-                num_unused: unused.map(|l| l.layer.parameters).sum(),
-                num_conv_weights: sites.clone().map(|site| site.num_weights()).sum(),
-                num_convs: sites.count(),
-                name,
-            }
+    fn run(&self, images: &Tensor, train: bool) -> nn::Outputs {
+        self.forward_t(images, train).named(&self.config.strides())
+    }
+
+    fn trace(&self, width: usize, height: usize) -> Trace {
+        let mut tracer = Tracer::new();
+        let images = tracer.input("images", &[3, height as i64, width as i64]);
+        let Outputs { cls, reg } = self.record(&mut tracer, &images);
+        let levels = self.config.levels().zip(cls.into_iter().zip(reg));
+        let named = levels.flat_map(|(level, (cls, reg))| {
+            let [cls_name, reg_name] = output_names(1 << level);
+            [(cls_name, cls), (reg_name, reg)]
+        });
+        tracer.finish(named.collect())
+    }
+
+    fn dense_levels(&self) -> Vec<DenseLevel> {
+        let levels = self.config.strides().into_iter().zip(&self.config.anchor_sizes);
+        let of = |(stride, &size_px): (i64, &f64)| {
+            let [cls, reg] = output_names(stride);
+            DenseLevel { cls, reg, stride, size_px }
         };
-        self.store.modules().into_iter().map(of).collect()
+        levels.map(of).collect()
     }
 
-    /// One line a layer, in the order of the state, with costs for one image of `width` x `height` px.
-    pub fn summary(&self, width: usize, height: usize) -> Vec<LayerSummary> {
-        self.trace(width, height).summary(&self.store)
+    fn advise(&self, tensors: &[(String, Tensor)], mismatched: &[&str]) -> String {
+        advise(self, tensors, mismatched)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::{Function, Layer, Preprocess};
+    use crate::nn::{Function, Layer, ModuleInfo, Preprocess};
     use std::fmt::Arguments;
     use tch::Kind;
 
@@ -318,7 +297,7 @@ mod tests {
         for config in [NetworkConfig::widedepth_tiny(), with_output, resnet(Backbone::Resnet50)] {
             let net = PoseNet::blank(&config, 2, Device::Cpu).unwrap();
             let mut run = Shapes { eager: Eager { train: false }, shapes: vec![vec![3, 72, 100]] };
-            let outputs = tch::no_grad(|| net.run(&mut run, &images(1, 72, 100)));
+            let outputs = tch::no_grad(|| net.record(&mut run, &images(1, 72, 100)));
             let trace = net.trace(100, 72);
             let traced: Vec<&Vec<i64>> = trace.nodes.iter().map(|node| &node.shape).collect();
             assert_eq!(traced, run.shapes.iter().collect::<Vec<_>>());

@@ -238,7 +238,7 @@ impl LiftTargets {
 mod tests {
     use super::*;
     use crate::geom::{Pose, box_corners};
-    use crate::model::{Draw, NetworkConfig, ObjectTarget, TargetConfig, assign};
+    use crate::topology::wdr::{Draw, NetworkConfig, ObjectTarget, TargetConfig, assign};
 
     fn scene() -> (AnchorGrid, Camera) {
         let grid = AnchorGrid::new(&NetworkConfig::widedepth(), 64, 96);

@@ -20,13 +20,13 @@ mod net;
 pub mod recognise;
 mod resnet;
 mod targets;
+mod task;
 
-pub use crate::nn::LayerSummary;
 pub use anchors::{AnchorGrid, CellTarget, Level};
 pub use config::{Backbone, NetworkConfig};
 pub use decoder::{CellDecoder, output_names, output_shapes};
 pub use loss::{LossConfig, Losses, losses};
-pub use net::{Features, ModuleInfo, Outputs, PoseNet, TRACE_PX};
+pub use net::{Features, Outputs, PoseNet};
 pub use targets::{
     AssignedObject, Assignment, Draw, LevelCount, ObjectTarget, Positive, TargetConfig, assign,
     positives_per_level,

@@ -68,6 +68,12 @@ pub fn is_parameter(bare: &str) -> bool {
         && root(bare) != Some("anchor_generator")
 }
 
+/// The settings that a tensor follows from: it is compared with the config's, not taken. `None` for all others.
+pub fn follows_from(bare: &str) -> Option<&'static str> {
+    (root(bare) == Some("anchor_generator"))
+        .then_some("network.params.anchor_sizes and finest_level")
+}
+
 /// Why the network's outputs do not depend on a tensor; `None` if they do.
 pub fn harmless(bare: &str) -> Option<&'static str> {
     if bare.ends_with(".num_batches_tracked") {
