@@ -1,26 +1,31 @@
 //! `mqat`: Modular Quantization-Aware Training of 6D-pose networks.
 //!
-//! Data flows one way; an arrow never points up or sideways (`tests/layering.rs` checks it):
+//! Data flows one way; an arrow never points up or sideways. `tests/layering` reads this table and checks every path of
+//! the sources against it:
 //!
 //! ```text
-//! cli         arguments, log set-up, progress bars, printing   uses commands study bench (and the types of requests)
-//! commands    one file a command: train test predict audit ... uses every room below, but not study and bench
-//! study       the search: trials, curvature, bits, orders      uses artifact run train topology quant data pose nn io seed
-//! bench       how long parts take, measured in turns           uses artifact run train eval export synth and below
+//! cli         arguments, log set-up, progress bars, printing   uses commands study bench
+//!             and for its arguments                            artifact run train eval export synth data quant io
+//! commands    one file a command: train test predict audit ... uses artifact run train eval export topology quant
+//!                                                              data pose nn geom io seed
+//! study       the search: trials, curvature, bits, orders      uses artifact run train topology quant data pose nn io
+//!                                                              seed
+//! bench       how long parts take, measured in turns           uses artifact run train eval export synth quant data
+//!                                                              pose nn geom seed
 //! artifact    any file: config, network or engine, quantizers  uses run train eval export topology quant nn io
-//! run         config, flow, folders, records, device, request  uses train eval topology quant data io
-//! train       trainer, epoch, step, optimizer, checkpoints     uses topology quant data nn io geom
-//! eval        one inference pipeline, poses, scores, report     uses data nn pose io geom
-//! export      packed low-bit files and graphs of a network     uses topology quant nn io
-//! synth       renders meshes into a BOP dataset                uses data io geom
-//! topology    a folder a network: layers, targets, losses, ... uses nn data geom
-//! quant       quantizers behind the slots of nn, schedules     uses nn
-//! data        BOP reader, samples, augmentation, batches       uses geom io
-//! pose        PnP, RANSAC, pose errors, recalls                uses geom
-//! nn          layers, keys, quantizer slots; named outputs     uses tch geom
+//! run         config, flow, folders, records, device, request  uses train eval topology quant data nn geom io
+//! train       trainer, epoch, step, optimizer, checkpoints     uses topology quant data nn io geom seed
+//! eval        one inference pipeline, poses, scores, report    uses data nn pose io geom seed
+//! export      packed low-bit files and graphs of a network     uses topology quant nn io seed
+//! synth       renders meshes into a BOP dataset                uses data io geom seed
+//! topology    a folder a network: layers, targets, losses, ... uses nn data geom seed
+//! quant       quantizers behind the slots of nn, schedules     uses nn seed
+//! data        BOP reader, samples, augmentation, batches       uses geom io seed
+//! pose        PnP, RANSAC, pose errors, recalls                uses geom seed
+//! nn          layers, traces, quantizer slots; named outputs   uses tch geom seed
 //! geom        cameras, rigid poses, affine maps; f64           uses nalgebra
-//! io          JSON, images, meshes, tensors, atomic writes     uses tch, std
-//! seed        random streams as a function of their place
+//! io          JSON, images, meshes, tensors, atomic writes     uses tch std
+//! seed        random streams as a function of their place, one stable hash
 //! ```
 
 pub mod artifact;

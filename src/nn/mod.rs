@@ -14,6 +14,7 @@ mod dense;
 mod engine;
 mod function;
 mod init;
+mod layer;
 mod layers;
 mod network;
 mod ops;
@@ -29,10 +30,8 @@ pub(crate) use function::LEAKY_SLOPE;
 pub use function::{Function, PoolShape};
 pub use init::Fill;
 pub(crate) use layers::NORM_EPS;
-pub use layers::{
-    BatchNorm, Conv2d, ConvShape, ConvTranspose2d, GroupNorm, Layer, LayerInfo, LayerKind, Linear,
-    Scale, TransposeShape, leaky_relu,
-};
+pub use layer::{ConvShape, Layer, LayerInfo, LayerKind, TransposeShape};
+pub use layers::{BatchNorm, Conv2d, ConvTranspose2d, GroupNorm, Linear, Scale, leaky_relu};
 pub use network::{DenseLevel, ModuleInfo, Network};
 pub use ops::{Eager, Ops};
 pub use outputs::{HostOutputs, OutputShape, Outputs};

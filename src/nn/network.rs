@@ -2,7 +2,10 @@
 
 use tch::Tensor;
 
-use super::{Engine, LayerSummary, Outputs, Store, Trace};
+use super::engine::Engine;
+use super::outputs::Outputs;
+use super::store::Store;
+use super::trace::{LayerSummary, Trace};
 
 /// Side of the images for which a network is traced where the size does not matter, px.
 const TRACE_PX: usize = 128;

@@ -7,7 +7,8 @@ use super::anchors::AnchorGrid;
 use super::candidates::{
     CandidateConfig, ClassCandidates, LevelOutput, REG_CHANNELS, best_confidence, select,
 };
-use super::net::{Outputs, PoseNet};
+use super::net::PoseNet;
+use super::outputs::output_shapes;
 use crate::geom::{Corners, Correspondences};
 use crate::nn::{
     self, Decode, Decoded, Detection, Engine, Evidence, HostOutputs, NoDetection, OutputShape,
@@ -15,57 +16,6 @@ use crate::nn::{
 
 /// Correspondences of a cell: one a corner.
 const CORNERS: usize = 8;
-
-/// The names of a pyramid level's outputs, logits and offsets: `cls_p3`, `reg_p3`, by the level's stride.
-pub fn output_names(stride: i64) -> [String; 2] {
-    let level = stride.max(1).ilog2();
-    [format!("cls_p{level}"), format!("reg_p{level}")]
-}
-
-/// Names and shapes of the outputs: the logits `[C, h, w]` of all levels, then the offsets `[16 C, h, w]` of all levels.
-pub fn output_shapes(grid: &AnchorGrid, num_classes: usize) -> Vec<OutputShape> {
-    let of = |which: usize, channels: usize| {
-        grid.levels.iter().map(move |level| {
-            let [cls, reg] = output_names(level.stride);
-            let name = if which == 0 { cls } else { reg };
-            let shape = [channels, level.h, level.w].map(|n| n as i64).to_vec();
-            OutputShape { name, shape }
-        })
-    };
-    of(0, num_classes).chain(of(1, num_classes * REG_CHANNELS)).collect()
-}
-
-impl Outputs {
-    /// The tensors under their names, for levels of these strides: all logits, then all offsets.
-    pub fn named(self, strides: &[i64]) -> nn::Outputs {
-        let name = |which: usize, tensors: Vec<Tensor>| -> Vec<(String, Tensor)> {
-            let names = strides.iter().map(|stride| {
-                let [cls, reg] = output_names(*stride);
-                if which == 0 { cls } else { reg }
-            });
-            names.zip(tensors).collect()
-        };
-        let mut named = name(0, self.cls);
-        named.extend(name(1, self.reg));
-        nn::Outputs::new(named)
-    }
-}
-
-impl Outputs {
-    /// The tensors of a [`PoseNet`]'s named outputs, level by level of `grid`.
-    ///
-    /// # Errors
-    /// If one is missing; names it.
-    pub fn of_named(outputs: &nn::Outputs, grid: &AnchorGrid) -> Result<Self> {
-        let mut found = Self { cls: vec![], reg: vec![] };
-        for level in &grid.levels {
-            let [cls, reg] = output_names(level.stride);
-            found.cls.push(outputs.get(&cls)?.shallow_clone());
-            found.reg.push(outputs.get(&reg)?.shallow_clone());
-        }
-        Ok(found)
-    }
-}
 
 impl Engine for PoseNet {
     fn outputs(&self, width: usize, height: usize) -> Vec<OutputShape> {

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Reduction, Tensor};
 
 use super::anchors::AnchorGrid;
 use super::head::NUM_OFFSETS;
-use super::net::Outputs;
+use super::outputs::Outputs;
 use super::targets::Assignment;
 use crate::geom::Camera;
 

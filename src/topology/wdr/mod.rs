@@ -17,6 +17,7 @@ mod head;
 pub mod keys;
 mod loss;
 mod net;
+mod outputs;
 pub mod recognise;
 mod resnet;
 mod targets;
@@ -24,9 +25,10 @@ mod task;
 
 pub use anchors::{AnchorGrid, CellTarget, Level};
 pub use config::{Backbone, NetworkConfig};
-pub use decoder::{CellDecoder, output_names, output_shapes};
+pub use decoder::CellDecoder;
 pub use loss::{LossConfig, Losses, losses};
-pub use net::{Features, Outputs, PoseNet};
+pub use net::PoseNet;
+pub use outputs::{Features, Outputs, output_names, output_shapes};
 pub use targets::{
     AssignedObject, Assignment, Draw, LevelCount, ObjectTarget, Positive, TargetConfig, assign,
     positives_per_level,

@@ -6,30 +6,12 @@ use tch::{Device, Tensor};
 use super::anchors::AnchorGrid;
 use super::config::{Backbone, NetworkConfig};
 use super::darknet::Darknet;
-use super::decoder::output_names;
 use super::fpn::Fpn;
 use super::head::Head;
+use super::outputs::{Features, Outputs, output_names};
 use super::recognise::advise;
 use super::resnet::Resnet;
 use crate::nn::{self, DenseLevel, Eager, Network, Ops, Path, Store, Trace, Tracer};
-
-/// The network's outputs, one a level, finest first.
-#[derive(Debug)]
-pub struct Outputs<V = Tensor> {
-    /// Class logits `[n, C, h, w]`.
-    pub cls: Vec<V>,
-    /// Corner offsets in anchor sizes `[n, 16 C, h, w]`: class by class 8 x, then 8 y.
-    pub reg: Vec<V>,
-}
-
-/// What lies between images and outputs.
-#[derive(Debug)]
-pub struct Features<V = Tensor> {
-    /// The backbone's 5 stages, strides 2 to 32.
-    pub backbone: Vec<V>,
-    /// The levels of the FPN, finest first.
-    pub fpn: Vec<V>,
-}
 
 /// What turns images into features of 5 strides.
 enum BackboneNet {
@@ -119,7 +101,7 @@ impl PoseNet {
             let corners = level.anchor_box(0, 0).map(|v| v as f32);
             let _ = anchors.buffer(&i.to_string(), Tensor::from_slice(&corners).reshape([1, 4]));
         }
-        net.store.keep_sites(&net.trace(TRACE_PX, TRACE_PX));
+        net.trace(TRACE_PX, TRACE_PX).mark(&net.store);
         Ok(net)
     }
 
@@ -195,7 +177,7 @@ impl Network for PoseNet {
     }
 
     fn advise(&self, tensors: &[(String, Tensor)], mismatched: &[&str]) -> String {
-        advise(self, tensors, mismatched)
+        advise(&self.config, self.num_classes, tensors, mismatched)
     }
 }
 

@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 use tch::Tensor;
 
 use super::config::{Backbone, NetworkConfig};
-use super::net::PoseNet;
 
 /// Shapes by bare key.
 pub type Sizes<'a> = HashMap<&'a str, Vec<i64>>;
@@ -134,10 +133,10 @@ pub(super) fn advise(net: &PoseNet, tensors: &[(String, Tensor)], mismatched: &[
     }
     let bad = mismatched.iter().any(|name| name.starts_with("head."));
     match num_classes_of(&sizes) {
-        Some(found) if bad && found != net.num_classes() => format!(
+        Some(found) if bad && found != num_classes => format!(
             "head.cls_logits.weight knows {found} object class(es), and the config has {}: set data.N_CLASS to {} \
              (classes and the background) with its MESH_DIAMETERS: ",
-            net.num_classes(),
+            num_classes,
             found + 1
         ),
         _ => String::new(),

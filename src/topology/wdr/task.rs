@@ -6,15 +6,19 @@ use anyhow::{Context, Result, ensure};
 use tch::Device;
 
 use super::candidates::CandidateConfig;
-use super::{
-    AnchorGrid, Assignment, CellDecoder, Draw, LossConfig, NetworkConfig, ObjectTarget, Outputs,
-    PoseNet, TargetConfig, assign, losses, output_shapes,
-};
+use super::anchors::AnchorGrid;
+use super::config::NetworkConfig;
+use super::decoder::CellDecoder;
+use super::loss::{LossConfig, losses};
+use super::net::PoseNet;
+use super::outputs::{Outputs, output_shapes};
+use super::targets::{Assignment, Draw, ObjectTarget, TargetConfig, assign};
 use crate::data::{Batch, ObjectModel, SampleObject};
 use crate::geom::Camera;
 use crate::nn::{Decode, Network, OutputShape, Preprocess};
 use crate::seed;
-use crate::topology::{BatchLosses, DecodeSetting, Family, Prepare, Prepared, Task, TaskSetting};
+use crate::topology::family::{DecodeSetting, Family, TaskSetting};
+use crate::topology::task::{BatchLosses, Prepare, Prepared, Task};
 
 /// First part of the place of a target assignment's random stream.
 const PURPOSE_TARGETS: u64 = u64::from_le_bytes(*b"targets\0");
