@@ -10,7 +10,7 @@
 //! export      packed low-bit files and graphs of a network     uses model quant nn io
 //! search      curvature, bit widths and order of modules       uses quant nn seed
 //! synth       renders meshes into a BOP dataset                uses data io geom
-//! model       darknet53, fpn, head, anchors, targets, losses   uses nn geom
+//! model       darknet53, fpn, head, targets, losses, decoding  uses nn geom
 //! quant       quantizers behind the slots of nn, schedules     uses nn
 //! data        BOP reader, samples, augmentation, batches       uses geom io
 //! pose        PnP, RANSAC, pose errors, recalls                uses geom

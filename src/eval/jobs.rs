@@ -222,3 +222,138 @@ fn answer_of(solved: Solved<JobItem>) -> Answer {
         picture,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::data::Dataset;
+    use crate::eval::infer;
+    use crate::eval::testing::{CornerDecoder, CornerEngine, options, pictures, see_corners};
+    use crate::geom::Lens;
+
+    fn boxes(dataset: &Dataset) -> Vec<ObjectBox> {
+        dataset.models.iter().map(ObjectBox::from).collect()
+    }
+
+    /// The pictures of a dataset as jobs, each with its own camera.
+    fn jobs(dataset: &Dataset, options: &InferOptions) -> Vec<Job> {
+        let job = |(place, frame): (usize, &crate::data::Frame)| {
+            let lens = Lens::from(frame.camera);
+            let view = View::new(lens, None, &options.input, &options.data).unwrap();
+            Job {
+                place,
+                name: frame.image.clone(),
+                source: PictureSource::File(dataset.root.join(&frame.image)),
+                view: Arc::new(view),
+                keep: place == 0,
+            }
+        };
+        dataset.frames.iter().enumerate().map(job).collect()
+    }
+
+    #[test]
+    fn pictures_have_the_poses_of_a_split_bit_for_bit_in_their_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dataset, mut options) = (Arc::new(pictures(folder.path())), options());
+        let engine = CornerEngine { pixels: see_corners(&options, 1) };
+        let decoder = CornerDecoder::new(dataset.models[0].corners);
+        let split = infer(&engine, &decoder, &dataset, &options, |_| ()).unwrap();
+        options.workers = 3;
+        let mut answers = Vec::new();
+        let timing = infer_stream(
+            &engine,
+            &decoder,
+            &boxes(&dataset),
+            &options,
+            jobs(&dataset, &options).into_iter(),
+            &AtomicBool::new(false),
+            |answer| {
+                answers.push(answer);
+                Ok(())
+            },
+        )
+        .unwrap();
+        assert_eq!((timing.num_images, answers.len()), (5, 5));
+        for (place, (answer, expected)) in answers.iter().zip(&split.predictions).enumerate() {
+            assert_eq!((answer.place, answer.picture.is_some()), (place, place == 0));
+            let [class] = answer.found.as_ref().unwrap().as_slice() else { panic!("one class") };
+            let estimate = class.outcome.as_ref().unwrap();
+            assert_eq!(&estimate.prediction, expected);
+            assert_eq!((estimate.num_correspondences, class.obj_id), (8, 1));
+            assert!(estimate.covariance.is_some());
+        }
+    }
+
+    #[test]
+    fn an_unreadable_picture_keeps_its_turn_and_changes_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dataset, options) = (pictures(folder.path()), options());
+        let engine = CornerEngine { pixels: see_corners(&options, 1) };
+        let decoder = CornerDecoder::new(dataset.models[0].corners);
+        let run = |bad: &[usize]| {
+            let mut jobs = jobs(&dataset, &options);
+            for &i in bad {
+                jobs[i].source = PictureSource::Bad(format!("number {i} is broken"));
+            }
+            let mut found = Vec::new();
+            let on_answer = |answer: Answer| {
+                found.push(answer.found.map(|classes| {
+                    classes[0].outcome.as_ref().map(|pose| pose.prediction.clone()).unwrap()
+                }));
+                Ok(())
+            };
+            let stop = AtomicBool::new(false);
+            let (jobs, boxes) = (jobs.into_iter(), boxes(&dataset));
+            infer_stream(&engine, &decoder, &boxes, &options, jobs, &stop, on_answer).unwrap();
+            found
+        };
+        let all = run(&[]);
+        // A bad one among good ones, and a batch of nothing else.
+        for bad in [&[1][..], &[0, 1, 2]] {
+            for (i, (found, expected)) in run(bad).iter().zip(&all).enumerate() {
+                match bad.contains(&i) {
+                    true => assert_eq!(found, &Err(format!("number {i} is broken"))),
+                    false => assert_eq!(found, expected, "picture {i}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_endless_source_is_taken_a_few_pictures_ahead_and_a_failing_writer_ends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dataset, options) = (pictures(folder.path()), options());
+        let engine = CornerEngine { pixels: see_corners(&options, 1) };
+        let decoder = CornerDecoder::new(dataset.models[0].corners);
+        let view = jobs(&dataset, &options)[0].view.clone();
+        let taken = AtomicUsize::new(0);
+        let endless = std::iter::repeat_with(|| {
+            let place = taken.fetch_add(1, Ordering::SeqCst);
+            let source = PictureSource::Bad("no picture".to_owned());
+            Job { place, name: format!("{place}"), source, view: view.clone(), keep: false }
+        });
+        let mut written = 0;
+        let error = infer_stream(
+            &engine,
+            &decoder,
+            &boxes(&dataset),
+            &options,
+            endless,
+            &AtomicBool::new(false),
+            |_| {
+                written += 1;
+                anyhow::ensure!(written < 40, "the disk is full");
+                Ok(())
+            },
+        )
+        .unwrap_err();
+        let text = format!("{error:#}");
+        assert_eq!(text, "writing what was found in 39: the disk is full");
+        // What may wait: the queue in front of the network, batches behind it, and what every thread holds.
+        let waiting = taken.load(Ordering::SeqCst) - written;
+        let batches = 2 * WAITING_BATCHES + 2;
+        assert!(waiting <= batches * options.data.bs_valid + 3 * options.workers, "{waiting}");
+    }
+}

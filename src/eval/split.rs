@@ -168,37 +168,11 @@ fn predictions_of(result: ImageResult) -> impl Iterator<Item = Prediction> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{DataConfig, InputConfig};
-    use crate::eval::testing::{CornerDecoder, CornerEngine, dataset};
-    use crate::geom::{Affine2, Vec2};
-    use crate::pose::RansacConfig;
+    use crate::eval::testing::{
+        CornerDecoder, CornerEngine, dataset, options, pictures, see_corners,
+    };
+    use crate::geom::Vec2;
     use tch::{Device, Tensor};
-
-    fn options() -> InferOptions {
-        let input = InputConfig {
-            width: 128,
-            height: 128,
-            k: [75.0, 0.0, 64.0, 0.0, 75.0, 64.0, 0.0, 0.0, 1.0],
-            ..InputConfig::default()
-        };
-        InferOptions {
-            input,
-            data: DataConfig { bs_valid: 3, ..DataConfig::default() },
-            ransac: RansacConfig::default(),
-            seed: 7,
-            workers: 2,
-            skip_bad: false,
-            device: Device::Cpu,
-        }
-    }
-
-    /// What the internal camera sees of the corners of the object in a frame.
-    fn corners_in(dataset: &Dataset, options: &InferOptions, index: usize) -> [Vec2; 8] {
-        let frame = &dataset.frames[index];
-        let warp = Affine2::between_cameras(&frame.camera, &options.input.camera().unwrap());
-        let truth = frame.objects[0].pose;
-        dataset.models[0].corners.map(|x| warp.apply(&frame.camera.project(&truth.apply(&x))))
-    }
 
     #[test]
     fn a_pose_solved_under_the_internal_camera_holds_in_the_image() {
@@ -207,7 +181,7 @@ mod tests {
         let solver = Solver::new(&decoder, vec![1], &options).unwrap();
         for index in [0, 12, 29] {
             let frame = &dataset.frames[index];
-            let engine = CornerEngine { pixels: corners_in(&dataset, &options, index) };
+            let engine = CornerEngine { pixels: see_corners(&options, index) };
             let image = Tensor::zeros([1, 3, 8, 8], (tch::Kind::Float, Device::Cpu));
             let outputs = engine.forward(&image).unwrap().to_host(solver.outputs(), 1).unwrap();
             let result = solver.solve(index, &frame.image, &outputs, 0);
@@ -220,24 +194,11 @@ mod tests {
         }
     }
 
-    /// Five images of different tones and no objects in a folder.
-    fn pictures(folder: &std::path::Path) -> Dataset {
-        let mut dataset = dataset();
-        dataset.root = folder.to_owned();
-        dataset.frames.truncate(5);
-        for (i, frame) in dataset.frames.iter_mut().enumerate() {
-            frame.objects.clear();
-            let tone = |x: u32, y: u32| image::Rgb([(x / 4) as u8, (y / 4) as u8, 40 * i as u8]);
-            image::RgbImage::from_fn(1024, 1024, tone).save(folder.join(&frame.image)).unwrap();
-        }
-        dataset
-    }
-
     #[test]
     fn an_engine_runs_over_a_split_whatever_the_threads() {
         let folder = tempfile::tempdir().unwrap();
         let mut options = options();
-        let engine = CornerEngine { pixels: corners_in(&dataset(), &options, 1) };
+        let engine = CornerEngine { pixels: see_corners(&options, 1) };
         let dataset = pictures(folder.path());
         let decoder = CornerDecoder::new(dataset.models[0].corners);
         let run = |dataset: &Dataset, options: &InferOptions| {
@@ -270,7 +231,7 @@ mod tests {
     fn a_pair_of_the_same_engine_does_not_deviate_and_another_one_does() {
         let folder = tempfile::tempdir().unwrap();
         let options = options();
-        let pixels = corners_in(&dataset(), &options, 1);
+        let pixels = see_corners(&options, 1);
         let dataset = Arc::new(pictures(folder.path()));
         let (engine, decoder) =
             (CornerEngine { pixels }, CornerDecoder::new(dataset.models[0].corners));
