@@ -6,7 +6,7 @@
 //! cli         commands, log set-up, progress bars              uses experiment (and the types of its arguments)
 //! experiment  the whole config, the run folder, the wiring     uses every room below
 //! train       trainer, epoch, step, optimizer, checkpoints     uses model quant data nn io geom
-//! eval        one inference pipeline, poses, scores, report     uses data nn pose io geom
+//! eval        one inference pipeline, poses, scores, report    uses data nn pose io geom
 //! export      packed low-bit files and graphs of a network     uses model quant nn io
 //! search      curvature, bit widths and order of modules       uses quant nn seed
 //! synth       renders meshes into a BOP dataset                uses data io geom

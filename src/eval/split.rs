@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::deviation::{OutputComparison, OutputDeviation};
 use super::options::{InferOptions, preprocess};
-use super::pipeline::{Picture, PictureBatch, Pipeline, Solved};
+use super::pipeline::{PictureBatch, PictureInfo, Pipeline, SolvedPicture};
 use super::prediction::Prediction;
 use super::solver::{ImageResult, Solver};
 use super::timing::Timing;
@@ -60,19 +60,12 @@ pub fn infer(
     options: &InferOptions,
     progress: impl FnMut(Progress),
 ) -> Result<Inference> {
+    let split = SplitRun { engines: &[engine], decoder, dataset, options };
     let mut predictions = Vec::new();
-    let (timing, left_out) = over_split(
-        &[engine],
-        decoder,
-        dataset,
-        options,
+    let (timing, left_out) = split.run(
         progress,
         |_| (),
-        |results| {
-            let found = results.into_iter().flat_map(predictions_of);
-            predictions.extend(found);
-            Ok(())
-        },
+        |results| predictions.extend(results.into_iter().flat_map(predictions_of)),
     )?;
     Ok(Inference { predictions, left_out, timing })
 }
@@ -90,55 +83,60 @@ pub fn infer_pair(
     options: &InferOptions,
     progress: impl FnMut(Progress),
 ) -> Result<Pair> {
+    let split = SplitRun { engines: &engines, decoder, dataset, options };
     let mut comparison = OutputComparison::default();
     let mut predictions = [Vec::new(), Vec::new()];
-    let (_, left_out) = over_split(
-        &engines,
-        decoder,
-        dataset,
-        options,
-        progress,
-        |outputs| {
-            if let [first, second] = outputs {
-                comparison.add(first, second);
-            }
-        },
-        |results| {
-            for (own, result) in predictions.iter_mut().zip(results) {
-                own.extend(predictions_of(result));
-            }
-            Ok(())
-        },
-    )?;
+    let compare = |outputs: &[HostOutputs]| {
+        if let [first, second] = outputs {
+            comparison.add(first, second);
+        }
+    };
+    let (_, left_out) = split.run(progress, compare, |results| {
+        for (own, result) in predictions.iter_mut().zip(results) {
+            own.extend(predictions_of(result));
+        }
+    })?;
     Ok(Pair { predictions, outputs: comparison.finish(), left_out })
 }
 
-/// The pipeline over a split: `on_outputs` sees each engine's outputs of a batch, `on_image` each engine's poses in an image.
-fn over_split(
-    engines: &[&dyn Engine],
-    decoder: &dyn Decode,
-    dataset: &Arc<Dataset>,
-    options: &InferOptions,
-    mut progress: impl FnMut(Progress),
-    mut on_outputs: impl FnMut(&[HostOutputs]),
-    mut on_image: impl FnMut(Vec<ImageResult>) -> Result<()> + Send,
-) -> Result<(Timing, Vec<BadSample>)> {
-    let obj_ids = dataset.models.iter().map(|model| model.obj_id).collect();
-    let solver = Solver::new(decoder, obj_ids, options)?;
-    let pipeline = Pipeline::new(engines, preprocess(&options.input), options.device);
-    let mut loader = split_loader(dataset, options)?;
-    let (mut num_done, num_images) = (0, dataset.frames.len());
-    let timing = pipeline.solve(
-        &solver,
-        loader.by_ref().map(|batch| Ok(pictures_of(batch?))),
-        |num_pictures, outputs| {
-            on_outputs(outputs);
-            num_done += num_pictures;
-            progress(Progress { num_done, num_images });
-        },
-        |Solved { results, .. }| on_image(results),
-    )?;
-    Ok((timing, loader.bad().to_vec()))
+/// Engines and the images that they are to see.
+struct SplitRun<'a> {
+    engines: &'a [&'a dyn Engine],
+    decoder: &'a dyn Decode,
+    dataset: &'a Arc<Dataset>,
+    options: &'a InferOptions,
+}
+
+impl SplitRun<'_> {
+    /// Goes through the images: `on_outputs` sees the outputs of each engine for a batch, `on_image` the poses that each engine
+    /// gives in an image. Returns where the time went and the images that were left out.
+    fn run(
+        &self,
+        mut progress: impl FnMut(Progress),
+        mut on_outputs: impl FnMut(&[HostOutputs]),
+        mut on_image: impl FnMut(Vec<ImageResult>) + Send,
+    ) -> Result<(Timing, Vec<BadSample>)> {
+        let Self { engines, decoder, dataset, options } = self;
+        let obj_ids = dataset.models.iter().map(|model| model.obj_id).collect();
+        let solver = Solver::new(*decoder, obj_ids, options)?;
+        let pipeline = Pipeline::new(engines, preprocess(&options.input), options.device);
+        let mut loader = split_loader(dataset, options)?;
+        let (mut num_done, num_images) = (0, dataset.frames.len());
+        let timing = pipeline.solve(
+            &solver,
+            loader.by_ref().map(|batch| Ok(pictures_of(batch?))),
+            |num_pictures, outputs| {
+                on_outputs(outputs);
+                num_done += num_pictures;
+                progress(Progress { num_done, num_images });
+            },
+            |SolvedPicture { results, .. }| {
+                on_image(results);
+                Ok(())
+            },
+        )?;
+        Ok((timing, loader.bad().to_vec()))
+    }
 }
 
 /// Loads the images in the list's order, nothing augmented or replaced.
@@ -156,7 +154,8 @@ fn split_loader(dataset: &Arc<Dataset>, options: &InferOptions) -> Result<Loader
 /// A loader's batch for the pipeline.
 pub fn pictures_of(batch: Batch) -> PictureBatch<()> {
     let pictures = batch.indices.into_iter().zip(batch.names);
-    let pictures = pictures.map(|(place, name)| Picture { place, name, readable: true, item: () });
+    let pictures =
+        pictures.map(|(place, name)| PictureInfo { place, name, readable: true, item: () });
     PictureBatch { pictures: pictures.collect(), pixels: batch.pixels }
 }
 
