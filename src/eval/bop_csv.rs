@@ -82,7 +82,7 @@ impl Row {
 }
 
 fn whole(name: &str, text: &str) -> Result<u32> {
-    text.parse().map_err(|_| anyhow!("{name} is {text:?}, expected a whole number, 0 or more"))
+    text.parse().map_err(|_| anyhow!("{name} is {text:?}, expected a whole number of at least 0"))
 }
 
 fn number(name: &str, text: &str) -> Result<f64> {

@@ -45,7 +45,7 @@ pub use jobs::{Answer, Job, PictureSource, infer_stream};
 pub use json_lines::write_predictions;
 pub use options::{InferOptions, preprocess};
 pub use overlay::{Outline, prediction_overlay, write_overlays};
-pub use pipeline::{Forwarded, Picture, PictureBatch, Pipeline, Solved};
+pub use pipeline::{Forwarded, PictureBatch, PictureInfo, Pipeline, SolvedPicture};
 pub use plots::{depth_chart, recall_over_depth, write_depth_chart};
 pub use pose_records::{PoseWriter, Written};
 pub use prediction::Prediction;

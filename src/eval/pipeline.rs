@@ -21,7 +21,7 @@ const WAITING_BATCHES: usize = 2;
 
 /// A picture on its way.
 #[derive(Debug, Clone)]
-pub struct Picture<T> {
+pub struct PictureInfo<T> {
     /// Its place in its list, from 0: RANSAC draws by it.
     pub place: usize,
     /// What it is called in results.
@@ -36,7 +36,7 @@ pub struct Picture<T> {
 #[derive(Debug, Clone)]
 pub struct PictureBatch<T> {
     /// In the order of the results.
-    pub pictures: Vec<Picture<T>>,
+    pub pictures: Vec<PictureInfo<T>>,
     /// RGB `[n, h, w, 3]` of the readable pictures, under the internal camera.
     pub pixels: Vec<u8>,
 }
@@ -45,7 +45,7 @@ pub struct PictureBatch<T> {
 #[derive(Debug)]
 pub struct Forwarded<T> {
     /// The batch's pictures, the unreadable ones included.
-    pub pictures: Vec<Picture<T>>,
+    pub pictures: Vec<PictureInfo<T>>,
     /// The readable ones as the engines took them, `[n, 3, h, w]`; none where all are unreadable.
     pub images: Option<Tensor>,
     /// Of each engine; none where all pictures are unreadable.
@@ -56,9 +56,9 @@ pub struct Forwarded<T> {
 
 /// What became of a picture.
 #[derive(Debug)]
-pub struct Solved<T> {
+pub struct SolvedPicture<T> {
     /// The picture.
-    pub picture: Picture<T>,
+    pub picture: PictureInfo<T>,
     /// The poses by each engine; empty where the picture is unreadable.
     pub results: Vec<ImageResult>,
     /// Its part of the engines' time for the batch.
@@ -131,7 +131,7 @@ impl<'a> Pipeline<'a> {
         solver: &Solver,
         source: impl Iterator<Item = Result<PictureBatch<T>>>,
         mut observe: impl FnMut(usize, &[HostOutputs]),
-        mut on_solved: impl FnMut(Solved<T>) -> Result<()> + Send,
+        mut on_solved: impl FnMut(SolvedPicture<T>) -> Result<()> + Send,
     ) -> Result<Timing> {
         self.check_outputs(solver)?;
         let started = Instant::now();
@@ -188,7 +188,7 @@ impl<'a> Pipeline<'a> {
 
 /// A batch that waits for its poses.
 struct Waiting<T> {
-    pictures: Vec<Picture<T>>,
+    pictures: Vec<PictureInfo<T>>,
     /// Of each engine.
     outputs: Vec<HostOutputs>,
     /// The engines' time for a picture.
@@ -199,18 +199,18 @@ struct Waiting<T> {
 fn solve_all<T: Send>(
     solver: &Solver,
     batches: Receiver<Waiting<T>>,
-    on_solved: &mut impl FnMut(Solved<T>) -> Result<()>,
+    on_solved: &mut impl FnMut(SolvedPicture<T>) -> Result<()>,
 ) -> Result<[f64; 2]> {
     let mut seconds = [0.0; 2];
     for Waiting { pictures, outputs, network } in batches {
         let mut image = 0;
-        let pictures: Vec<(usize, Picture<T>)> = (pictures.into_iter())
+        let pictures: Vec<(usize, PictureInfo<T>)> = (pictures.into_iter())
             .map(|picture| {
                 image += usize::from(picture.readable);
                 (image.saturating_sub(1), picture)
             })
             .collect();
-        let solved: Vec<Solved<T>> = pictures
+        let solved: Vec<SolvedPicture<T>> = pictures
             .into_par_iter()
             .map(|(image, picture)| solve_one(solver, picture, &outputs, image, network))
             .collect();
@@ -228,11 +228,11 @@ fn solve_all<T: Send>(
 /// The poses in the picture that is `image` of the outputs.
 fn solve_one<T>(
     solver: &Solver,
-    picture: Picture<T>,
+    picture: PictureInfo<T>,
     outputs: &[HostOutputs],
     image: usize,
     network: Duration,
-) -> Solved<T> {
+) -> SolvedPicture<T> {
     let started = Instant::now();
     let results = match picture.readable {
         true => (outputs.iter())
@@ -240,5 +240,5 @@ fn solve_one<T>(
             .collect(),
         false => Vec::new(),
     };
-    Solved { picture, results, network, solving: started.elapsed(), at: Instant::now() }
+    SolvedPicture { picture, results, network, solving: started.elapsed(), at: Instant::now() }
 }

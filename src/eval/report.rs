@@ -294,7 +294,7 @@ fn definitions(classes: &[ClassSummary]) -> Vec<Definition> {
         ("SPEED score", "mean of 2 acos|<q, q*>| + |t - t*| / |t*|; a missing pose scores pi + 1"),
         (
             "percent",
-            "share of true objects with an error strictly below the threshold; a missing prediction \
+            "fraction of true objects with an error strictly below the threshold; a missing prediction \
              counts as 1 d and 50 px",
         ),
     ]

@@ -18,7 +18,7 @@ use crate::data::Dataset;
 
 /// Longest line that is read, bytes: a line of either format has a few hundred.
 const MAX_LINE_BYTES: u64 = 1 << 20;
-/// Bad lines that are told one by one; the others are counted.
+/// Bad lines that are reported one by one; the others are counted.
 const MAX_BAD_TOLD: usize = 10;
 
 /// How predictions are written.
@@ -53,7 +53,7 @@ impl FromStr for ResultFormat {
         match text {
             "jsonl" => Ok(Self::Jsonl),
             "bop-csv" => Ok(Self::BopCsv),
-            _ => Err(format!("{text:?} is no format, expected jsonl or bop-csv")),
+            _ => Err(format!("{text:?} is not a format, expected jsonl or bop-csv")),
         }
     }
 }
@@ -144,7 +144,7 @@ impl Lines {
         let count = count.with_context(place)?;
         ensure!(
             (count as u64) < MAX_LINE_BYTES,
-            "{}: a line longer than {MAX_LINE_BYTES} bytes: this is no file of predictions",
+            "{}: a line longer than {MAX_LINE_BYTES} bytes: this is not a file of predictions",
             place()
         );
         *text = String::from_utf8(bytes)

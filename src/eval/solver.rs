@@ -146,3 +146,60 @@ fn no_pose(why: NoPose, num: usize) -> NoDetection {
     };
     NoDetection { reason, detail }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::testing::{dataset, options};
+
+    /// Finds what it holds in every image.
+    struct Fixed(Result<Detection, NoDetection>);
+
+    impl Decode for Fixed {
+        fn outputs(&self) -> &[OutputShape] {
+            &[]
+        }
+
+        fn decode(&self, _outputs: &HostOutputs, _image: usize) -> Vec<Decoded> {
+            vec![Decoded { class: 0, found: self.0.clone() }]
+        }
+    }
+
+    fn solve(found: Result<Detection, NoDetection>) -> Result<PoseEstimate, NoDetection> {
+        let decoder = Fixed(found);
+        let solver = Solver::new(&decoder, vec![7], &options()).unwrap().with_covariance();
+        let outputs = HostOutputs::new(vec![], 1, vec![]).unwrap();
+        let [class] = solver.solve(3, "a.png", &outputs, 0).classes.try_into().unwrap();
+        assert_eq!((class.class, class.obj_id), (0, 7));
+        class.outcome
+    }
+
+    #[test]
+    fn a_pose_that_a_network_gives_is_taken_as_it_is() {
+        let pose = dataset().frames[4].objects[0].pose;
+        let evidence = Evidence::Pose(pose);
+        let found = solve(Ok(Detection { score: 0.5, evidence })).unwrap();
+        let p = &found.prediction;
+        assert_eq!((p.image.as_str(), p.obj_id, p.score), ("a.png", Some(7), 0.5));
+        assert_eq!((p.r, p.t_mm), (pose.r_row_major(), pose.t_array()));
+        assert!(found.covariance.is_none());
+    }
+
+    #[test]
+    fn there_is_a_reason_where_there_is_no_pose() {
+        let own = NoDetection { reason: "hidden", detail: "behind".to_owned() };
+        assert_eq!(solve(Err(own.clone())).unwrap_err(), own);
+        let truth = dataset().frames[1].objects[0].pose;
+        let points = dataset().models[0].corners.to_vec();
+        let pixels = truth.project(&options().input.camera().unwrap(), &points);
+        let with = |points: &[_], pixels: &[_]| {
+            let (points, pixels) = (points.to_vec(), pixels.to_vec());
+            let seen = Correspondences { points, pixels, group_size: 8 };
+            solve(Ok(Detection { score: 0.5, evidence: Evidence::Correspondences(seen) }))
+        };
+        assert!(with(&points, &pixels).is_ok());
+        let few = with(&points[..3], &pixels[..3]).unwrap_err();
+        assert_eq!(few.reason, "too_few_correspondences");
+        assert!(few.detail.starts_with("of 3 correspondences"), "{few:?}");
+    }
+}

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::deviation::{OutputComparison, OutputDeviation};
 use super::options::{InferOptions, preprocess};
-use super::pipeline::{Picture, PictureBatch, Pipeline, Solved};
+use super::pipeline::{PictureBatch, PictureInfo, Pipeline, SolvedPicture};
 use super::prediction::Prediction;
 use super::solver::{ImageResult, Solver};
 use super::timing::Timing;
@@ -60,19 +60,12 @@ pub fn infer(
     options: &InferOptions,
     progress: impl FnMut(Progress),
 ) -> Result<Inference> {
+    let split = SplitRun { engines: &[engine], decoder, dataset, options };
     let mut predictions = Vec::new();
-    let (timing, left_out) = over_split(
-        &[engine],
-        decoder,
-        dataset,
-        options,
+    let (timing, left_out) = split.run(
         progress,
         |_| (),
-        |results| {
-            let found = results.into_iter().flat_map(predictions_of);
-            predictions.extend(found);
-            Ok(())
-        },
+        |results| predictions.extend(results.into_iter().flat_map(predictions_of)),
     )?;
     Ok(Inference { predictions, left_out, timing })
 }
@@ -90,55 +83,60 @@ pub fn infer_pair(
     options: &InferOptions,
     progress: impl FnMut(Progress),
 ) -> Result<Pair> {
+    let split = SplitRun { engines: &engines, decoder, dataset, options };
     let mut comparison = OutputComparison::default();
     let mut predictions = [Vec::new(), Vec::new()];
-    let (_, left_out) = over_split(
-        &engines,
-        decoder,
-        dataset,
-        options,
-        progress,
-        |outputs| {
-            if let [first, second] = outputs {
-                comparison.add(first, second);
-            }
-        },
-        |results| {
-            for (own, result) in predictions.iter_mut().zip(results) {
-                own.extend(predictions_of(result));
-            }
-            Ok(())
-        },
-    )?;
+    let compare = |outputs: &[HostOutputs]| {
+        if let [first, second] = outputs {
+            comparison.add(first, second);
+        }
+    };
+    let (_, left_out) = split.run(progress, compare, |results| {
+        for (own, result) in predictions.iter_mut().zip(results) {
+            own.extend(predictions_of(result));
+        }
+    })?;
     Ok(Pair { predictions, outputs: comparison.finish(), left_out })
 }
 
-/// The pipeline over a split: `on_outputs` sees each engine's outputs of a batch, `on_image` each engine's poses in an image.
-fn over_split(
-    engines: &[&dyn Engine],
-    decoder: &dyn Decode,
-    dataset: &Arc<Dataset>,
-    options: &InferOptions,
-    mut progress: impl FnMut(Progress),
-    mut on_outputs: impl FnMut(&[HostOutputs]),
-    mut on_image: impl FnMut(Vec<ImageResult>) -> Result<()> + Send,
-) -> Result<(Timing, Vec<BadSample>)> {
-    let obj_ids = dataset.models.iter().map(|model| model.obj_id).collect();
-    let solver = Solver::new(decoder, obj_ids, options)?;
-    let pipeline = Pipeline::new(engines, preprocess(&options.input), options.device);
-    let mut loader = split_loader(dataset, options)?;
-    let (mut num_done, num_images) = (0, dataset.frames.len());
-    let timing = pipeline.solve(
-        &solver,
-        loader.by_ref().map(|batch| Ok(pictures_of(batch?))),
-        |num_pictures, outputs| {
-            on_outputs(outputs);
-            num_done += num_pictures;
-            progress(Progress { num_done, num_images });
-        },
-        |Solved { results, .. }| on_image(results),
-    )?;
-    Ok((timing, loader.bad().to_vec()))
+/// Engines and the images that they are to see.
+struct SplitRun<'a> {
+    engines: &'a [&'a dyn Engine],
+    decoder: &'a dyn Decode,
+    dataset: &'a Arc<Dataset>,
+    options: &'a InferOptions,
+}
+
+impl SplitRun<'_> {
+    /// Goes through the images: `on_outputs` sees the outputs of each engine for a batch, `on_image` the poses that each engine
+    /// gives in an image. Returns where the time went and the images that were left out.
+    fn run(
+        &self,
+        mut progress: impl FnMut(Progress),
+        mut on_outputs: impl FnMut(&[HostOutputs]),
+        mut on_image: impl FnMut(Vec<ImageResult>) + Send,
+    ) -> Result<(Timing, Vec<BadSample>)> {
+        let Self { engines, decoder, dataset, options } = self;
+        let obj_ids = dataset.models.iter().map(|model| model.obj_id).collect();
+        let solver = Solver::new(*decoder, obj_ids, options)?;
+        let pipeline = Pipeline::new(engines, preprocess(&options.input), options.device);
+        let mut loader = split_loader(dataset, options)?;
+        let (mut num_done, num_images) = (0, dataset.frames.len());
+        let timing = pipeline.solve(
+            &solver,
+            loader.by_ref().map(|batch| Ok(pictures_of(batch?))),
+            |num_pictures, outputs| {
+                on_outputs(outputs);
+                num_done += num_pictures;
+                progress(Progress { num_done, num_images });
+            },
+            |SolvedPicture { results, .. }| {
+                on_image(results);
+                Ok(())
+            },
+        )?;
+        Ok((timing, loader.bad().to_vec()))
+    }
 }
 
 /// Loads the images in the list's order, nothing augmented or replaced.
@@ -156,7 +154,8 @@ fn split_loader(dataset: &Arc<Dataset>, options: &InferOptions) -> Result<Loader
 /// A loader's batch for the pipeline.
 pub fn pictures_of(batch: Batch) -> PictureBatch<()> {
     let pictures = batch.indices.into_iter().zip(batch.names);
-    let pictures = pictures.map(|(place, name)| Picture { place, name, readable: true, item: () });
+    let pictures =
+        pictures.map(|(place, name)| PictureInfo { place, name, readable: true, item: () });
     PictureBatch { pictures: pictures.collect(), pixels: batch.pixels }
 }
 
@@ -168,37 +167,11 @@ fn predictions_of(result: ImageResult) -> impl Iterator<Item = Prediction> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{DataConfig, InputConfig};
-    use crate::eval::testing::{CornerDecoder, CornerEngine, dataset};
-    use crate::geom::{Affine2, Vec2};
-    use crate::pose::RansacConfig;
+    use crate::eval::testing::{
+        CornerDecoder, CornerEngine, dataset, options, pictures, see_corners,
+    };
+    use crate::geom::Vec2;
     use tch::{Device, Tensor};
-
-    fn options() -> InferOptions {
-        let input = InputConfig {
-            width: 128,
-            height: 128,
-            k: [75.0, 0.0, 64.0, 0.0, 75.0, 64.0, 0.0, 0.0, 1.0],
-            ..InputConfig::default()
-        };
-        InferOptions {
-            input,
-            data: DataConfig { bs_valid: 3, ..DataConfig::default() },
-            ransac: RansacConfig::default(),
-            seed: 7,
-            workers: 2,
-            skip_bad: false,
-            device: Device::Cpu,
-        }
-    }
-
-    /// What the internal camera sees of the corners of the object in a frame.
-    fn corners_in(dataset: &Dataset, options: &InferOptions, index: usize) -> [Vec2; 8] {
-        let frame = &dataset.frames[index];
-        let warp = Affine2::between_cameras(&frame.camera, &options.input.camera().unwrap());
-        let truth = frame.objects[0].pose;
-        dataset.models[0].corners.map(|x| warp.apply(&frame.camera.project(&truth.apply(&x))))
-    }
 
     #[test]
     fn a_pose_solved_under_the_internal_camera_holds_in_the_image() {
@@ -207,7 +180,7 @@ mod tests {
         let solver = Solver::new(&decoder, vec![1], &options).unwrap();
         for index in [0, 12, 29] {
             let frame = &dataset.frames[index];
-            let engine = CornerEngine { pixels: corners_in(&dataset, &options, index) };
+            let engine = CornerEngine { pixels: see_corners(&options, index) };
             let image = Tensor::zeros([1, 3, 8, 8], (tch::Kind::Float, Device::Cpu));
             let outputs = engine.forward(&image).unwrap().to_host(solver.outputs(), 1).unwrap();
             let result = solver.solve(index, &frame.image, &outputs, 0);
@@ -220,24 +193,11 @@ mod tests {
         }
     }
 
-    /// Five images of different tones and no objects in a folder.
-    fn pictures(folder: &std::path::Path) -> Dataset {
-        let mut dataset = dataset();
-        dataset.root = folder.to_owned();
-        dataset.frames.truncate(5);
-        for (i, frame) in dataset.frames.iter_mut().enumerate() {
-            frame.objects.clear();
-            let tone = |x: u32, y: u32| image::Rgb([(x / 4) as u8, (y / 4) as u8, 40 * i as u8]);
-            image::RgbImage::from_fn(1024, 1024, tone).save(folder.join(&frame.image)).unwrap();
-        }
-        dataset
-    }
-
     #[test]
     fn an_engine_runs_over_a_split_whatever_the_threads() {
         let folder = tempfile::tempdir().unwrap();
         let mut options = options();
-        let engine = CornerEngine { pixels: corners_in(&dataset(), &options, 1) };
+        let engine = CornerEngine { pixels: see_corners(&options, 1) };
         let dataset = pictures(folder.path());
         let decoder = CornerDecoder::new(dataset.models[0].corners);
         let run = |dataset: &Dataset, options: &InferOptions| {
@@ -270,7 +230,7 @@ mod tests {
     fn a_pair_of_the_same_engine_does_not_deviate_and_another_one_does() {
         let folder = tempfile::tempdir().unwrap();
         let options = options();
-        let pixels = corners_in(&dataset(), &options, 1);
+        let pixels = see_corners(&options, 1);
         let dataset = Arc::new(pictures(folder.path()));
         let (engine, decoder) =
             (CornerEngine { pixels }, CornerDecoder::new(dataset.models[0].corners));

@@ -1,20 +1,22 @@
 //! A small dataset in memory, predictions for it, and a network that is none of the program's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nalgebra::Rotation3;
 
 use anyhow::Result;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use super::options::InferOptions;
 use super::prediction::Prediction;
-use crate::data::{Annotation, Dataset, Frame, ObjectModel};
-use crate::geom::{Camera, Corners, Correspondences, Pose, Vec2, Vec3, box_corners};
+use crate::data::{Annotation, DataConfig, Dataset, Frame, InputConfig, ObjectModel};
+use crate::geom::{Affine2, Camera, Corners, Correspondences, Pose, Vec2, Vec3, box_corners};
 use crate::io::mesh::Mesh;
 use crate::nn::{
     Decode, Decoded, Detection, Engine, Evidence, HostOutputs, NoDetection, OutputShape, Outputs,
 };
+use crate::pose::RansacConfig;
 
 /// Diameter of the only class, mm.
 pub const DIAMETER_MM: f64 = 180.0;
@@ -50,6 +52,47 @@ pub fn dataset() -> Dataset {
         frames,
         skipped: Default::default(),
     }
+}
+
+/// Options for images of 128 px in batches of 3.
+pub fn options() -> InferOptions {
+    let input = InputConfig {
+        width: 128,
+        height: 128,
+        k: [75.0, 0.0, 64.0, 0.0, 75.0, 64.0, 0.0, 0.0, 1.0],
+        ..InputConfig::default()
+    };
+    InferOptions {
+        input,
+        data: DataConfig { bs_valid: 3, ..DataConfig::default() },
+        ransac: RansacConfig::default(),
+        seed: 7,
+        workers: 2,
+        skip_bad: false,
+        device: Device::Cpu,
+    }
+}
+
+/// Where the internal camera sees the corners of the object in an image of [`dataset`].
+pub fn see_corners(options: &InferOptions, image: usize) -> [Vec2; 8] {
+    let dataset = dataset();
+    let frame = &dataset.frames[image];
+    let warp = Affine2::between_cameras(&frame.camera, &options.input.camera().unwrap());
+    let truth = frame.objects[0].pose;
+    dataset.models[0].corners.map(|x| warp.apply(&frame.camera.project(&truth.apply(&x))))
+}
+
+/// The first five images of [`dataset`], of different tones and without objects, written into a folder.
+pub fn pictures(folder: &Path) -> Dataset {
+    let mut dataset = dataset();
+    dataset.root = folder.to_owned();
+    dataset.frames.truncate(5);
+    for (i, frame) in dataset.frames.iter_mut().enumerate() {
+        frame.objects.clear();
+        let tone = |x: u32, y: u32| image::Rgb([(x / 4) as u8, (y / 4) as u8, 40 * i as u8]);
+        image::RgbImage::from_fn(1024, 1024, tone).save(folder.join(&frame.image)).unwrap();
+    }
+    dataset
 }
 
 /// The true poses as predictions.

@@ -16,7 +16,7 @@ use crate::artifact::engine::{OnnxEngine, OnnxMeta};
 use crate::artifact::name::module_names;
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::eval::{
-    OutputComparison, OutputDeviation, Picture, PictureBatch, Pipeline, pictures_of, preprocess,
+    OutputComparison, OutputDeviation, PictureBatch, PictureInfo, Pipeline, pictures_of, preprocess,
 };
 use crate::export::onnx::graph::{Graph, Weight};
 use crate::export::onnx::plan::{self, Plan};
@@ -354,7 +354,7 @@ impl Images {
     }
 
     /// `num_images` pictures of the training list, evenly spread over it, without augmentation; noise without a dataset.
-    fn source(&self, num_images: usize) -> Result<Source> {
+    fn pictures(&self, num_images: usize) -> Result<Pictures> {
         let input = &self.config.input;
         let Some(dataset) = &self.dataset else {
             let preprocess = preprocess(input);
@@ -385,7 +385,7 @@ impl Images {
     /// Hands over `num_images` images, batch by batch.
     fn each(&self, num_images: usize, each: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
         let no_engine = self.pipeline(&[]);
-        no_engine.run(self.source(num_images)?, |forwarded| match &forwarded.images {
+        no_engine.run(self.pictures(num_images)?, |forwarded| match &forwarded.images {
             Some(images) => each(&images.contiguous()),
             None => Ok(()),
         })?;
@@ -411,7 +411,7 @@ impl Images {
 }
 
 /// Pictures, batch by batch.
-type Source = Box<dyn Iterator<Item = Result<PictureBatch<()>>>>;
+type Pictures = Box<dyn Iterator<Item = Result<PictureBatch<()>>>>;
 
 /// A picture of smooth noise, a function of its place.
 fn noise(preprocess: &Preprocess, place: usize) -> Result<PictureBatch<()>> {
@@ -429,7 +429,7 @@ fn noise(preprocess: &Preprocess, place: usize) -> Result<PictureBatch<()>> {
         [preprocess.mean, preprocess.std].map(|v| Tensor::from_slice(&v).reshape([1, 3, 1, 1]));
     let bytes = ((normalised * std + mean) * 255.0).round().clamp(0.0, 255.0);
     let bytes = bytes.to_kind(Kind::Uint8).permute([0, 2, 3, 1]).contiguous().view([-1]);
-    let picture = Picture { place, name: format!("noise {place}"), readable: true, item: () };
+    let picture = PictureInfo { place, name: format!("noise {place}"), readable: true, item: () };
     Ok(PictureBatch { pictures: vec![picture], pixels: Vec::<u8>::try_from(bytes)? })
 }
 
@@ -454,7 +454,7 @@ fn check(
     let [mut from_planned, mut from_network] =
         [OutputComparison::default(), OutputComparison::default()];
     let pipeline = images.pipeline(&[&engine, &planned, exported.net.as_ref()]);
-    pipeline.run(images.source(num_images)?, |forwarded| {
+    pipeline.run(images.pictures(num_images)?, |forwarded| {
         let num = forwarded.pictures.len();
         let host = forwarded.outputs.iter().map(|outputs| outputs.to_host(&layout, num));
         let host = host.collect::<Result<Vec<_>>>()?;
@@ -495,7 +495,7 @@ fn check_layers(
     let engine = OnnxEngine::open_with(exported.out, &options)?;
     let values = RoundedValues::new(engine.session(), graph, plan);
     let mut check = LayerCheck::new(graph, plan);
-    images.pipeline(&[&values]).run(images.source(num_images)?, |forwarded| {
+    images.pipeline(&[&values]).run(images.pictures(num_images)?, |forwarded| {
         match (&forwarded.images, forwarded.outputs.as_slice()) {
             (Some(images), [values]) => check.add(images, values),
             _ => Ok(()),

@@ -27,7 +27,7 @@ use crate::artifact::open::config_of;
 use crate::artifact::open::open_engine;
 use crate::data::{ObjectBox, object_boxes};
 use crate::eval::{
-    Answer, ClassResult, Outline, PoseWriter, Timing, infer_stream, prediction_overlay,
+    Answer, ClassResult, Outline, PoseWriter, Solver, Timing, infer_stream, prediction_overlay,
 };
 use crate::io;
 use crate::io::picture::write_png;
@@ -243,8 +243,10 @@ pub fn predict(
         progress(PredictProgress { num_done, num_images: total, num_poses });
         Ok(())
     };
-    let (engine, decoder) = (opened.engine.as_ref(), decoder.as_ref());
-    let ran = infer_stream(engine, decoder, &objects, &options, pictures, stop, on_answer);
+    let obj_ids = objects.iter().map(|object| object.obj_id).collect();
+    let solver = Solver::new(decoder.as_ref(), obj_ids, &options)?.with_covariance();
+    let pictures = pictures.take_while(|_| !stop.load(Ordering::SeqCst));
+    let ran = infer_stream(opened.engine.as_ref(), &solver, &options, pictures, on_answer);
     let timing = match ran {
         Ok(timing) => timing,
         Err(e) => {
