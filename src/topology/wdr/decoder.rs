@@ -4,9 +4,7 @@ use anyhow::{Result, ensure};
 use tch::Tensor;
 
 use super::anchors::AnchorGrid;
-use super::candidates::{
-    CandidateConfig, ClassCandidates, LevelOutput, REG_CHANNELS, best_confidence, select,
-};
+use super::candidates::{CandidateConfig, ClassCandidates, LevelOutput, best_confidence, select};
 use super::net::PoseNet;
 use super::outputs::output_shapes;
 use crate::geom::{Corners, Correspondences};
@@ -135,6 +133,7 @@ mod tests {
     use super::*;
     use crate::geom::{Vec2, Vec3};
     use crate::topology::wdr::NetworkConfig;
+    use crate::topology::wdr::candidates::REG_CHANNELS;
     use tch::Device;
 
     fn decoder(num_classes: usize) -> CellDecoder {

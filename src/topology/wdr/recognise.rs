@@ -66,13 +66,17 @@ fn resnet_of(sizes: &Sizes, base: &NetworkConfig) -> Option<NetworkConfig> {
         6 => Backbone::Resnet34,
         _ => return None,
     };
-    let published = NetworkConfig::default();
+    // What only Darknet reads is the base's, if that is a ResNet too.
+    let darknet = match base.backbone {
+        Backbone::Darknet53 => NetworkConfig::default(),
+        _ => base.clone(),
+    };
     Some(NetworkConfig {
         backbone,
         resnet_width,
-        stem_channels: published.stem_channels,
-        stage_channels: published.stage_channels,
-        stage_units: published.stage_units,
+        stem_channels: darknet.stem_channels,
+        stage_channels: darknet.stage_channels,
+        stage_units: darknet.stage_units,
         ..base.clone()
     })
 }
@@ -118,8 +122,12 @@ fn differences(ours: &NetworkConfig, theirs: &NetworkConfig) -> String {
 
 /// What to change for the tensors to fit, where that can be told from them; ends with `": "` or is empty. `mismatched` are
 /// those of another shape than the network's.
-pub(super) fn advise(net: &PoseNet, tensors: &[(String, Tensor)], mismatched: &[&str]) -> String {
-    let ours = net.config();
+pub(super) fn advise(
+    ours: &NetworkConfig,
+    num_classes: i64,
+    tensors: &[(String, Tensor)],
+    mismatched: &[&str],
+) -> String {
     let sizes = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
     let Some(theirs) = shape_of(&sizes, ours) else {
         return String::new();

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use tch::Device;
 
-use super::candidates::CandidateConfig;
 use super::anchors::AnchorGrid;
+use super::candidates::CandidateConfig;
 use super::config::NetworkConfig;
 use super::decoder::CellDecoder;
 use super::loss::{LossConfig, losses};
