@@ -6,22 +6,23 @@
 //! ```text
 //! cli         arguments, log set-up, progress bars, printing   uses commands study bench
 //!             and for its arguments                            artifact run train eval export synth data quant io
-//! commands    one file a command: train test predict audit ... uses artifact run train eval export model quant data
-//!                                                              pose nn geom io seed
-//! study       the search: trials, curvature, bits, orders      uses artifact run train model quant data pose nn io seed
-//! bench       how long parts take, measured in turns           uses artifact run train eval export synth model quant
-//!                                                              data pose geom seed
-//! artifact    any file: config, network or engine, quantizers  uses run train eval export model quant nn io
-//! run         config, flow, folders, records, device, request  uses train eval model quant data io
-//! train       trainer, epoch, step, optimizer, checkpoints     uses model quant data nn io geom seed
-//! eval        inference over a split, poses, scores, report    uses model data pose io geom seed
-//! export      packed low-bit files and graphs of a network     uses model quant nn io seed
+//! commands    one file a command: train test predict audit ... uses artifact run train eval export topology quant
+//!                                                              data pose nn geom io seed
+//! study       the search: trials, curvature, bits, orders      uses artifact run train topology quant data pose nn io
+//!                                                              seed
+//! bench       how long parts take, measured in turns           uses artifact run train eval export synth quant data
+//!                                                              pose nn geom seed
+//! artifact    any file: config, network or engine, quantizers  uses run train eval export topology quant nn io
+//! run         config, flow, folders, records, device, request  uses train eval topology quant data nn geom io
+//! train       trainer, epoch, step, optimizer, checkpoints     uses topology quant data nn io geom seed
+//! eval        one inference pipeline, poses, scores, report    uses data nn pose io geom seed
+//! export      packed low-bit files and graphs of a network     uses topology quant nn io seed
 //! synth       renders meshes into a BOP dataset                uses data io geom seed
-//! model       darknet53, fpn, head, anchors, targets, losses   uses nn geom seed
+//! topology    a folder a network: layers, targets, losses, ... uses nn data geom seed
 //! quant       quantizers behind the slots of nn, schedules     uses nn seed
 //! data        BOP reader, samples, augmentation, batches       uses geom io seed
 //! pose        PnP, RANSAC, pose errors, recalls                uses geom seed
-//! nn          layers, their keys and quantizer slots           uses tch seed
+//! nn          layers, traces, quantizer slots; named outputs   uses tch geom seed
 //! geom        cameras, rigid poses, affine maps; f64           uses nalgebra
 //! io          JSON, images, meshes, tensors, atomic writes     uses tch std
 //! seed        random streams as a function of their place, one stable hash
@@ -36,7 +37,6 @@ pub mod eval;
 pub mod export;
 pub mod geom;
 pub mod io;
-pub mod model;
 pub mod nn;
 pub mod pose;
 pub mod quant;
@@ -44,4 +44,5 @@ pub mod run;
 pub mod seed;
 pub mod study;
 pub mod synth;
+pub mod topology;
 pub mod train;

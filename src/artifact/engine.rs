@@ -9,9 +9,8 @@ use serde_json::Value;
 use tch::Tensor;
 
 use super::kind::is_onnx;
-use crate::eval::Engine;
 use crate::export::onnx::{FileHead, META_KEY, OnnxSession, SessionOptions, read_head};
-use crate::model::{AnchorGrid, Outputs};
+use crate::nn::{Engine, OutputShape, Outputs};
 use crate::run::config::{self, Config};
 
 /// What a user chooses to run networks with.
@@ -136,22 +135,14 @@ impl OnnxEngine {
         let session = OnnxSession::open(path, &options)?;
         let size = (config.input.height, config.input.width);
         let head = session.head();
+        let expected = config.network.family().outputs(head.num_classes, size.1, size.0).len();
         ensure!(
-            head.size == size && head.levels.len() == config.network.params.anchor_sizes.len(),
-            "{at} has {} levels for images of {:?} px (height, width), its config {} for {size:?}",
-            head.levels.len(),
-            head.size,
-            config.network.params.anchor_sizes.len()
+            head.size == size && 2 * head.levels.len() == expected,
+            "{at} has {} outputs for images of {:?} px (height, width), its config {expected} for {size:?}",
+            2 * head.levels.len(),
+            head.size
         );
         Ok(Self { meta, config, session })
-    }
-
-    /// Logits and offsets for images `[n, 3, h, w]`, normalised as the config says; any `n`.
-    ///
-    /// # Errors
-    /// If the images have another size, or ONNX Runtime fails.
-    pub fn run(&self, images: &Tensor) -> Result<Outputs> {
-        self.session.run(images)
     }
 
     /// The session itself.
@@ -161,16 +152,12 @@ impl OnnxEngine {
 }
 
 impl Engine for OnnxEngine {
-    fn num_classes(&self) -> i64 {
-        self.session.head().num_classes as i64
-    }
-
-    fn grid(&self, width: usize, height: usize) -> AnchorGrid {
-        AnchorGrid::new(&self.config.network.params, width, height)
+    fn outputs(&self, width: usize, height: usize) -> Vec<OutputShape> {
+        self.config.network.family().outputs(self.session.head().num_classes, width, height)
     }
 
     fn forward(&self, images: &Tensor) -> Result<Outputs> {
-        self.run(images)
+        self.session.run(images)
     }
 }
 

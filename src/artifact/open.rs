@@ -11,8 +11,7 @@ use super::kind::{FileKind, Strictness, kind_of};
 use super::name::run_name;
 use super::network::network_to_load;
 use super::weights::{self, LoadedNetwork};
-use crate::eval::Engine;
-use crate::model::PoseNet;
+use crate::nn::{Engine, Network};
 use crate::run::config::Names;
 use crate::run::{Config, DeviceChoice, Home, Select};
 
@@ -139,13 +138,13 @@ impl Artifact {
         device: Device,
         strictness: Strictness,
         which: Stored,
-    ) -> Result<(PoseNet, LoadedNetwork)> {
+    ) -> Result<(Box<dyn Network>, LoadedNetwork)> {
         let net = network_to_load(&self.config, device, strictness)?;
         let load = match which {
             Stored::AsStored => weights::load_as_stored,
             Stored::AsComputed => weights::load,
         };
-        let loaded = load(&self.file, &net, strictness)?;
+        let loaded = load(&self.file, net.as_ref(), strictness)?;
         Ok((net, loaded))
     }
 
@@ -161,7 +160,7 @@ impl Artifact {
         loaded.report.log();
         let averaged = if loaded.averaged { ", averaged weights" } else { "" };
         let name = run_name(&loaded.quantized, &loaded.quantizers) + averaged;
-        Ok(Opened { name, engine: Box::new(net), device, exact_sums: None })
+        Ok(Opened { name, engine: net, device, exact_sums: None })
     }
 
     fn onnx_engine(&self, strictness: Strictness, threads: usize) -> Result<Opened> {

@@ -6,11 +6,11 @@ use anyhow::{Context, Result, ensure};
 
 use super::kind::Strictness;
 use super::weights;
-use crate::model::PoseNet;
+use crate::nn::Network;
 use crate::run::Config;
 
 /// Loads the weights that a config starts from; quantized ones are refused.
-pub(crate) fn load_pretrained(net: &PoseNet, config: &Config) -> Result<()> {
+pub(crate) fn load_pretrained(net: &dyn Network, config: &Config) -> Result<()> {
     let path = Path::new(&config.experiment.url);
     ensure!(
         path.is_file(),

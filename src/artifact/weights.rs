@@ -25,9 +25,9 @@ pub use unwrap::assembled_weight;
 use super::kind::{FileKind, Strictness, kind_of};
 use super::packed;
 use crate::io::tensors;
-use crate::model::recognise::{shape_of, topology_of};
-use crate::model::{NetworkConfig, PoseNet, keys};
+use crate::nn::Network;
 use crate::quant::ModuleQuantizer;
+use crate::topology::{self, wdr::keys};
 use crate::train::{Checkpoint, CheckpointMeta, QuantizedModule, attach_all};
 use state::StateDict;
 
@@ -68,7 +68,7 @@ pub fn meta_of(path: &Path) -> Result<Option<CheckpointMeta>> {
 ///
 /// # Errors
 /// If the file is broken or, as far as `strictness` asks, does not fit the network, which is then unchanged.
-pub fn load(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<LoadedNetwork> {
+pub fn load(path: &Path, net: &dyn Network, strictness: Strictness) -> Result<LoadedNetwork> {
     let mut loaded = load_as_stored(path, net, strictness)?;
     for quantizer in &mut loaded.quantizers {
         quantizer.bake().with_context(|| format!("loading {}", path.display()))?;
@@ -82,7 +82,7 @@ pub fn load(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<Loaded
 /// As [`load`].
 pub(crate) fn load_as_stored(
     path: &Path,
-    net: &PoseNet,
+    net: &dyn Network,
     strictness: Strictness,
 ) -> Result<LoadedNetwork> {
     let kind = kind_of(path)?;
@@ -132,7 +132,7 @@ pub(crate) fn recognised_topology(path: &Path) -> Result<Option<&'static str>> {
         FileKind::Checkpoint | FileKind::Packed | FileKind::Onnx => return Ok(None),
     };
     let sizes = tensors.iter().rev().map(|(name, size)| (keys::bare(name), size.clone())).collect();
-    Ok(shape_of(&sizes, &NetworkConfig::default()).as_ref().and_then(topology_of))
+    Ok(topology::recognise(&sizes))
 }
 
 /// The form of keys, for people.
@@ -141,7 +141,11 @@ pub(crate) fn key_form<'a>(keys: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// A checkpoint of mqat: its quantizers come from its own description.
-fn load_checkpoint(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<LoadedNetwork> {
+fn load_checkpoint(
+    path: &Path,
+    net: &dyn Network,
+    strictness: Strictness,
+) -> Result<LoadedNetwork> {
     let Checkpoint { meta, weights, quant, ema, .. } = Checkpoint::read(path)?;
     let averaged = !ema.is_empty();
     let weights = if averaged { ema } else { weights };
@@ -157,7 +161,7 @@ fn load_checkpoint(path: &Path, net: &PoseNet, strictness: Strictness) -> Result
         );
     }
     assign::assign(net, &weights, strictness, &mut report)?;
-    let quantizers = attach_all(&meta.quantized, &net.store, &quant)
+    let quantizers = attach_all(&meta.quantized, net.store(), &quant)
         .with_context(|| format!("loading checkpoint {}", path.display()))?;
     let quantized = meta.quantized.clone();
     Ok(LoadedNetwork {
@@ -176,7 +180,7 @@ fn load_checkpoint(path: &Path, net: &PoseNet, strictness: Strictness) -> Result
 /// As [`load`].
 pub fn load_state_dict(
     state: Vec<(String, Tensor)>,
-    net: &PoseNet,
+    net: &dyn Network,
     strictness: Strictness,
 ) -> Result<LoadedNetwork> {
     let state = StateDict { tensors: state, ..StateDict::of(Path::new("the state dict")) };
@@ -184,7 +188,7 @@ pub fn load_state_dict(
 }
 
 /// A packed file: weights on their levels, and the quantizers of inputs.
-fn load_packed(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<LoadedNetwork> {
+fn load_packed(path: &Path, net: &dyn Network, strictness: Strictness) -> Result<LoadedNetwork> {
     let packed = packed::read(path)?;
     let mut report = LoadReport {
         file: path.to_owned(),
@@ -192,7 +196,7 @@ fn load_packed(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<Loa
         ..LoadReport::default()
     };
     assign::assign(net, &packed.weights, strictness, &mut report)?;
-    let quantizers = packed::attach_inputs(&packed, &net.store)
+    let quantizers = packed::attach_inputs(&packed, net.store())
         .with_context(|| format!("loading packed file {}", path.display()))?;
     Ok(LoadedNetwork {
         kind: FileKind::Packed,
@@ -208,11 +212,15 @@ fn load_packed(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<Loa
 fn load_state(
     file: StateDict<'_>,
     kind: FileKind,
-    net: &PoseNet,
+    net: &dyn Network,
     strictness: Strictness,
 ) -> Result<LoadedNetwork> {
     let at = || format!("loading {}", file.path.display());
-    let unwrapped = unwrap::unwrap(file.tensors, strictness).with_context(at)?;
+    let mut tensors = file.tensors;
+    if let Some(module) = keys::module_alone(tensors.iter().map(|(key, _)| key.as_str())) {
+        tensors.iter_mut().for_each(|(key, _)| key.insert_str(0, module));
+    }
+    let unwrapped = unwrap::unwrap(tensors, strictness).with_context(at)?;
     let mut report = LoadReport {
         file: file.path.to_owned(),
         member: file.member.clone(),

@@ -14,8 +14,8 @@ use super::rounds::{Rounds, Subject, timed};
 use crate::artifact::network::new_network;
 use crate::artifact::{Artifact, Asked, EngineChoice, FileKind, Strictness, open};
 use crate::data::InputConfig;
-use crate::eval::Engine;
-use crate::model::images_from_bytes;
+use crate::eval::{Pipeline, preprocess};
+use crate::nn::Engine;
 use crate::run::config::{Config, Names, Select};
 use crate::run::home::Home;
 use crate::seed;
@@ -143,7 +143,7 @@ fn open_source(source: &Source, device: Device, threads: usize) -> Result<Opened
         let net = new_network(config, device)?;
         let details =
             object([("network", json!("initial weights")), ("engine", json!("libtorch"))]);
-        return Ok(Opened { engine: Rc::new(net), device, details });
+        return Ok(Opened { engine: Rc::from(net as Box<dyn Engine>), device, details });
     };
     let (own, input) = (&artifact.config.input, &config.input);
     ensure!(
@@ -216,10 +216,11 @@ fn subject<'a>(
     let images = images(&config.input, batch, config.experiment.seed, opened.device)?;
     let mut details = opened.details.clone();
     details.extend(object([("batch", json!(batch)), ("threads", json!(threads))]));
-    let opened = opened.clone();
+    let (opened, preprocess) = (opened.clone(), preprocess(&config.input));
     let wanted = i32::try_from(threads).context("the number of threads")?;
     let call = move || {
-        let forward = || timed(opened.device, || opened.engine.forward(&images));
+        let pipeline = Pipeline::new(&[opened.engine.as_ref()], preprocess, opened.device);
+        let forward = || timed(opened.device, || pipeline.forward(&images));
         if tch::get_num_threads() != wanted {
             tch::set_num_threads(wanted);
             forward()?; // starts the threads
@@ -233,8 +234,7 @@ fn subject<'a>(
 fn images(input: &InputConfig, batch: usize, seed: u64, device: Device) -> Result<Tensor> {
     let mut pixels = vec![0; batch * input.height * input.width * 3];
     seed::stream(seed, &[STREAM_IMAGES]).fill_bytes(&mut pixels);
-    let size = [batch, input.height, input.width];
-    images_from_bytes(&pixels, size, &input.pixel_mean, &input.pixel_std, device)
+    preprocess(input).images(&pixels, device)
 }
 
 #[cfg(test)]

@@ -180,17 +180,16 @@ impl Run {
         let net = new_network(config, device)?;
         let mut checked = config.clone();
         checked.quantize.flow = self.stages.clone();
-        flow::check(&checked, &net)?;
+        flow::check(&checked, net.as_ref())?;
         let train = TrainConfig { stages: self.stages, ..config.train_config() };
-        let task = task_of(config, dataset)?;
+        let task = task_of(config, dataset, config.experiment.seed)?;
         let run = RunInfo {
             seed: config.experiment.seed,
             checkpoints: folder.to_owned(),
             config_hash: String::new(),
             config: Value::Null,
         };
-        let size = (config.input.width, config.input.height);
-        let trainer = Trainer::new(net, train, task, size, run)?;
+        let trainer = Trainer::new(net, train, task, run)?;
         let mut rehearsal = Rehearsal::new(trainer, batch, epoch)?;
         let details = self::details(&rehearsal, &label, epoch);
         let call = Box::new(move || timed(device, || rehearsal.update()));

@@ -14,7 +14,7 @@ use crate::artifact::{
 };
 use crate::export::onnx::{StoredValues, StoredWeight, read_contents};
 use crate::io::tensors;
-use crate::model::PoseNet;
+use crate::nn::Network;
 use crate::quant::ActivationReport;
 use crate::quant::audit::{SpacingFound, ValuesFound, WeightAudit, audit, look_at_values};
 use crate::quant::levels::bits_of;
@@ -103,7 +103,7 @@ pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
         Err(err) => return Err(err),
     };
     let expected = expected(request, config, loaded.meta.as_ref())?;
-    let plan = planned_layers(request, &net, &expected, config)?;
+    let plan = planned_layers(request, net.as_ref(), &expected, config)?;
     let mut audits = Vec::new();
     for quantizer in &loaded.quantizers {
         audits.extend(audit(quantizer)?);
@@ -112,7 +112,7 @@ pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
     for layer in plan.iter().filter(|l| l.kind == "conv") {
         let quantized = audits.iter().position(|a| a.name == layer.name);
         let quantized = quantized.map(|i| audits.swap_remove(i));
-        let weight = net.store.get(&format!("{}.weight", layer.name));
+        let weight = net.store().get(&format!("{}.weight", layer.name));
         rows.push(row(layer, expected.is_known, quantized, weight.as_ref()));
     }
     Ok(report(request, kind, &loaded, rows, expected.notes))
@@ -121,7 +121,7 @@ pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
 /// Every layer with what is expected of it.
 fn planned_layers(
     request: &AuditRequest,
-    net: &PoseNet,
+    net: &dyn Network,
     expected: &Expected,
     config: &Config,
 ) -> Result<Vec<LayerReport>> {
@@ -149,7 +149,7 @@ fn audit_onnx(request: &AuditRequest, artifact: &Artifact) -> Result<AuditReport
         let stages = config.train_config().stages.into_iter().filter(is_quantized).collect();
         expected = Expected { stages, is_known: true, notes: Vec::new() };
     }
-    let plan = planned_layers(request, &net, &expected, config)?;
+    let plan = planned_layers(request, net.as_ref(), &expected, config)?;
     let mut rows = Vec::new();
     for layer in plan.iter().filter(|l| l.kind == "conv") {
         let Some(i) = contents.weights.iter().position(|w| w.layer == layer.name) else {

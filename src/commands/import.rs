@@ -76,6 +76,7 @@ pub fn import(
         momentum: Vec::new(),
         ema: Vec::new(),
         telemetry: Vec::new(),
+        task: Vec::new(),
     };
     checkpoint.write(out)?;
     let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();

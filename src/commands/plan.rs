@@ -140,12 +140,12 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
         None => count_images(request, &home, &config)?,
     };
     let net = blank_network(&config, Device::Cpu)?;
-    flow::check(&config, &net)?;
+    flow::check(&config, net.as_ref())?;
     if let Some(out) = &request.out {
         write_flow(request, &config, out)?;
     }
     let stages = config.train_config().stages;
-    let layers = layers(&net, &stages, [config.input.width, config.input.height])?;
+    let layers = layers(net.as_ref(), &stages, [config.input.width, config.input.height])?;
     let planned: Vec<PlannedStage> = stages
         .iter()
         .enumerate()
@@ -164,7 +164,7 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
                 batch_size,
                 steps_per_epoch,
                 epochs: epochs(stage, steps_per_epoch),
-                sizes: sizes_after(&layers, &net, i),
+                sizes: sizes_after(&layers, net.as_ref(), i),
             }
         })
         .collect();
@@ -176,7 +176,7 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
         starts_from: config.experiment.pretrained.then(|| config.experiment.url.clone()),
         num_images,
         num_steps: planned.iter().map(steps).sum(),
-        sizes: sizes_after(&layers, &net, stages.len()),
+        sizes: sizes_after(&layers, net.as_ref(), stages.len()),
         stages: planned,
         layers,
     })

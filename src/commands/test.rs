@@ -19,7 +19,7 @@ use crate::io;
 use crate::run::config::{Config, Names};
 use crate::run::folder::{Folder, Pick};
 use crate::run::home::Home;
-use crate::run::options::infer_options;
+use crate::run::options::{decoder_for, infer_options};
 use crate::run::request::Request;
 use crate::train::{CheckpointFolder, CheckpointMeta};
 
@@ -243,7 +243,9 @@ fn evaluate_one(
         artifact.engine(device, Strictness::loose(request.loose), threads)?;
     tracing::info!("evaluating {} ({name})", artifact.file.display());
     let options = infer_options(config, device, request.run.skip_bad);
-    let inference = infer(engine.as_ref(), dataset, &options, |p| progress(&name, p))?;
+    let decoder = decoder_for(config, dataset)?;
+    let report_progress = |p| progress(&name, p);
+    let inference = infer(engine.as_ref(), decoder.as_ref(), dataset, &options, report_progress)?;
     let info = RunInfo {
         name: &name,
         list: config.data.list(request.split),

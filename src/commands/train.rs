@@ -14,14 +14,14 @@ use crate::artifact::pretrained::load_pretrained;
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
 use crate::io;
-use crate::model::PoseNet;
+use crate::nn::Network;
 use crate::pose::EvalTable;
 use crate::run::config::{Config, hash};
 use crate::run::device::device_name;
 use crate::run::flow::FlowSource;
 use crate::run::folder::{Folder, Pick, Provenance, Start};
 use crate::run::home::Home;
-use crate::run::options::{infer_options, loader_options, task_of};
+use crate::run::options::{decoder_for, infer_options, loader_options, task_of};
 use crate::run::record::{CompletedStage, Recorder, make_plots_folder};
 use crate::run::request::{Request, is_synthetic, limited, thinned};
 use crate::run::{flow, stretch};
@@ -106,24 +106,23 @@ pub fn train(
     let validation = limited(validation, config.training.valid_images);
     ensure_batches(&config, &training)?;
     let net = new_network(&config, device)?;
-    flow::check(&config, &net)?;
+    flow::check(&config, net.as_ref())?;
     // A pretrained start is checked before a folder is made.
     if request.resume.is_none() && config.experiment.pretrained {
-        load_pretrained(&net, &config)?;
+        load_pretrained(net.as_ref(), &config)?;
     }
     let folder = open_folder(request, &home)?;
     let _lock = folder.lock()?;
     let document = serde_json::to_value(&config).context("writing the config as JSON")?;
 
-    let task = task_of(&config, &training)?;
+    let task = task_of(&config, &training, config.experiment.seed)?;
     let run = RunInfo {
         seed: config.experiment.seed,
         checkpoints: folder.checkpoints(),
         config_hash: hash(&document),
         config: document.clone(),
     };
-    let size = (config.input.width, config.input.height);
-    let mut trainer = Trainer::new(net, saving(&config, request), task, size, run)?;
+    let mut trainer = Trainer::new(net, saving(&config, request), task, run)?;
     let mut recorder = Recorder::new(folder.clone(), view);
     if let Some(from) = &request.resume
         && trainer.resume(from, &mut recorder)?.is_none()
@@ -136,7 +135,8 @@ pub fn train(
     write_head(request, &folder, &config, &document, device, &training.root)?;
     let synthetic_data = is_synthetic(&training.root);
     let mut source = Source { config: &config, dataset: training, skip_bad: request.run.skip_bad };
-    let mut validate = |net: &PoseNet, _: &_| validate(net, &config, &validation, device, request);
+    let mut validate =
+        |net: &dyn Network, _: &_| validate(net, &config, &validation, device, request);
     let hooks =
         Hooks { source: &mut source, validate: &mut validate, observer: &mut recorder, stop };
     let outcome = trainer.run(hooks)?;
@@ -311,14 +311,15 @@ impl BatchSource for Source<'_> {
 
 /// Scores the network on the validation split; the headline chooses the best checkpoint.
 fn validate(
-    net: &PoseNet,
+    net: &dyn Network,
     config: &Config,
     dataset: &Arc<Dataset>,
     device: Device,
     request: &TrainRequest,
 ) -> Result<Option<ValidScore>> {
     let options = infer_options(config, device, request.run.skip_bad);
-    let inference = infer(net, dataset, &options, |_| ())?;
+    let decoder = decoder_for(config, dataset)?;
+    let inference = infer(net, decoder.as_ref(), dataset, &options, |_| ())?;
     let info = EvalInfo {
         name: "validation",
         list: config.data.list(Split::Valid),

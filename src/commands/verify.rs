@@ -11,13 +11,13 @@ use serde::Serialize;
 use crate::artifact::{Artifact, Asked, EngineChoice, FileKind, Strictness, open};
 use crate::data::{Dataset, Split};
 use crate::eval::{
-    Deviation, Evaluation, LevelDeviation, Pair, Prediction, Progress, RunInfo, SYNTHETIC_FILE,
+    Deviation, Evaluation, OutputDeviation, Pair, Prediction, Progress, RunInfo, SYNTHETIC_FILE,
     evaluate, infer_pair,
 };
 use crate::pose::errors::{re_deg, te_mm};
 use crate::run::config::{Config, Names};
 use crate::run::home::Home;
-use crate::run::options::infer_options;
+use crate::run::options::{decoder_for, infer_options};
 use crate::run::request::{Request, limited};
 
 /// What is compared in percent of objects.
@@ -75,8 +75,11 @@ pub struct VerifyReport {
     pub split: String,
     /// True when the dataset says that it was rendered.
     pub synthetic_data: bool,
-    /// The outputs by level, finest first.
+    /// The outputs of pyramid levels, `cls_pK` with `reg_pK`, finest first.
     pub levels: Vec<LevelDeviation>,
+    /// All other outputs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<OutputDeviation>,
     /// Who finds what.
     pub detections: Detections,
     /// Poses of objects that both find; none when there is no such object.
@@ -85,6 +88,38 @@ pub struct VerifyReport {
     pub adi_difference_points: Option<f64>,
     /// Objects whose verdict differs.
     pub adi_verdicts: Verdicts,
+}
+
+/// How far the outputs of one pyramid level lie apart.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LevelDeviation {
+    /// Distance of its cells, px.
+    pub stride: i64,
+    /// Class logits.
+    pub logits: Deviation,
+    /// Corner offsets.
+    pub offsets: Deviation,
+}
+
+/// Puts the outputs of a pyramid level together; what belongs to none stays as it is.
+fn by_level(mut outputs: Vec<OutputDeviation>) -> (Vec<LevelDeviation>, Vec<OutputDeviation>) {
+    let level_of = |name: &str, prefix: &str| -> Option<u32> {
+        name.strip_prefix(prefix)?.parse().ok().filter(|level| *level < 63)
+    };
+    let mut levels = Vec::new();
+    while let Some((i, j, level)) = outputs.iter().enumerate().find_map(|(i, cls)| {
+        let level = level_of(&cls.name, "cls_p")?;
+        let is_reg = |reg: &OutputDeviation| level_of(&reg.name, "reg_p") == Some(level);
+        Some((i, outputs.iter().position(is_reg)?, level))
+    }) {
+        let (logits, offsets) = (outputs[i].deviation, outputs[j].deviation);
+        levels.push(LevelDeviation { stride: 1 << level, logits, offsets });
+        let (first, last) = (i.min(j), i.max(j));
+        outputs.remove(last);
+        outputs.remove(first);
+    }
+    levels.sort_by_key(|level| level.stride);
+    (levels, outputs)
 }
 
 /// True objects by who finds their pose within the limit of ADI-0.1d.
@@ -209,7 +244,8 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     let artefacts = [engine(&files[0])?, engine(&files[1])?];
     let options = infer_options(&config, device, request.run.skip_bad);
     let engines = [artefacts[0].engine.as_ref(), artefacts[1].engine.as_ref()];
-    let pair = infer_pair(engines, &dataset, &options, progress)?;
+    let decoder = decoder_for(&config, &dataset)?;
+    let pair = infer_pair(engines, decoder.as_ref(), &dataset, &options, progress)?;
     let (mut reports, mut errors) = (Vec::with_capacity(2), Vec::with_capacity(2));
     for (i, artefact) in artefacts.iter().enumerate() {
         let path = request.files[i].clone();
@@ -252,15 +288,12 @@ fn ensure_same_network(files: &[Artifact; 2]) -> Result<()> {
     let configs = files.each_ref().map(|file| &file.config);
     let [a, b] = configs;
     let classes = [a.data.num_classes(), b.data.num_classes()];
-    let strides = configs.map(|c| c.network.params.strides());
-    let anchors = [&a.network.params.anchor_sizes, &b.network.params.anchor_sizes];
+    let outputs = configs.map(|c| c.network.family().describe_outputs());
     let input = configs.map(|c| (c.input.width, c.input.height));
     let what = if classes[0] != classes[1] {
         format!("{} and {} object classes", classes[0], classes[1])
-    } else if strides[0] != strides[1] {
-        format!("levels of strides {:?} and {:?}", strides[0], strides[1])
-    } else if anchors[0] != anchors[1] {
-        format!("anchors of {:?} and {:?} px", anchors[0], anchors[1])
+    } else if outputs[0] != outputs[1] {
+        format!("{} and {}", outputs[0], outputs[1])
     } else if input[0] != input[1] {
         let [(w, h), (v, g)] = input;
         format!("inputs of {w} x {h} and {v} x {g} px")
@@ -307,7 +340,8 @@ fn judge(
         (Some(a), Some(b)) => Some(b - a),
         _ => None,
     };
-    let failures = failures(&request.limits, &pair.levels, &detections, difference);
+    let failures = failures(&request.limits, &pair.outputs, &detections, difference);
+    let (levels, outputs) = by_level(pair.outputs);
     VerifyReport {
         passed: failures.is_empty(),
         failures,
@@ -316,7 +350,8 @@ fn judge(
         num_images: dataset.frames.len() - pair.left_out.len(),
         split: request.split.to_string(),
         synthetic_data: dataset.root.join(SYNTHETIC_FILE).exists(),
-        levels: pair.levels,
+        levels,
+        outputs,
         detections,
         poses,
         adi_difference_points: difference,
@@ -337,33 +372,47 @@ fn level_name(stride: i64) -> String {
     format!("P{}", stride.max(1).ilog2())
 }
 
+/// What an output is, and of which pyramid level: `logits` of `P5` for `cls_p5`; any other is an output under its name.
+fn kind_of(name: &str) -> (&'static str, String) {
+    for (prefix, kind) in [("cls_p", "logits"), ("reg_p", "offsets")] {
+        if let Some(level) = name.strip_prefix(prefix) {
+            return (kind, format!("P{level}"));
+        }
+    }
+    ("outputs", name.to_owned())
+}
+
 /// What exceeds a limit.
 fn failures(
     limits: &Limits,
-    levels: &[LevelDeviation],
+    outputs: &[OutputDeviation],
     detections: &Detections,
     adi_points: Option<f64>,
 ) -> Vec<String> {
     let mut failures = Vec::new();
-    type Part = fn(&LevelDeviation) -> &Deviation;
-    let parts: [(&str, Part); 2] = [("logits", |l| &l.logits), ("offsets", |l| &l.offsets)];
-    for (what, part) in parts {
-        for level in levels.iter().filter(|level| part(level).num_not_finite > 0) {
+    for kind in ["logits", "offsets", "outputs"] {
+        let of_kind: Vec<(String, &Deviation)> = outputs
+            .iter()
+            .map(|output| (kind_of(&output.name), &output.deviation))
+            .filter(|((own, _), _)| *own == kind)
+            .map(|((_, place), deviation)| (place, deviation))
+            .collect();
+        for (place, deviation) in of_kind.iter().filter(|(_, d)| d.num_not_finite > 0) {
             failures.push(format!(
-                "{what} of {}: {} values are finite in one of the two only",
-                level_name(level.stride),
-                part(level).num_not_finite
+                "{kind} of {place}: {} values are finite in one of the two only",
+                deviation.num_not_finite
             ));
         }
-        let beyond: Vec<_> = levels.iter().filter(|l| part(l).relative > limits.outputs).collect();
-        let worst = beyond.iter().max_by(|a, b| part(a).relative.total_cmp(&part(b).relative));
-        if let Some(worst) = worst {
+        let beyond: Vec<_> = of_kind.iter().filter(|(_, d)| d.relative > limits.outputs).collect();
+        let worst = beyond.iter().max_by(|(_, a), (_, b)| a.relative.total_cmp(&b.relative));
+        if let Some((place, deviation)) = worst {
             failures.push(format!(
-                "{what} of {} of {} levels differ, most of all {} by {} of their scale, above {:e}",
-                beyond.len(),
-                levels.len(),
-                level_name(worst.stride),
-                short(part(worst).relative),
+                "{} differ, most of all {place} by {} of their scale, above {:e}",
+                match kind {
+                    "outputs" => format!("{} of {} outputs", beyond.len(), of_kind.len()),
+                    _ => format!("{kind} of {} of {} levels", beyond.len(), of_kind.len()),
+                },
+                short(deviation.relative),
                 limits.outputs
             ));
         }
@@ -449,6 +498,15 @@ impl VerifyReport {
                 level_name(level.stride),
                 part(&level.logits),
                 part(&level.offsets)
+            );
+        }
+        for OutputDeviation { name, deviation: d } in &self.outputs {
+            let _ = writeln!(
+                out,
+                "{name}: max {}, mean {}, of scale {}",
+                short(d.max_abs),
+                short(d.mean_abs),
+                short(d.relative)
             );
         }
         self.poses_text(&mut out);
@@ -567,28 +625,46 @@ mod tests {
     }
 
     #[test]
+    fn outputs_of_a_level_are_told_together() {
+        let output = |name: &str, max_abs| OutputDeviation {
+            name: name.to_owned(),
+            deviation: Deviation { max_abs, ..Default::default() },
+        };
+        let names = ["cls_p4", "cls_p3", "mask", "reg_p3", "reg_p4", "cls_p9"];
+        let outputs = names.iter().zip(0..).map(|(name, i)| output(name, f64::from(i)));
+        let (levels, others) = by_level(outputs.collect());
+        let found: Vec<_> =
+            levels.iter().map(|l| (l.stride, l.logits.max_abs, l.offsets.max_abs)).collect();
+        assert_eq!(found, [(8, 1.0, 3.0), (16, 0.0, 4.0)]);
+        assert_eq!(others, [output("mask", 2.0), output("cls_p9", 5.0)]);
+        let json = serde_json::to_value(&others[0]).unwrap();
+        assert_eq!((&json["name"], &json["max_abs"]), (&"mask".into(), &2.0.into()));
+    }
+
+    #[test]
     fn every_limit_has_its_own_failure() {
         let limits = Limits::default();
-        let fine = LevelDeviation {
-            stride: 8,
-            logits: Deviation { relative: 1e-4, ..Default::default() },
-            offsets: Deviation::default(),
+        let output = |name: &str, relative| OutputDeviation {
+            name: name.to_owned(),
+            deviation: Deviation { relative, ..Default::default() },
         };
+        let fine = [output("cls_p3", 1e-4), output("cls_p5", 0.0), output("reg_p3", 0.0)];
+        let with = |output: OutputDeviation| [&fine[..], &[output]].concat();
         let none = Detections::default();
-        assert!(failures(&limits, &[fine], &none, Some(-1.0)).is_empty());
-        let mut level = fine;
-        level.stride = 32;
-        level.offsets.relative = 2e-4;
-        let text = failures(&limits, &[fine, level], &none, None).join("; ");
+        assert!(failures(&limits, &fine, &none, Some(-1.0)).is_empty());
+        let text = failures(&limits, &with(output("reg_p5", 2e-4)), &none, None).join("; ");
         let expected =
             "offsets of 1 of 2 levels differ, most of all P5 by 2.00e-4 of their scale, above 1e-4";
         assert_eq!(text, expected);
-        let mut level = fine;
-        level.logits.num_not_finite = 3;
-        assert!(failures(&limits, &[level], &none, None)[0].contains("3 values are finite"));
+        let text = failures(&limits, &with(output("rotation", 0.5)), &none, None).join("; ");
+        assert!(text.starts_with("1 of 1 outputs differ, most of all rotation by 0.5"), "{text}");
+        let mut wild = output("cls_p6", 0.0);
+        wild.deviation.num_not_finite = 3;
+        let text = failures(&limits, &with(wild), &none, None).join("; ");
+        assert_eq!(text, "logits of P6: 3 values are finite in one of the two only");
         let changed = Detections { share_changed: 0.02, ..none };
-        assert!(failures(&limits, &[fine], &changed, None)[0].contains("2.00 % of the detections"));
-        let text = failures(&limits, &[fine], &none, Some(-1.25)).join("; ");
+        assert!(failures(&limits, &fine, &changed, None)[0].contains("2.00 % of the detections"));
+        let text = failures(&limits, &fine, &none, Some(-1.25)).join("; ");
         assert_eq!(text, "ADI-0.1d differs by -1.25 points, above 1.00");
     }
 }

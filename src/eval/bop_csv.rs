@@ -7,8 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::predictions::Prediction;
-use super::result_file::Index;
+use super::prediction::Prediction;
+use super::split_index::{SplitIndex, image_ids};
 use crate::data::Dataset;
 use crate::io::write_atomic;
 
@@ -16,19 +16,6 @@ use crate::io::write_atomic;
 pub(super) const HEADER: &str = "scene_id,im_id,obj_id,score,R,t,time";
 /// What stands for a time that is not known.
 const UNKNOWN_TIME: f64 = -1.0;
-
-/// BOP's numbers of an image of a list: those of its sequence and of its file.
-///
-/// `testing/seq_000007/000000/rgb/000042.jpg` is image 42 of scene 7. Without a folder `seq_N` the scene is the number of
-/// the folder that holds `rgb`, as in other BOP datasets (`test/000007/rgb/000042.png`). `None` for other names.
-pub fn image_ids(image: &str) -> Option<(u32, u32)> {
-    let path = Path::new(image);
-    let im_id = path.file_stem()?.to_str()?.parse().ok()?;
-    let scene = path.parent()?.parent()?;
-    let names = || scene.iter().rev().filter_map(|part| part.to_str());
-    let sequence = names().find_map(|name| name.strip_prefix("seq_")?.parse().ok());
-    Some((sequence.or_else(|| names().next()?.parse().ok())?, im_id))
-}
 
 /// Whether a line is the header.
 pub(super) fn is_header(line: &str) -> bool {
@@ -78,7 +65,7 @@ impl Row {
     ///
     /// # Errors
     /// If the image or the object is not of the dataset, or R and t are no pose.
-    pub fn prediction(&self, index: &Index) -> Result<Prediction> {
+    pub fn prediction(&self, index: &SplitIndex) -> Result<Prediction> {
         let prediction = Prediction {
             image: index.image_of_ids(self.scene_id, self.im_id)?.to_owned(),
             class: index.class(self.obj_id)?,
@@ -95,7 +82,7 @@ impl Row {
 }
 
 fn whole(name: &str, text: &str) -> Result<u32> {
-    text.parse().map_err(|_| anyhow!("{name} is {text:?}, expected a whole number, 0 or more"))
+    text.parse().map_err(|_| anyhow!("{name} is {text:?}, expected a whole number of at least 0"))
 }
 
 fn number(name: &str, text: &str) -> Result<f64> {
@@ -123,7 +110,7 @@ pub fn write_bop_csv(
     predictions: &[Prediction],
     time_s: Option<f64>,
 ) -> Result<()> {
-    let index = Index::new(dataset);
+    let index = SplitIndex::new(dataset);
     let time_s = time_s.unwrap_or(UNKNOWN_TIME);
     write_atomic(path, |out| {
         writeln!(out, "{HEADER}")?;
@@ -160,22 +147,6 @@ fn joined(values: &[f64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn images_have_the_numbers_of_their_sequence_and_file() {
-        for (image, ids) in [
-            ("testing/seq_000007/000000/rgb/000042.jpg", Some((7, 42))),
-            ("test/000003/rgb/000001.png", Some((3, 1))),
-            ("seq_000012/rgb/5.png", Some((12, 5))),
-            ("seq_x/000002/rgb/5.png", Some((2, 5))),
-            ("test/front/rgb/000001.png", None),
-            ("testing/seq_000007/000000/rgb/front.jpg", None),
-            ("3.png", None),
-            ("", None),
-        ] {
-            assert_eq!(image_ids(image), ids, "{image}");
-        }
-    }
 
     #[test]
     fn the_header_is_known_with_spaces() {

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use super::predictions::Prediction;
+use super::prediction::Prediction;
 use super::report::{estimates_of, targets_of};
 use crate::data::{BadSample, DataConfig, Dataset, Frame};
 use crate::geom::{Pose, Vec3};
@@ -85,7 +85,7 @@ fn symmetries_of(info: &ModelInfo, obj_id: u32, path: &Path) -> Result<Vec<Pose>
             let valid = axis.norm() > 0.0 && axis.iter().chain(&offset).all(|v| v.is_finite());
             ensure!(
                 valid,
-                "{}: axis {:?} is no direction",
+                "{}: axis {:?} is not a direction",
                 place("symmetries_continuous", i),
                 c.axis
             );

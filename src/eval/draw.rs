@@ -9,14 +9,14 @@ const GLYPH_ADVANCE: u32 = 6;
 /// Rows of a glyph.
 pub(super) const GLYPH_HEIGHT: u32 = 7;
 
-/// Mixes `color` into a pixel by `share` (0 to 1); outside the image nothing happens.
-fn blend(image: &mut RgbImage, x: i64, y: i64, color: Rgb<u8>, share: f64) {
+/// Mixes `color` into a pixel by `fraction` (0 to 1); outside the image nothing happens.
+fn blend(image: &mut RgbImage, x: i64, y: i64, color: Rgb<u8>, fraction: f64) {
     if x < 0 || y < 0 || x >= i64::from(image.width()) || y >= i64::from(image.height()) {
         return;
     }
     let pixel = image.get_pixel_mut(x as u32, y as u32);
     for (p, c) in pixel.0.iter_mut().zip(color.0) {
-        *p = (f64::from(*p) * (1.0 - share) + f64::from(c) * share).round() as u8;
+        *p = (f64::from(*p) * (1.0 - fraction) + f64::from(c) * fraction).round() as u8;
     }
 }
 
@@ -46,9 +46,9 @@ pub(super) fn line(image: &mut RgbImage, a: Vec2, b: Vec2, width_px: f64, color:
                 0.0
             };
             let distance = (p - (a + d * along)).norm();
-            let share = (radius + 0.5 - distance).clamp(0.0, 1.0);
-            if share > 0.0 {
-                blend(image, x, y, color, share);
+            let fraction = (radius + 0.5 - distance).clamp(0.0, 1.0);
+            if fraction > 0.0 {
+                blend(image, x, y, color, fraction);
             }
         }
     }

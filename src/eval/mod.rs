@@ -1,47 +1,61 @@
 //! Inference over a split, poses, scores and the report.
 //!
-//! Start at [`infer`] (a network and a dataset to [`Prediction`]s), at [`infer_stream`] (pictures without true poses) and at [`evaluate`] (predictions and true poses to an
-//! [`Evaluation`]: the [`Report`] that `metrics.json` holds, and the errors of every object). [`write_predictions`] keeps
+//! Start at [`Pipeline`], the one way from pictures to outputs and poses: [`infer`] and [`infer_pair`] run it over a dataset's
+//! split, [`infer_stream`] over pictures without true poses. It knows no network: a [`crate::nn::Engine`] computes outputs by
+//! name, a [`crate::nn::Decode`] reads them, a [`Solver`] finds the poses. [`evaluate`] makes of predictions and true poses an
+//! [`Evaluation`]: the [`Report`] that `metrics.json` holds, and the errors of every object. [`write_predictions`] keeps
 //! predictions as JSON lines, [`write_bop_csv`] in BOP's form, and [`read_predictions`] reads both, of any program. A
 //! report is told by [`Report::text`] and [`Report::markdown`], several side by side by [`Comparison`];
-//! [`write_depth_chart`] and [`write_overlays`] draw. How cells become correspondences is in [`candidates`].
+//! [`write_depth_chart`] and [`write_overlays`] draw.
 //!
-//! Refused: a network with another number of classes than the dataset, predictions of images or classes that the
+//! Refused: an engine without the outputs that its decoder reads, predictions of images or classes that the
 //! evaluated list has not, lines that hold no pose.
 
 mod bop_csv;
 mod bop_scores;
-pub mod candidates;
 mod config;
+mod deviation;
 mod draw;
+mod estimate;
 mod grid;
-mod infer;
+mod jobs;
+mod json_lines;
+mod options;
 pub mod overlay;
-mod pair;
+mod pipeline;
 mod plots;
 mod pose_records;
-mod predictions;
+mod prediction;
 mod report;
 mod result_file;
 mod solver;
-mod stream;
+mod split;
+mod split_index;
 mod tables;
 #[cfg(test)]
 mod testing;
+mod timing;
 
-pub use bop_csv::{image_ids, write_bop_csv};
+pub use bop_csv::write_bop_csv;
 pub use bop_scores::average_recalls;
 pub use config::EvalConfig;
-pub use infer::{Engine, InferOptions, Inference, Progress, infer};
+pub use deviation::{Deviation, OutputComparison, OutputDeviation};
+pub use estimate::{ClassResult, PoseEstimate};
+pub use jobs::{Answer, Job, PictureSource, infer_stream};
+pub use json_lines::write_predictions;
+pub use options::{InferOptions, preprocess};
 pub use overlay::{Outline, prediction_overlay, write_overlays};
-pub use pair::{Deviation, LevelDeviation, Pair, infer_pair};
+pub use pipeline::{Forwarded, PictureBatch, PictureInfo, Pipeline, SolvedPicture};
 pub use plots::{depth_chart, recall_over_depth, write_depth_chart};
 pub use pose_records::{PoseWriter, Written};
-pub use predictions::{Prediction, write_predictions};
+pub use prediction::Prediction;
 pub use report::{
     BinLimits, ClassSummary, DatasetSummary, Definition, Evaluation, Report, RunInfo,
-    SYNTHETIC_FILE, Timing, evaluate, write_errors,
+    SYNTHETIC_FILE, evaluate, write_errors,
 };
 pub use result_file::{ResultFile, ResultFormat, read_predictions};
-pub use stream::{Absent, Answer, Found, Found6D, Job, Source, StreamTiming, infer_stream};
+pub use solver::{ImageResult, Solver};
+pub use split::{Inference, Pair, Progress, infer, infer_pair, pictures_of};
+pub use split_index::image_ids;
 pub use tables::Comparison;
+pub use timing::Timing;

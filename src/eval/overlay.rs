@@ -8,7 +8,7 @@ use image::{Rgb, RgbImage};
 use rayon::prelude::*;
 
 use super::draw;
-use super::predictions::Prediction;
+use super::prediction::Prediction;
 use crate::data::{Dataset, Frame};
 use crate::geom::{Camera, Corners, Lens, Pose, Vec2, Vec3};
 use crate::io::picture::{read_rgb, write_png};

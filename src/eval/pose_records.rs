@@ -8,9 +8,11 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::bop_csv;
-use super::predictions::Prediction;
-use super::stream::{Absent, Answer, Found, Found6D};
+use super::estimate::{ClassResult, PoseEstimate};
+use super::jobs::Answer;
+use super::prediction::Prediction;
 use crate::io::PartialFile;
+use crate::nn::NoDetection;
 
 /// A picture that could not be read.
 const UNREADABLE: &str = "unreadable_image";
@@ -122,7 +124,7 @@ impl PoseWriter {
         Ok(())
     }
 
-    fn write_found(&mut self, answer: &Answer, ids: Ids, found: &Found) -> Result<()> {
+    fn write_found(&mut self, answer: &Answer, ids: Ids, found: &ClassResult) -> Result<()> {
         match &found.outcome {
             Ok(pose) => {
                 self.written.num_poses += 1;
@@ -136,7 +138,7 @@ impl PoseWriter {
                 writeln!(self.csv, "{row}")?;
                 Ok(())
             }
-            Err(Absent { reason, detail }) => self.write_absent(NoPoseLine {
+            Err(NoDetection { reason, detail }) => self.write_absent(NoPoseLine {
                 image: &answer.name,
                 class: Some(found.class),
                 obj_id: Some(found.obj_id),
@@ -177,7 +179,7 @@ impl PoseWriter {
     }
 }
 
-fn pose_line<'a>(pose: &'a Found6D, ids: Ids, latency_s: f64) -> PoseLine<'a> {
+fn pose_line<'a>(pose: &'a PoseEstimate, ids: Ids, latency_s: f64) -> PoseLine<'a> {
     let covariance = pose.covariance.as_ref();
     PoseLine {
         prediction: &pose.prediction,
@@ -203,7 +205,7 @@ mod tests {
     use crate::eval::testing::{dataset, predictions_of};
     use crate::geom::Camera;
 
-    fn answer(name: &str, found: Result<Vec<Found>, String>) -> Answer {
+    fn answer(name: &str, found: Result<Vec<ClassResult>, String>) -> Answer {
         let input = InputConfig { width: 32, height: 32, ..InputConfig::default() };
         let lens = Camera::new(20.0, 20.0, 16.0, 16.0).unwrap().into();
         let view = Arc::new(View::new(lens, None, &input, &DataConfig::default()).unwrap());
@@ -220,18 +222,18 @@ mod tests {
         let predictions = predictions_of(&dataset);
         let folder = tempfile::tempdir().unwrap();
         let mut writer = PoseWriter::create(folder.path(), false).unwrap();
-        let absent = Absent { reason: "no_cell", detail: "none above 0.3".into() };
+        let absent = NoDetection { reason: "no_cell", detail: "none above 0.3".into() };
         for (i, prediction) in predictions.iter().take(4).enumerate() {
             let ids = (7 + i as u32 / 3, i as u32 % 3);
             let outcome = match i {
                 1 => Err(absent.clone()),
-                _ => Ok(Found6D {
+                _ => Ok(PoseEstimate {
                     prediction: prediction.clone(),
                     num_correspondences: 96,
                     covariance: None,
                 }),
             };
-            let found = Ok(vec![Found { class: 0, obj_id: 1, outcome }]);
+            let found = Ok(vec![ClassResult { class: 0, obj_id: 1, outcome }]);
             writer.write(&answer(&prediction.image, found), ids).unwrap();
         }
         writer.write(&answer("broken.png", Err("truncated".into())), (9, 9)).unwrap();

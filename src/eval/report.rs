@@ -7,7 +7,9 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::config::EvalConfig;
-use super::predictions::{Prediction, write_lines};
+use super::json_lines::write_lines;
+use super::prediction::Prediction;
+use super::timing::Timing;
 use crate::data::{BadSample, DataConfig, Dataset, Frame};
 use crate::io::{read_json, write_json};
 use crate::pose::{
@@ -61,23 +63,6 @@ pub struct BinLimits {
     pub mm: Option<(f64, f64)>,
     /// Diameters; none when they differ between classes (`equal` bins) and for `all`.
     pub diameters: Option<(f64, f64)>,
-}
-
-/// Where an inference's time went, seconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Timing {
-    /// Images.
-    pub num_images: usize,
-    /// Waiting for batches.
-    pub loading_s: f64,
-    /// Upload, network and download.
-    pub network_s: f64,
-    /// Selecting correspondences, summed over the threads.
-    pub decode_s: f64,
-    /// Solving for poses, summed over the threads.
-    pub pnp_s: f64,
-    /// From the request of the first batch to the last pose.
-    pub total_s: f64,
 }
 
 /// A metric's meaning.
@@ -309,7 +294,7 @@ fn definitions(classes: &[ClassSummary]) -> Vec<Definition> {
         ("SPEED score", "mean of 2 acos|<q, q*>| + |t - t*| / |t*|; a missing pose scores pi + 1"),
         (
             "percent",
-            "share of true objects with an error strictly below the threshold; a missing prediction \
+            "fraction of true objects with an error strictly below the threshold; a missing prediction \
              counts as 1 d and 50 px",
         ),
     ]

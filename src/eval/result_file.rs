@@ -11,12 +11,14 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 use super::bop_csv;
-use super::predictions::{Prediction, parse_line};
+use super::json_lines::parse_line;
+use super::prediction::Prediction;
+use super::split_index::SplitIndex;
 use crate::data::Dataset;
 
 /// Longest line that is read, bytes: a line of either format has a few hundred.
 const MAX_LINE_BYTES: u64 = 1 << 20;
-/// Bad lines that are told one by one; the others are counted.
+/// Bad lines that are reported one by one; the others are counted.
 const MAX_BAD_TOLD: usize = 10;
 
 /// How predictions are written.
@@ -51,7 +53,7 @@ impl FromStr for ResultFormat {
         match text {
             "jsonl" => Ok(Self::Jsonl),
             "bop-csv" => Ok(Self::BopCsv),
-            _ => Err(format!("{text:?} is no format, expected jsonl or bop-csv")),
+            _ => Err(format!("{text:?} is not a format, expected jsonl or bop-csv")),
         }
     }
 }
@@ -104,7 +106,7 @@ pub fn read_predictions(
     let at = path.display();
     let file = File::open(path).with_context(|| format!("reading predictions {at}"))?;
     let mut lines = Lines { reader: BufReader::new(file), path: path.to_owned(), number: 0 };
-    let mut reader = Reader::new(Index::new(dataset), format);
+    let mut reader = Reader::new(SplitIndex::new(dataset), format);
     let mut text = String::new();
     while lines.next(&mut text)? {
         let line = text.trim_start_matches('\u{feff}').trim();
@@ -142,7 +144,7 @@ impl Lines {
         let count = count.with_context(place)?;
         ensure!(
             (count as u64) < MAX_LINE_BYTES,
-            "{}: a line longer than {MAX_LINE_BYTES} bytes: this is no file of predictions",
+            "{}: a line longer than {MAX_LINE_BYTES} bytes: this is not a file of predictions",
             place()
         );
         *text = String::from_utf8(bytes)
@@ -152,7 +154,7 @@ impl Lines {
 }
 
 struct Reader {
-    index: Index,
+    index: SplitIndex,
     format: Option<ResultFormat>,
     /// Whether a line with text was seen.
     begun: bool,
@@ -166,7 +168,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(index: Index, format: Option<ResultFormat>) -> Self {
+    fn new(index: SplitIndex, format: Option<ResultFormat>) -> Self {
         Self {
             index,
             format,
@@ -251,93 +253,6 @@ impl Reader {
             bad: self.bad,
             mean_time_s: (!times.is_empty()).then(|| total / times.len() as f64),
         })
-    }
-}
-
-/// The images and classes of a dataset, by the names and numbers that files of predictions use.
-pub(super) struct Index {
-    root: PathBuf,
-    images: HashSet<String>,
-    first_image: Option<String>,
-    by_ids: HashMap<(u32, u32), Vec<String>>,
-    scenes: HashSet<u32>,
-    obj_ids: Vec<u32>,
-}
-
-impl Index {
-    pub fn new(dataset: &Dataset) -> Self {
-        let mut by_ids: HashMap<(u32, u32), Vec<String>> = HashMap::new();
-        for frame in &dataset.frames {
-            if let Some(ids) = bop_csv::image_ids(&frame.image) {
-                by_ids.entry(ids).or_default().push(frame.image.clone());
-            }
-        }
-        Self {
-            root: dataset.root.clone(),
-            images: dataset.frames.iter().map(|f| f.image.clone()).collect(),
-            first_image: dataset.frames.first().map(|f| f.image.clone()),
-            scenes: by_ids.keys().map(|(scene, _)| *scene).collect(),
-            by_ids,
-            obj_ids: dataset.models.iter().map(|m| m.obj_id).collect(),
-        }
-    }
-
-    /// An image as the list spells it; `./` in front or the dataset's folder may be there.
-    pub fn image<'a>(&'a self, name: &'a str) -> Result<&'a str> {
-        let own = Path::new(name).strip_prefix(&self.root).ok().and_then(Path::to_str);
-        let spellings = [Some(name), name.strip_prefix("./"), own];
-        let known = spellings.into_iter().flatten().find(|s| self.images.contains(*s));
-        known.with_context(|| {
-            format!(
-                "image {name} is not in the evaluated list of {} ({} images, the first is {}): evaluate the split \
-                 that the predictions were made for",
-                self.root.display(),
-                self.images.len(),
-                self.first_image.as_deref().unwrap_or("none")
-            )
-        })
-    }
-
-    /// The image of BOP's numbers.
-    pub fn image_of_ids(&self, scene_id: u32, im_id: u32) -> Result<&str> {
-        match self.by_ids.get(&(scene_id, im_id)).map(Vec::as_slice) {
-            Some([one]) => Ok(one),
-            Some([one, other, ..]) => bail!(
-                "scene_id {scene_id}, im_id {im_id} is both {one} and {other}: BOP's numbers do not tell these \
-                 images apart, use JSON lines"
-            ),
-            _ if self.by_ids.is_empty() => bail!(
-                "the images of {} have no BOP numbers: expected paths like \
-                 testing/seq_000007/000000/rgb/000000.jpg, the first is {}",
-                self.root.display(),
-                self.first_image.as_deref().unwrap_or("none")
-            ),
-            _ if self.scenes.contains(&scene_id) => bail!(
-                "im_id {im_id} of scene_id {scene_id} is not in the evaluated list of {}",
-                self.root.display()
-            ),
-            _ => bail!(
-                "scene_id {scene_id} is not in the evaluated list of {} ({} scenes, such as {}): it is the number of \
-                 the sequence (seq_000007 is 7); evaluate the split that the predictions were made for",
-                self.root.display(),
-                self.scenes.len(),
-                self.scenes.iter().min().map_or_else(String::new, u32::to_string)
-            ),
-        }
-    }
-
-    /// The class of an object's number.
-    pub fn class(&self, obj_id: u32) -> Result<usize> {
-        self.obj_ids.iter().position(|id| *id == obj_id).with_context(|| {
-            let known: Vec<String> = self.obj_ids.iter().map(u32::to_string).collect();
-            format!("no mesh has obj_id {obj_id}, there are {}", known.join(", "))
-        })
-    }
-
-    /// The number of a class's object.
-    pub fn obj_id(&self, class: usize) -> Result<u32> {
-        let obj_id = self.obj_ids.get(class).copied();
-        obj_id.with_context(|| format!("class is {class}, expected 0..{}", self.obj_ids.len()))
     }
 }
 

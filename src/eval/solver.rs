@@ -1,238 +1,205 @@
-//! From a network's outputs for one image to poses: what every kind of inference shares.
+//! From a network's outputs for one image to poses.
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use tch::{Device, Kind, Tensor};
+use anyhow::Result;
 
-use super::candidates::{ClassCandidates, LevelOutput, REG_CHANNELS, best_confidence, select};
-use super::infer::{Engine, InferOptions};
-use super::predictions::Prediction;
-use crate::data::ObjectBox;
-use crate::geom::{Camera, Vec3};
-use crate::model::{AnchorGrid, Outputs};
-use crate::pose::{NoPose, PnpSolution, PoseCovariance, Sightings, find_pose, pose_covariance};
+use super::estimate::{ClassResult, PoseEstimate};
+use super::options::InferOptions;
+use super::prediction::Prediction;
+use crate::geom::{Camera, Correspondences, Pose};
+use crate::nn::{Decode, Decoded, Detection, Evidence, HostOutputs, NoDetection, OutputShape};
+use crate::pose::{NoPose, RansacConfig, find_pose, pose_covariance};
+use crate::seed::splitmix64;
 
-/// Correspondences of a cell: one a corner.
-const PER_CELL: usize = 8;
-
-/// All outputs of a batch in one transfer: `[n, (C + 16 C) cells]`, of each image the levels' logits `[C, h, w]`, then the
-/// levels' regressions `[16 C, h, w]`.
-pub(super) fn to_host(
-    outputs: &Outputs,
-    grid: &AnchorGrid,
-    num_images: usize,
-    num_classes: usize,
-) -> Result<Vec<f32>> {
-    let flat: Vec<Tensor> =
-        outputs.cls.iter().chain(&outputs.reg).map(|t| t.flatten(1, -1)).collect();
-    let joined = Tensor::f_cat(&flat, 1).context("joining the network's outputs")?;
-    let joined = joined.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
-    let per_image = num_classes * (1 + REG_CHANNELS) * grid.num_cells();
-    ensure!(
-        joined.size() == [num_images as i64, per_image as i64],
-        "the network's outputs have {:?} numbers, expected [{num_images}, {per_image}]: {} cells",
-        joined.size(),
-        grid.num_cells()
-    );
-    Ok(Vec::<f32>::try_from(joined.view([-1]))?)
-}
-
-/// What became of a class in an image.
-pub(super) struct ClassResult {
-    /// 0-based.
-    pub class: usize,
-    /// Number of its object.
-    pub obj_id: u32,
-    /// The cells and their correspondences; none when no cell is a candidate.
-    pub candidates: Option<ClassCandidates>,
-    /// The pose, or why there is none.
-    pub outcome: Result<PnpSolution, Missing>,
-}
-
-/// Why a class has no pose.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Missing {
-    /// No cell is above the threshold; the largest confidence (sigmoid).
-    NoCell { best: f64 },
-    /// Cells are, but none on a level that gives cells for a box of the size they predict.
-    NoLevel { best: f64 },
-    /// PnP found none.
-    Pnp(NoPose),
-}
-
-impl ClassResult {
-    /// The pose as a line of a predictions file.
-    pub fn prediction(&self, image: &str) -> Option<Prediction> {
-        let (solution, candidates) = (self.outcome.as_ref().ok()?, self.candidates.as_ref()?);
-        Some(Prediction {
-            image: image.to_owned(),
-            class: self.class,
-            obj_id: Some(self.obj_id),
-            score: f64::from(candidates.score),
-            r: solution.pose.r_row_major(),
-            t_mm: solution.pose.t_array(),
-            inliers: solution.inliers.len(),
-            residual_px: solution.mean_residual_px,
-        })
-    }
+/// What turns outputs into poses: a network's decoder, then PnP under the internal camera.
+pub struct Solver<'a> {
+    decoder: &'a dyn Decode,
+    obj_ids: Vec<u32>,
+    camera: Camera,
+    ransac: RansacConfig,
+    seed: u64,
+    covariance: bool,
 }
 
 /// What became of an image.
-pub(super) struct ImageResult {
+#[derive(Debug)]
+pub struct ImageResult {
     /// Of each class, ascending.
     pub classes: Vec<ClassResult>,
+    /// Reading the outputs, s.
     pub decode_s: f64,
+    /// Solving for the poses, s.
     pub pnp_s: f64,
 }
 
-/// What turns outputs into poses.
-pub(super) struct Solver<'a> {
-    pub grid: AnchorGrid,
-    objects: Vec<ObjectBox>,
-    camera: Camera,
-    options: &'a InferOptions,
-}
-
 impl<'a> Solver<'a> {
-    /// For the outputs of `network`, which has as many classes as there are `objects`.
-    pub fn new(
-        network: &dyn Engine,
-        objects: Vec<ObjectBox>,
-        options: &'a InferOptions,
-    ) -> Result<Self> {
-        let grid = network.grid(options.input.width, options.input.height);
-        Self::with_grid(grid, objects, options)
+    /// For the outputs that `decoder` reads, of classes with the objects of these numbers.
+    ///
+    /// # Errors
+    /// If the internal camera is none.
+    pub fn new(decoder: &'a dyn Decode, obj_ids: Vec<u32>, options: &InferOptions) -> Result<Self> {
+        Ok(Self {
+            decoder,
+            obj_ids,
+            camera: options.input.camera()?,
+            ransac: options.ransac.clone(),
+            seed: options.seed,
+            covariance: false,
+        })
     }
 
-    /// For outputs that lie on `grid`.
-    pub fn with_grid(
-        grid: AnchorGrid,
-        objects: Vec<ObjectBox>,
-        options: &'a InferOptions,
-    ) -> Result<Self> {
-        Ok(Self { grid, objects, camera: options.input.camera()?, options })
+    /// The same, that says of each pose how sure it is.
+    pub fn with_covariance(self) -> Self {
+        Self { covariance: true, ..self }
     }
 
-    /// Confidence (sigmoid) above which a cell counts.
-    pub fn threshold(&self) -> f64 {
-        self.options.candidates.confidence_threshold
+    /// The outputs that it takes, in order.
+    pub fn outputs(&self) -> &[OutputShape] {
+        self.decoder.outputs()
     }
 
-    /// The poses in one image; `index` is its place in its list, by which RANSAC draws.
-    pub fn solve(&self, index: usize, values: &[f32]) -> ImageResult {
+    /// The poses in one image of a batch; `place` is its place in its list, by which RANSAC draws, and `name` what it is
+    /// called in results.
+    pub fn solve(
+        &self,
+        place: usize,
+        name: &str,
+        outputs: &HostOutputs,
+        image: usize,
+    ) -> ImageResult {
         let decoding = Instant::now();
-        let num_classes = self.objects.len();
-        let levels = split_levels(values, &self.grid, num_classes);
-        let mut found =
-            select(&levels, num_classes, &self.options.candidates).into_iter().peekable();
+        let decoded = self.decoder.decode(outputs, image);
         let decode_s = decoding.elapsed().as_secs_f64();
         let solving = Instant::now();
-        let classes = self.objects.iter().enumerate().map(|(class, object)| {
-            let candidates = found.next_if(|c| c.class == class);
-            let outcome = match &candidates {
-                Some(candidates) => self.pose(index, candidates).map_err(Missing::Pnp),
-                None => Err(self.missing(&levels, class)),
-            };
-            ClassResult { class, obj_id: object.obj_id, candidates, outcome }
+        let classes = decoded.into_iter().map(|Decoded { class, found }| {
+            let outcome = found.and_then(|found| self.estimate(place, name, class, found));
+            ClassResult { class, obj_id: self.obj_ids[class], outcome }
         });
         let classes = classes.collect();
         ImageResult { classes, decode_s, pnp_s: solving.elapsed().as_secs_f64() }
     }
 
-    fn pose(&self, index: usize, candidates: &ClassCandidates) -> Result<PnpSolution, NoPose> {
-        let points = self.points(candidates);
-        let seed = pnp_seed(self.options.seed, index, candidates.class);
-        find_pose(&self.camera, &points, &candidates.pixels, &self.options.ransac, seed)
-    }
-
-    /// The corner that each pixel shows.
-    fn points(&self, candidates: &ClassCandidates) -> Vec<Vec3> {
-        let corners = &self.objects[candidates.class].corners;
-        corners.iter().copied().cycle().take(candidates.pixels.len()).collect()
-    }
-
-    /// How sure the pose of a class is.
-    pub fn covariance(&self, result: &ClassResult) -> Option<PoseCovariance> {
-        let (solution, candidates) = (result.outcome.as_ref().ok()?, result.candidates.as_ref()?);
-        let sightings = Sightings {
-            points: &self.points(candidates),
-            pixels: &candidates.pixels,
-            inliers: &solution.inliers,
-            per_cell: PER_CELL,
+    fn estimate(
+        &self,
+        place: usize,
+        name: &str,
+        class: usize,
+        detection: Detection,
+    ) -> Result<PoseEstimate, NoDetection> {
+        let prediction = |pose: &Pose, inliers, residual_px| Prediction {
+            image: name.to_owned(),
+            class,
+            obj_id: Some(self.obj_ids[class]),
+            score: detection.score,
+            r: pose.r_row_major(),
+            t_mm: pose.t_array(),
+            inliers,
+            residual_px,
         };
-        pose_covariance(&self.camera, &solution.pose, &sightings)
-    }
-
-    fn missing(&self, levels: &[LevelOutput], class: usize) -> Missing {
-        let best = best_confidence(levels, class);
-        match best > self.options.candidates.confidence_threshold {
-            true => Missing::NoLevel { best },
-            false => Missing::NoCell { best },
-        }
+        let seen = match &detection.evidence {
+            Evidence::Correspondences(seen) => seen,
+            Evidence::Pose(pose) => {
+                let prediction = prediction(pose, 0, 0.0);
+                return Ok(PoseEstimate { prediction, num_correspondences: 0, covariance: None });
+            }
+        };
+        let Correspondences { points, pixels, .. } = seen;
+        let seed = pnp_seed(self.seed, place, class);
+        let solution = find_pose(&self.camera, points, pixels, &self.ransac, seed)
+            .map_err(|why| no_pose(why, seen.len()))?;
+        let covariance = self
+            .covariance
+            .then(|| pose_covariance(&self.camera, &solution.pose, seen, &solution.inliers));
+        Ok(PoseEstimate {
+            prediction: prediction(
+                &solution.pose,
+                solution.inliers.len(),
+                solution.mean_residual_px,
+            ),
+            num_correspondences: seen.len(),
+            covariance: covariance.flatten(),
+        })
     }
 }
 
 /// The seed of one PnP, a function of its place alone.
 fn pnp_seed(seed: u64, image: usize, class: usize) -> u64 {
-    use crate::seed::splitmix64;
     splitmix64(splitmix64(seed ^ 0x706e_7000).wrapping_add(image as u64) ^ ((class as u64) << 40))
 }
 
-/// One image's numbers as levels: all logits come first, then all regressions.
-fn split_levels<'a>(
-    values: &'a [f32],
-    grid: &AnchorGrid,
-    num_classes: usize,
-) -> Vec<LevelOutput<'a>> {
-    let (cls, reg) = values.split_at(num_classes * grid.num_cells());
-    grid.levels
-        .iter()
-        .map(|level| {
-            let part = |values: &'a [f32], channels: usize| {
-                &values[channels * level.offset..][..channels * level.num_cells()]
-            };
-            LevelOutput {
-                cls: part(cls, num_classes),
-                reg: part(reg, num_classes * REG_CHANNELS),
-                h: level.h,
-                w: level.w,
-                stride_px: level.stride as f64,
-                anchor_px: level.size_px,
-            }
-        })
-        .collect()
+/// Why PnP found no pose from `num` correspondences.
+fn no_pose(why: NoPose, num: usize) -> NoDetection {
+    let (reason, detail) = match why {
+        NoPose::TooFew => (
+            "too_few_correspondences",
+            format!("of {num} correspondences fewer than 4 distinct corners are usable"),
+        ),
+        NoPose::NoConsensus => (
+            "no_consensus",
+            format!("PnP found no pose that enough of the {num} correspondences agree with"),
+        ),
+        NoPose::Undetermined => (
+            "undetermined",
+            format!("those of the {num} correspondences that agree do not determine a pose"),
+        ),
+    };
+    NoDetection { reason, detail }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::NetworkConfig;
+    use crate::eval::testing::{dataset, options};
+
+    /// Finds what it holds in every image.
+    struct Fixed(Result<Detection, NoDetection>);
+
+    impl Decode for Fixed {
+        fn outputs(&self) -> &[OutputShape] {
+            &[]
+        }
+
+        fn decode(&self, _outputs: &HostOutputs, _image: usize) -> Vec<Decoded> {
+            vec![Decoded { class: 0, found: self.0.clone() }]
+        }
+    }
+
+    fn solve(found: Result<Detection, NoDetection>) -> Result<PoseEstimate, NoDetection> {
+        let decoder = Fixed(found);
+        let solver = Solver::new(&decoder, vec![7], &options()).unwrap().with_covariance();
+        let outputs = HostOutputs::new(vec![], 1, vec![]).unwrap();
+        let [class] = solver.solve(3, "a.png", &outputs, 0).classes.try_into().unwrap();
+        assert_eq!((class.class, class.obj_id), (0, 7));
+        class.outcome
+    }
 
     #[test]
-    fn levels_survive_the_transfer() {
-        let network = NetworkConfig::widedepth_tiny();
-        let grid = AnchorGrid::new(&network, 64, 48);
-        let random = |channels: i64, level: &crate::model::Level| {
-            let shape = [2, channels, level.h as i64, level.w as i64];
-            let count = shape.iter().product::<i64>();
-            // Channels last, as the network's own outputs may be.
-            (Tensor::arange(count, (Kind::Float, Device::Cpu)) + level.offset as f64)
-                .reshape([shape[0], shape[2], shape[3], shape[1]])
-                .permute([0, 3, 1, 2])
+    fn a_pose_that_a_network_gives_is_taken_as_it_is() {
+        let pose = dataset().frames[4].objects[0].pose;
+        let evidence = Evidence::Pose(pose);
+        let found = solve(Ok(Detection { score: 0.5, evidence })).unwrap();
+        let p = &found.prediction;
+        assert_eq!((p.image.as_str(), p.obj_id, p.score), ("a.png", Some(7), 0.5));
+        assert_eq!((p.r, p.t_mm), (pose.r_row_major(), pose.t_array()));
+        assert!(found.covariance.is_none());
+    }
+
+    #[test]
+    fn there_is_a_reason_where_there_is_no_pose() {
+        let own = NoDetection { reason: "hidden", detail: "behind".to_owned() };
+        assert_eq!(solve(Err(own.clone())).unwrap_err(), own);
+        let truth = dataset().frames[1].objects[0].pose;
+        let points = dataset().models[0].corners.to_vec();
+        let pixels = truth.project(&options().input.camera().unwrap(), &points);
+        let with = |points: &[_], pixels: &[_]| {
+            let (points, pixels) = (points.to_vec(), pixels.to_vec());
+            let seen = Correspondences { points, pixels, group_size: 8 };
+            solve(Ok(Detection { score: 0.5, evidence: Evidence::Correspondences(seen) }))
         };
-        let outputs = Outputs {
-            cls: grid.levels.iter().map(|l| random(2, l)).collect(),
-            reg: grid.levels.iter().map(|l| random(32, l)).collect(),
-        };
-        let values = to_host(&outputs, &grid, 2, 2).unwrap();
-        let image = &values[values.len() / 2..];
-        for (k, level) in split_levels(image, &grid, 2).iter().enumerate() {
-            for (own, tensor) in [(level.cls, &outputs.cls[k]), (level.reg, &outputs.reg[k])] {
-                let expected = Vec::<f32>::try_from(tensor.get(1).contiguous().view([-1])).unwrap();
-                assert_eq!(own, expected, "level {k}");
-            }
-        }
-        assert!(to_host(&outputs, &grid, 2, 1).is_err());
+        assert!(with(&points, &pixels).is_ok());
+        let few = with(&points[..3], &pixels[..3]).unwrap_err();
+        assert_eq!(few.reason, "too_few_correspondences");
+        assert!(few.detail.starts_with("of 3 correspondences"), "{few:?}");
     }
 }

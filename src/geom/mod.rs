@@ -6,6 +6,7 @@
 
 mod affine;
 mod camera;
+mod correspondences;
 mod distortion;
 mod lens;
 mod pose;
@@ -13,6 +14,7 @@ mod refine;
 
 pub use affine::Affine2;
 pub use camera::Camera;
+pub use correspondences::Correspondences;
 pub use distortion::Distortion;
 pub use lens::Lens;
 pub use pose::{Pose, nearest_rotation};

@@ -7,7 +7,9 @@ use std::fmt::Arguments;
 
 use tch::Tensor;
 
-use super::{Function, Layer, PoolShape, leaky_relu};
+use super::function::{Function, PoolShape};
+use super::layer::Layer;
+use super::layers::leaky_relu;
 
 /// A reader of networks.
 ///

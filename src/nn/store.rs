@@ -8,7 +8,9 @@ use std::rc::Rc;
 
 use tch::{Device, Tensor};
 
-use super::{Fill, LayerInfo, LayerKind, Site, Trace};
+use super::init::Fill;
+use super::layer::{LayerInfo, LayerKind};
+use super::slot::Site;
 
 /// What a stored tensor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,12 +119,11 @@ impl Store {
         self.inner.borrow().layers.clone()
     }
 
-    /// Learns from a network's trace which layers run (others are no longer quantizable) and which are its ends.
-    pub fn keep_sites(&self, trace: &Trace) {
-        let used = trace.layers();
+    /// Is told which layers of the network run (others are no longer quantizable) and which are its ends.
+    pub(super) fn keep_sites(&self, used: &BTreeSet<&str>, ends: Ends) {
         let mut inner = self.inner.borrow_mut();
         inner.sites.retain(|site| used.contains(site.name.as_str()));
-        inner.ends = Some(Ends { first: trace.first_layers(), last: trace.last_layers() });
+        inner.ends = Some(ends);
     }
 
     /// The ends of the network; of a store without a trace the first and the last of [`Store::sites`].

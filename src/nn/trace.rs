@@ -4,7 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt::Arguments;
 use std::rc::Rc;
 
-use super::{Function, Layer, LayerInfo, Ops, Store};
+use super::function::Function;
+use super::layer::{Layer, LayerInfo};
+use super::ops::Ops;
+use super::store::{Ends, Store};
 
 /// A node by its number; its value is the result.
 pub type NodeId = usize;
@@ -112,6 +115,12 @@ impl Trace {
             }
         }
         found
+    }
+
+    /// Tells the store which of its layers run (others are no longer quantizable) and which are the network's ends.
+    pub fn mark(&self, store: &Store) {
+        let ends = Ends { first: self.first_layers(), last: self.last_layers() };
+        store.keep_sites(&self.layers(), ends);
     }
 
     /// The layers that run, by name.
@@ -265,7 +274,7 @@ mod tests {
         let a = 3 * 9 * 4 * 12;
         assert_eq!(costs, [(1, a), (1, 4 * 2 * 12), (1, 24 * 5), (0, 0), (1, 0)]);
         assert_eq!(lines[0].output, [4, 3, 4]);
-        store.keep_sites(&trace);
+        trace.mark(&store);
         let sites: Vec<String> = store.sites().iter().map(|s| s.name.clone()).collect();
         assert_eq!(sites, ["m.a", "m.b", "n.c"]);
         assert_eq!(store.modules(), ["m", "n"]);

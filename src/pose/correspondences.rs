@@ -12,7 +12,7 @@ const FLATNESS: f64 = 1e-4;
 const MIN_SIGHTINGS: usize = 3;
 
 /// Sorted correspondences: equal points stand together, and the order of the input is gone.
-pub(super) struct Correspondences {
+pub(super) struct SortedCorrespondences {
     /// Points about their mean, in units of their spread.
     pub points: Vec<Vec3>,
     /// Pixels.
@@ -43,7 +43,7 @@ impl Condensed {
     }
 }
 
-impl Correspondences {
+impl SortedCorrespondences {
     /// Keeps what is finite; none when fewer than 4 distinct points are left or they are on a line.
     pub fn new(camera: &Camera, points: &[Vec3], pixels: &[Vec2]) -> Option<Self> {
         let finite = |i: &usize| {
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn repeats_stand_together_and_know_where_they_came_from() {
         let (points, pixels) = scene();
-        let data = Correspondences::new(&camera(), &points, &pixels).unwrap();
+        let data = SortedCorrespondences::new(&camera(), &points, &pixels).unwrap();
         let mut lengths: Vec<usize> = data.groups.iter().map(ExactSizeIterator::len).collect();
         lengths.sort_unstable();
         assert_eq!(lengths, [1, 1, 1, 1, 3]);
@@ -234,7 +234,7 @@ mod tests {
     fn condensing_changes_a_squared_error_by_a_constant() {
         let (points, pixels) = scene();
         let camera = camera();
-        let data = Correspondences::new(&camera, &points, &pixels).unwrap();
+        let data = SortedCorrespondences::new(&camera, &points, &pixels).unwrap();
         let weights: Vec<f64> = (0..7).map(|i| f64::from(i) * 0.5).collect();
         let condensed = data.condensed(&weights);
         assert!(condensed.points.len() <= 5);
@@ -255,7 +255,7 @@ mod tests {
     fn depth_reversed_poses_look_alike_from_afar() {
         let (points, pixels) = scene();
         let camera = camera();
-        let data = Correspondences::new(&camera, &points, &pixels).unwrap();
+        let data = SortedCorrespondences::new(&camera, &points, &pixels).unwrap();
         let r = *nalgebra::Rotation3::from_euler_angles(0.4, -0.8, 2.0).matrix();
         let pose = Pose { r, t_mm: Vec3::new(300.0, 200.0, 2000.0) };
         let mirrored = data.depth_reversed(&pose);
@@ -266,7 +266,7 @@ mod tests {
         assert!(data.other_side(&pose).is_none());
         // Flat: the other side is a pose of the same points.
         let flat: Vec<Vec3> = points.iter().map(|x| Vec3::new(x.x, x.y, x.x + x.y)).collect();
-        let data = Correspondences::new(&camera, &flat, &pixels).unwrap();
+        let data = SortedCorrespondences::new(&camera, &flat, &pixels).unwrap();
         let other = data.other_side(&pose).unwrap();
         assert!((other.r - pose.r).norm() > 0.1 && other.r.determinant() > 0.0);
         for x in &data.points {
@@ -282,7 +282,7 @@ mod tests {
         let pixels: Vec<Vec2> = (0..15)
             .map(|i| Vec2::new(f64::from([1, 9, 2][i % 3]), f64::from([5, 4, 900][i % 3])))
             .collect();
-        let data = Correspondences::new(&camera(), &thrice, &pixels).unwrap();
+        let data = SortedCorrespondences::new(&camera(), &thrice, &pixels).unwrap();
         let (points, pixels) = data.medians().unwrap();
         assert_eq!(points.len(), 5);
         assert!(pixels.iter().all(|p| *p == Vec2::new(2.0, 5.0)));

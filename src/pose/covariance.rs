@@ -2,7 +2,7 @@
 
 use nalgebra::{Matrix2x6, Matrix6, Matrix6x2, Vector6};
 
-use crate::geom::{Camera, Pose, Vec2, Vec3, reprojection_jacobian};
+use crate::geom::{Camera, Correspondences, Pose, Vec2, Vec3, reprojection_jacobian};
 
 /// Fewest groups whose spread says anything about errors that a group's members share.
 const MIN_GROUPS: usize = 4;
@@ -32,21 +32,8 @@ impl PoseCovariance {
     }
 }
 
-/// The correspondences that a pose was fitted to.
-#[derive(Debug, Clone, Copy)]
-pub struct Sightings<'a> {
-    /// Object frame, mm; equal ones are sightings of one point.
-    pub points: &'a [Vec3],
-    /// px.
-    pub pixels: &'a [Vec2],
-    /// Those that count: the inliers.
-    pub inliers: &'a [usize],
-    /// Correspondences one after the other that come from the same cell.
-    pub per_cell: usize,
-}
-
-/// Estimates the covariance of a least-squares `pose`. `None` when the inliers are fewer than four distinct points or do not
-/// determine a pose.
+/// Estimates the covariance of a `pose` that was fitted to the `inliers` of correspondences by least squares. `None` when the
+/// inliers are fewer than four distinct points or do not determine a pose.
 ///
 /// With independent errors of variance s^2 it is `s^2 H^-1`, `H = sum J^T J`. Errors are not independent: every cell that sees a
 /// corner may be wrong in the same way, and the corners of one cell may be wrong together. So the residuals are taken apart
@@ -68,9 +55,10 @@ pub struct Sightings<'a> {
 pub fn pose_covariance(
     camera: &Camera,
     pose: &Pose,
-    sightings: &Sightings,
+    seen: &Correspondences,
+    inliers: &[usize],
 ) -> Option<PoseCovariance> {
-    let residuals = Residuals::of(camera, pose, sightings)?;
+    let residuals = Residuals::of(camera, pose, seen, inliers)?;
     let whiten = residuals.information.cholesky()?.l().try_inverse()?;
     let num = residuals.seen.len() as f64;
     let plain = residuals.plain();
@@ -108,13 +96,19 @@ struct Cell {
 }
 
 impl Residuals {
-    fn of(camera: &Camera, pose: &Pose, sightings: &Sightings) -> Option<Self> {
+    fn of(
+        camera: &Camera,
+        pose: &Pose,
+        correspondences: &Correspondences,
+        inliers: &[usize],
+    ) -> Option<Self> {
+        let Correspondences { points: all, pixels, group_size } = correspondences;
         let mut information = Matrix6::zeros();
         let (mut seen, mut points, mut cells) =
             (Vec::new(), Vec::<Vec3>::new(), Vec::<Cell>::new());
         let mut last_cell = None;
-        for &i in sightings.inliers {
-            let (x, pixel) = (sightings.points.get(i)?, sightings.pixels.get(i)?);
+        for &i in inliers {
+            let (x, pixel) = (all.get(i)?, pixels.get(i)?);
             let rows = reprojection_jacobian(camera, pose, x);
             let jacobian = Matrix2x6::from_fn(|row, column| rows[row][column]);
             let residual = camera.project(&pose.apply(x)) - pixel;
@@ -123,7 +117,7 @@ impl Residuals {
                 points.push(*x);
                 points.len() - 1
             });
-            let cell = Some(i / sightings.per_cell.max(1));
+            let cell = Some(i / group_size.max(&1));
             if cell != last_cell {
                 cells.push(Cell::default());
                 last_cell = cell;
@@ -254,6 +248,10 @@ mod tests {
         Vector6::new(turn.x, turn.y, turn.z, shift.x, shift.y, shift.z)
     }
 
+    fn correspondences(points: &[Vec3], pixels: Vec<Vec2>) -> Correspondences {
+        Correspondences { points: points.to_vec(), pixels, group_size: 8 }
+    }
+
     /// The covariance of solved poses over many draws, and the mean of the estimates.
     fn simulate(
         noise: Noise,
@@ -265,9 +263,8 @@ mod tests {
         for draw in 0..DRAWS {
             let pixels = disturbed(&points, noise, &mut rng);
             let (pose, inliers) = solve(&points, &pixels, draw);
-            let sightings =
-                Sightings { points: &points, pixels: &pixels, inliers: &inliers, per_cell: 8 };
-            let found = pose_covariance(&camera, &pose, &sightings).unwrap();
+            let seen = correspondences(&points, pixels);
+            let found = pose_covariance(&camera, &pose, &seen, &inliers).unwrap();
             let error = error_of(&pose);
             empirical += error * error.transpose() / DRAWS as f64;
             estimated += found.matrix / DRAWS as f64;
@@ -324,9 +321,8 @@ mod tests {
             let effective = |_| {
                 let pixels = disturbed(&points, noise, &mut rng);
                 let (pose, inliers) = least_squares(&points, &pixels, 0);
-                let sightings =
-                    Sightings { points: &points, pixels: &pixels, inliers: &inliers, per_cell: 8 };
-                pose_covariance(&camera, &pose, &sightings).unwrap().effective
+                let seen = correspondences(&points, pixels);
+                pose_covariance(&camera, &pose, &seen, &inliers).unwrap().effective
             };
             (0..50).map(effective).sum::<f64>() / 50.0
         };
@@ -343,9 +339,8 @@ mod tests {
         let mut rng = seed::stream(33, &[]);
         let pixels = disturbed(&points, [0.5, 0.0, 0.0], &mut rng);
         let (pose, inliers) = least_squares(&points, &pixels, 0);
-        let sightings =
-            Sightings { points: &points, pixels: &pixels, inliers: &inliers, per_cell: 8 };
-        let found = pose_covariance(&camera, &pose, &sightings).unwrap();
+        let found =
+            pose_covariance(&camera, &pose, &correspondences(&points, pixels), &inliers).unwrap();
         let [x, y, z] = found.sigma_translation_mm();
         assert!(z > 3.0 * x && z > 3.0 * y, "{x} {y} {z}");
         assert!((0.3..0.7).contains(&found.sigma_px), "{}", found.sigma_px);
@@ -357,8 +352,7 @@ mod tests {
             let pixels: Vec<Vec2> = (pose.project(&square, &points).iter().enumerate())
                 .map(|(i, p)| p + Vec2::new(0.1, 0.1) * ((i % 5) as f64 - 2.0))
                 .collect();
-            let sightings = Sightings { pixels: &pixels, ..sightings };
-            pose_covariance(&square, pose, &sightings).unwrap()
+            pose_covariance(&square, pose, &correspondences(&points, pixels), &inliers).unwrap()
         };
         let (a, b) = (at(&pose).sigma_rotation_rad(), at(&turned).sigma_rotation_rad());
         assert!((a[0] / b[1] - 1.0).abs() < 0.3 && (a[2] / b[2] - 1.0).abs() < 0.3, "{a:?} {b:?}");
@@ -370,10 +364,8 @@ mod tests {
     fn what_determines_no_pose_has_none() {
         let (points, camera, pose) = (points(), camera(), truth());
         let pixels = pose.project(&camera, &points);
-        let of = |inliers: &[usize]| {
-            let sightings = Sightings { points: &points, pixels: &pixels, inliers, per_cell: 8 };
-            pose_covariance(&camera, &pose, &sightings)
-        };
+        let seen = correspondences(&points, pixels);
+        let of = |inliers: &[usize]| pose_covariance(&camera, &pose, &seen, inliers);
         assert!(of(&[]).is_none() && of(&[0, 1, 2]).is_none());
         assert!(of(&[0, 8, 16, 24]).is_none(), "one corner four times");
         assert!(of(&[0, 1000]).is_none());

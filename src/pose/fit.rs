@@ -1,6 +1,6 @@
 //! The last fit of a pose to the correspondences that agree with it, and whether they determine it.
 
-use super::correspondences::{Condensed, Correspondences};
+use super::correspondences::{Condensed, SortedCorrespondences};
 use super::epnp;
 use crate::geom::{Camera, Pose, Refined, Vec2, Vec3, refine_pose_weighted};
 
@@ -34,7 +34,7 @@ const BEHIND_LOG_RATIO: f64 = 30.0;
 #[derive(Clone, Copy)]
 pub(super) struct Fit<'a> {
     pub camera: &'a Camera,
-    pub data: &'a Correspondences,
+    pub data: &'a SortedCorrespondences,
     /// An inlier's largest distance, px.
     pub inlier_px: f64,
 }

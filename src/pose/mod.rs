@@ -22,7 +22,7 @@ mod table;
 pub mod vsd;
 
 pub use bop::{BopModel, BopScores, bop_scores, symmetries};
-pub use covariance::{PoseCovariance, Sightings, pose_covariance};
+pub use covariance::{PoseCovariance, pose_covariance};
 pub use epnp::epnp;
 pub use ransac::{NoPose, PnpSolution, RansacConfig, find_pose, solve_pnp_ransac};
 pub use recall::{

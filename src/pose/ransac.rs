@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::correspondences::Correspondences;
+use super::correspondences::SortedCorrespondences;
 use super::fit::Fit;
 use super::{epnp, p3p};
 use crate::geom::{Camera, Pose, Vec2, Vec3};
@@ -128,7 +128,7 @@ pub fn find_pose(
     if points.len() != pixels.len() || !problems.is_empty() {
         return Err(NoPose::NoConsensus);
     }
-    let data = Correspondences::new(camera, points, pixels).ok_or(NoPose::TooFew)?;
+    let data = SortedCorrespondences::new(camera, points, pixels).ok_or(NoPose::TooFew)?;
     let fit = Fit { camera, data: &data, inlier_px: config.inlier_px };
     let search = Search { camera, data: &data, config, fit };
     let leader = search.sample(seed).ok_or(NoPose::NoConsensus)?;
@@ -160,7 +160,7 @@ struct Hypothesis {
 
 struct Search<'a> {
     camera: &'a Camera,
-    data: &'a Correspondences,
+    data: &'a SortedCorrespondences,
     config: &'a RansacConfig,
     fit: Fit<'a>,
 }

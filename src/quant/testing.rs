@@ -47,7 +47,7 @@ pub fn network() -> Store {
         ("head.pose_pred", conv(9)),
         ("head2.conv", conv(10)),
     ]);
-    store.keep_sites(&trace());
+    trace().mark(&store);
     store
 }
 

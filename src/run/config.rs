@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use crate::data::{DataConfig, InputConfig};
 use crate::eval::EvalConfig;
 use crate::io;
-use crate::model::{LossConfig, NetworkConfig, TargetConfig};
 use crate::run::home::Home;
 use crate::run::{keys, published};
+use crate::topology::Topology;
+use crate::topology::wdr::{LossConfig, TargetConfig};
 use crate::train::{EmaConfig, StageConfig, TrainConfig};
 
 /// The problem that is meant when none is named.
@@ -47,7 +48,7 @@ pub struct Config {
     #[serde(rename = "INPUT")]
     pub input: InputConfig,
     /// The network.
-    pub network: NetworkSection,
+    pub network: Topology,
     /// Losses, targets, the full-precision stage, checkpoints.
     pub training: TrainingSection,
     /// The quantization flow.
@@ -94,24 +95,6 @@ impl Default for RuntimeConfig {
     fn default() -> Self {
         Self { num_workers: 8, num_threads: 0 }
     }
-}
-
-/// The network.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct NetworkSection {
-    /// The family: Darknet-53-like backbone, FPN and head.
-    pub class: NetworkClass,
-    /// Its shape.
-    pub params: NetworkConfig,
-}
-
-/// Network families.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum NetworkClass {
-    /// The Wide-Depth-Range network (Hu et al., CVPR 2021), full or narrow.
-    #[default]
-    Widedepth,
 }
 
 /// Losses, targets, the full-precision stage, checkpoints.
@@ -175,7 +158,7 @@ impl Config {
         let mut problems = Vec::new();
         self.data.check("data", &mut problems);
         self.input.check("INPUT", &mut problems);
-        self.network.params.check("network.params", &mut problems);
+        self.network.family().check("network.params", &mut problems);
         self.training.loss.check("training.loss", &mut problems);
         self.training.targets.check("training.targets", &mut problems);
         self.evaluation.check("evaluation", &mut problems);

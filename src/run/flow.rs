@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::io;
-use crate::model::PoseNet;
+use crate::nn::Network;
 use crate::quant::select;
 use crate::quant::{ActivationMethod, ActivationQuantConfig, WeightMethod, WeightQuantConfig};
 use crate::run::config::Config;
@@ -501,16 +501,16 @@ fn uniform(flow: &[StageConfig], method: WeightMethod, bits: Bits) -> StageConfi
 ///
 /// # Errors
 /// Names the stage, the pattern and the nearest names, or the tensor that two stages claim.
-pub(crate) fn check(config: &Config, net: &PoseNet) -> Result<()> {
+pub(crate) fn check(config: &Config, net: &dyn Network) -> Result<()> {
     let mut claims = Vec::new();
     for (i, stage) in config.quantize.flow.iter().enumerate() {
         if let Some(claim) = stage.claim() {
-            select::sites(&net.store, claim.module, claim.first_layer, claim.last_layer)
+            select::sites(net.store(), claim.module, claim.first_layer, claim.last_layer)
                 .with_context(|| format!("quantize.flow.{i}.module"))?;
             claims.push(claim);
         }
     }
-    select::check_disjoint(&net.store, &claims).context("quantize.flow")
+    select::check_disjoint(net.store(), &claims).context("quantize.flow")
 }
 
 #[cfg(test)]

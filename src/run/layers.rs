@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::model::PoseNet;
+use crate::nn::Network;
 use crate::quant::select;
 use crate::quant::size::{LayerSize, Sizes, sizes};
 use crate::train::StageConfig;
@@ -93,7 +93,7 @@ fn text(to: Option<&QuantizedTo>) -> String {
 /// # Errors
 /// If a stage's pattern matches nothing, or its widths are not valid.
 pub(crate) fn layers(
-    net: &PoseNet,
+    net: &dyn Network,
     stages: &[StageConfig],
     [width, height]: [usize; 2],
 ) -> Result<Vec<LayerReport>> {
@@ -125,13 +125,13 @@ pub(crate) fn layers(
 
 fn put_stage(
     layers: &mut [LayerReport],
-    net: &PoseNet,
+    net: &dyn Network,
     index: usize,
     stage: &StageConfig,
 ) -> Result<()> {
     let Some(claim) = stage.claim() else { return Ok(()) };
     let names = |first, last| -> Result<BTreeSet<String>> {
-        let sites = select::sites(&net.store, claim.module, first, last)?;
+        let sites = select::sites(net.store(), claim.module, first, last)?;
         Ok(sites.iter().map(|site| site.name.clone()).collect())
     };
     let covered = names(true, true)?;
@@ -184,7 +184,7 @@ pub(crate) fn name_of(variant: &impl Serialize) -> String {
 }
 
 /// The size once the stage of that number is complete.
-pub(crate) fn sizes_after(layers: &[LayerReport], net: &PoseNet, stage: usize) -> Sizes {
+pub(crate) fn sizes_after(layers: &[LayerReport], net: &dyn Network, stage: usize) -> Sizes {
     let used = || layers.iter().filter(|l| l.num_uses > 0);
     let sites: Vec<LayerSize> = used().map(|l| l.size_after(stage)).collect();
     let all: u64 = net

@@ -21,8 +21,8 @@ pub(crate) mod request;
 pub(crate) mod stretch;
 
 pub use config::{
-    Config, ExperimentConfig, Names, NetworkClass, NetworkSection, QuantizeSection, RuntimeConfig,
-    SeedOf, Select, TrainingSection,
+    Config, ExperimentConfig, Names, QuantizeSection, RuntimeConfig, SeedOf, Select,
+    TrainingSection,
 };
 pub use device::{DeviceChoice, LIBTORCH_VERSION};
 pub use flow::{

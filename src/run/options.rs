@@ -5,9 +5,10 @@ use tch::Device;
 
 use super::config::Config;
 use crate::data::{Dataset, LoaderOptions};
-use crate::eval::InferOptions;
-use crate::eval::candidates::CandidateConfig;
-use crate::train::Task;
+use crate::eval::{InferOptions, preprocess};
+use crate::geom::Corners;
+use crate::nn::Decode;
+use crate::topology::{DecodeSetting, Task, TaskSetting};
 
 pub(super) fn num_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -23,16 +24,35 @@ pub(crate) fn infer_options(config: &Config, device: Device, skip_bad: bool) -> 
     InferOptions {
         input: config.input.clone(),
         data: config.data.clone(),
-        candidates: CandidateConfig {
-            confidence_threshold: config.data.confidence_threshold,
-            targets: config.training.targets.clone(),
-        },
         ransac: config.evaluation.ransac.clone(),
         seed: config.evaluation.seed,
         workers: num_workers(config),
         skip_bad,
         device,
     }
+}
+
+/// What reads the outputs of a config's network, for classes whose boxes have these corners.
+///
+/// # Errors
+/// If there are not as many boxes as the config has classes.
+pub(crate) fn decoder(config: &Config, corners: Vec<Corners>) -> Result<Box<dyn Decode>> {
+    config.network.family().decoder(DecodeSetting {
+        width: config.input.width,
+        height: config.input.height,
+        num_classes: config.data.num_classes(),
+        corners,
+        confidence_threshold: config.data.confidence_threshold,
+        targets: config.training.targets.clone(),
+    })
+}
+
+/// As [`decoder`], for the objects of a dataset.
+///
+/// # Errors
+/// As [`decoder`].
+pub(crate) fn decoder_for(config: &Config, dataset: &Dataset) -> Result<Box<dyn Decode>> {
+    decoder(config, dataset.models.iter().map(|model| model.corners).collect())
 }
 
 /// How training images are loaded in the first epoch.
@@ -51,14 +71,14 @@ pub(crate) fn loader_options(config: &Config, batch_size: usize) -> LoaderOption
     }
 }
 
-/// What the network of a config is to learn about the objects of a dataset.
-pub(crate) fn task_of(config: &Config, dataset: &Dataset) -> Result<Task> {
-    Ok(Task {
+/// What the network of a config is to learn about the objects of a dataset; what is random follows from `seed`.
+pub(crate) fn task_of(config: &Config, dataset: &Dataset, seed: u64) -> Result<Box<dyn Task>> {
+    Ok(config.network.family().task(TaskSetting {
+        preprocess: preprocess(&config.input),
         camera: config.input.camera()?,
         models: dataset.models.clone(),
         targets: config.training.targets.clone(),
         loss: config.training.loss.clone(),
-        pixel_mean: config.input.pixel_mean,
-        pixel_std: config.input.pixel_std,
-    })
+        seed,
+    }))
 }

@@ -86,7 +86,7 @@ impl<'a> Chooser<'a> {
             Target::Bytes(n) => ensure!(n > 0, "--target-bytes is 0, expected more"),
         }
         let net = blank_network(&setup.config, Device::Cpu)?;
-        let sites = net.store.sites();
+        let sites = net.store().sites();
         let layers = sites
             .iter()
             .map(|s| {

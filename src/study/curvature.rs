@@ -19,10 +19,10 @@ use crate::artifact::network::blank_network;
 use crate::artifact::pretrained::load_pretrained;
 use crate::data::{Loader, LoaderOptions, Split};
 use crate::io;
-use crate::model::{Assignment, PoseNet, images_from_bytes, losses};
+use crate::nn::Network;
 use crate::quant::WeightQuantConfig;
 use crate::run::options::{loader_options, task_of};
-use crate::train::Assigner;
+use crate::topology::{Prepared, Task};
 
 /// Part of the seed of the images and the probes.
 const SEED_PART: u64 = u64::from_le_bytes(*b"curvatur");
@@ -48,12 +48,6 @@ struct Stored {
     traces: Traces,
 }
 
-/// A batch of the calibration set.
-struct Batch {
-    images: Tensor,
-    assignments: Vec<Assignment>,
-}
-
 impl Curvature {
     /// Measures, or goes on with a measurement; `None` if it was asked to stop.
     pub fn measure(
@@ -64,8 +58,8 @@ impl Curvature {
         let config = &setup.config;
         let device = request.run.open_device(config)?;
         let net = blank_network(config, device)?;
-        load_pretrained(&net, config)?;
-        let (layers, weights, quantizers) = layers_of(setup, &net)?;
+        load_pretrained(net.as_ref(), config)?;
+        let (layers, weights, quantizers) = layers_of(setup, net.as_ref())?;
         let mut widths: Vec<u32> =
             request.widths.iter().copied().chain([request.trial_bits]).collect();
         widths.sort_unstable();
@@ -95,7 +89,7 @@ impl Curvature {
             })
             .collect();
         if !stored.traces.is_enough(&factors, &options) {
-            let batches = batches(request, setup, &net)?;
+            let (task, batches) = batches(request, setup)?;
             let mut saved = Instant::now();
             let mut said = Instant::now();
             while !stored.traces.is_enough(&factors, &options) {
@@ -106,7 +100,7 @@ impl Curvature {
                 let since = Instant::now();
                 let number = stored.traces.num_probes();
                 let batch = &batches[number % batches.len()];
-                let loss = loss(setup, &net, batch)?;
+                let loss = loss(task.as_ref(), net.as_ref(), batch)?;
                 stored.traces.probe(&weights, &loss, options.seed)?;
                 stored.seconds += since.elapsed().as_secs_f64();
                 if saved.elapsed() > SAVE_EVERY {
@@ -213,9 +207,9 @@ impl Curvature {
 type Layers = (Vec<TracedLayer>, Vec<Tensor>, Vec<WeightQuantConfig>);
 
 /// The layers of all modules, their weights, and how each is quantized.
-fn layers_of(setup: &Setup, net: &PoseNet) -> Result<Layers> {
+fn layers_of(setup: &Setup, net: &dyn Network) -> Result<Layers> {
     let (mut layers, mut weights, mut quantizers) = (Vec::new(), Vec::new(), Vec::new());
-    let sites = net.store.sites();
+    let sites = net.store().sites();
     for module in &setup.modules {
         let stage = setup.plan_stages(&[(module.pattern.as_str(), setup.trial_bits())])?.remove(0);
         let quantizer = stage.weights.context("a stage of the search quantizes no weights")?;
@@ -272,7 +266,7 @@ fn save(path: &Path, stored: &Stored) -> Result<()> {
 }
 
 /// The calibration set: training images drawn by the seed, augmented as in training, with targets drawn once.
-fn batches(request: &SearchRequest, setup: &Setup, net: &PoseNet) -> Result<Vec<Batch>> {
+fn batches(request: &SearchRequest, setup: &Setup) -> Result<(Box<dyn Task>, Vec<Prepared>)> {
     let config = &setup.config;
     let dataset = Arc::new(request.run.open_split(&setup.home, config, Split::Train)?);
     let size = request.trace.batch;
@@ -282,27 +276,15 @@ fn batches(request: &SearchRequest, setup: &Setup, net: &PoseNet) -> Result<Vec<
         dataset.frames.len()
     );
     let seed = config.experiment.seed ^ SEED_PART;
-    let assigner = Assigner {
-        task: task_of(config, &dataset)?,
-        grid: net.grid(config.input.width, config.input.height),
-        seed,
-    };
+    let task = task_of(config, &dataset, seed)?;
+    let preparer = task.preparer();
     let skip_bad = request.run.skip_bad;
     let options = LoaderOptions { seed, skip_bad, ..loader_options(config, size) };
     let wanted = request.trace.images.div_ceil(size);
     let loader = Loader::start(dataset.clone(), &config.input, &config.data, options)?;
     let mut batches = Vec::new();
     for (number, batch) in loader.take(wanted).enumerate() {
-        let prepared = assigner.prepare(batch?, number as u64)?;
-        let batch = &prepared.batch;
-        let images = images_from_bytes(
-            &batch.pixels,
-            [batch.indices.len(), batch.height, batch.width],
-            &config.input.pixel_mean,
-            &config.input.pixel_std,
-            net.store.device(),
-        )?;
-        batches.push(Batch { images, assignments: prepared.assignments });
+        batches.push(preparer.prepare(batch?, number as u64)?);
     }
     ensure!(!batches.is_empty(), "the training split gave no batch of {size} images");
     if batches.len() < wanted {
@@ -311,15 +293,11 @@ fn batches(request: &SearchRequest, setup: &Setup, net: &PoseNet) -> Result<Vec<
             batches.len()
         );
     }
-    Ok(batches)
+    Ok((task, batches))
 }
 
 /// The training loss an image, batch norms at their running statistics, so that an image's loss depends on it alone.
-fn loss(setup: &Setup, net: &PoseNet, batch: &Batch) -> Result<Tensor> {
-    let config = &setup.config;
-    let outputs = net.forward_t(&batch.images, false);
-    let grid = net.grid(config.input.width, config.input.height);
-    let camera = config.input.camera()?;
-    let losses = losses(&outputs, &grid, &camera, &batch.assignments, &config.training.loss)?;
-    Ok(losses.total() / batch.assignments.len() as f64)
+fn loss(task: &dyn Task, net: &dyn Network, prepared: &Prepared) -> Result<Tensor> {
+    let losses = task.losses(net, prepared, false)?;
+    Ok(losses.total() / prepared.batch.indices.len() as f64)
 }

@@ -13,7 +13,7 @@ use super::request::{Budget, SearchRequest};
 use super::rows::LayerRow;
 use super::trial::{Trial, TrialPlace};
 use crate::artifact::network::blank_network;
-use crate::model::{PoseNet, TRACE_PX};
+use crate::nn::Network;
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig, levels, select};
 use crate::run::config::Config;
 use crate::run::flow::{Baseline, Bits, FlowSource, TextStage, Width};
@@ -90,18 +90,18 @@ impl Setup {
             request: request.clone(),
         };
         if setup.request.modules.is_empty() {
-            setup.request.modules = net.store.modules();
+            setup.request.modules = net.store().modules();
         }
-        setup.modules = setup.find_modules(&net)?;
+        setup.modules = setup.find_modules(net.as_ref())?;
         Ok(setup)
     }
 
     /// The search's modules in the network; none may share a layer with another.
-    fn find_modules(&self, net: &PoseNet) -> Result<Vec<Module>> {
+    fn find_modules(&self, net: &dyn Network) -> Result<Vec<Module>> {
         let mut modules: Vec<Module> = Vec::new();
         for pattern in &self.request.modules {
             let stage = self.stage_of(pattern, self.request.trial_bits)?;
-            let sites = select::sites(&net.store, pattern, stage.first_layer, stage.last_layer)
+            let sites = select::sites(net.store(), pattern, stage.first_layer, stage.last_layer)
                 .context("--modules")?;
             let layers: Vec<_> = sites.iter().map(|s| (s.name.clone(), s.num_weights())).collect();
             for (name, _) in &layers {
@@ -339,9 +339,9 @@ fn start_from_full_precision(config: &mut Config, from: Option<&Path>) -> Result
 }
 
 /// Learnt numbers of the layers that run under a pattern.
-fn num_parameters(net: &PoseNet, pattern: &str) -> Result<usize> {
+fn num_parameters(net: &dyn Network, pattern: &str) -> Result<usize> {
     let pattern = select::Pattern::parse(pattern)?;
-    let layers = net.summary(TRACE_PX, TRACE_PX);
+    let layers = net.layers();
     let inside = layers.iter().filter(|l| l.uses > 0 && pattern.covers(&l.layer.name));
     Ok(inside.map(|l| l.layer.parameters).sum())
 }

@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::StageConfig;
+use super::record::exact_losses;
+use super::{NamedLosses, StageConfig};
 use crate::io::tensors;
-use crate::model::PoseNet;
-use crate::nn::Store;
+use crate::nn::{Network, Store};
 use crate::quant::{ActivationQuantConfig, ModuleQuantizer, Telemetry, WeightQuantConfig};
 
 /// Number of the layout that this version writes.
@@ -24,6 +24,8 @@ const MOMENTUM: &str = "optim.momentum.";
 
 /// Begin of the names of averaged weights, followed by the key.
 const EMA: &str = "ema.";
+/// Begin of the names of the task's state.
+const TASK: &str = "task.";
 
 /// Where a run is: what the next update is, and how many lie behind it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,12 +51,9 @@ pub struct EpochSums {
     pub steps: u64,
     /// Images.
     pub images: u64,
-    /// Classification loss.
-    #[serde(with = "exact")]
-    pub loss_cls: f64,
-    /// Regression loss.
-    #[serde(with = "exact")]
-    pub loss_reg: f64,
+    /// The losses, by name: keys `loss_NAME`.
+    #[serde(flatten, with = "exact_losses")]
+    pub losses: NamedLosses,
     /// Gradient norm before clipping.
     #[serde(with = "exact")]
     pub grad_norm: f64,
@@ -230,6 +229,8 @@ pub struct Checkpoint {
     pub ema: Vec<(String, Tensor)>,
     /// What the telemetry remembers.
     pub telemetry: Vec<(String, Tensor)>,
+    /// State of the task, empty where it has none.
+    pub task: Vec<(String, Tensor)>,
 }
 
 impl Checkpoint {
@@ -245,6 +246,8 @@ impl Checkpoint {
         let ema = self.ema.iter().map(share);
         all.extend(ema.map(|(name, tensor)| (format!("{EMA}{name}"), tensor)));
         all.extend(self.telemetry.iter().map(share));
+        let task = self.task.iter().map(share);
+        all.extend(task.map(|(name, tensor)| (format!("{TASK}{name}"), tensor)));
         tensors::write(path, &all, &metadata)
             .with_context(|| format!("writing checkpoint {}", path.display()))
     }
@@ -262,8 +265,8 @@ impl Checkpoint {
                 path.display()
             )
         };
-        let Parts { weights, quant, momentum, ema, telemetry } = parts;
-        Ok(Self { meta, weights, quant, momentum, ema, telemetry })
+        let Parts { weights, quant, momentum, ema, telemetry, task } = parts;
+        Ok(Self { meta, weights, quant, momentum, ema, telemetry, task })
     }
 }
 
@@ -277,6 +280,7 @@ struct Parts {
     momentum: Named,
     ema: Named,
     telemetry: Named,
+    task: Named,
 }
 
 fn read_parts(path: &Path) -> Result<(Option<CheckpointMeta>, Parts)> {
@@ -290,6 +294,8 @@ fn read_parts(path: &Path) -> Result<(Option<CheckpointMeta>, Parts)> {
             parts.momentum.push((key.to_owned(), tensor));
         } else if let Some(key) = name.strip_prefix(EMA) {
             parts.ema.push((key.to_owned(), tensor));
+        } else if let Some(key) = name.strip_prefix(TASK) {
+            parts.task.push((key.to_owned(), tensor));
         } else if name.starts_with(QUANT) {
             parts.quant.push((name, tensor));
         } else if Telemetry::owns(&name) {
@@ -345,12 +351,12 @@ pub struct Loaded {
 ///
 /// # Errors
 /// If the file is broken or does not fit the network.
-pub fn load_for_evaluation(path: &Path, net: &PoseNet) -> Result<Loaded> {
+pub fn load_for_evaluation(path: &Path, net: &dyn Network) -> Result<Loaded> {
     let (meta, Parts { weights, quant, ema, .. }) = read_parts(path)?;
     let averaged = !ema.is_empty();
-    load_weights(&net.store, if averaged { &ema } else { &weights }, path)?;
+    load_weights(net.store(), if averaged { &ema } else { &weights }, path)?;
     let quantized = meta.as_ref().map_or(&[][..], |m| &m.quantized);
-    let mut quantizers = attach_all(quantized, &net.store, &quant)
+    let mut quantizers = attach_all(quantized, net.store(), &quant)
         .with_context(|| format!("loading checkpoint {}", path.display()))?;
     for quantizer in &mut quantizers {
         // stored weights become those that the network computes with

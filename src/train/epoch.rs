@@ -1,6 +1,5 @@
 //! One epoch: its quantization step, its updates, its validation and its checkpoints.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -8,10 +7,11 @@ use anyhow::{Context, Result, ensure};
 
 use super::checkpoint::{Best, EpochSums};
 use super::ema::Ema;
-use super::prefetch::{BatchRequest, Prefetch, Prepared};
+use super::prefetch::{BatchRequest, Prefetch};
 use super::step::{Step, StepNumbers};
 use super::trainer::{Hooks, Outcome, Trainer};
 use super::{EpochRecord, LrPlace, StepRecord, TelemetryRecord, ValidRecord, ValidScore};
+use crate::topology::Prepared;
 
 impl Trainer {
     /// Does the rest of the current epoch; `Some` if the run is to stop, with its checkpoint written.
@@ -32,7 +32,7 @@ impl Trainer {
         };
         let batches = hooks.source.open(request).context("starting the epoch's batches")?;
         let first_step = self.position.global_step;
-        let mut batches = Prefetch::start(Arc::clone(&self.assigner), batches, first_step)?;
+        let mut batches = Prefetch::start(self.task.preparer(), batches, first_step)?;
         let mut since = Instant::now();
         loop {
             // Not before the first update: a checkpoint at batch 0 is one before the epoch's quantization step.
@@ -67,7 +67,7 @@ impl Trainer {
             && self.ema.is_none()
             && epoch >= config.from
         {
-            self.ema = Some(Ema::begin(config, &self.net.store));
+            self.ema = Some(Ema::begin(config, self.net.store()));
         }
         let mut telemetry = std::mem::take(&mut self.telemetry);
         if let Some(quantizer) = self.current_quantizer() {
@@ -99,10 +99,10 @@ impl Trainer {
             num_steps: u64::from(stage.epochs) * num_batches as u64,
         });
         let step = Step {
-            net: &self.net,
+            net: self.net.as_ref(),
             sgd: &mut self.sgd,
             quantizers: &mut self.quantizers,
-            assigner: &self.assigner,
+            task: self.task.as_ref(),
             stage,
             lr,
             position: &self.position,
@@ -119,8 +119,7 @@ impl Trainer {
         let sums = &mut self.sums;
         sums.steps += 1;
         sums.images += prepared.batch.indices.len() as u64;
-        sums.loss_cls += numbers.loss_cls;
-        sums.loss_reg += numbers.loss_reg;
+        sums.losses.add(&numbers.losses);
         sums.grad_norm += numbers.grad_norm;
         sums.num_positive += numbers.num_positive as u64;
         sums.seconds += seconds;
@@ -146,8 +145,8 @@ impl Trainer {
             epoch: self.position.epoch,
             batch: self.position.batch - 1,
             num_batches,
-            losses: [("cls", numbers.loss_cls), ("reg", numbers.loss_reg)].into(),
-            loss: numbers.loss_cls + numbers.loss_reg,
+            losses: numbers.losses.clone(),
+            loss: numbers.losses.total(),
             lr,
             grad_norm: numbers.grad_norm,
             num_images,
@@ -200,8 +199,8 @@ impl Trainer {
             epoch: self.position.epoch,
             num_epochs: stage.epochs,
             steps: sums.steps,
-            losses: [("cls", sums.loss_cls / steps), ("reg", sums.loss_reg / steps)].into(),
-            loss: (sums.loss_cls + sums.loss_reg) / steps,
+            losses: sums.losses.over(steps),
+            loss: sums.losses.total() / steps,
             grad_norm: sums.grad_norm / steps,
             positive_per_image: sums.num_positive as f64 / sums.images.max(1) as f64,
             lr,
@@ -230,7 +229,8 @@ impl Trainer {
 
     /// Validates; whether the weights are the stage's best so far.
     fn validate(&mut self, hooks: &mut Hooks<'_>) -> Result<bool> {
-        let score = self.evaluated(|| tch::no_grad(|| (hooks.validate)(&self.net, &self.position)));
+        let score =
+            self.evaluated(|| tch::no_grad(|| (hooks.validate)(self.net.as_ref(), &self.position)));
         let Some(score) = score.context("validating")? else { return Ok(false) };
         let eligible = self.quantization_is_complete();
         let best = eligible && self.is_best(&score);

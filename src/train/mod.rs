@@ -1,7 +1,7 @@
 //! The training engine: stages, epochs, updates, learning rates, the optimizer, checkpoints.
 //!
 //! Start at [`Trainer`]: it owns the network, the optimizer, the quantizers and the [`Position`], runs the stages of a
-//! [`TrainConfig`], and is handed a [`BatchSource`], a validation and an [`Observer`]. A [`Checkpoint`] is one file;
+//! [`TrainConfig`], and is handed a [`Task`](crate::topology::Task), a [`BatchSource`], a validation and an [`Observer`]. A [`Checkpoint`] is one file;
 //! [`CheckpointFolder`] says which ones stay. [`load_for_evaluation`] puts one into a network.
 //!
 //! It refuses to update on losses that are not finite, to end a stage with a weight off its levels, and to mix two
@@ -34,8 +34,7 @@ pub use ema::EmaConfig;
 pub use folder::{CheckpointFolder, Found, ResumeFrom};
 pub use lr::{Decay, LrConfig, LrPlace};
 pub use observer::Observer;
-pub(crate) use prefetch::Assigner;
-pub use prefetch::{BatchRequest, BatchSource, Batches, Task};
+pub use prefetch::{BatchRequest, BatchSource, Batches};
 pub use record::{
     CheckpointRecord, Counts, EpochRecord, NamedLosses, Record, StageEnd, StageStart, StepRecord,
     TelemetryRecord, ValidRecord, ValidScore,

@@ -73,6 +73,26 @@ impl NamedLosses {
         self.0.iter().map(|(name, value)| (name.as_str(), *value))
     }
 
+    /// Their sum.
+    pub fn total(&self) -> f64 {
+        self.iter().map(|(_, value)| value).sum()
+    }
+
+    /// Adds losses, by name.
+    pub fn add(&mut self, others: &Self) {
+        for (name, value) in others.iter() {
+            match self.0.iter_mut().find(|(own, _)| own == name) {
+                Some((_, sum)) => *sum += value,
+                None => self.0.push((name.to_owned(), value)),
+            }
+        }
+    }
+
+    /// Each divided by a number.
+    pub fn over(&self, number: f64) -> Self {
+        Self(self.iter().map(|(name, value)| (name.to_owned(), value / number)).collect())
+    }
+
     /// The value of that name.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.iter().find(|(n, _)| *n == name).map(|(_, value)| value)
@@ -120,6 +140,48 @@ impl<'de> Deserialize<'de> for NamedLosses {
         }
 
         deserializer.deserialize_map(Keys)
+    }
+}
+
+/// [`NamedLosses`] whose numbers are texts, so that they are read back bit for bit.
+pub(super) mod exact_losses {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(losses: &NamedLosses, s: S) -> Result<S::Ok, S::Error> {
+        let mut map = s.serialize_map(Some(losses.0.len()))?;
+        for (name, value) in losses.iter() {
+            map.serialize_entry(&format!("{LOSS}{name}"), &format!("{value:?}"))?;
+        }
+        map.end()
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<NamedLosses, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = NamedLosses;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "losses, keys {LOSS}NAME with numbers as text")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<NamedLosses, A::Error> {
+                let mut losses = Vec::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    match key.strip_prefix(LOSS) {
+                        Some(name) => {
+                            let text: String = map.next_value()?;
+                            let value = text.parse().map_err(serde::de::Error::custom)?;
+                            losses.push((name.to_owned(), value));
+                        }
+                        None => _ = map.next_value::<IgnoredAny>()?,
+                    }
+                }
+                Ok(NamedLosses(losses))
+            }
+        }
+
+        d.deserialize_map(Keys)
     }
 }
 

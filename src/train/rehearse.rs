@@ -4,10 +4,10 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, ensure};
 
-use super::prefetch::Prepared;
 use super::{BatchRequest, BatchSource, Batches, Hooks, Position, Trainer};
 use crate::data::Batch;
 use crate::quant::SiteReport;
+use crate::topology::Prepared;
 
 /// A trainer in the middle of its last stage, doing its updates with the same batch again and again.
 ///
@@ -42,7 +42,7 @@ impl Rehearsal {
             *trainer.position() == Position::default(),
             "a run that has begun cannot be rehearsed"
         );
-        let prepared = trainer.assigner.prepare(batch, 0)?;
+        let prepared = trainer.task.preparer().prepare(batch, 0)?;
         let epochs: Vec<u32> = trainer.config.stages.iter().map(|stage| stage.epochs).collect();
         for (stage, &num_epochs) in epochs.iter().enumerate() {
             let last = stage + 1 == epochs.len();

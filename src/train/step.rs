@@ -3,18 +3,18 @@
 use anyhow::{Context, Result, bail};
 use tch::{Kind, Tensor};
 
-use super::prefetch::{Assigner, Prepared};
-use super::{Position, QuantizedModule, Sgd, StageConfig};
-use crate::model::{PoseNet, images_from_bytes, losses};
+use super::{NamedLosses, Position, QuantizedModule, Sgd, StageConfig};
+use crate::nn::Network;
 use crate::quant::ModuleQuantizer;
+use crate::topology::{BatchLosses, Prepared, Task};
 
 /// What an update needs besides its batch.
 pub(super) struct Step<'a> {
-    pub net: &'a PoseNet,
+    pub net: &'a dyn Network,
     pub sgd: &'a mut Sgd,
     /// Those of all modules.
     pub quantizers: &'a mut [(QuantizedModule, ModuleQuantizer)],
-    pub assigner: &'a Assigner,
+    pub task: &'a dyn Task,
     pub stage: &'a StageConfig,
     pub lr: f64,
     /// Of the update, for messages.
@@ -24,10 +24,9 @@ pub(super) struct Step<'a> {
 }
 
 /// Numbers of an update.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct StepNumbers {
-    pub loss_cls: f64,
-    pub loss_reg: f64,
+    pub losses: NamedLosses,
     pub grad_norm: f64,
     pub num_positive: usize,
 }
@@ -40,42 +39,39 @@ impl Step<'_> {
     /// If the batch does not fit the network, or a loss or the gradient norm is not finite; the weights are then
     /// those before the update.
     pub fn run(self, prepared: &Prepared) -> Result<StepNumbers> {
-        let Assigner { task, grid, .. } = self.assigner;
-        let batch = &prepared.batch;
-        let images = images_from_bytes(
-            &batch.pixels,
-            [batch.indices.len(), batch.height, batch.width],
-            &task.pixel_mean,
-            &task.pixel_std,
-            self.net.store.device(),
-        )?;
         self.sgd.zero_grad()?;
         for (_, quantizer) in self.quantizers.iter_mut() {
             quantizer.begin_step()?;
         }
-        let outputs = self.net.forward_t(&images, true);
-        let losses = losses(&outputs, grid, &task.camera, &prepared.assignments, &task.loss)?;
+        let losses = self.task.losses(self.net, prepared, true)?;
         losses.total().backward();
         for (_, quantizer) in self.quantizers.iter_mut() {
             quantizer.end_step()?;
         }
-        let numbers = self.fetch(&losses.cls, &losses.reg, losses.num_positive)?;
+        let numbers = self.fetch(&losses)?;
         self.guard(&numbers, prepared)?;
         self.sgd.clip(numbers.grad_norm, self.stage.clip_norm)?;
         self.sgd.step(self.lr);
         Ok(numbers)
     }
 
-    fn fetch(&self, cls: &Tensor, reg: &Tensor, num_positive: usize) -> Result<StepNumbers> {
-        let norm = self.sgd.grad_norm().unwrap_or_else(|| cls.zeros_like());
-        let all = tch::no_grad(|| Tensor::stack(&[cls, reg, &norm], 0).to_kind(Kind::Double));
+    fn fetch(&self, losses: &BatchLosses) -> Result<StepNumbers> {
+        let named = losses.named();
+        let norm = self.sgd.grad_norm().unwrap_or_else(|| named[0].1.zeros_like());
+        let all: Vec<&Tensor> = named.iter().map(|(_, loss)| loss).chain([&norm]).collect();
+        let all = tch::no_grad(|| Tensor::stack(&all, 0).to_kind(Kind::Double));
         let all = Vec::<f64>::try_from(all).context("fetching the losses")?;
-        Ok(StepNumbers { loss_cls: all[0], loss_reg: all[1], grad_norm: all[2], num_positive })
+        let names = named.iter().map(|(name, _)| (*name).to_owned());
+        Ok(StepNumbers {
+            losses: NamedLosses(names.zip(all.iter().copied()).collect()),
+            grad_norm: all[named.len()],
+            num_positive: losses.num_positive,
+        })
     }
 
     fn guard(&self, numbers: &StepNumbers, prepared: &Prepared) -> Result<()> {
-        let StepNumbers { loss_cls, loss_reg, grad_norm, .. } = *numbers;
-        if [loss_cls, loss_reg, grad_norm].iter().all(|v| v.is_finite()) {
+        let StepNumbers { losses, grad_norm, .. } = numbers;
+        if losses.iter().all(|(_, loss)| loss.is_finite()) && grad_norm.is_finite() {
             return Ok(());
         }
         let Position { stage, epoch, batch, global_step, .. } = self.position;
@@ -83,11 +79,14 @@ impl Step<'_> {
             Some(path) => format!("the last good checkpoint is {}", path.display()),
             None => "no checkpoint was written yet".to_owned(),
         };
+        let losses: Vec<String> =
+            losses.iter().map(|(name, loss)| format!("loss_{name} {loss}")).collect();
         bail!(
-            "update {global_step} (stage {stage} {}, epoch {epoch}, batch {batch}) was not done: loss_cls {loss_cls}, \
-             loss_reg {loss_reg}, gradient norm {grad_norm}, expected finite numbers; images {}; {last}; look at \
+            "update {global_step} (stage {stage} {}, epoch {epoch}, batch {batch}) was not done: {}, gradient norm \
+             {grad_norm}, expected finite numbers; images {}; {last}; look at \
              these images, or lower the learning rate ({})",
             self.stage.label(),
+            losses.join(", "),
             prepared.batch.names.join(", "),
             self.lr
         )

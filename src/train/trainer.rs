@@ -1,21 +1,20 @@
 //! The stages of a run, its state, and how it is saved and restored.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::checkpoint::{self, Best, EpochSums};
 use super::ema::Ema;
-use super::prefetch::Assigner;
 use super::{
     BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord, Observer,
-    Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd, StageStart, Task,
-    TrainConfig, ValidScore,
+    Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd, StageStart, TrainConfig,
+    ValidScore,
 };
-use crate::model::PoseNet;
+use crate::nn::Network;
 use crate::quant::{ModuleQuantizer, SiteReport, Telemetry};
+use crate::topology::Task;
 
 /// What identifies a run, and where its checkpoints go.
 #[derive(Debug, Clone)]
@@ -31,7 +30,7 @@ pub struct RunInfo {
 }
 
 /// Measures the network after an epoch; `None` if there is nothing to measure by. Runs without gradients.
-pub type Validate<'a> = dyn FnMut(&PoseNet, &Position) -> Result<Option<ValidScore>> + 'a;
+pub type Validate<'a> = dyn FnMut(&dyn Network, &Position) -> Result<Option<ValidScore>> + 'a;
 
 /// What a run is handed from outside.
 pub struct Hooks<'a> {
@@ -71,9 +70,9 @@ pub enum Outcome {
 /// and nothing depends on a global generator: a run that goes on from a checkpoint ends, on the CPU and with the same
 /// number of threads, with the same bits as one that never stopped.
 pub struct Trainer {
-    pub(super) net: PoseNet,
+    pub(super) net: Box<dyn Network>,
     pub(super) config: TrainConfig,
-    pub(super) assigner: Arc<Assigner>,
+    pub(super) task: Box<dyn Task>,
     pub(super) sgd: Sgd,
     pub(super) position: Position,
     pub(super) sums: EpochSums,
@@ -90,25 +89,23 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A run at its beginning, over a network without quantizers and images of `width` x `height` px.
+    /// A run at its beginning, over a network without quantizers that is to learn a task.
     ///
     /// # Errors
     /// If the config is out of range, or the folder of checkpoints cannot be made.
     pub fn new(
-        net: PoseNet,
+        net: Box<dyn Network>,
         config: TrainConfig,
-        task: Task,
-        (width, height): (usize, usize),
+        task: Box<dyn Task>,
         run: RunInfo,
     ) -> Result<Self> {
         let mut problems = Vec::new();
         config.check("training", &mut problems);
         ensure!(problems.is_empty(), "{}", problems.join("; "));
-        let parameters = net.store.parameters().into_iter().map(|v| (v.name, v.tensor)).collect();
+        let parameters = net.store().parameters().into_iter().map(|v| (v.name, v.tensor)).collect();
         let sgd = Sgd::new(&config.stages[0].optimizer, parameters)?;
-        let grid = net.grid(width, height);
         Ok(Self {
-            assigner: Arc::new(Assigner { task, grid, seed: run.seed }),
+            task,
             folder: CheckpointFolder::open(&run.checkpoints, config.keep)?,
             net,
             config,
@@ -126,8 +123,8 @@ impl Trainer {
     }
 
     /// The network.
-    pub fn net(&self) -> &PoseNet {
-        &self.net
+    pub fn net(&self) -> &dyn Network {
+        self.net.as_ref()
     }
 
     /// Where the run is.
@@ -188,20 +185,21 @@ impl Trainer {
         path: &Path,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let Checkpoint { meta, weights, quant, momentum, ema, telemetry } = checkpoint;
+        let Checkpoint { meta, weights, quant, momentum, ema, telemetry, task } = checkpoint;
         self.check_stages(&meta)?;
         for difference in self.differences(&meta) {
             observer.message(&difference)?;
         }
-        checkpoint::load_weights(&self.net.store, &weights, path)?;
-        let quantizers = checkpoint::attach_all(&meta.quantized, &self.net.store, &quant)?;
+        checkpoint::load_weights(self.net.store(), &weights, path)?;
+        let quantizers = checkpoint::attach_all(&meta.quantized, self.net.store(), &quant)?;
         self.quantizers = meta.quantized.into_iter().zip(quantizers).collect();
         self.register_learnt()?;
         self.sgd.load_momentum(&momentum)?;
         self.telemetry.load_state(&telemetry)?;
+        self.task.load_state(&task)?;
         match &self.config.ema {
             Some(config) if !ema.is_empty() => {
-                let mut average = Ema::begin(config, &self.net.store);
+                let mut average = Ema::begin(config, self.net.store());
                 average.load_state(&ema)?;
                 self.ema = Some(average);
             }
@@ -273,7 +271,7 @@ impl Trainer {
     }
 
     fn device(&self) -> String {
-        format!("{:?}", self.net.store.device())
+        format!("{:?}", self.net.store().device())
     }
 
     /// Runs to the end of the last stage, or until it is asked to stop.
@@ -369,13 +367,13 @@ impl Trainer {
         if let Some(module) = QuantizedModule::of_stage(index, &stage, self.run.seed)
             && self.current_quantizer().is_none()
         {
-            let quantizer = module.attach(&self.net.store)?;
+            let quantizer = module.attach(self.net.store())?;
             self.quantizers.push((module, quantizer));
         }
         self.register_learnt()?;
         self.sgd.set_config(&stage.optimizer);
         self.freeze()?;
-        self.net.store.freeze_batch_norm(stage.freeze_bn);
+        self.net.store().freeze_batch_norm(stage.freeze_bn);
         hooks.observer.stage_start(&StageStart {
             stage: index,
             name: stage.label(),
@@ -465,6 +463,7 @@ impl Trainer {
             momentum: self.sgd.momentum(),
             ema: self.ema.as_ref().map_or_else(Vec::new, Ema::state),
             telemetry: self.telemetry.state(),
+            task: self.task.state(),
         }
     }
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use mqat::artifact::{Strictness, load_state_dict};
 use mqat::io::tensors;
-use mqat::model::{NetworkConfig, PoseNet};
+use mqat::nn::Network;
+use mqat::topology::wdr::{NetworkConfig, PoseNet};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 

@@ -200,3 +200,40 @@ fn broken_files_and_wrong_engines_say_what_to_do() {
         .code(1)
         .says(&["99 images are wanted, the training list has 16"]);
 }
+
+#[test]
+fn a_resnet_trains_quantizes_and_is_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (logs, data) = (at("logs"), dataset().to_str().unwrap());
+    let network = [
+        "--set",
+        "network.params={\"backbone\":\"resnet18\",\"resnet_width\":4,\"fpn_channels\":16,\
+         \"head_channels\":16,\"head_convs\":1,\"group_norm_groups\":4,\
+         \"anchor_sizes\":[8,16,32,64,128]}",
+        "--set",
+        "training.full_precision={\"name\":\"full_precision\",\"epochs\":1,\"batch_size\":4}",
+        "--set",
+        "quantize.flow=[{\"module\":\"fpn\",\"epochs\":1,\"weights\":{\"bits\":2,\"schedule\":{\"0\":1}}},\
+         {\"module\":\"backbone.layer[1-3]\",\"epochs\":1,\"weights\":{\"bits\":4,\"schedule\":{\"0\":1}}}]",
+    ];
+    let places = ["--data", data, "--logs", &logs, "--json"];
+    let report = run(&small("train", &[&places[..], &network].concat())).code(0).json();
+    let layers = report["stages"][2]["layers"].as_array().unwrap();
+    // Two blocks of two convolutions a layer, and two shortcuts; the FPN's 8 are of the stage before.
+    assert_eq!(layers.len(), 8 + 3 * 4 + 2, "{report}");
+    let checkpoint = report["checkpoint"].as_str().unwrap().to_owned();
+    let (packed, onnx) = (at("net.mqat"), at("net.onnx"));
+    let written =
+        run(&["export", &checkpoint, "--format", "packed", "--out", &packed, "--json"]).code(0);
+    assert_eq!(written.json()["quantized"].as_array().unwrap().len(), 2);
+    let test = ["test", "--device", "cpu", "--data", data, "--checkpoint"];
+    run(&[&test[..], &[&packed]].concat()).code(0);
+    let export = ["export", &checkpoint, "--format", "onnx", "--out", &onnx, "--json"];
+    let written =
+        run(&[&export[..], &["--calibrate", "4", "--data", data]].concat()).code(0).json();
+    assert_eq!(written["onnx"]["weights"]["float"], 1 + 2, "{written}");
+    let Some(library) = library() else { return };
+    let checked = run_ort(&library, &["verify", &checkpoint, &onnx, "--data", data, "--json"]);
+    checked.code(0);
+}

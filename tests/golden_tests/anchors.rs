@@ -1,6 +1,6 @@
 //! The anchors of the original generator (`02_anchors`); exact.
 
-use mqat::model::{AnchorGrid, NetworkConfig, PoseNet};
+use mqat::topology::wdr::{AnchorGrid, NetworkConfig, PoseNet};
 use tch::Device;
 
 use super::support::{arrays, json, numbers};

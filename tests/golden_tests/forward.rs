@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use mqat::model::{NetworkConfig, PoseNet};
+use mqat::nn::Network;
+use mqat::topology::wdr::{NetworkConfig, PoseNet};
 use rayon::prelude::*;
 use serde_json::{Value, json as json_value};
 use tch::{Device, Kind, Tensor};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mqat::geom::{Camera, Corners, Pose, Vec2, Vec3, nearest_rotation};
-use mqat::model::{
+use mqat::topology::wdr::{
     AnchorGrid, Assignment, Draw, LossConfig, Losses, NetworkConfig, ObjectTarget, Outputs,
     TargetConfig, assign, losses,
 };
@@ -176,7 +176,7 @@ fn the_same_cells_answer_for_the_same_objects() {
             let what = format!("{id}: object {} of image {}", at("index"), at("image"));
             assert_eq!(object.class, at("class_id"), "{what}");
             let counts = |key: &str| numbers(&stored[key]);
-            let found = |pick: fn(&mqat::model::LevelCount) -> usize| {
+            let found = |pick: fn(&mqat::topology::wdr::LevelCount) -> usize| {
                 object.levels.iter().map(|l| pick(l) as f64).collect::<Vec<_>>()
             };
             assert_eq!(found(|l| l.on_mask), counts("in_mask_per_level"), "{what}");

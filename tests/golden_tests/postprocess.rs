@@ -1,9 +1,9 @@
 //! 04: from the network's outputs to correspondences and poses.
 
-use mqat::eval::candidates::{CandidateConfig, ClassCandidates, LevelOutput, select};
 use mqat::geom::{Camera, Pose, Vec3};
-use mqat::model::TargetConfig;
 use mqat::pose::{RansacConfig, solve_pnp_ransac};
+use mqat::topology::wdr::TargetConfig;
+use mqat::topology::wdr::candidates::{CandidateConfig, ClassCandidates, LevelOutput, select};
 use serde_json::Value;
 
 use super::support::{Array, arrays, json, number, numbers};

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use mqat::model::{NetworkConfig, PoseNet};
 use mqat::quant::{ModuleQuantizer, WeightQuantConfig};
+use mqat::topology::wdr::{NetworkConfig, PoseNet};
 use mqat::train::{Decay, LrConfig, LrPlace};
 use serde_json::Value;
 use tch::Device;

@@ -32,11 +32,7 @@ const KNOWN_CIRCLES: &[&[&str]] = &[
         "cli/verify.rs",
     ],
     &["data/dataset.rs", "data/scene.rs"],
-    &["eval/bop_csv.rs", "eval/predictions.rs", "eval/result_file.rs"],
-    &["eval/infer.rs", "eval/solver.rs"],
     &["io/pth/parse/pickle.rs", "io/pth/parse/tensor.rs"],
-    &["model/head.rs", "model/net.rs"],
-    &["nn/layers.rs", "nn/ops.rs", "nn/store.rs", "nn/trace.rs"],
     &["synth/materials.rs", "synth/mesh.rs"],
     &["synth/render.rs", "synth/sky.rs", "synth/trajectory.rs"],
 ];

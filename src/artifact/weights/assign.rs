@@ -1,6 +1,6 @@
 //! Tensors into a network: what matches, what does not and why, and the error that says what to change.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
@@ -8,9 +8,8 @@ use tch::{Kind, Tensor};
 
 use super::report::{Conversion, LoadReport, Unmatched, first_few};
 use crate::artifact::kind::Strictness;
-use crate::model::recognise::{advise, examples};
-use crate::model::{PoseNet, keys};
-use crate::nn::Var;
+use crate::nn::{Network, Var};
+use crate::topology::wdr::keys;
 
 /// How far an anchor of the file may be off the config's, as a share of its size: half-precision files round them.
 const ANCHOR_TOLERANCE: f64 = 0.01;
@@ -23,13 +22,13 @@ const ANCHOR_TOLERANCE: f64 = 0.01;
 /// With [`Strictness::Strict`] if a tensor that an output depends on is missing, left over or of another shape; always
 /// if nothing at all fits, or a value is not finite.
 pub(super) fn assign(
-    net: &PoseNet,
+    net: &dyn Network,
     tensors: &[(String, Tensor)],
     strictness: Strictness,
     report: &mut LoadReport,
 ) -> Result<()> {
     let by_name: HashMap<&str, &Tensor> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
-    let vars = net.store.vars();
+    let vars = net.store().vars();
     let mut copies: Vec<(&Var, Tensor)> = Vec::with_capacity(vars.len());
     let mut converted: BTreeMap<(String, String), usize> = BTreeMap::new();
     for var in &vars {
@@ -39,7 +38,7 @@ pub(super) fn assign(
         };
         match fit(var, value) {
             Err(why) => report.mismatched.push(Unmatched {
-                harmless: keys::root(&var.name) != Some("anchor_generator")
+                harmless: keys::follows_from(&var.name).is_none()
                     && keys::harmless(&var.name).is_some(),
                 name: var.name.clone(),
                 why,
@@ -106,7 +105,7 @@ fn fit(var: &Var, value: &Tensor) -> Result<Tensor, String> {
         ));
     }
     let value = tch::no_grad(|| value.detach().to_kind(var.tensor.kind()).reshape(&expected));
-    if keys::root(&var.name) == Some("anchor_generator") {
+    if let Some(settings) = keys::follows_from(&var.name) {
         let corners = |t: &Tensor| -> Vec<f64> {
             Vec::try_from(t.to_kind(Kind::Double).reshape([-1])).unwrap_or_default()
         };
@@ -116,7 +115,7 @@ fn fit(var: &Var, value: &Tensor) -> Result<Tensor, String> {
         let near = |(a, b): (&f64, &f64)| (a - b).abs() <= ANCHOR_TOLERANCE * size;
         if !ours.iter().zip(&theirs).all(near) {
             return Err(format!(
-                "{theirs:?} in the file, and the config's are {ours:?}: set network.params.anchor_sizes and finest_level"
+                "{theirs:?} in the file, and the config's are {ours:?}: set {settings}"
             ));
         }
         return Ok(var.tensor.copy());
@@ -151,7 +150,7 @@ fn ensure_finite(name: &str, value: &Tensor, file: &Path) -> Result<()> {
 
 /// Refuses what does not fit, as far as asked.
 fn judge(
-    net: &PoseNet,
+    net: &dyn Network,
     tensors: &[(String, Tensor)],
     strictness: Strictness,
     report: &LoadReport,
@@ -162,7 +161,7 @@ fn judge(
         ensure!(
             matched > 0,
             "{at}: none of its {all} tensors fits the network{}",
-            examples(tensors)
+            examples(net, tensors)
         );
         return Ok(());
     }
@@ -170,7 +169,11 @@ fn judge(
         return Ok(());
     }
     let bad: Vec<&str> = report.mismatched.iter().map(|u| u.name.as_str()).collect();
-    let advice = advise(net, tensors, &bad);
+    let mut advice = net.advise(tensors, &bad);
+    let known: BTreeSet<String> = net.store().vars().into_iter().map(|v| v.name).collect();
+    if advice.is_empty() && !tensors.iter().any(|(name, _)| known.contains(name)) {
+        advice = format!("its keys are not those of this network{}: ", examples(net, tensors));
+    }
     let mut parts = Vec::new();
     for (what, list) in [
         ("missing", &report.missing),
@@ -191,10 +194,22 @@ fn judge(
     bail!("{at} does not fit the network: {advice}{}", parts.join("; "))
 }
 
+/// An example of a file's keys, behind what the network's are like.
+fn examples(net: &dyn Network, tensors: &[(String, Tensor)]) -> String {
+    match tensors.first() {
+        None => ": it has none".to_owned(),
+        Some((name, tensor)) => format!(
+            ", whose keys begin with {}; the file has for example {name} {:?}",
+            net.store().modules().join(", "),
+            tensor.size()
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::NetworkConfig;
+    use crate::topology::wdr::{NetworkConfig, PoseNet};
     use tch::Device;
 
     fn tiny(num_classes: i64) -> PoseNet {

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::report::{GridReport, InqLayerReport, LoadReport};
 use super::unwrap::InqLayer;
-use crate::model::PoseNet;
+use crate::nn::Network;
 use crate::quant::levels::MAX_LEVELS;
 use crate::quant::{Grid, ModuleQuantizer, QuantInit, Spacing, WeightQuantConfig, select};
 use crate::train::QuantizedModule;
@@ -114,13 +114,13 @@ pub(super) fn describe(layer: &InqLayer) -> InqLayerReport {
 /// # Errors
 /// If a quantizer refuses its state.
 pub(super) fn plug(
-    net: &PoseNet,
+    net: &dyn Network,
     layers: &[InqLayer],
     report: &mut LoadReport,
 ) -> Result<(Vec<QuantizedModule>, Vec<ModuleQuantizer>)> {
     report.inq = layers.iter().map(describe).collect();
     let (mut modules, mut quantizers) = (Vec::new(), Vec::new());
-    for module in &net.store.modules() {
+    for module in &net.store().modules() {
         let inside: Vec<&InqLayer> = (layers.iter())
             .filter(|l| select::covers(module, &l.name) && l.share_frozen() > 0.0)
             .collect();
@@ -156,17 +156,17 @@ struct Group<'a> {
 
 /// The layers as one quantized module; `None` if they are not all that a selection of the module takes, or share no
 /// grid.
-fn as_module<'a>(net: &PoseNet, module: &str, layers: &[&'a InqLayer]) -> Option<Group<'a>> {
+fn as_module<'a>(net: &dyn Network, module: &str, layers: &[&'a InqLayer]) -> Option<Group<'a>> {
     let names: BTreeSet<&str> = layers.iter().map(|l| l.name.as_str()).collect();
     let ends = [(true, true), (false, true), (true, false), (false, false)];
     let (first_layer, last_layer) = ends.into_iter().find(|&(first, last)| {
-        select::sites(&net.store, module, first, last).is_ok_and(|sites| {
+        select::sites(net.store(), module, first, last).is_ok_and(|sites| {
             sites.len() == names.len() && sites.iter().all(|s| names.contains(s.name.as_str()))
         })
     })?;
     // Where only what fits was asked for, a layer of another shape was not taken.
     let was_taken = |layer: &&InqLayer| {
-        let weight = net.store.get(&format!("{}.weight", layer.name));
+        let weight = net.store().get(&format!("{}.weight", layer.name));
         weight.is_some_and(|w| w.size() == layer.weight.size())
     };
     if !layers.iter().all(was_taken) {
@@ -203,16 +203,16 @@ fn as_module<'a>(net: &PoseNet, module: &str, layers: &[&'a InqLayer]) -> Option
 
 /// Plugs the module's quantizer in, with the frozen values on their levels.
 fn attach(
-    net: &PoseNet,
+    net: &dyn Network,
     module: &QuantizedModule,
     layers: &[(&InqLayer, Grid)],
     report: &mut LoadReport,
 ) -> Result<ModuleQuantizer> {
-    let mut quantizer = module.attach(&net.store)?;
+    let mut quantizer = module.attach(net.store())?;
     let mut state = quantizer.state();
     for (layer, grid) in layers {
         let key = format!("{}.weight", layer.name);
-        let weight = net.store.get(&key).with_context(|| format!("the network has no {key}"))?;
+        let weight = net.store().get(&key).with_context(|| format!("the network has no {key}"))?;
         let frozen = layer.frozen.to_device(weight.device());
         let shift = tch::no_grad(|| -> Result<f64> {
             let before = weight.detach().copy();

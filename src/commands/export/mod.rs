@@ -17,10 +17,11 @@ use self::onnx::{OnnxOptions, OnnxReport};
 pub use self::packed::PackReport;
 use self::source::Exported;
 use crate::artifact::name::module_names;
+use crate::artifact::network::blank_network;
 use crate::artifact::{Asked, LoadedNetwork, Stored, Strictness, open};
 use crate::export::packed::PackOptions;
 use crate::io::{pth, tensors};
-use crate::model::PoseNet;
+use crate::nn::Network;
 use crate::run::{Config, Home, Names, Select};
 
 /// What file is written.
@@ -190,8 +191,9 @@ fn write_packed(
         request.weights.is_none_or(|wanted| wanted == weights),
         "{from}: a packed file holds the weights that the network computes with; leave --weights out"
     );
+    let twin = blank_network(config, Device::Cpu)?;
     let config = serde_json::to_value(config).context("writing the config as JSON")?;
-    let report = packed::write(exported, config, options)?;
+    let report = packed::write(exported, twin.as_ref(), config, options)?;
     Ok(ExportReport {
         path: report.path.clone(),
         format: request.target.format(),
@@ -209,7 +211,7 @@ fn write_weights(request: &ExportRequest, exported: &Exported) -> Result<ExportR
     let Exported { from, net, loaded, .. } = exported;
     let weights = weights_of(request, loaded);
     match weights {
-        ExportWeights::Float => ensure_float_exists(from, net, loaded)?,
+        ExportWeights::Float => ensure_float_exists(from, net.as_ref(), loaded)?,
         ExportWeights::Quantized => ensure_quantized(from, loaded)?,
     }
     // Quantized weights were baked when they were loaded.
@@ -268,13 +270,13 @@ fn ensure_quantized(from: &Path, loaded: &LoadedNetwork) -> Result<()> {
 }
 
 /// Refuses to call weights float that were overwritten by their levels.
-fn ensure_float_exists(from: &Path, net: &PoseNet, loaded: &LoadedNetwork) -> Result<()> {
+fn ensure_float_exists(from: &Path, net: &dyn Network, loaded: &LoadedNetwork) -> Result<()> {
     for quantizer in &loaded.quantizers {
         if quantizer.assert_on_grid().is_err() {
             continue;
         }
         for (name, effective) in quantizer.effective_weights() {
-            if net.store.get(&name).is_some_and(|stored| stored.equal(&effective)) {
+            if net.store().get(&name).is_some_and(|stored| stored.equal(&effective)) {
                 bail!(
                     "{}: module {} has no float weights any more: {name} and the others were set to their levels for \
                      good; leave --weights float out, or export a checkpoint from before that stage's end",

@@ -16,15 +16,18 @@ use super::source::Exported;
 use crate::artifact::engine::{OnnxEngine, OnnxMeta};
 use crate::artifact::name::module_names;
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
+use crate::eval::{
+    OutputComparison, OutputDeviation, PictureBatch, PictureInfo, Pipeline, pictures_of, preprocess,
+};
 use crate::export::onnx::graph::{Graph, Weight};
 use crate::export::onnx::plan::{self, Plan};
 use crate::export::onnx::{
     BASE_OPSET, Calibration, Carrier, EmitOptions, INT2_OPSET, INT4_OPSET, LayerCheck, LayerSteps,
-    META_KEY, Method, Profile, Reference, SessionOptions, calibrate, carrier_of, correct_biases,
-    emit, graph_of, rounded_values,
+    META_KEY, Method, PlannedGraph, Profile, RoundedValues, SessionOptions, calibrate, carrier_of,
+    correct_biases, emit, graph_of, rounded_values,
 };
 use crate::io;
-use crate::model::{Outputs, PoseNet, images_from_bytes};
+use crate::nn::{Engine, Preprocess};
 use crate::run::config::Config;
 use crate::run::home::Home;
 use crate::run::options::num_workers;
@@ -147,6 +150,8 @@ pub struct Difference {
     pub mean_offset: f64,
     /// Largest difference of an output over the largest magnitude of its level.
     pub max_relative: f64,
+    /// Values that are finite in one of the two only; they are in no other number.
+    pub num_not_finite: u64,
 }
 
 /// A file that was written, and its report.
@@ -168,7 +173,7 @@ pub(super) fn write(
     check_options(options)?;
     let size = (config.input.width, config.input.height);
     let at = || from.display().to_string();
-    let mut graph = graph_of(net, &loaded.quantizers, size).with_context(at)?;
+    let mut graph = graph_of(net.as_ref(), &loaded.quantizers, size).with_context(at)?;
     let grids_as_floats = grids_as_floats(&graph);
     let trained = plan::trained_inputs(&loaded.quantizers).with_context(at)?;
     let images = Images::new(exported, config, options)?;
@@ -363,16 +368,12 @@ impl Images {
         Ok(Self { dataset: dataset.transpose()?, config: config.clone() })
     }
 
-    /// Hands over `num_images` images of the training list, evenly spread over it, without augmentation; noise without a
-    /// dataset.
-    fn each(&self, num_images: usize, each: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
+    /// `num_images` pictures of the training list, evenly spread over it, without augmentation; noise without a dataset.
+    fn pictures(&self, num_images: usize) -> Result<Pictures> {
         let input = &self.config.input;
         let Some(dataset) = &self.dataset else {
-            let shape = [1, 3, input.height as i64, input.width as i64];
-            for i in 0..num_images {
-                each(&noise(&shape, i as u64))?;
-            }
-            return Ok(());
+            let preprocess = preprocess(input);
+            return Ok(Box::new((0..num_images).map(move |i| noise(&preprocess, i))));
         };
         let total = dataset.frames.len();
         ensure!(
@@ -388,12 +389,21 @@ impl Images {
             ..LoaderOptions::default() // in the list's order, nothing augmented or replaced
         };
         let loader = Loader::start(Arc::new(chosen), input, &self.config.data, options)?;
-        for batch in loader {
-            let batch = batch?;
-            let size = [batch.indices.len(), batch.height, batch.width];
-            let (mean, std) = (&input.pixel_mean, &input.pixel_std);
-            each(&images_from_bytes(&batch.pixels, size, mean, std, Device::Cpu)?.contiguous())?;
-        }
+        Ok(Box::new(loader.map(|batch| Ok(pictures_of(batch?)))))
+    }
+
+    /// Engines that take these images.
+    fn pipeline<'a>(&self, engines: &[&'a dyn Engine]) -> Pipeline<'a> {
+        Pipeline::new(engines, preprocess(&self.config.input), Device::Cpu)
+    }
+
+    /// Hands over `num_images` images, batch by batch.
+    fn each(&self, num_images: usize, each: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
+        let no_engine = self.pipeline(&[]);
+        no_engine.run(self.pictures(num_images)?, |forwarded| match &forwarded.images {
+            Some(images) => each(&images.contiguous()),
+            None => Ok(()),
+        })?;
         Ok(())
     }
 
@@ -415,9 +425,12 @@ impl Images {
     }
 }
 
-/// Smooth noise, a function of the seed.
-fn noise(shape: &[i64; 4], seed: u64) -> Tensor {
-    let mut state = seed;
+/// Pictures, batch by batch.
+type Pictures = Box<dyn Iterator<Item = Result<PictureBatch<()>>>>;
+
+/// A picture of smooth noise, a function of its place.
+fn noise(preprocess: &Preprocess, place: usize) -> Result<PictureBatch<()>> {
+    let mut state = place as u64;
     let coarse: Vec<f32> = (0..3 * 16 * 16)
         .map(|_| {
             state = crate::seed::splitmix64(state.wrapping_add(1));
@@ -425,7 +438,14 @@ fn noise(shape: &[i64; 4], seed: u64) -> Tensor {
         })
         .collect();
     let coarse = Tensor::from_slice(&coarse).reshape([1, 3, 16, 16]);
-    coarse.upsample_bilinear2d([shape[2], shape[3]], false, None, None)
+    let size = [preprocess.height as i64, preprocess.width as i64];
+    let normalised = coarse.upsample_bilinear2d(size, false, None, None);
+    let [mean, std] =
+        [preprocess.mean, preprocess.std].map(|v| Tensor::from_slice(&v).reshape([1, 3, 1, 1]));
+    let bytes = ((normalised * std + mean) * 255.0).round().clamp(0.0, 255.0);
+    let bytes = bytes.to_kind(Kind::Uint8).permute([0, 2, 3, 1]).contiguous().view([-1]);
+    let picture = PictureInfo { place, name: format!("noise {place}"), readable: true, item: () };
+    Ok(PictureBatch { pictures: vec![picture], pixels: Vec::<u8>::try_from(bytes)? })
 }
 
 /// Runs the written file in ONNX Runtime beside the graph and the network in libtorch.
@@ -444,12 +464,17 @@ fn check(
         ..SessionOptions::default()
     };
     let engine = OnnxEngine::open_with(exported.out, &options)?;
-    let reference = Reference::new(graph);
-    let [mut from_reference, mut from_network] = [Sums::default(), Sums::default()];
-    images.each(num_images, &mut |batch| {
-        let ours = engine.run(batch)?;
-        from_reference.add(&ours, &reference.run(batch, Some(plan), |_, _| {})?);
-        from_network.add(&ours, &network_outputs(&exported.net, batch));
+    let planned = PlannedGraph::new(graph, plan);
+    let layout = engine.outputs(config.input.width, config.input.height);
+    let [mut from_planned, mut from_network] =
+        [OutputComparison::default(), OutputComparison::default()];
+    let pipeline = images.pipeline(&[&engine, &planned, exported.net.as_ref()]);
+    pipeline.run(images.pictures(num_images)?, |forwarded| {
+        let num = forwarded.pictures.len();
+        let host = forwarded.outputs.iter().map(|outputs| outputs.to_host(&layout, num));
+        let host = host.collect::<Result<Vec<_>>>()?;
+        from_planned.add(&host[1], &host[0]);
+        from_network.add(&host[2], &host[0]);
         Ok(())
     })?;
     let profile = Profile::read(&engine.session().end_profile()?)?;
@@ -459,8 +484,8 @@ fn check(
         layers: layers.into_iter().filter(|layer| layer.max_steps > 0).collect(),
         num_images,
         images: images.text(),
-        from_reference: from_reference.difference(),
-        from_network: from_network.difference(),
+        from_reference: Difference::of(&from_planned.finish()),
+        from_network: Difference::of(&from_network.finish()),
         exact_sums: engine.session().exact_sums(),
         profile,
     })
@@ -483,8 +508,14 @@ fn check_layers(
     let options =
         SessionOptions { threads: config.runtime.num_threads, values, ..SessionOptions::default() };
     let engine = OnnxEngine::open_with(exported.out, &options)?;
+    let values = RoundedValues::new(engine.session(), graph, plan);
     let mut check = LayerCheck::new(graph, plan);
-    images.each(num_images, &mut |batch| check.add(engine.session(), batch))?;
+    images.pipeline(&[&values]).run(images.pictures(num_images)?, |forwarded| {
+        match (&forwarded.images, forwarded.outputs.as_slice()) {
+            (Some(images), [values]) => check.add(images, values),
+            _ => Ok(()),
+        }
+    })?;
     let mut layers = check.finish();
     layers.sort_by(|a, b| {
         (b.max_steps, b.share).partial_cmp(&(a.max_steps, a.share)).unwrap_or(Ordering::Equal)
@@ -492,43 +523,21 @@ fn check_layers(
     Ok(layers)
 }
 
-fn network_outputs(net: &PoseNet, images: &Tensor) -> Outputs {
-    tch::no_grad(|| net.forward_t(images, false))
-}
-
-#[derive(Default)]
-struct Sums {
-    max_logit: f64,
-    max_offset: f64,
-    sum_offset: f64,
-    num_offsets: usize,
-    max_relative: f64,
-}
-
-impl Sums {
-    fn add(&mut self, a: &Outputs, b: &Outputs) {
-        let largest = |t: &Tensor| t.abs().max().double_value(&[]);
-        for (a, b) in a.cls.iter().zip(&b.cls) {
-            let diff = largest(&(a - b));
-            self.max_logit = self.max_logit.max(diff);
-            self.max_relative = self.max_relative.max(diff / largest(b).max(f64::MIN_POSITIVE));
-        }
-        for (a, b) in a.reg.iter().zip(&b.reg) {
-            let diffs = (a - b).abs();
-            let diff = largest(&diffs);
-            self.max_offset = self.max_offset.max(diff);
-            self.sum_offset += diffs.sum(Kind::Double).double_value(&[]);
-            self.num_offsets += diffs.numel();
-            self.max_relative = self.max_relative.max(diff / largest(b).max(f64::MIN_POSITIVE));
-        }
-    }
-
-    fn difference(&self) -> Difference {
-        Difference {
-            max_logit: self.max_logit,
-            max_offset: self.max_offset,
-            mean_offset: self.sum_offset / self.num_offsets.max(1) as f64,
-            max_relative: self.max_relative,
+impl Difference {
+    /// Over the outputs `cls_pK` (logits) and `reg_pK` (offsets).
+    fn of(outputs: &[OutputDeviation]) -> Self {
+        let of = |prefix: &'static str| {
+            let outputs = outputs.iter().filter(move |output| output.name.starts_with(prefix));
+            outputs.map(|output| &output.deviation)
+        };
+        let sum: f64 = of("reg").map(|d| d.mean_abs * d.num_values as f64).sum();
+        let num: u64 = of("reg").map(|d| d.num_values).sum();
+        Self {
+            max_logit: of("cls").map(|d| d.max_abs).fold(0.0, f64::max),
+            max_offset: of("reg").map(|d| d.max_abs).fold(0.0, f64::max),
+            mean_offset: sum / num.max(1) as f64,
+            max_relative: of("").map(|d| d.relative).fold(0.0, f64::max),
+            num_not_finite: of("").map(|d| d.num_not_finite).sum(),
         }
     }
 }
@@ -571,8 +580,12 @@ impl OnnxReport {
 impl CheckReport {
     fn text(&self) -> String {
         let difference = |d: &Difference| {
+            let not_finite = match d.num_not_finite {
+                0 => String::new(),
+                n => format!(", {n} values finite in one only"),
+            };
             format!(
-                "logits up to {:.2e}, offsets up to {:.2e} (mean {:.1e}) anchor sizes, {:.1e} relative",
+                "logits up to {:.2e}, offsets up to {:.2e} (mean {:.1e}) anchor sizes, {:.1e} relative{not_finite}",
                 d.max_logit, d.max_offset, d.mean_offset, d.max_relative
             )
         };

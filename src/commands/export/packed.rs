@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::source::Exported;
 use crate::artifact::name::module_names;
 use crate::artifact::packed::{AVERAGED, CHECKPOINT, with_inputs_only};
 use crate::artifact::{FileKind, LoadedNetwork};
 use crate::export::packed::{self, Bytes, PackOptions};
-use crate::model::PoseNet;
+use crate::nn::Network;
 use crate::quant::size::Sizes;
 use crate::train::{CheckpointMeta, Imported};
 
@@ -89,24 +89,26 @@ impl PackReport {
     }
 }
 
-/// Writes a loaded network as a packed file.
+/// Writes a loaded network as a packed file; `twin` is a network of the same shape without quantizers.
 ///
 /// # Errors
 /// If it is packed already, a module is only partly quantized or its inputs are not quantized yet, or the file cannot be
 /// written.
 pub(super) fn write(
     exported: &Exported,
+    twin: &dyn Network,
     config: Value,
     options: PackOptions,
 ) -> Result<PackReport> {
     let Exported { from, out, net, loaded, .. } = exported;
+    let net = net.as_ref();
     let at = || format!("packing {}", from.display());
     ensure!(
         loaded.kind != FileKind::Packed,
         "{} is packed already: copy it, or pack the checkpoint it was made from",
         from.display()
     );
-    let inputs = input_state(net, loaded).with_context(at)?;
+    let inputs = input_state(twin, loaded).with_context(at)?;
     let meta = description(loaded, from, config);
     let meta =
         serde_json::to_value(meta).context("writing the checkpoint's description as JSON")?;
@@ -149,7 +151,7 @@ fn description(loaded: &LoadedNetwork, from: &Path, config: Value) -> Checkpoint
 }
 
 /// The state of the quantizers of inputs.
-fn input_state(net: &PoseNet, loaded: &LoadedNetwork) -> Result<Vec<(String, Tensor)>> {
+fn input_state(twin: &dyn Network, loaded: &LoadedNetwork) -> Result<Vec<(String, Tensor)>> {
     for quantizer in &loaded.quantizers {
         for site in quantizer.report() {
             if let Some(inputs) = site.activations {
@@ -164,10 +166,9 @@ fn input_state(net: &PoseNet, loaded: &LoadedNetwork) -> Result<Vec<(String, Ten
     }
     let all: Vec<(String, Tensor)> = loaded.quantizers.iter().flat_map(|q| q.state()).collect();
     // Quantizers of inputs alone, in a network of their own, say which part of the state is theirs.
-    let twin = PoseNet::blank(net.config(), net.num_classes(), Device::Cpu)?;
     let mut names = Vec::new();
     for module in with_inputs_only(&loaded.quantized) {
-        names.extend(module.attach(&twin.store)?.state().into_iter().map(|(name, _)| name));
+        names.extend(module.attach(twin.store())?.state().into_iter().map(|(name, _)| name));
     }
     Ok(all.into_iter().filter(|(name, _)| names.contains(name)).collect())
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::artifact::LoadedNetwork;
-use crate::model::PoseNet;
+use crate::nn::Network;
 
 /// A network to write, with what was loaded beside it.
 pub(super) struct Exported<'a> {
@@ -13,6 +13,6 @@ pub(super) struct Exported<'a> {
     pub out: &'a Path,
     /// The problem whose dataset calibrates.
     pub problem: &'a str,
-    pub net: PoseNet,
+    pub net: Box<dyn Network>,
     pub loaded: LoadedNetwork,
 }

@@ -17,9 +17,9 @@ use crate::artifact::tensor::TensorReport;
 use crate::artifact::weights::{self, InqLayerReport, OtherMember};
 use crate::export::onnx::{META_KEY, StoredCodes, StoredValues, read_contents};
 use crate::io::tensors;
-use crate::model::{NetworkConfig, keys, recognise};
 use crate::quant::SiteReport;
 use crate::run::config;
+use crate::topology::wdr::{NetworkConfig, keys, recognise};
 use crate::train::{Best, CheckpointMeta, Imported, Position};
 
 /// Group of tensors that belong to no module.
@@ -218,7 +218,7 @@ fn describe_checkpoint(report: &mut FileReport, meta: CheckpointMeta) {
 fn quantized_layers(path: &Path, meta: &CheckpointMeta) -> Result<Vec<SiteReport>> {
     let config = config::parse(meta.config.clone(), "its config")?;
     let net = blank_network(&config, Device::Cpu)?;
-    let loaded = weights::load_as_stored(path, &net, Strictness::Strict)?;
+    let loaded = weights::load_as_stored(path, net.as_ref(), Strictness::Strict)?;
     Ok(loaded.quantizers.iter().flat_map(|q| q.report()).collect())
 }
 

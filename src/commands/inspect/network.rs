@@ -55,9 +55,9 @@ pub fn inspect_network(select: &Select) -> Result<NetworkReport> {
     let config = select.resolve(&home)?;
     let net = blank_network(&config, Device::Cpu)?;
     let size = [config.input.width, config.input.height];
-    flow::check(&config, &net)?;
+    flow::check(&config, net.as_ref())?;
     let stages = config.train_config().stages;
-    let layers = layers(&net, &stages, size)?;
+    let layers = layers(net.as_ref(), &stages, size)?;
     let modules: Vec<ModuleReport> = net
         .modules()
         .into_iter()
@@ -74,7 +74,7 @@ pub fn inspect_network(select: &Select) -> Result<NetworkReport> {
         num_parameters: modules.iter().map(|m| m.num_parameters).sum(),
         num_macs: layers.iter().map(|l| l.num_macs).sum(),
         modules,
-        sizes: sizes_after(&layers, &net, stages.len()),
+        sizes: sizes_after(&layers, net.as_ref(), stages.len()),
         layers,
     })
 }

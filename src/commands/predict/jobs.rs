@@ -8,7 +8,7 @@ use std::vec;
 use super::cameras::Cameras;
 use super::inputs::{Input, Inputs, Picture};
 use crate::data::View;
-use crate::eval::{Job, Source, image_ids};
+use crate::eval::{Job, PictureSource, image_ids};
 use crate::io::video::{Video, estimated_frames};
 
 /// Which pictures are drawn with their poses.
@@ -165,15 +165,15 @@ impl<'a> Jobs<'a> {
     }
 
     /// The next picture of the input at hand.
-    fn next_picture(&mut self) -> Option<(String, Source, Option<std::sync::Arc<View>>)> {
+    fn next_picture(&mut self) -> Option<(String, PictureSource, Option<std::sync::Arc<View>>)> {
         match self.current.as_mut()? {
             Current::Pictures(pictures) => {
                 let Picture { name, path } = pictures.next()?;
                 let number = self.num_pictures;
                 self.num_pictures += 1;
                 Some(match self.cameras.of_picture(number) {
-                    Ok(view) => (name, Source::File(path), Some(view)),
-                    Err(why) => (name, Source::Bad(why), None),
+                    Ok(view) => (name, PictureSource::File(path), Some(view)),
+                    Err(why) => (name, PictureSource::Bad(why), None),
                 })
             }
             Current::Video { name, video, frame } => {
@@ -181,13 +181,13 @@ impl<'a> Jobs<'a> {
                 let name = format!("{name}#{frame:06}");
                 *frame += 1;
                 let source = match picture {
-                    Ok(picture) => Source::Picture(picture),
-                    Err(why) => Source::Bad(format!("{why:#}")),
+                    Ok(picture) => PictureSource::Picture(picture),
+                    Err(why) => PictureSource::Bad(format!("{why:#}")),
                 };
                 Some((name, source, None))
             }
             Current::Bad { name, why } => {
-                let bad = (std::mem::take(name), Source::Bad(std::mem::take(why)), None);
+                let bad = (std::mem::take(name), PictureSource::Bad(std::mem::take(why)), None);
                 self.current = None;
                 Some(bad)
             }

@@ -24,7 +24,7 @@ use jobs::{Jobs, Numbering};
 use crate::artifact::{Asked, EngineChoice, Strictness, open};
 use crate::data::{ObjectBox, object_boxes};
 use crate::eval::{
-    Answer, Found, Outline, PoseWriter, StreamTiming, infer_stream, prediction_overlay,
+    Answer, ClassResult, Outline, PoseWriter, Solver, Timing, infer_stream, prediction_overlay,
 };
 use crate::io;
 use crate::io::picture::write_png;
@@ -32,7 +32,7 @@ use crate::io::video::check_ffmpeg;
 use crate::run::config::{Config, Names};
 use crate::run::folder::Folder;
 use crate::run::home::Home;
-use crate::run::options::infer_options;
+use crate::run::options::{decoder, infer_options};
 use crate::run::request::Request;
 
 /// Pictures that could not be read which are told one by one.
@@ -219,6 +219,7 @@ pub fn predict(
         tracing::info!("camera {}", camera.line());
     }
     let objects = objects(request, &home, config, &inputs)?;
+    let decoder = decoder(config, objects.iter().map(|object| object.corners).collect())?;
     let device = request.run.open_device(config)?;
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
     let opened = artifact.engine(device, Strictness::loose(request.loose), threads)?;
@@ -231,18 +232,21 @@ pub fn predict(
     let ended = AtomicBool::new(false);
     let pictures = Jobs::new(inputs, &cameras, &numbering, (request.overlays, total), &ended);
     let mut results = Results::begin(&out, request.overwrite, &objects)?;
-    let ran =
-        infer_stream(opened.engine.as_ref(), objects.clone(), &options, pictures, stop, |answer| {
-            let ids = match numbering.lock() {
-                Ok(numbering) => numbering.of_picture(&answer.name, answer.place),
-                Err(_) => bail!("numbering the pictures panicked"),
-            };
-            results.take(answer, ids)?;
-            let written = results.writer.written();
-            let (num_done, num_poses) = (written.num_images, written.num_poses);
-            progress(PredictProgress { num_done, num_images: total, num_poses });
-            Ok(())
-        });
+    let on_answer = |answer: Answer| {
+        let ids = match numbering.lock() {
+            Ok(numbering) => numbering.of_picture(&answer.name, answer.place),
+            Err(_) => bail!("numbering the pictures panicked"),
+        };
+        results.take(answer, ids)?;
+        let written = results.writer.written();
+        let (num_done, num_poses) = (written.num_images, written.num_poses);
+        progress(PredictProgress { num_done, num_images: total, num_poses });
+        Ok(())
+    };
+    let obj_ids = objects.iter().map(|object| object.obj_id).collect();
+    let solver = Solver::new(decoder.as_ref(), obj_ids, &options)?.with_covariance();
+    let pictures = pictures.take_while(|_| !stop.load(Ordering::SeqCst));
+    let ran = infer_stream(opened.engine.as_ref(), &solver, &options, pictures, on_answer);
     let timing = match ran {
         Ok(timing) => timing,
         Err(e) => {
@@ -407,7 +411,7 @@ impl<'a> Results<'a> {
     }
 
     /// Draws the poses into the picture as it was taken, when it was kept.
-    fn draw(&mut self, answer: &Answer, found: &[Found]) -> Result<()> {
+    fn draw(&mut self, answer: &Answer, found: &[ClassResult]) -> Result<()> {
         let Some(picture) = &answer.picture else { return Ok(()) };
         let mut outlines = Vec::new();
         let mut caption = String::new();
@@ -445,7 +449,7 @@ struct Ending<'a> {
     network: String,
     cameras: Vec<CameraReport>,
     interrupted: bool,
-    timing: StreamTiming,
+    timing: Timing,
     batch: usize,
     ids_from_paths: bool,
 }

@@ -195,7 +195,7 @@ pub(super) fn open(path: &Path, split: Split) -> Result<Option<Experiment>> {
     let config = config::parse(document, &folder.config().display().to_string())?;
     let stages = config.train_config().stages;
     let net = blank_network(&config, Device::Cpu)?;
-    let all = layers(&net, &stages, [config.input.width, config.input.height])?;
+    let all = layers(net.as_ref(), &stages, [config.input.width, config.input.height])?;
     let mut points = Vec::new();
     for (i, (report, checkpoint)) in reports.into_iter().zip(checkpoints).enumerate() {
         let checkpoint = moved(&folder, checkpoint);
@@ -212,7 +212,7 @@ pub(super) fn open(path: &Path, split: Split) -> Result<Option<Experiment>> {
             family: family(done),
             seed: meta.seed,
             global_step: meta.position.global_step,
-            sizes: sizes_after(&all, &net, stage),
+            sizes: sizes_after(&all, net.as_ref(), stage),
             key: key(&config, done),
             place: (from.clone(), i),
             checkpoint,

@@ -55,7 +55,7 @@ mod tests {
     use crate::export::onnx::network::graph_of;
     use crate::export::onnx::plan;
     use crate::export::onnx::testing::{images, network};
-    use crate::model::NetworkConfig;
+    use crate::topology::wdr::NetworkConfig;
 
     #[test]
     fn means_of_channels_are_those_of_the_floats() {

@@ -45,12 +45,6 @@ pub struct EmitOptions {
     pub decode: bool,
 }
 
-/// The names of a level's outputs: `cls_p3`, `reg_p3`, by the level's stride.
-pub fn output_names(stride: i64) -> [String; 2] {
-    let level = stride.ilog2();
-    [format!("cls_p{level}"), format!("reg_p{level}")]
-}
-
 /// Writes the graph, rounded by `plan`, as a model.
 ///
 /// # Errors
@@ -433,7 +427,7 @@ impl Emitter<'_> {
         let by_corner = self.integers("decode.by_corner", &[5], kind, &[0, classes, 2, 8, -1]);
         for level in self.graph.levels.clone() {
             let [_, h, w] = self.graph.nodes[level.cls].shape;
-            let [cls, reg] = output_names(level.stride);
+            let [cls, reg] = [level.cls, level.reg].map(|node| self.raw(node));
             let step = |name: &str, what: &str| format!("decode.{name}.{what}");
             let (flat, points) = (step(&cls, "flat"), step(&reg, "points"));
             self.push("Reshape", &flat.clone(), &[cls.clone(), by_class.clone()], &flat, vec![]);
@@ -544,7 +538,7 @@ mod tests {
     use super::*;
     use crate::export::onnx::network::graph_of;
     use crate::export::onnx::testing::network;
-    use crate::model::NetworkConfig;
+    use crate::topology::wdr::NetworkConfig;
 
     fn options() -> EmitOptions {
         EmitOptions {

@@ -12,6 +12,7 @@ use super::graph::{Graph, NodeId};
 use super::plan::Plan;
 use super::reference::{Reference, Rounding};
 use super::session::OnnxSession;
+use crate::nn::{Engine, OutputShape, Outputs};
 
 /// A rounded value, over all images.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -29,6 +30,34 @@ pub struct LayerSteps {
 pub fn rounded_values(graph: &Graph, plan: &Plan) -> Vec<(NodeId, String)> {
     let rounded = (0..graph.nodes.len()).filter(|&node| plan.values[node].is_some());
     rounded.map(|node| (node, format!("{}.q", value_name(graph, node)))).collect()
+}
+
+/// A file's rounded values as the outputs of an engine, integers as such.
+pub struct RoundedValues<'a> {
+    session: &'a OnnxSession,
+    outputs: Vec<OutputShape>,
+}
+
+impl<'a> RoundedValues<'a> {
+    /// Of a session that was opened with the names of [`rounded_values`].
+    pub fn new(session: &'a OnnxSession, graph: &Graph, plan: &Plan) -> Self {
+        let outputs = rounded_values(graph, plan)
+            .into_iter()
+            .map(|(node, name)| OutputShape { name, shape: graph.nodes[node].shape.to_vec() })
+            .collect();
+        Self { session, outputs }
+    }
+}
+
+impl Engine for RoundedValues<'_> {
+    fn outputs(&self, _width: usize, _height: usize) -> Vec<OutputShape> {
+        self.outputs.clone()
+    }
+
+    fn forward(&self, images: &Tensor) -> Result<Outputs> {
+        let names: Vec<&str> = self.outputs.iter().map(|output| output.name.as_str()).collect();
+        self.session.named(images, &names)
+    }
 }
 
 /// Compares the layers of a file, batch by batch.
@@ -49,13 +78,14 @@ impl<'a> LayerCheck<'a> {
         Self { graph, plan, reference: Reference::new(graph), values, sums }
     }
 
-    /// Runs images `[n, 3, h, w]` through a session that was opened with the names of [`rounded_values`].
+    /// Adds images `[n, 3, h, w]` and what [`RoundedValues`] computed from them.
     ///
     /// # Errors
-    /// If the session fails or its values have other shapes.
-    pub fn add(&mut self, session: &OnnxSession, images: &Tensor) -> Result<()> {
-        let names: Vec<&str> = self.values.iter().map(|(_, name)| name.as_str()).collect();
-        let integers = session.values(images, &names)?;
+    /// If a value is missing or has another shape.
+    pub fn add(&mut self, images: &Tensor, values: &Outputs) -> Result<()> {
+        let integers = (self.values.iter())
+            .map(|(_, name)| values.get(name))
+            .collect::<Result<Vec<&Tensor>>>()?;
         let mut by_node: Vec<Option<usize>> = vec![None; self.graph.nodes.len()];
         for (i, (node, name)) in self.values.iter().enumerate() {
             let shape = [&images.size()[..1], &self.graph.nodes[*node].shape[..]].concat();

@@ -32,12 +32,11 @@ pub use contents::{
 };
 pub use emit::{
     BASE_OPSET, Carrier, EmitOptions, INPUT, INT2_OPSET, INT4_OPSET, LAST_OPSET, carrier_of, emit,
-    output_names,
 };
 pub use file::{FileHead, META_KEY, looks_like_onnx, read_head};
 pub use kernels::{sums_saturate, use_unsigned_weights, widen_weights};
-pub use layers::{LayerCheck, LayerSteps, rounded_values};
+pub use layers::{LayerCheck, LayerSteps, RoundedValues, rounded_values};
 pub use network::{graph_of, graph_of_trace};
 pub use profile::{Kernel, Profile};
-pub use reference::Reference;
+pub use reference::{PlannedGraph, Reference};
 pub use session::{LIBRARY, LIBRARY_VARIABLE, OnnxSession, SessionOptions, environment, version};

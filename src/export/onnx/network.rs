@@ -4,14 +4,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::graph::{
     Codes, Conv, Graph, LevelNodes, Node, NodeId, Norm, Op, Output, Weight, Window,
 };
-use crate::model::PoseNet;
-use crate::nn::{self, LayerInfo, LayerKind, NORM_EPS, Store, Trace, TraceOp};
+use crate::nn::{self, LayerInfo, LayerKind, NORM_EPS, Network, Store, Trace, TraceOp};
 use crate::quant::{Grid, ModuleQuantizer, WeightCodes};
 
 /// The largest code of an 8-bit carrier.
@@ -23,26 +22,19 @@ const MAX_CODE: i32 = 127;
 /// # Errors
 /// As [`graph_of_trace`].
 pub fn graph_of(
-    net: &PoseNet,
+    net: &dyn Network,
     quantizers: &[ModuleQuantizer],
     (width, height): (usize, usize),
 ) -> Result<Graph> {
-    let trace = net.trace(width, height);
-    let mut graph = graph_of_trace(&net.store, &trace, quantizers)?;
-    graph.num_classes = net.num_classes() as usize;
-    let grid = net.grid(width, height);
-    for (pair, level) in graph.outputs.chunks(2).zip(&grid.levels) {
-        let [cls, reg] = [0, 1].map(|i| pair[i].node);
-        let [_, h, w] = graph.nodes[cls].shape;
-        ensure!(
-            (h, w) == (level.h as i64, level.w as i64),
-            "{} has {h} x {w} cells, expected {} x {}",
-            pair[0].name,
-            level.h,
-            level.w
-        );
-        let (stride, anchor_px) = (level.stride, level.size_px);
-        graph.levels.push(LevelNodes { cls, reg, stride, anchor_px });
+    let mut graph = graph_of_trace(net.store(), &net.trace(width, height), quantizers)?;
+    for level in net.dense_levels() {
+        let [cls, reg] = [&level.cls, &level.reg].map(|name| {
+            let output = graph.outputs.iter().find(|output| output.name == *name);
+            output.map(|output| output.node).with_context(|| format!("the graph has no {name}"))
+        });
+        let (cls, reg) = (cls?, reg?);
+        graph.num_classes = graph.nodes[cls].shape[0] as usize;
+        graph.levels.push(LevelNodes { cls, reg, stride: level.stride, anchor_px: level.size_px });
     }
     Ok(graph)
 }

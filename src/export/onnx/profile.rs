@@ -85,7 +85,7 @@ impl Profile {
         };
         Ok(Self {
             integer_convs: count(&["QLinearConv", "ConvInteger"]),
-            float_convs: count(&["Conv", "FusedConv", "NhwcFusedConv"]),
+            float_convs: count(&["Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"]),
             kernels,
         })
     }

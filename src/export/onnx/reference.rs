@@ -3,10 +3,9 @@
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-use super::graph::{Conv, Graph, Node, NodeId, Op};
+use super::graph::{Conv, Graph, Node, NodeId, Op, Output};
 use super::plan::{Plan, QParams, integer_bias};
-use crate::model::Outputs;
-use crate::nn::{Function, NORM_EPS};
+use crate::nn::{Engine, Function, NORM_EPS, OutputShape, Outputs};
 
 /// A graph's constants as tensors, ready to run.
 pub struct Reference<'a> {
@@ -109,12 +108,12 @@ impl<'a> Reference<'a> {
                 }
             }
         });
-        let of = |node: NodeId| values[node].as_ref().expect("outputs are kept").shallow_clone();
-        let levels = &self.graph.levels;
-        Ok(Outputs {
-            cls: levels.iter().map(|level| of(level.cls)).collect(),
-            reg: levels.iter().map(|level| of(level.reg)).collect(),
-        })
+        let value = |output: &Output| {
+            let value = values[output.node].as_ref().expect("outputs are kept");
+            if output.flat { value.flatten(1, -1) } else { value.shallow_clone() }
+        };
+        let named = self.graph.outputs.iter().map(|output| (output.name.clone(), value(output)));
+        Ok(Outputs::new(named.collect()))
     }
 
     fn value(
@@ -163,6 +162,35 @@ fn convolve(conv: &Conv, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
             let weight = weight.transpose(0, 1);
             x.conv_transpose2d(&weight, Some(bias), stride, pad, [cells; 2], 1, dilation)
         }
+    }
+}
+
+/// A graph, rounded as a plan says, as an engine: what the written file should compute.
+pub struct PlannedGraph<'a> {
+    reference: Reference<'a>,
+    plan: &'a Plan,
+}
+
+impl<'a> PlannedGraph<'a> {
+    /// Copies the graph's constants.
+    pub fn new(graph: &'a Graph, plan: &'a Plan) -> Self {
+        Self { reference: Reference::new(graph), plan }
+    }
+}
+
+impl Engine for PlannedGraph<'_> {
+    fn outputs(&self, _width: usize, _height: usize) -> Vec<OutputShape> {
+        let graph = self.reference.graph;
+        let shape = |output: &Output| {
+            let shape = &graph.nodes[output.node].shape;
+            shape[..if output.flat { 1 } else { 3 }].to_vec()
+        };
+        let of = |output: &Output| OutputShape { name: output.name.clone(), shape: shape(output) };
+        graph.outputs.iter().map(of).collect()
+    }
+
+    fn forward(&self, images: &Tensor) -> Result<Outputs> {
+        self.reference.run(images, Some(self.plan), |_, _| {})
     }
 }
 
@@ -223,10 +251,188 @@ fn round(x: &Tensor, params: &QParams) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export::onnx::network::graph_of;
+    use crate::export::onnx::calibrate::{Calibration, Method, calibrate};
+    use crate::export::onnx::graph::Weight;
+    use crate::export::onnx::network::{graph_of, graph_of_trace};
     use crate::export::onnx::plan;
     use crate::export::onnx::testing::{images, network};
-    use crate::model::NetworkConfig;
+    use crate::nn::{
+        BatchNorm, Conv2d, ConvShape, ConvTranspose2d, Eager, Fill, Linear, Ops, PoolShape, Store,
+        Trace, Tracer, TransposeShape,
+    };
+    use crate::quant::{ModuleQuantizer, WeightQuantConfig};
+    use crate::topology::wdr::{Backbone, NetworkConfig};
+    use tch::Device;
+
+    /// The largest difference of outputs of the same names and shapes, as a fraction of the largest value.
+    fn difference(ours: &Outputs, theirs: &Outputs) -> f64 {
+        assert_eq!(ours.iter().count(), theirs.iter().count());
+        let one = |(name, a): (&str, &Tensor)| {
+            let b = theirs.get(name).unwrap();
+            assert_eq!(a.size(), b.size());
+            let scale = b.abs().max().double_value(&[]);
+            assert!(scale > 0.0);
+            (a - b).abs().max().double_value(&[]) / scale
+        };
+        ours.iter().map(one).fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn the_tiny_network_has_its_nodes_and_convolutions() {
+        let net = network(&NetworkConfig::widedepth_tiny(), 2);
+        let graph = graph_of(&net, &[], (64, 64)).unwrap();
+        assert_eq!((graph.nodes.len(), graph.convs.len(), graph.norms.len()), (116, 26, 4));
+        assert!(!graph.nodes.iter().any(|n| matches!(n.op, Op::Affine { .. })));
+        let name = |i: usize| graph.nodes[i].name.as_str();
+        assert_eq!([name(0), name(1)], ["images", "backbone.features.init_block.conv"]);
+        let last = graph.nodes.len() - 1;
+        assert_eq!([name(last - 1), name(last)], ["head.pose_pred.p7", "head.scales.4.scale"]);
+    }
+
+    #[test]
+    fn a_resnets_batch_norms_are_folded_wherever_they_stand() {
+        for backbone in [Backbone::Resnet18, Backbone::Resnet50] {
+            let config = NetworkConfig {
+                backbone,
+                resnet_width: 8,
+                finest_level: 2,
+                anchor_sizes: vec![8.0, 16.0, 32.0, 64.0, 128.0],
+                ..NetworkConfig::widedepth_tiny()
+            };
+            let net = network(&config, 2);
+            let graph = graph_of(&net, &[], (72, 100)).unwrap();
+            assert!(!graph.nodes.iter().any(|n| matches!(n.op, Op::Affine { .. })));
+            let sites = net.store.sites().len();
+            assert_eq!(graph.convs.len(), sites);
+            let images = images(2, 72, 100);
+            let ours = Reference::new(&graph).run(&images, None, |_, _| {}).unwrap();
+            let diff = difference(&ours, &net.forward(&images).unwrap());
+            assert!(diff < 1e-4, "{backbone:?}: {diff}");
+        }
+    }
+
+    /// Every kind of layer and function that no pose network has, and a batch norm that nothing takes in.
+    struct Odd {
+        store: Store,
+        dilated: Conv2d,
+        grouped: Conv2d,
+        up: ConvTranspose2d,
+        up_norm: BatchNorm,
+        free_norm: BatchNorm,
+        fc: Linear,
+    }
+
+    impl Odd {
+        fn new() -> Self {
+            let store = Store::seeded(Device::Cpu, 3);
+            let root = store.root();
+            let fill = |n| Fill::kaiming_uniform(n, 0.0);
+            let shape = ConvShape::new(3, 8, 3);
+            let up = TransposeShape {
+                c_in: 8,
+                c_out: 6,
+                kernel: 3,
+                stride: 2,
+                padding: 1,
+                output_padding: 1,
+            };
+            let net = Self {
+                dilated: Conv2d::new(&(&root / "dilated"), shape.dilation(2), fill(27), Some(0.1)),
+                grouped: Conv2d::new(
+                    &(&root / "grouped"),
+                    ConvShape::new(8, 8, 3).groups(4).stride(2),
+                    fill(18),
+                    None,
+                ),
+                up: ConvTranspose2d::new(&(&root / "up"), up, fill(72), Some(0.2)),
+                up_norm: BatchNorm::new(&(&root / "up_norm"), 6),
+                free_norm: BatchNorm::new(&(&root / "free_norm"), 8),
+                fc: Linear::new(&(&root / "fc"), 14, 5),
+                store,
+            };
+            tch::no_grad(|| {
+                for var in net.store.vars() {
+                    let mut t = var.tensor.shallow_clone();
+                    match var.name.rsplit_once('.') {
+                        Some((_, "running_mean")) => drop(t.fill_(0.3)),
+                        Some((_, "running_var")) => drop(t.fill_(2.0)),
+                        _ => {}
+                    }
+                }
+            });
+            net
+        }
+
+        /// A map and a vector.
+        fn run<O: Ops>(&self, ops: &mut O, images: &O::Value) -> [O::Value; 2] {
+            let x = ops.layer(&self.dilated, images);
+            let normed = ops.layer(&self.free_norm, &x);
+            let x = ops.sub(format_args!("sub"), &normed, &x); // a second reader of the convolution
+            let y = ops.layer(&self.grouped, &x);
+            let up = ops.layer(&self.up, &y);
+            let up = ops.layer(&self.up_norm, &up);
+            let map = ops.concat(format_args!("concat"), &[&up, &x]);
+            let pool = PoolShape { kernel: 3, stride: 2, padding: 1 };
+            let pooled = ops.max_pool(format_args!("pool"), pool, &map);
+            let mean = ops.global_avg_pool(format_args!("mean"), &pooled);
+            let flat = ops.flatten(format_args!("flat"), &mean);
+            let vector = ops.layer(&self.fc, &flat);
+            [map, vector]
+        }
+
+        fn outputs(&self, images: &Tensor) -> Outputs {
+            let [map, vector] = tch::no_grad(|| self.run(&mut Eager { train: false }, images));
+            Outputs::new(vec![("map".to_owned(), map), ("vector".to_owned(), vector)])
+        }
+
+        fn trace(&self) -> Trace {
+            let mut tracer = Tracer::new();
+            let images = tracer.input("images", &[3, 12, 16]);
+            let [map, vector] = self.run(&mut tracer, &images);
+            tracer.finish(vec![("map".to_owned(), map), ("vector".to_owned(), vector)])
+        }
+    }
+
+    #[test]
+    fn every_kind_of_layer_is_computed_from_the_graph() {
+        let net = Odd::new();
+        let images = images(2, 16, 12);
+        let float = graph_of_trace(&net.store, &net.trace(), &[]).unwrap();
+        assert_eq!(float.norms.len(), 1); // the transposed convolution took the other one in
+        let theirs = net.outputs(&images);
+        let ours = Reference::new(&float).run(&images, None, |_, _| {}).unwrap();
+        assert!(difference(&ours, &theirs) < 1e-5);
+
+        // Integer weights: on levels, a transposed convolution's and a linear layer's, too.
+        let config: WeightQuantConfig =
+            serde_json::from_str(r#"{"bits": 4, "schedule": {"0": 1}}"#).unwrap();
+        let quantizers = ["dilated", "grouped", "up", "fc"].map(|module| {
+            let mut quantizer =
+                ModuleQuantizer::attach(module, &net.store, Some(&config), None, true, true, 1)
+                    .unwrap();
+            quantizer.start_epoch(0).unwrap();
+            quantizer
+        });
+        let graph = graph_of_trace(&net.store, &net.trace(), &quantizers).unwrap();
+        assert!(graph.convs.iter().all(|conv| matches!(conv.weight, Weight::Codes(_))));
+        let theirs = net.outputs(&images);
+        let ours = Reference::new(&graph).run(&images, None, |_, _| {}).unwrap();
+        assert!(difference(&ours, &theirs) < 1e-5);
+
+        // And rounded values in between: near, and not the same.
+        let mut graph = float;
+        let wanted = plan::wanted(&graph, true);
+        let calibration = Calibration { method: Method::MinMax, bits: 8, symmetric: false };
+        let none = Plan::none(graph.nodes.len());
+        plan::round_weights(&mut graph, &wanted, false);
+        let found = calibrate(&graph, &none, &wanted, calibration, |each| each(&images)).unwrap();
+        let plan = plan::calibrated(&graph, &Default::default(), found);
+        plan::fit_biases(&mut graph, &plan);
+        let float = Reference::new(&graph).run(&images, None, |_, _| {}).unwrap();
+        let rounded = Reference::new(&graph).run(&images, Some(&plan), |_, _| {}).unwrap();
+        let diff = difference(&rounded, &float);
+        assert!(diff > 0.0 && diff < 0.1, "{diff}");
+    }
 
     #[test]
     fn the_graph_computes_what_the_network_does() {
@@ -240,14 +446,8 @@ mod tests {
             let graph = graph_of(&net, &[], (w, h)).unwrap();
             let images = images(2, w as i64, h as i64);
             let ours = Reference::new(&graph).run(&images, None, |_, _| {}).unwrap();
-            let theirs = tch::no_grad(|| net.forward_t(&images, false));
-            let pairs = ours.cls.iter().zip(&theirs.cls).chain(ours.reg.iter().zip(&theirs.reg));
-            for (a, b) in pairs {
-                assert_eq!(a.size(), b.size());
-                let scale = b.abs().max().double_value(&[]);
-                let diff = (a - b).abs().max().double_value(&[]);
-                assert!(scale > 0.0 && diff < 1e-4 * scale, "{diff} of {scale}");
-            }
+            let diff = difference(&ours, &net.forward(&images).unwrap());
+            assert!(diff < 1e-4, "{diff}");
         }
     }
 
@@ -279,8 +479,11 @@ mod tests {
             let plan = plan::calibrated(&graph, &Default::default(), found);
             plan::fit_biases(&mut graph, &plan);
             let rounded = Reference::new(&graph).run(&images, Some(&plan), |_, _| {}).unwrap();
-            let pairs = rounded.reg.iter().zip(&float.reg);
-            pairs.map(|(a, b)| (a - b).abs().sum(Kind::Double).double_value(&[])).sum::<f64>()
+            let pairs = rounded.iter().zip(float.iter());
+            let offsets = pairs.filter(|((name, _), _)| name.starts_with("reg"));
+            offsets
+                .map(|((_, a), (_, b))| (a - b).abs().sum(Kind::Double).double_value(&[]))
+                .sum::<f64>()
         };
         let [coarse, fine] = [4, 8].map(error);
         assert!(fine > 0.0 && fine < 0.5 * coarse, "{fine} {coarse}");

@@ -18,7 +18,7 @@ use super::emit::INT4_OPSET;
 use super::file::{FileHead, read_head};
 use super::kernels::{sums_saturate, use_unsigned_weights, widen_weights};
 use super::proto::{Model, ValueInfo};
-use crate::model::Outputs;
+use crate::nn::Outputs;
 
 /// The environment variable that names the library.
 pub const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -96,19 +96,27 @@ impl OnnxSession {
         self.exact_sums
     }
 
-    /// Logits and offsets for images `[n, 3, h, w]`, normalised, any `n`: a file of a fixed batch size runs as often as
-    /// it takes, the last time filled up.
+    /// The outputs for images `[n, 3, h, w]`, normalised, any `n`, all logits first: a file of a fixed batch size runs as
+    /// often as it takes, the last time filled up.
     ///
     /// # Errors
     /// If the images have not the file's size, or ONNX Runtime fails.
     pub fn run(&self, images: &Tensor) -> Result<Outputs> {
         let levels = &self.head.levels;
-        let names: Vec<&str> = levels.iter().flatten().map(String::as_str).collect();
-        let (mut cls, mut reg) = (vec![], vec![]);
-        for (i, value) in self.values(images, &names)?.into_iter().enumerate() {
-            if i % 2 == 0 { &mut cls } else { &mut reg }.push(value);
-        }
-        Ok(Outputs { cls, reg })
+        let names: Vec<&str> = [0, 1]
+            .iter()
+            .flat_map(|&i| levels.iter().map(move |level| level[i].as_str()))
+            .collect();
+        self.named(images, &names)
+    }
+
+    /// As [`OnnxSession::values`], under their names.
+    ///
+    /// # Errors
+    /// As [`OnnxSession::values`].
+    pub fn named(&self, images: &Tensor, names: &[&str]) -> Result<Outputs> {
+        let values = self.values(images, names)?;
+        Ok(Outputs::new(names.iter().map(|name| (*name).to_owned()).zip(values).collect()))
     }
 
     /// Outputs and [`SessionOptions::values`] by name, for images as for [`OnnxSession::run`]; integers as such.

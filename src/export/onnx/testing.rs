@@ -2,7 +2,7 @@
 
 use tch::{Device, Tensor};
 
-use crate::model::{NetworkConfig, PoseNet};
+use crate::topology::wdr::{NetworkConfig, PoseNet};
 
 /// A network whose outputs depend on its input everywhere: random weights, running statistics of random batches, a
 /// batch norm with negative gains, scales other than 1.

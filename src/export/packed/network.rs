@@ -12,7 +12,7 @@ use super::bits::Coding;
 use super::fold::{self, Folded};
 use super::levels::Levels;
 use super::{Content, Dtype, PackedFile, PackedTensor};
-use crate::model::PoseNet;
+use crate::nn::Network;
 use crate::quant::size::{self, LayerSize};
 use crate::quant::{ModuleQuantizer, WeightCodes};
 
@@ -88,7 +88,7 @@ pub struct Packed {
 /// # Errors
 /// If a module is only partly quantized, or a weight is not exactly on its levels; names it.
 pub fn pack(
-    net: &PoseNet,
+    net: &dyn Network,
     quantizers: &[ModuleQuantizer],
     extra: &[(String, Tensor)],
     mut meta: Map<String, Value>,
@@ -106,8 +106,9 @@ pub fn pack(
     }
     let left_out = unused(net);
     let (folded, num_not_folded) =
-        if options.fold_bn { fold::fold_all(&net.store)? } else { (Vec::new(), 0) };
-    let sites: BTreeSet<String> = net.store.sites().iter().map(|site| site.weight_name()).collect();
+        if options.fold_bn { fold::fold_all(net.store())? } else { (Vec::new(), 0) };
+    let sites: BTreeSet<String> =
+        net.store().sites().iter().map(|site| site.weight_name()).collect();
     let mut count = Count::default();
     let mut packed = Vec::new();
     for (name, tensor) in net.state() {
@@ -146,11 +147,11 @@ fn share(tensors: &[(String, Tensor)]) -> impl Iterator<Item = (String, Tensor)>
 }
 
 /// The tensors that no output depends on.
-fn unused(net: &PoseNet) -> BTreeSet<String> {
-    let layers = net.summary(64, 64);
+fn unused(net: &dyn Network) -> BTreeSet<String> {
+    let layers = net.layers();
     let unused = layers.iter().filter(|l| l.uses == 0);
     let unused: Vec<String> = unused.map(|l| format!("{}.", l.layer.name)).collect();
-    let names = net.store.vars().into_iter().map(|var| var.name);
+    let names = net.store().vars().into_iter().map(|var| var.name);
     names.filter(|name| unused.iter().any(|layer| name.starts_with(layer))).collect()
 }
 
@@ -159,7 +160,7 @@ fn shape(tensor: &Tensor) -> Vec<usize> {
 }
 
 /// A quantized weight as codes, compared with the weight that the layer computes with.
-fn pack_weight(net: &PoseNet, weight: WeightCodes, ternary: Ternary) -> Result<Content> {
+fn pack_weight(net: &dyn Network, weight: WeightCodes, ternary: Ternary) -> Result<Content> {
     let name = &weight.name;
     let integers = weight.grid.spacing().codes();
     let tables: Vec<Vec<f32>> =
@@ -168,7 +169,7 @@ fn pack_weight(net: &PoseNet, weight: WeightCodes, ternary: Ternary) -> Result<C
         Levels::of_tables(&integers, &tables).with_context(|| format!("the levels of {name}"))?;
     let codes =
         level_numbers(&weight.codes, &integers).with_context(|| format!("packing {name}"))?;
-    let site = net.store.sites().iter().find(|s| s.weight_name() == *name).cloned();
+    let site = net.store().sites().iter().find(|s| s.weight_name() == *name).cloned();
     let site = site.with_context(|| format!("{name} is the weight of no layer"))?;
     let used = tch::no_grad(|| site.effective_weight(false));
     let used = host(&used, Kind::Float).and_then(|t| Ok(Vec::<f32>::try_from(t)?))?;

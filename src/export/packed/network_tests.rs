@@ -3,8 +3,8 @@ use tch::no_grad;
 use super::*;
 use crate::export::packed;
 use crate::io::tensors;
-use crate::model::NetworkConfig;
 use crate::quant::{FractionSchedule, QuantInit, WeightQuantConfig};
+use crate::topology::wdr::{NetworkConfig, PoseNet};
 
 fn tiny(seed: u64) -> PoseNet {
     let config = NetworkConfig { with_output_layer: true, ..NetworkConfig::widedepth_tiny() };

@@ -132,12 +132,12 @@ fn unfinished_files_are_removed_and_bare_weights_are_no_checkpoint() {
     crate::io::tensors::write(&path, &net.state(), &BTreeMap::new()).unwrap();
     let error = Checkpoint::read(&path).unwrap_err();
     assert!(error.to_string().contains("it is no checkpoint to resume from"), "{error}");
-    let blank = PoseNet::blank(net.config(), 1, Device::Cpu).unwrap();
-    let loaded = load_for_evaluation(&path, &blank).unwrap();
+    let blank = blank_net(1);
+    let loaded = load_for_evaluation(&path, blank.as_ref()).unwrap();
     assert!(loaded.meta.is_none() && loaded.quantizers.is_empty());
     assert!(blank.state().iter().zip(net.state()).all(|((_, a), (_, b))| bits(a) == bits(&b)));
-    let two_classes = PoseNet::blank(net.config(), 2, Device::Cpu).unwrap();
-    let error = load_for_evaluation(&path, &two_classes).map(|_| ()).unwrap_err();
+    let two_classes = blank_net(2);
+    let error = load_for_evaluation(&path, two_classes.as_ref()).map(|_| ()).unwrap_err();
     let text = format!("{error:#}");
     assert!(text.contains("weights.safetensors") && text.contains("head.cls_logits"), "{text}");
 }

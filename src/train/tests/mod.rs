@@ -17,9 +17,11 @@ use super::*;
 use crate::data::{Batch, ObjectModel, SampleObject};
 use crate::geom::{Camera, Pose, Vec3, box_corners};
 use crate::io::mesh::Mesh;
-use crate::model::{LossConfig, NetworkConfig, PoseNet, TargetConfig};
+use crate::nn::{Network, Preprocess};
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
 use crate::seed;
+use crate::topology::wdr::{LossConfig, NetworkConfig, TargetConfig};
+use crate::topology::{Family, Task, TaskSetting};
 
 const SIZE: usize = 32;
 const SEED: u64 = 11;
@@ -65,7 +67,7 @@ fn toy_batch(epoch: u64, batch: usize, size: usize) -> Batch {
     made
 }
 
-fn task() -> Task {
+fn task() -> Box<dyn Task> {
     let model = ObjectModel {
         obj_id: 1,
         name: "obj_000001".to_owned(),
@@ -74,21 +76,23 @@ fn task() -> Task {
         diameter_mm: 173.2,
     };
     let k = [40.0, 0.0, 16.0, 0.0, 40.0, 16.0, 0.0, 0.0, 1.0];
-    Task {
+    toy_config().task(TaskSetting {
         camera: Camera::from_row_major(&k).unwrap(),
         models: Arc::new(vec![model]),
         targets: TargetConfig::default(),
         loss: LossConfig::default(),
-        pixel_mean: [0.485, 0.456, 0.406],
-        pixel_std: [0.229, 0.224, 0.225],
-    }
+        preprocess: Preprocess {
+            width: 32,
+            height: 32,
+            mean: [0.485, 0.456, 0.406],
+            std: [0.229, 0.224, 0.225],
+        },
+        seed: SEED,
+    })
 }
 
-fn toy_net() -> PoseNet {
-    // Threads only wait for each other on operators this small: a step takes a quarter of the time with one. The
-    // setting is that of the test's own thread.
-    tch::set_num_threads(1);
-    let config = NetworkConfig {
+fn toy_config() -> NetworkConfig {
+    NetworkConfig {
         stem_channels: 4,
         stage_channels: [4, 4, 8, 8, 8],
         stage_units: [1, 2, 1, 1, 1],
@@ -100,8 +104,25 @@ fn toy_net() -> PoseNet {
         finest_level: 3,
         anchor_sizes: vec![8.0, 16.0, 32.0, 64.0, 128.0],
         ..NetworkConfig::widedepth()
-    };
-    PoseNet::new(&config, 1, Device::Cpu, SEED).unwrap()
+    }
+}
+
+fn toy_net() -> Box<dyn Network> {
+    // Threads only wait for each other on operators this small: a step takes a quarter of the time with one. The
+    // setting is that of the test's own thread.
+    tch::set_num_threads(1);
+    toy_config().network(1, Device::Cpu, Some(SEED)).unwrap()
+}
+
+/// A network to load into.
+fn blank_net(num_classes: usize) -> Box<dyn Network> {
+    toy_config().network(num_classes, Device::Cpu, None).unwrap()
+}
+
+/// All outputs of a network in evaluation, by name.
+fn outputs(net: &dyn Network, images: &Tensor) -> Vec<(String, Vec<u64>)> {
+    let outputs = net.forward(images).unwrap();
+    outputs.iter().map(|(name, tensor)| (name.to_owned(), bits(tensor))).collect()
 }
 
 fn weights(schedule: &[(u32, f64)]) -> WeightQuantConfig {
@@ -142,7 +163,7 @@ fn trainer(config: &TrainConfig, folder: &Path) -> Trainer {
         config_hash: "hash".to_owned(),
         config: serde_json::json!({"training": config}),
     };
-    Trainer::new(toy_net(), config.clone(), task(), (SIZE, SIZE), run).unwrap()
+    Trainer::new(toy_net(), config.clone(), task(), run).unwrap()
 }
 
 /// Everything it was told; breaks off where a killed process would.
@@ -211,7 +232,7 @@ impl Observer for Recorder {
 }
 
 /// A score that falls for a while and rises: a function of the position.
-fn valley(_: &PoseNet, position: &Position) -> Result<Option<ValidScore>> {
+fn valley(_: &dyn Network, position: &Position) -> Result<Option<ValidScore>> {
     let value = (position.global_epoch as f64 - 1.5).abs();
     let name = "valid_loss".to_owned();
     Ok(Some(ValidScore { name, value, higher_is_better: false, counts: None, details: vec![] }))

@@ -64,7 +64,7 @@ fn a_moving_average_survives_stops_bit_for_bit() {
     let ema = EmaConfig { decay: 0.75, from: 1 };
     let config = TrainConfig { ema: Some(ema), ..three_stages() };
     // weights as they are evaluated are part of the records
-    let mut seen_by_validation = |net: &PoseNet, position: &Position| {
+    let mut seen_by_validation = |net: &dyn Network, position: &Position| {
         let sum: f64 =
             net.state().iter().map(|(_, t)| t.abs().sum(Kind::Double).double_value(&[])).sum();
         let name = format!("epoch {}", position.global_epoch);
@@ -204,7 +204,7 @@ fn another_seed_or_configuration_is_told() {
         config_hash: "other".to_owned(),
         config: serde_json::Value::Null,
     };
-    let mut other = Trainer::new(toy_net(), config, task(), (SIZE, SIZE), run).unwrap();
+    let mut other = Trainer::new(toy_net(), config, task(), run).unwrap();
     let mut recorder = Recorder::default();
     other.resume(&ResumeFrom::Last, &mut recorder).unwrap();
     assert_eq!(recorder.messages.len(), 2, "{:?}", recorder.messages);
@@ -221,8 +221,8 @@ fn a_loaded_checkpoint_computes_what_the_trained_network_does() {
     else {
         panic!("not finished")
     };
-    let blank = PoseNet::blank(trained.net().config(), 1, Device::Cpu).unwrap();
-    let loaded = load_for_evaluation(&checkpoint, &blank).unwrap();
+    let blank = blank_net(1);
+    let loaded = load_for_evaluation(&checkpoint, blank.as_ref()).unwrap();
     assert_eq!(loaded.quantizers.len(), 2);
     assert_eq!(loaded.meta.unwrap().stage_name, "head");
     let sites = loaded.quantizers.iter().flat_map(|q| q.report()).collect::<Vec<_>>();
@@ -230,16 +230,13 @@ fn a_loaded_checkpoint_computes_what_the_trained_network_does() {
     assert!(sites.iter().all(|s| s.share_frozen == 1.0 && s.num_levels == Some(3)));
     let x =
         Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).sin().reshape([2, 3, 32, 32]);
-    let outputs = |net: &PoseNet| {
-        let outputs = tch::no_grad(|| net.forward_t(&x, false));
-        outputs.cls.iter().chain(&outputs.reg).map(bits).collect::<Vec<_>>()
-    };
-    assert_eq!(outputs(&blank), outputs(trained.net()));
+    let outputs = |net: &dyn Network| outputs(net, &x);
+    assert_eq!(outputs(blank.as_ref()), outputs(trained.net()));
     // The inputs' quantizers take part: without them the outputs differ.
-    let float = PoseNet::blank(trained.net().config(), 1, Device::Cpu).unwrap();
-    load_weights(&float.store, &Checkpoint::read(&checkpoint).unwrap().weights, &checkpoint)
+    let float = blank_net(1);
+    load_weights(float.store(), &Checkpoint::read(&checkpoint).unwrap().weights, &checkpoint)
         .unwrap();
-    assert_ne!(outputs(&float), outputs(trained.net()));
+    assert_ne!(outputs(float.as_ref()), outputs(trained.net()));
 }
 
 /// Learnt step sizes and clipping levels: LSQ weights with PACT inputs, then DoReFa weights with LSQ inputs.
@@ -311,15 +308,12 @@ fn a_file_of_a_fake_quantized_network_evaluates_as_the_network_does() {
     else {
         panic!("not finished")
     };
-    let blank = PoseNet::blank(trained.net().config(), 1, Device::Cpu).unwrap();
-    let loaded = load_for_evaluation(&checkpoint, &blank).unwrap();
+    let blank = blank_net(1);
+    let loaded = load_for_evaluation(&checkpoint, blank.as_ref()).unwrap();
     let x =
         Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).sin().reshape([2, 3, 32, 32]);
-    let outputs = |net: &PoseNet| {
-        let outputs = tch::no_grad(|| net.forward_t(&x, false));
-        outputs.cls.iter().chain(&outputs.reg).map(bits).collect::<Vec<_>>()
-    };
-    assert_eq!(outputs(&blank), outputs(trained.net()));
+    let outputs = |net: &dyn Network| outputs(net, &x);
+    assert_eq!(outputs(blank.as_ref()), outputs(trained.net()));
     for quantizer in &loaded.quantizers {
         // the loaded weights themselves are on their levels
         quantizer.assert_on_grid().unwrap();
@@ -327,7 +321,7 @@ fn a_file_of_a_fake_quantized_network_evaluates_as_the_network_does() {
             let values = layer.grid.values(&layer.codes).unwrap();
             assert_eq!(
                 bits(&values),
-                bits(&blank.store.get(&layer.name).unwrap()),
+                bits(&blank.store().get(&layer.name).unwrap()),
                 "{}",
                 layer.name
             );

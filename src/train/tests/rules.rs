@@ -17,12 +17,12 @@ fn a_loss_that_is_not_finite_stops_before_the_update_and_names_everything() {
     let mut trainer = trainer(&config, folder.path());
     let mut recorder = Recorder::default();
     // Poison the network after the first epoch's checkpoint was decided on.
-    let poison = |net: &PoseNet, _: &Position| {
-        let _ = net.store.get("head.cls_logits.weight").unwrap().fill_(f64::NAN);
+    let poison = |net: &dyn Network, _: &Position| {
+        let _ = net.store().get("head.cls_logits.weight").unwrap().fill_(f64::NAN);
         Ok(None)
     };
     let poisoned = std::cell::Cell::new(false);
-    let mut validate = |net: &PoseNet, position: &Position| {
+    let mut validate = |net: &dyn Network, position: &Position| {
         if poisoned.replace(true) { Ok(None) } else { poison(net, position) }
     };
     let error = run_with(&mut trainer, &mut recorder, &mut validate).unwrap_err();
@@ -54,7 +54,7 @@ fn quantized_modules_stay_on_their_bits_through_later_stages() {
     let after_fpn = Checkpoint::read(&recorder.ends[1].checkpoint).unwrap().weights;
     let (mut same, mut moved) = (0, 0);
     for (name, tensor) in after_fpn {
-        let now = bits(&trainer.net().store.get(&name).unwrap());
+        let now = bits(&trainer.net().store().get(&name).unwrap());
         if name.starts_with("fpn.") && name.ends_with(".weight") {
             assert_eq!(bits(&tensor), now, "{name}");
             let mut levels = now.clone();
@@ -117,8 +117,8 @@ fn a_weight_off_its_levels_fails_the_stage() {
     let config =
         one_stage(StageConfig { epochs: 1, ..StageConfig::mqat("fpn", weights(&[(0, 1.0)])) });
     let mut trainer = trainer(&config, folder.path());
-    let mut move_one = |net: &PoseNet, _: &Position| {
-        let weight = net.store.get("fpn.out_convs.3.weight").unwrap();
+    let mut move_one = |net: &dyn Network, _: &Position| {
+        let weight = net.store().get("fpn.out_convs.3.weight").unwrap();
         let _ = weight.view([-1]).narrow(0, 5, 1).g_add_scalar_(1e-3);
         Ok(None)
     };
@@ -278,7 +278,7 @@ fn the_average_is_evaluated_and_the_weights_themselves_go_on() {
     let config = TrainConfig { ema: Some(ema), ..two };
     let mut trainer = trainer(&config, folder.path());
     let mut last_seen = BTreeMap::new();
-    let mut validate = |net: &PoseNet, _: &Position| {
+    let mut validate = |net: &dyn Network, _: &Position| {
         last_seen = net.state().iter().map(|(n, t)| (n.clone(), bits(t))).collect();
         Ok(None)
     };
@@ -301,7 +301,7 @@ fn the_average_is_evaluated_and_the_weights_themselves_go_on() {
         assert_ne!(average[moving], plain[moving], "{moving}");
     }
     let net = toy_net();
-    let loaded = load_for_evaluation(&checkpoint, &net).unwrap();
+    let loaded = load_for_evaluation(&checkpoint, net.as_ref()).unwrap();
     assert!(loaded.averaged);
     let used: BTreeMap<_, _> = net.state().iter().map(|(n, t)| (n.clone(), bits(t))).collect();
     assert_eq!(used, average);

@@ -8,26 +8,10 @@ use super::config::{Backbone, NetworkConfig};
 use super::darknet::Darknet;
 use super::fpn::Fpn;
 use super::head::Head;
+use super::outputs::{Features, Outputs, output_names};
+use super::recognise::advise;
 use super::resnet::Resnet;
-use crate::nn::{Eager, LayerSummary, Ops, Path, Store, Trace, Tracer};
-
-/// The network's outputs, one a level, finest first.
-#[derive(Debug)]
-pub struct Outputs<V = Tensor> {
-    /// Class logits `[n, C, h, w]`.
-    pub cls: Vec<V>,
-    /// Corner offsets in anchor sizes `[n, 16 C, h, w]`: class by class 8 x, then 8 y.
-    pub reg: Vec<V>,
-}
-
-/// What lies between images and outputs.
-#[derive(Debug)]
-pub struct Features<V = Tensor> {
-    /// The backbone's 5 stages, strides 2 to 32.
-    pub backbone: Vec<V>,
-    /// The levels of the FPN, finest first.
-    pub fpn: Vec<V>,
-}
+use crate::nn::{self, DenseLevel, Eager, Network, Ops, Path, Store, Trace, Tracer};
 
 /// What turns images into features of 5 strides.
 enum BackboneNet {
@@ -53,23 +37,8 @@ impl BackboneNet {
     }
 }
 
-/// A module of the network: what quantization goes by.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModuleInfo {
-    /// The first component of its keys, for example `fpn`.
-    pub name: String,
-    /// Learnt numbers, the unused ones included.
-    pub num_parameters: usize,
-    /// Learnt numbers of layers that never run (the backbone's classifier).
-    pub num_unused: usize,
-    /// Weights that can be quantized.
-    pub num_conv_weights: usize,
-    /// Quantizable layers.
-    pub num_convs: usize,
-}
-
-/// Side of the images for which a network is traced where the size does not matter, px.
-pub const TRACE_PX: usize = 128;
+/// Side of the images for which a new network is traced, px.
+const TRACE_PX: usize = 128;
 
 /// The pose network of the wide-depth-range paper, full or narrow by its config.
 ///
@@ -132,7 +101,7 @@ impl PoseNet {
             let corners = level.anchor_box(0, 0).map(|v| v as f32);
             let _ = anchors.buffer(&i.to_string(), Tensor::from_slice(&corners).reshape([1, 4]));
         }
-        net.store.keep_sites(&net.trace(TRACE_PX, TRACE_PX));
+        net.trace(TRACE_PX, TRACE_PX).mark(&net.store);
         Ok(net)
     }
 
@@ -156,7 +125,7 @@ impl PoseNet {
     /// The memory order of the images (channels-last or not) is kept to the outputs; the numbers do not depend on it
     /// but for rounding.
     pub fn forward_t(&self, images: &Tensor, train: bool) -> Outputs {
-        self.run(&mut Eager { train }, images)
+        self.record(&mut Eager { train }, images)
     }
 
     /// The features alone.
@@ -164,22 +133,10 @@ impl PoseNet {
         self.run_features(&mut Eager { train }, images)
     }
 
-    /// What the network does for images of `width` x `height` px; outputs `cls_pK` and `reg_pK` for each level.
-    pub fn trace(&self, width: usize, height: usize) -> Trace {
-        let mut tracer = Tracer::new();
-        let images = tracer.input("images", &[3, height as i64, width as i64]);
-        let Outputs { cls, reg } = self.run(&mut tracer, &images);
-        let levels = self.config.levels().zip(cls.into_iter().zip(reg));
-        let named = levels.flat_map(|(level, (cls, reg))| {
-            [(format!("cls_p{level}"), cls), (format!("reg_p{level}"), reg)]
-        });
-        tracer.finish(named.collect())
-    }
-
     /// The network itself, for any reader.
-    fn run<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Outputs<O::Value> {
-        let features = self.run_features(ops, images);
-        self.head.run(ops, &features.fpn)
+    fn record<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Outputs<O::Value> {
+        let levels = self.run_features(ops, images).fpn; // the backbone's features are no longer kept
+        self.head.run(ops, &levels)
     }
 
     fn run_features<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Features<O::Value> {
@@ -187,43 +144,48 @@ impl PoseNet {
         let fpn = self.fpn.run(ops, &backbone);
         Features { backbone, fpn }
     }
+}
 
-    /// Every tensor by its key, in the order of published checkpoints; shares storage with the network.
-    pub fn state(&self) -> Vec<(String, Tensor)> {
-        self.store.vars().into_iter().map(|var| (var.name, var.tensor)).collect()
+impl Network for PoseNet {
+    fn store(&self) -> &Store {
+        &self.store
     }
 
-    /// The modules, in the order of the data.
-    pub fn modules(&self) -> Vec<ModuleInfo> {
-        let parameters = self.store.parameters();
-        let layers = self.summary(TRACE_PX, TRACE_PX);
-        let of = |name: String| {
-            let inside = |key: &str| key.split('.').next() == Some(name.as_str());
-            let numbers = parameters.iter().filter(|v| inside(&v.name)).map(|v| v.tensor.numel());
-            let unused = layers.iter().filter(|l| l.uses == 0 && inside(&l.layer.name));
-            let sites = self.store.sites();
-            let sites = sites.iter().filter(|site| inside(&site.name));
-            ModuleInfo {
-                num_parameters: numbers.sum(),
-                num_unused: unused.map(|l| l.layer.parameters).sum(),
-                num_conv_weights: sites.clone().map(|site| site.num_weights()).sum(),
-                num_convs: sites.count(),
-                name,
-            }
+    fn run(&self, images: &Tensor, train: bool) -> nn::Outputs {
+        self.forward_t(images, train).named(&self.config.strides())
+    }
+
+    fn trace(&self, width: usize, height: usize) -> Trace {
+        let mut tracer = Tracer::new();
+        let images = tracer.input("images", &[3, height as i64, width as i64]);
+        let Outputs { cls, reg } = self.record(&mut tracer, &images);
+        let levels = self.config.levels().zip(cls.into_iter().zip(reg));
+        let named = levels.flat_map(|(level, (cls, reg))| {
+            let [cls_name, reg_name] = output_names(1 << level);
+            [(cls_name, cls), (reg_name, reg)]
+        });
+        tracer.finish(named.collect())
+    }
+
+    fn dense_levels(&self) -> Vec<DenseLevel> {
+        let levels = self.config.strides().into_iter().zip(&self.config.anchor_sizes);
+        let of = |(stride, &size_px): (i64, &f64)| {
+            let [cls, reg] = output_names(stride);
+            DenseLevel { cls, reg, stride, size_px }
         };
-        self.store.modules().into_iter().map(of).collect()
+        levels.map(of).collect()
     }
 
-    /// One line a layer, in the order of the state, with costs for one image of `width` x `height` px.
-    pub fn summary(&self, width: usize, height: usize) -> Vec<LayerSummary> {
-        self.trace(width, height).summary(&self.store)
+    fn advise(&self, tensors: &[(String, Tensor)], mismatched: &[&str]) -> String {
+        advise(&self.config, self.num_classes, tensors, mismatched)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::images_from_bytes;
+    use crate::nn::{Function, Layer, ModuleInfo, Preprocess};
+    use std::fmt::Arguments;
     use tch::Kind;
 
     fn images(n: i64, h: i64, w: i64) -> Tensor {
@@ -272,6 +234,102 @@ mod tests {
         assert_eq!(layers.iter().find(|l| l.layer.name == "backbone.output").unwrap().uses, 0);
     }
 
+    /// Computes, and writes down what shapes come out.
+    struct Shapes {
+        eager: Eager,
+        shapes: Vec<Vec<i64>>,
+    }
+
+    impl Shapes {
+        fn see(&mut self, y: Tensor) -> Tensor {
+            self.shapes.push(y.size()[1..].to_vec());
+            y
+        }
+    }
+
+    impl Ops for Shapes {
+        type Value = Tensor;
+
+        fn share(&self, x: &Tensor) -> Tensor {
+            self.eager.share(x)
+        }
+
+        fn size(&self, x: &Tensor) -> [i64; 2] {
+            self.eager.size(x)
+        }
+
+        fn layer(&mut self, layer: &dyn Layer, x: &Tensor) -> Tensor {
+            let y = self.eager.layer(layer, x);
+            self.see(y)
+        }
+
+        fn function(&mut self, name: Arguments, f: Function, x: &[&Tensor]) -> Tensor {
+            let y = self.eager.function(name, f, x);
+            self.see(y)
+        }
+    }
+
+    fn resnet(backbone: Backbone) -> NetworkConfig {
+        NetworkConfig { backbone, resnet_width: 8, ..NetworkConfig::widedepth_tiny() }
+    }
+
+    #[test]
+    fn a_trace_has_the_shapes_that_are_computed() {
+        let with_output = NetworkConfig { with_output_layer: true, ..resnet(Backbone::Resnet34) };
+        for config in [NetworkConfig::widedepth_tiny(), with_output, resnet(Backbone::Resnet50)] {
+            let net = PoseNet::blank(&config, 2, Device::Cpu).unwrap();
+            let mut run = Shapes { eager: Eager { train: false }, shapes: vec![vec![3, 72, 100]] };
+            let outputs = tch::no_grad(|| net.record(&mut run, &images(1, 72, 100)));
+            let trace = net.trace(100, 72);
+            let traced: Vec<&Vec<i64>> = trace.nodes.iter().map(|node| &node.shape).collect();
+            assert_eq!(traced, run.shapes.iter().collect::<Vec<_>>());
+            let grid = net.grid(100, 72);
+            for ((level, cls), reg) in grid.levels.iter().zip(&outputs.cls).zip(&outputs.reg) {
+                let cells = [level.h as i64, level.w as i64];
+                assert_eq!((&cls.size()[2..], &reg.size()[2..]), (&cells[..], &cells[..]));
+            }
+        }
+    }
+
+    #[test]
+    fn resnets_have_torchvisions_keys_and_counts() {
+        let published = |backbone| NetworkConfig { backbone, ..NetworkConfig::widedepth() };
+        // torchvision's counts: 11,689,512, 21,797,672 and 25,557,032, the classifier included.
+        for (backbone, millions, convs) in [
+            (Backbone::Resnet18, 11_689_512, 20),
+            (Backbone::Resnet34, 21_797_672, 36),
+            (Backbone::Resnet50, 25_557_032, 53),
+        ] {
+            let net = PoseNet::blank(&published(backbone), 1, Device::Cpu).unwrap();
+            let module = &net.modules()[0];
+            assert_eq!((module.num_parameters, module.num_convs), (millions, convs));
+            let key = |name: &str| net.store.get(name).map(|t| t.size());
+            let expansion = backbone.expansion();
+            assert_eq!(key("backbone.conv1.weight").unwrap(), [64, 3, 7, 7]);
+            assert_eq!(key("backbone.fc.weight").unwrap(), [1000, 512 * expansion]);
+            assert_eq!(
+                key("backbone.layer2.0.downsample.0.weight").unwrap()[..2],
+                [128 * expansion, 64 * expansion]
+            );
+            assert!(key("backbone.layer4.1.bn2.running_var").is_some());
+            assert_eq!(module.num_unused, 1000 * (512 * expansion as usize + 1));
+            assert_eq!(net.store.ends().first.iter().collect::<Vec<_>>(), ["backbone.conv1"]);
+        }
+    }
+
+    #[test]
+    fn the_network_tells_its_modules_and_ends() {
+        let config = NetworkConfig { with_output_layer: true, ..NetworkConfig::widedepth_tiny() };
+        let net = PoseNet::blank(&config, 1, Device::Cpu).unwrap();
+        assert_eq!(net.store.modules(), ["backbone", "fpn", "head"]);
+        let ends = net.store.ends();
+        assert_eq!(ends.first.iter().collect::<Vec<_>>(), ["backbone.features.init_block.conv"]);
+        assert_eq!(ends.last.iter().collect::<Vec<_>>(), ["head.cls_logits", "head.pose_pred"]);
+        assert!(net.store.sites().iter().all(|site| site.name != "backbone.output"));
+        let outputs: Vec<String> = net.trace(64, 64).outputs.into_iter().map(|o| o.0).collect();
+        assert_eq!(outputs[..3], ["cls_p3", "reg_p3", "cls_p4"]);
+    }
+
     #[test]
     fn the_tiny_network_fits_five_megabytes_and_any_image_size() {
         let net = PoseNet::new(&NetworkConfig::widedepth_tiny(), 2, Device::Cpu, 1).unwrap();
@@ -316,8 +374,8 @@ mod tests {
     fn channels_last_images_stay_channels_last() {
         let net = PoseNet::new(&NetworkConfig::widedepth_tiny(), 1, Device::Cpu, 3).unwrap();
         let bytes: Vec<u8> = (0..2 * 64 * 64 * 3).map(|i| (i * 31 % 256) as u8).collect();
-        let (mean, std) = ([0.5; 3], [0.25; 3]);
-        let nhwc = images_from_bytes(&bytes, [2, 64, 64], &mean, &std, Device::Cpu).unwrap();
+        let preprocess = Preprocess { width: 64, height: 64, mean: [0.5; 3], std: [0.25; 3] };
+        let nhwc = preprocess.images(&bytes, Device::Cpu).unwrap();
         let features = net.features_t(&nhwc, true);
         for t in features.backbone.iter().chain(&features.fpn[..4]) {
             let (c, w) = (t.size()[1], t.size()[3]);

@@ -231,8 +231,8 @@ fn take<'c>(cells: &'c mut [usize], wanted: usize, draw: &mut Draw<'_>) -> &'c [
 mod tests {
     use super::*;
     use crate::geom::box_corners;
-    use crate::model::NetworkConfig;
     use crate::seed;
+    use crate::topology::wdr::NetworkConfig;
 
     fn object(z_mm: f64) -> ObjectTarget {
         let mut pose = Pose::identity();

@@ -2,27 +2,33 @@
 //!
 //! Start at [`PoseNet`], built from a [`NetworkConfig`]. An [`AnchorGrid`] says where the network's outputs
 //! lie in the image; [`assign`] turns an image's objects into an [`Assignment`] (no tensors, so loader
-//! threads can do it), and [`losses`] compares a batch of outputs with its assignments.
+//! threads can do it), and [`losses`] compares a batch of outputs with its assignments. A [`CellDecoder`] reads the
+//! correspondences of each class from the outputs; how cells are selected is in [`candidates`].
 //!
 //! Source: Hu et al., *Wide-Depth-Range 6D Object Pose Estimation in Space*, CVPR 2021.
 
 mod anchors;
+pub mod candidates;
 mod config;
 mod darknet;
+mod decoder;
 mod fpn;
 mod head;
 pub mod keys;
 mod loss;
 mod net;
+mod outputs;
 pub mod recognise;
 mod resnet;
 mod targets;
+mod task;
 
-pub use crate::nn::{LayerSummary, images_from_bytes};
 pub use anchors::{AnchorGrid, CellTarget, Level};
 pub use config::{Backbone, NetworkConfig};
+pub use decoder::CellDecoder;
 pub use loss::{LossConfig, Losses, losses};
-pub use net::{Features, ModuleInfo, Outputs, PoseNet, TRACE_PX};
+pub use net::PoseNet;
+pub use outputs::{Features, Outputs, output_names, output_shapes};
 pub use targets::{
     AssignedObject, Assignment, Draw, LevelCount, ObjectTarget, Positive, TargetConfig, assign,
     positives_per_level,

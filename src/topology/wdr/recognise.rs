@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 use tch::Tensor;
 
 use super::config::{Backbone, NetworkConfig};
-use super::net::PoseNet;
 
 /// Shapes by bare key.
 pub type Sizes<'a> = HashMap<&'a str, Vec<i64>>;
@@ -67,13 +66,17 @@ fn resnet_of(sizes: &Sizes, base: &NetworkConfig) -> Option<NetworkConfig> {
         6 => Backbone::Resnet34,
         _ => return None,
     };
-    let published = NetworkConfig::default();
+    // What only Darknet reads is the base's, if that is a ResNet too.
+    let darknet = match base.backbone {
+        Backbone::Darknet53 => NetworkConfig::default(),
+        _ => base.clone(),
+    };
     Some(NetworkConfig {
         backbone,
         resnet_width,
-        stem_channels: published.stem_channels,
-        stage_channels: published.stage_channels,
-        stage_units: published.stage_units,
+        stem_channels: darknet.stem_channels,
+        stage_channels: darknet.stage_channels,
+        stage_units: darknet.stage_units,
         ..base.clone()
     })
 }
@@ -117,24 +120,17 @@ fn differences(ours: &NetworkConfig, theirs: &NetworkConfig) -> String {
     parts.join(", network.params.")
 }
 
-/// An example of a file's keys, behind what the network's are like.
-pub fn examples(tensors: &[(String, Tensor)]) -> String {
-    match tensors.first() {
-        None => ": it has none".to_owned(),
-        Some((name, tensor)) => format!(
-            ", whose keys begin with backbone, fpn and head; the file has for example {name} {:?}",
-            tensor.size()
-        ),
-    }
-}
-
 /// What to change for the tensors to fit, where that can be told from them; ends with `": "` or is empty. `mismatched` are
 /// those of another shape than the network's.
-pub fn advise(net: &PoseNet, tensors: &[(String, Tensor)], mismatched: &[&str]) -> String {
-    let ours = net.config();
+pub(super) fn advise(
+    ours: &NetworkConfig,
+    num_classes: i64,
+    tensors: &[(String, Tensor)],
+    mismatched: &[&str],
+) -> String {
     let sizes = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
     let Some(theirs) = shape_of(&sizes, ours) else {
-        return format!("its keys are not those of this network{}: ", examples(tensors));
+        return String::new();
     };
     if theirs != *ours {
         if let Some(topology) = topology_of(&theirs) {
@@ -145,10 +141,10 @@ pub fn advise(net: &PoseNet, tensors: &[(String, Tensor)], mismatched: &[&str]) 
     }
     let bad = mismatched.iter().any(|name| name.starts_with("head."));
     match num_classes_of(&sizes) {
-        Some(found) if bad && found != net.num_classes() => format!(
+        Some(found) if bad && found != num_classes => format!(
             "head.cls_logits.weight knows {found} object class(es), and the config has {}: set data.N_CLASS to {} \
              (classes and the background) with its MESH_DIAMETERS: ",
-            net.num_classes(),
+            num_classes,
             found + 1
         ),
         _ => String::new(),

@@ -1,51 +1,13 @@
-//! Predicted poses and their file: JSON lines.
+//! Predicted poses as JSON lines.
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::result_file::Index;
-use crate::geom::Pose;
+use super::prediction::Prediction;
+use super::split_index::SplitIndex;
 use crate::io::write_atomic;
-
-/// One predicted pose; a line of a predictions file. An object that was not found has no line.
-///
-/// Keys of the file: `image`, `class`, `obj_id` (may be left out), `score`, `R`, `t`, `inliers`, `residual`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Prediction {
-    /// Path of the image, as in the dataset's list.
-    pub image: String,
-    /// 0-based class: the rank of the mesh's file name.
-    pub class: usize,
-    /// Number in the mesh's file name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub obj_id: Option<u32>,
-    /// Confidence, larger is surer; of this program's, 0 to 1: the largest `sqrt(sigmoid)` of the cells used.
-    pub score: f64,
-    /// Rotation from the object's to the camera's frame, row-major.
-    #[serde(rename = "R")]
-    pub r: [f64; 9],
-    /// Translation, mm.
-    #[serde(rename = "t")]
-    pub t_mm: [f64; 3],
-    /// Correspondences that agree with the pose; 0 where the program that found it does not say.
-    pub inliers: usize,
-    /// Mean distance of the inliers' reprojections, px of the internal camera; 0 where it is not said.
-    #[serde(rename = "residual")]
-    pub residual_px: f64,
-}
-
-impl Prediction {
-    /// The pose.
-    ///
-    /// # Errors
-    /// If a number is not finite or `R` is not a rotation; names image and class.
-    pub fn pose(&self) -> Result<Pose> {
-        Pose::from_row_major(&self.r, &self.t_mm)
-            .with_context(|| format!("prediction of class {} in image {}", self.class, self.image))
-    }
-}
 
 /// Writes predictions, one JSON object a line, whole or not at all.
 ///
@@ -96,7 +58,7 @@ struct NoPoseRecord {
 ///
 /// # Errors
 /// If it is no JSON object of these keys, holds no pose, or names an image or class that the split has not.
-pub(super) fn parse_line(text: &str, index: &Index) -> Result<Option<Prediction>> {
+pub(super) fn parse_line(text: &str, index: &SplitIndex) -> Result<Option<Prediction>> {
     // Looked for only where it can be: most lines are poses.
     if text.contains("\"no_pose\"") {
         let record: NoPoseRecord = serde_json::from_str(text).map_err(json_error)?;
@@ -167,7 +129,7 @@ mod tests {
     }
 
     fn parse(text: &str) -> Result<Prediction> {
-        parse_line(text, &Index::new(&dataset())).map(|p| p.expect("a pose"))
+        parse_line(text, &SplitIndex::new(&dataset())).map(|p| p.expect("a pose"))
     }
 
     #[test]
@@ -199,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_line_may_say_why_there_is_no_pose() {
-        let index = Index::new(&dataset());
+        let index = SplitIndex::new(&dataset());
         let none = r#"{"image": "elsewhere.png", "no_pose": "no_cell", "detail": "x"}"#;
         assert_eq!(parse_line(none, &index).unwrap(), None);
         // A pose may have the key too, saying nothing.

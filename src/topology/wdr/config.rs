@@ -277,6 +277,33 @@ mod tests {
     }
 
     #[test]
+    fn a_setting_of_the_other_backbone_is_refused() {
+        let tiny = NetworkConfig::widedepth_tiny();
+        let resnet =
+            NetworkConfig { backbone: Backbone::Resnet18, resnet_width: 8, ..tiny.clone() };
+        assert_eq!(problems(&resnet), [""; 0]);
+        assert_eq!(resnet.backbone_channels(), [8, 8, 16, 32, 64]);
+        let found = problems(&NetworkConfig { stem_channels: 5, ..resnet });
+        assert!(found.len() == 1 && found[0].contains("are settings of darknet53"), "{found:?}");
+        let found = problems(&NetworkConfig { resnet_width: 8, ..tiny });
+        assert!(
+            found.len() == 1 && found[0].starts_with("network.resnet_width: is a"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn what_older_configs_do_not_have_is_not_written() {
+        let config = NetworkConfig { head_convs: 2, ..NetworkConfig::widedepth() };
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(!text.contains("backbone") && !text.contains("resnet"), "{text}");
+        let resnet = NetworkConfig { backbone: Backbone::Resnet34, ..config };
+        let text = serde_json::to_string(&resnet).unwrap();
+        assert!(text.starts_with(r#"{"backbone":"resnet34","stem"#), "{text}");
+        assert_eq!(serde_json::from_str::<NetworkConfig>(&text).unwrap(), resnet);
+    }
+
+    #[test]
     fn a_mistyped_key_is_refused_and_a_missing_one_is_the_published_value() {
         let config: NetworkConfig = serde_json::from_str(r#"{"head_convs": 2}"#).unwrap();
         assert_eq!(config, NetworkConfig { head_convs: 2, ..NetworkConfig::widedepth() });

@@ -1,7 +1,7 @@
 //! The head: class logits and corner offsets of every cell, one set of weights for all levels.
 
 use super::config::NetworkConfig;
-use super::net::Outputs;
+use super::outputs::Outputs;
 use crate::nn::{Conv2d, ConvShape, Fill, GroupNorm, Ops, Path, Scale};
 
 /// Numbers regressed for a cell and class: 8 corners, x and y.

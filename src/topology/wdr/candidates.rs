@@ -5,8 +5,8 @@
 
 use std::cmp::Ordering;
 
+use super::targets::{TargetConfig, positives_per_level};
 use crate::geom::Vec2;
-use crate::model::{TargetConfig, positives_per_level};
 
 /// Numbers of one cell and class: 8 x-offsets, then 8 y-offsets.
 pub const REG_CHANNELS: usize = 16;

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Reduction, Tensor};
 
 use super::anchors::AnchorGrid;
 use super::head::NUM_OFFSETS;
-use super::net::Outputs;
+use super::outputs::Outputs;
 use super::targets::Assignment;
 use crate::geom::Camera;
 
@@ -238,7 +238,7 @@ impl LiftTargets {
 mod tests {
     use super::*;
     use crate::geom::{Pose, box_corners};
-    use crate::model::{Draw, NetworkConfig, ObjectTarget, TargetConfig, assign};
+    use crate::topology::wdr::{Draw, NetworkConfig, ObjectTarget, TargetConfig, assign};
 
     fn scene() -> (AnchorGrid, Camera) {
         let grid = AnchorGrid::new(&NetworkConfig::widedepth(), 64, 96);

@@ -40,12 +40,12 @@ impl Block {
         let layer = |(i, shape): (usize, &ConvShape)| {
             ConvBn::new(&(p / format!("conv{}", i + 1)), &(p / format!("bn{}", i + 1)), *shape)
         };
+        let convs = shapes.iter().enumerate().map(layer).collect();
         let c_out = shapes[shapes.len() - 1].c_out;
         let downsample = (stride != 1 || c_in != c_out).then(|| {
             let shape = ConvShape::new(c_in, c_out, 1).stride(stride);
             ConvBn::new(&(p / "downsample" / 0), &(p / "downsample" / 1), shape)
         });
-        let convs = shapes.iter().enumerate().map(layer).collect();
         Self { name: p.prefix().to_owned(), convs, downsample }
     }
 

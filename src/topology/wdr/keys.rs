@@ -33,6 +33,17 @@ pub fn wrapping(key: &str) -> &str {
     &key[..key.len() - bare(key).len()]
 }
 
+/// What stands before the keys in the network where a file holds a module alone: `backbone.` for a ResNet of
+/// torchvision (ImageNet weights). `None` for any other file.
+pub fn module_alone<'a>(keys: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+    let keys: Vec<&str> = keys.collect();
+    let is_resnet = |key: &&str| {
+        let first = key.split('.').next().unwrap_or_default();
+        matches!(first, "conv1" | "bn1" | "layer1" | "layer2" | "layer3" | "layer4" | "fc")
+    };
+    (keys.contains(&"layer1.0.conv1.weight") && keys.iter().all(is_resnet)).then_some("backbone.")
+}
+
 /// The module that a bare key belongs to; `None` for keys of another network.
 pub fn root(bare: &str) -> Option<&'static str> {
     let first = bare.split('.').next()?;
@@ -55,6 +66,12 @@ pub fn is_parameter(bare: &str) -> bool {
     let leaf = bare.rsplit('.').next().unwrap_or(bare);
     !matches!(leaf, "running_mean" | "running_var" | "num_batches_tracked")
         && root(bare) != Some("anchor_generator")
+}
+
+/// The settings that a tensor follows from: it is compared with the config's, not taken. `None` for all others.
+pub fn follows_from(bare: &str) -> Option<&'static str> {
+    (root(bare) == Some("anchor_generator"))
+        .then_some("network.params.anchor_sizes and finest_level")
 }
 
 /// Why the network's outputs do not depend on a tensor; `None` if they do.
@@ -91,6 +108,14 @@ mod tests {
         assert_eq!(root("head.cls_logits.bias"), Some("head"));
         assert_eq!(root("head2.cls_logits.bias"), None);
         assert_eq!(root("backbone"), Some("backbone"));
+    }
+
+    #[test]
+    fn a_resnet_of_torchvision_is_a_backbone() {
+        let keys = ["conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "fc.bias"];
+        assert_eq!(module_alone(keys.into_iter()), Some("backbone."));
+        assert_eq!(module_alone(keys[..2].iter().copied()), None);
+        assert_eq!(module_alone(keys.into_iter().chain(["head.x.weight"])), None);
     }
 
     #[test]

@@ -1,0 +1,332 @@
+//! A network over any number of pictures, one after the other in bounded memory: for pictures without true poses.
+//!
+//! One thread takes [`Job`]s (and may wait for a video), several read and warp pictures: a source of the pipeline, whose calling
+//! thread runs the network while another finds poses and hands them on. Between them at most a few batches wait.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use image::RgbImage;
+
+use super::estimate::ClassResult;
+use super::options::{InferOptions, preprocess};
+use super::pipeline::{PictureBatch, PictureInfo, Pipeline, SolvedPicture};
+use super::solver::Solver;
+use super::timing::Timing;
+use crate::data::View;
+use crate::io::picture::read_rgb;
+use crate::nn::Engine;
+
+/// Batches of pictures that may wait before the network.
+const WAITING_BATCHES: usize = 2;
+
+/// A picture to be looked at.
+pub struct Job {
+    /// Its place in the input, from 0: RANSAC draws by it.
+    pub place: usize,
+    /// How it is called in results.
+    pub name: String,
+    /// Where it is.
+    pub source: PictureSource,
+    /// Its camera.
+    pub view: Arc<View>,
+    /// Whether the picture itself is handed on with its poses.
+    pub keep: bool,
+}
+
+/// Where a picture is.
+pub enum PictureSource {
+    /// In a PNG or JPEG file.
+    File(PathBuf),
+    /// Here, as a video's frame is.
+    Picture(RgbImage),
+    /// Nowhere: why.
+    Bad(String),
+}
+
+/// What became of a [`Job`].
+pub struct Answer {
+    /// The job's.
+    pub place: usize,
+    /// The job's.
+    pub name: String,
+    /// The job's.
+    pub view: Arc<View>,
+    /// Of each class, ascending; or what is wrong with the picture.
+    pub found: Result<Vec<ClassResult>, String>,
+    /// From the beginning of reading the picture to its poses, s.
+    pub latency_s: f64,
+    /// Spent on it: warp, its part of the network's batch, selection of cells, PnP, s.
+    pub compute_s: f64,
+    /// The picture, when it was to be kept.
+    pub picture: Option<RgbImage>,
+}
+
+/// Finds the poses in the pictures of `jobs`, batches of `options.data.bs_valid` in their order, and hands each answer on in that
+/// order. A picture that cannot be read is an answer too. When `jobs` ends early, what was taken by then is finished.
+///
+/// For the same pictures in the same batches the poses are those of [`super::infer`], bit for bit.
+///
+/// # Errors
+/// If `on_answer` or the engine fails, or its outputs are not those that the solver takes.
+pub fn infer_stream(
+    engine: &dyn Engine,
+    solver: &Solver,
+    options: &InferOptions,
+    jobs: impl Iterator<Item = Job> + Send,
+    mut on_answer: impl FnMut(Answer) -> Result<()> + Send,
+) -> Result<Timing> {
+    let pipeline = Pipeline::new(&[engine], preprocess(&options.input), options.device);
+    let batch_size = options.data.bs_valid.max(1);
+    let workers = options.workers.max(1);
+    std::thread::scope(|scope| {
+        // A picture's turn is queued before the picture is: answers come in order whoever is first.
+        let (turns, in_order) =
+            bounded::<Receiver<LoadedPicture>>(WAITING_BATCHES * batch_size + workers);
+        let (work, to_load) = bounded::<(Job, Sender<LoadedPicture>)>(workers);
+        scope.spawn(move || feed(jobs, &turns, &work));
+        for _ in 0..workers {
+            let to_load = to_load.clone();
+            scope.spawn(move || {
+                for (job, reply) in to_load {
+                    // Nobody waits any more when the run has failed.
+                    drop(reply.send(load(job)));
+                }
+            });
+        }
+        drop(to_load);
+        // The pipeline drops the source when it ends, and with it what the threads wait for.
+        let source = JobBatches { in_order, batch_size };
+        pipeline.solve(
+            solver,
+            source,
+            |_, _| (),
+            |solved| {
+                let answer = answer_of(solved);
+                let name = answer.name.clone();
+                on_answer(answer).with_context(|| format!("writing what was found in {name}"))
+            },
+        )
+    })
+}
+
+/// Queues the jobs until they end or nobody takes them.
+fn feed(
+    jobs: impl Iterator<Item = Job>,
+    turns: &Sender<Receiver<LoadedPicture>>,
+    work: &Sender<(Job, Sender<LoadedPicture>)>,
+) {
+    for job in jobs {
+        let (reply, turn) = bounded(1);
+        if turns.send(turn).is_err() || work.send((job, reply)).is_err() {
+            break;
+        }
+    }
+}
+
+/// A job with its picture as the network takes it.
+struct LoadedPicture {
+    job: Job,
+    pixels: Result<Vec<u8>, String>,
+    picture: Option<RgbImage>,
+    started: Instant,
+    warp: Duration,
+}
+
+fn load(mut job: Job) -> LoadedPicture {
+    let started = Instant::now();
+    let source = std::mem::replace(&mut job.source, PictureSource::Bad(String::new()));
+    let read = match source {
+        PictureSource::File(path) => read_rgb(&path).map_err(|e| format!("{e:#}")),
+        PictureSource::Picture(picture) => Ok(picture),
+        PictureSource::Bad(why) => Err(why),
+    };
+    let warping = Instant::now();
+    let (pixels, picture) = match read {
+        Err(why) => (Err(why), None),
+        Ok(picture) => {
+            let pixels = job.view.picture(&picture).map_err(|e| format!("{}: {e:#}", job.name));
+            (pixels, Some(picture).filter(|_| job.keep))
+        }
+    };
+    LoadedPicture { job, pixels, picture, started, warp: warping.elapsed() }
+}
+
+/// What goes along with a job's picture.
+struct JobItem {
+    view: Arc<View>,
+    /// What is wrong with it.
+    bad: Option<String>,
+    picture: Option<RgbImage>,
+    started: Instant,
+    warp: Duration,
+}
+
+/// Loaded pictures in their order, a batch at a time.
+struct JobBatches {
+    in_order: Receiver<Receiver<LoadedPicture>>,
+    batch_size: usize,
+}
+
+impl Iterator for JobBatches {
+    type Item = Result<PictureBatch<JobItem>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut batch = PictureBatch { pictures: Vec::new(), pixels: Vec::new() };
+        for turn in self.in_order.iter().take(self.batch_size) {
+            let Ok(LoadedPicture { job, pixels, picture, started, warp }) = turn.recv() else {
+                return Some(Err(anyhow!("a thread that reads pictures panicked")));
+            };
+            let bad = match pixels {
+                Ok(pixels) => {
+                    batch.pixels.extend_from_slice(&pixels);
+                    None
+                }
+                Err(why) => Some(why),
+            };
+            let Job { place, name, view, .. } = job;
+            let readable = bad.is_none();
+            let item = JobItem { view, bad, picture, started, warp };
+            batch.pictures.push(PictureInfo { place, name, readable, item });
+        }
+        (!batch.pictures.is_empty()).then_some(Ok(batch))
+    }
+}
+
+fn answer_of(solved: SolvedPicture<JobItem>) -> Answer {
+    let SolvedPicture { picture, results, network, solving, at } = solved;
+    let PictureInfo { place, name, item, .. } = picture;
+    let JobItem { view, bad, picture, started, warp } = item;
+    Answer {
+        place,
+        name,
+        view,
+        found: match bad {
+            Some(why) => Err(why),
+            None => Ok(results.into_iter().flat_map(|result| result.classes).collect()),
+        },
+        latency_s: at.duration_since(started).as_secs_f64(),
+        compute_s: (warp + network + solving).as_secs_f64(),
+        picture,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::data::Dataset;
+    use crate::eval::infer;
+    use crate::eval::testing::{CornerDecoder, CornerEngine, options, pictures, see_corners};
+    use crate::geom::Lens;
+
+    /// The pictures of a dataset as jobs, each with its own camera.
+    fn jobs(dataset: &Dataset, options: &InferOptions) -> Vec<Job> {
+        let job = |(place, frame): (usize, &crate::data::Frame)| {
+            let lens = Lens::from(frame.camera);
+            let view = View::new(lens, None, &options.input, &options.data).unwrap();
+            Job {
+                place,
+                name: frame.image.clone(),
+                source: PictureSource::File(dataset.root.join(&frame.image)),
+                view: Arc::new(view),
+                keep: place == 0,
+            }
+        };
+        dataset.frames.iter().enumerate().map(job).collect()
+    }
+
+    #[test]
+    fn pictures_have_the_poses_of_a_split_bit_for_bit_in_their_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dataset, mut options) = (Arc::new(pictures(folder.path())), options());
+        let engine = CornerEngine { pixels: see_corners(&options, 1) };
+        let decoder = CornerDecoder::new(dataset.models[0].corners);
+        let split = infer(&engine, &decoder, &dataset, &options, |_| ()).unwrap();
+        options.workers = 3;
+        let mut answers = Vec::new();
+        let solver = Solver::new(&decoder, vec![1], &options).unwrap().with_covariance();
+        let on_answer = |answer| {
+            answers.push(answer);
+            Ok(())
+        };
+        let jobs = jobs(&dataset, &options).into_iter();
+        let timing = infer_stream(&engine, &solver, &options, jobs, on_answer).unwrap();
+        assert_eq!((timing.num_images, answers.len()), (5, 5));
+        for (place, (answer, expected)) in answers.iter().zip(&split.predictions).enumerate() {
+            assert_eq!((answer.place, answer.picture.is_some()), (place, place == 0));
+            let [class] = answer.found.as_ref().unwrap().as_slice() else { panic!("one class") };
+            let estimate = class.outcome.as_ref().unwrap();
+            assert_eq!(&estimate.prediction, expected);
+            assert_eq!((estimate.num_correspondences, class.obj_id), (8, 1));
+            assert!(estimate.covariance.is_some());
+        }
+    }
+
+    #[test]
+    fn an_unreadable_picture_keeps_its_turn_and_changes_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dataset, options) = (pictures(folder.path()), options());
+        let engine = CornerEngine { pixels: see_corners(&options, 1) };
+        let decoder = CornerDecoder::new(dataset.models[0].corners);
+        let run = |bad: &[usize]| {
+            let mut jobs = jobs(&dataset, &options);
+            for &i in bad {
+                jobs[i].source = PictureSource::Bad(format!("number {i} is broken"));
+            }
+            let mut found = Vec::new();
+            let on_answer = |answer: Answer| {
+                found.push(answer.found.map(|classes| {
+                    classes[0].outcome.as_ref().map(|pose| pose.prediction.clone()).unwrap()
+                }));
+                Ok(())
+            };
+            let solver = Solver::new(&decoder, vec![1], &options).unwrap();
+            infer_stream(&engine, &solver, &options, jobs.into_iter(), on_answer).unwrap();
+            found
+        };
+        let all = run(&[]);
+        // A bad one among good ones, and a batch of nothing else.
+        for bad in [&[1][..], &[0, 1, 2]] {
+            for (i, (found, expected)) in run(bad).iter().zip(&all).enumerate() {
+                match bad.contains(&i) {
+                    true => assert_eq!(found, &Err(format!("number {i} is broken"))),
+                    false => assert_eq!(found, expected, "picture {i}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_endless_source_is_taken_a_few_pictures_ahead_and_a_failing_writer_ends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dataset, options) = (pictures(folder.path()), options());
+        let engine = CornerEngine { pixels: see_corners(&options, 1) };
+        let decoder = CornerDecoder::new(dataset.models[0].corners);
+        let view = jobs(&dataset, &options)[0].view.clone();
+        let taken = AtomicUsize::new(0);
+        let endless = std::iter::repeat_with(|| {
+            let place = taken.fetch_add(1, Ordering::SeqCst);
+            let source = PictureSource::Bad("no picture".to_owned());
+            Job { place, name: format!("{place}"), source, view: view.clone(), keep: false }
+        });
+        let mut written = 0;
+        let on_answer = |_| {
+            written += 1;
+            anyhow::ensure!(written < 40, "the disk is full");
+            Ok(())
+        };
+        let solver = Solver::new(&decoder, vec![1], &options).unwrap();
+        let error = infer_stream(&engine, &solver, &options, endless, on_answer).unwrap_err();
+        let text = format!("{error:#}");
+        assert_eq!(text, "writing what was found in 39: the disk is full");
+        // What may wait: the queue in front of the network, batches behind it, and what every thread holds.
+        let waiting = taken.load(Ordering::SeqCst) - written;
+        let batches = 2 * WAITING_BATCHES + 2;
+        assert!(waiting <= batches * options.data.bs_valid + 3 * options.workers, "{waiting}");
+    }
+}

@@ -1,0 +1,128 @@
+//! What a network is to learn, as the trainer sees it.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use tch::Tensor;
+
+use crate::data::Batch;
+use crate::nn::Network;
+
+/// A batch and its targets, of whatever kind the task makes.
+pub struct Prepared {
+    /// The batch.
+    pub batch: Batch,
+    targets: Box<dyn Any + Send>,
+}
+
+impl Prepared {
+    /// A batch with these targets.
+    pub fn new(batch: Batch, targets: impl Any + Send) -> Self {
+        Self { batch, targets: Box::new(targets) }
+    }
+
+    /// The targets.
+    ///
+    /// # Errors
+    /// If they are of another kind: another task made them.
+    pub fn targets<T: Any>(&self) -> Result<&T> {
+        self.targets.downcast_ref().context("the batch was prepared for another task")
+    }
+}
+
+/// Makes targets, on a thread of its own while the device computes.
+pub trait Prepare: Send + Sync {
+    /// The targets of a batch for training step `step` (from 0): a function of the step and the task's seed.
+    ///
+    /// # Errors
+    /// If the batch does not fit the task.
+    fn prepare(&self, batch: Batch, step: u64) -> Result<Prepared>;
+}
+
+/// What a network is to learn: everything between a batch of bytes and its losses.
+pub trait Task {
+    /// What makes its targets.
+    fn preparer(&self) -> Arc<dyn Prepare>;
+
+    /// Runs the network (`train`: in training mode) and compares its outputs with the targets.
+    ///
+    /// # Errors
+    /// If the batch does not fit the network.
+    fn losses(
+        &self,
+        network: &dyn Network,
+        prepared: &Prepared,
+        train: bool,
+    ) -> Result<BatchLosses>;
+
+    /// What changes while it trains, for checkpoints: tensors by name.
+    fn state(&self) -> Vec<(String, Tensor)> {
+        Vec::new()
+    }
+
+    /// Takes back what [`Task::state`] gave.
+    ///
+    /// # Errors
+    /// If it is the state of another task.
+    fn load_state(&mut self, state: &[(String, Tensor)]) -> Result<()> {
+        ensure!(
+            state.is_empty(),
+            "the checkpoint holds {} tensors of its task, and this one has no state",
+            state.len()
+        );
+        Ok(())
+    }
+}
+
+/// The losses of a batch by name, each with its weight: scalars with a graph.
+#[derive(Debug)]
+pub struct BatchLosses {
+    named: Vec<(&'static str, Tensor)>,
+    /// Targets that the network is to find, such as the cells that answer for an object.
+    pub num_positive: usize,
+}
+
+impl BatchLosses {
+    /// The losses in the task's order.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn new(named: Vec<(&'static str, Tensor)>, num_positive: usize) -> Self {
+        assert!(!named.is_empty(), "a task has a loss");
+        Self { named, num_positive }
+    }
+
+    /// Names and values, in order.
+    pub fn named(&self) -> &[(&'static str, Tensor)] {
+        &self.named
+    }
+
+    /// What is minimised: their sum.
+    pub fn total(&self) -> Tensor {
+        let (first, others) = self.named.split_first().expect("a task has a loss");
+        others.iter().fold(first.1.shallow_clone(), |sum, (_, loss)| sum + loss)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_those_of_the_task_that_made_them() {
+        let prepared = Prepared::new(Batch::default(), vec![1_u32, 2]);
+        assert_eq!(prepared.targets::<Vec<u32>>().unwrap(), &[1, 2]);
+        let text = prepared.targets::<String>().unwrap_err().to_string();
+        assert!(text.contains("another task"), "{text}");
+    }
+
+    #[test]
+    fn the_sum_of_all_losses_is_minimised() {
+        let x = Tensor::from(2.0f32).set_requires_grad(true);
+        let losses = BatchLosses::new(vec![("a", &x * 3.0), ("b", &x * &x), ("c", &x * 1.0)], 4);
+        assert_eq!(losses.total().double_value(&[]), 6.0 + 4.0 + 2.0);
+        losses.total().backward();
+        assert_eq!(x.grad().double_value(&[]), 3.0 + 4.0 + 1.0);
+    }
+}

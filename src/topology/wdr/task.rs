@@ -1,0 +1,142 @@
+//! What the network learns: cells drawn for each object, and the losses of their outputs.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use tch::Device;
+
+use super::anchors::AnchorGrid;
+use super::candidates::CandidateConfig;
+use super::config::NetworkConfig;
+use super::decoder::CellDecoder;
+use super::loss::{LossConfig, losses};
+use super::net::PoseNet;
+use super::outputs::{Outputs, output_shapes};
+use super::targets::{Assignment, Draw, ObjectTarget, TargetConfig, assign};
+use crate::data::{Batch, ObjectModel, SampleObject};
+use crate::geom::Camera;
+use crate::nn::{Decode, Network, OutputShape, Preprocess};
+use crate::seed;
+use crate::topology::family::{DecodeSetting, Family, TaskSetting};
+use crate::topology::task::{BatchLosses, Prepare, Prepared, Task};
+
+/// First part of the place of a target assignment's random stream.
+const PURPOSE_TARGETS: u64 = u64::from_le_bytes(*b"targets\0");
+
+impl Family for NetworkConfig {
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        self.check(at, problems);
+    }
+
+    fn network(
+        &self,
+        num_classes: usize,
+        device: Device,
+        seed: Option<u64>,
+    ) -> Result<Box<dyn Network>> {
+        let num_classes = i64::try_from(num_classes).context("the number of classes")?;
+        Ok(Box::new(match seed {
+            Some(seed) => PoseNet::new(self, num_classes, device, seed)?,
+            None => PoseNet::blank(self, num_classes, device)?,
+        }))
+    }
+
+    fn task(&self, setting: TaskSetting) -> Box<dyn Task> {
+        let TaskSetting { preprocess, camera, models, targets, loss, seed } = setting;
+        let grid = AnchorGrid::new(self, preprocess.width, preprocess.height);
+        let targets = Arc::new(Targets { camera, models, config: targets, grid, seed });
+        Box::new(CellTask { targets, loss, preprocess })
+    }
+
+    fn outputs(&self, num_classes: usize, width: usize, height: usize) -> Vec<OutputShape> {
+        output_shapes(&AnchorGrid::new(self, width, height), num_classes)
+    }
+
+    fn describe_outputs(&self) -> String {
+        format!("levels of strides {:?} with anchors of {:?} px", self.strides(), self.anchor_sizes)
+    }
+
+    fn decoder(&self, setting: DecodeSetting) -> Result<Box<dyn Decode>> {
+        let DecodeSetting { confidence_threshold, targets, .. } = setting;
+        let grid = AnchorGrid::new(self, setting.width, setting.height);
+        let candidates = CandidateConfig { confidence_threshold, targets };
+        let decoder = CellDecoder::new(grid, setting.num_classes, setting.corners, candidates)?;
+        Ok(Box::new(decoder))
+    }
+}
+
+/// Cells that answer for objects, and the losses of what they say.
+struct CellTask {
+    targets: Arc<Targets>,
+    loss: LossConfig,
+    preprocess: Preprocess,
+}
+
+impl Task for CellTask {
+    fn preparer(&self) -> Arc<dyn Prepare> {
+        self.targets.clone()
+    }
+
+    fn losses(
+        &self,
+        network: &dyn Network,
+        prepared: &Prepared,
+        train: bool,
+    ) -> Result<BatchLosses> {
+        let assignments: &Vec<Assignment> = prepared.targets()?;
+        let Targets { grid, camera, .. } = self.targets.as_ref();
+        let device = network.store().device();
+        let images = self.preprocess.images(&prepared.batch.pixels, device)?;
+        let outputs = Outputs::of_named(&network.run(&images, train), grid)?;
+        let losses = losses(&outputs, grid, camera, assignments, &self.loss)?;
+        Ok(BatchLosses::new(vec![("cls", losses.cls), ("reg", losses.reg)], losses.num_positive))
+    }
+}
+
+/// Draws targets as a function of the seed, the step and the place in the batch.
+struct Targets {
+    camera: Camera,
+    models: Arc<Vec<ObjectModel>>,
+    config: TargetConfig,
+    grid: AnchorGrid,
+    seed: u64,
+}
+
+impl Prepare for Targets {
+    fn prepare(&self, batch: Batch, step: u64) -> Result<Prepared> {
+        let AnchorGrid { width, height, .. } = self.grid;
+        ensure!(
+            (batch.width, batch.height) == (width, height),
+            "a batch has images of {} x {} px, expected {width} x {height}",
+            batch.width,
+            batch.height
+        );
+        let one = |(i, objects): (usize, &Vec<SampleObject>)| {
+            let mut rng = seed::stream(self.seed, &[PURPOSE_TARGETS, step, i as u64]);
+            let mask = batch.masks.get(i * width * height..(i + 1) * width * height);
+            let mask = mask.context("the batch has fewer masks than images")?;
+            let targets = objects.iter().map(|o| self.target(o)).collect::<Result<Vec<_>>>()?;
+            let draw = Draw::Random(&mut rng);
+            assign(&self.grid, &self.config, &self.camera, &targets, mask, draw)
+                .with_context(|| format!("assigning targets to image {}", batch.names[i]))
+        };
+        let assignments: Vec<Assignment> =
+            batch.objects.iter().enumerate().map(one).collect::<Result<_>>()?;
+        Ok(Prepared::new(batch, assignments))
+    }
+}
+
+impl Targets {
+    fn target(&self, object: &SampleObject) -> Result<ObjectTarget> {
+        let class = object.class;
+        let model = self.models.get(class).with_context(|| {
+            format!("an object has class {class}, and there are {} models", self.models.len())
+        })?;
+        Ok(ObjectTarget {
+            class,
+            pose: object.pose,
+            corners: model.corners,
+            diameter_mm: model.diameter_mm,
+        })
+    }
+}
