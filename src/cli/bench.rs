@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::args::ConfigSelect;
+use super::print::{print_json, print_text};
+use super::shared::ConfigSelect;
+use super::shared::select;
 use super::terminal::Progress;
-use super::{print_json, print_text, select};
 use crate::artifact::EngineChoice;
 use crate::bench::{
     BenchProgress, BenchReport, EngineBenchRequest, ForwardBenchRequest, LoaderBenchRequest,

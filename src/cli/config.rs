@@ -1,10 +1,22 @@
 //! `mqat config`.
 
 use anyhow::Result;
+use clap::Args;
 
-use super::args::ConfigArgs;
-use super::{print_json, select};
+use super::print::print_json;
+use super::shared::{ConfigSelect, select};
 use crate::commands;
+
+/// Arguments of `mqat config`.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    #[command(flatten)]
+    pub select: ConfigSelect,
+
+    /// Print the JSON schema of configs instead.
+    #[arg(long)]
+    pub schema: bool,
+}
 
 pub(super) fn run(args: ConfigArgs) -> Result<()> {
     if args.schema {

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 
-use super::args::ConfigSelect;
 use super::onnx::OnnxArgs;
-use super::{print_json, print_text, select};
+use super::print::{print_json, print_text};
+use super::shared::ConfigSelect;
+use super::shared::select;
 use crate::commands;
 use crate::commands::{ExportRequest, export};
 use crate::export::packed::{self, PackOptions};

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::args::ConfigSelect;
-use super::{print_json, print_text, select};
+use super::print::{print_json, print_text};
+use super::shared::ConfigSelect;
+use super::shared::select;
 use crate::artifact::Strictness;
 use crate::commands::import;
 

@@ -6,8 +6,9 @@ use std::str::FromStr;
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 
-use super::args::ConfigSelect;
-use super::{print_json, print_text, select};
+use super::print::{print_json, print_text};
+use super::shared::ConfigSelect;
+use super::shared::select;
 use crate::commands::{PlanRequest, plan};
 use crate::quant::WeightMethod;
 use crate::run::{Baseline, Bits, FlowSource, parse_weight_method};

@@ -6,8 +6,11 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use super::args::{ConfigSelect, Places};
-use super::{Ended, print_json, print_text, request, stop};
+use super::print::{print_json, print_text};
+use super::shared::request;
+use super::shared::{ConfigSelect, Places};
+use super::stop;
+use super::stop::Ended;
 use crate::quant::WeightMethod;
 use crate::run::parse_weight_method;
 use crate::study::Division;

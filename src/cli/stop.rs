@@ -37,3 +37,11 @@ pub(super) fn flag_saying(word: &'static str) -> Result<Arc<AtomicBool>> {
         .context("starting the signal thread")?;
     Ok(stop)
 }
+
+/// How a command ended, when it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    Done,
+    /// Stopped by a signal, everything saved.
+    Interrupted,
+}

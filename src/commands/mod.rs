@@ -5,15 +5,15 @@
 
 mod audit;
 mod config;
-pub(crate) mod export;
-pub(crate) mod import;
-pub(crate) mod inspect;
+mod export;
+mod import;
+mod inspect;
 mod plan;
 mod predict;
 mod report;
 mod score;
-pub(crate) mod test;
-pub(crate) mod train;
+mod test;
+mod train;
 mod verify;
 
 pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};

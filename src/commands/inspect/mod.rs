@@ -1,6 +1,6 @@
 //! `mqat inspect`: the network of a config (`network.rs`), or what a file holds (`contents.rs`).
 
-pub(crate) mod contents;
+mod contents;
 mod network;
 
 pub use contents::{FileReport, inspect_file};
