@@ -31,7 +31,13 @@ pub fn plain(message: &str) -> String {
     if strip(message, &["data did not match any variant", "no variant of enum"]).is_some() {
         return "has none of the forms that it may have".to_owned();
     }
-    message.to_owned()
+    // A message inside another one, behind its key.
+    match message.split_once(": ") {
+        Some((key, inner)) if !key.contains(char::is_whitespace) => {
+            format!("{key}: {}", plain(inner))
+        }
+        _ => message.to_owned(),
+    }
 }
 
 fn strip<'a>(text: &'a str, prefixes: &[&str]) -> Option<&'a str> {
@@ -218,6 +224,8 @@ mod tests {
             (said::<Unit>(json!(1)), "is the number 1, expected a value of another kind"),
             (said::<()>(json!(1)), "is the number 1, expected null"),
             (plain("expected value"), "expected value"),
+            (plain("lsq.init: missing field `x`"), "lsq.init: lacks the key x"),
+            (plain("fpn: the pattern: empty"), "fpn: the pattern: empty"),
         ] {
             assert_eq!(found, expected);
         }

@@ -145,7 +145,9 @@ impl<'a> Tables<'a> {
         let own =
             if own.is_empty() { all.first().map(|l| said(l)).unwrap_or_default() } else { own };
         let mut parts = vec![own];
-        for leaf in all.iter().filter(|leaf| leaf["const"].is_string()) {
+        // Forms with a table of their own are told there.
+        let has_table = all.iter().any(|leaf| self.own.iter().any(|own| std::ptr::eq(*own, *leaf)));
+        for leaf in all.iter().filter(|leaf| leaf["const"].is_string() && !has_table) {
             let said = said(leaf);
             if let (Some(name), false) = (leaf["const"].as_str(), said.is_empty()) {
                 parts.push(format!("`{name}`: {said}"));
@@ -210,13 +212,13 @@ fn one_type(name: &str, leaf: &Value, root: &Value) -> String {
     match name {
         "object" => match values_of_map(leaf) {
             Some(values) => format!("map to {}", type_text(&leaves(values, root), root)),
-            None => "keys".to_owned(),
+            None => "group of keys".to_owned(),
         },
         "array" => {
             let items = leaf.get("items").map(|items| type_text(&leaves(items, root), root));
             let items = items.map(|text| match text.as_str() {
                 "text" => "texts".to_owned(),
-                "keys" => "groups of keys".to_owned(),
+                "group of keys" => "groups of keys".to_owned(),
                 text => format!("{text}s"),
             });
             let length = match (leaf["minItems"].as_u64(), leaf["maxItems"].as_u64()) {
@@ -376,7 +378,7 @@ mod tests {
 {KEYS}| `count` | whole number | `3` | 1 to 9 | How many, a \\| b. |
 | `rate` | number or null | `null` | above 0 | Rate. |
 {inner}| `list` | list of groups of keys | `[]` |  | The stages. |
-| `form` | `plain`, keys | `\"plain\"` |  | What falls. `plain`: Not at all. |
+| `form` | `plain`, group of keys | `\"plain\"` |  | What falls. |
 
 ### outer.form
 

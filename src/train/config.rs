@@ -117,7 +117,7 @@ pub struct StageConfig {
     pub first_layer: bool,
     /// Whether the network's last layers are quantized too, where the module holds them.
     pub last_layer: bool,
-    /// Epochs.
+    /// Epochs of the stage.
     #[schemars(range(min = 1))]
     pub epochs: u32,
     /// Images of a step; `null` takes `data.bs_train`.
