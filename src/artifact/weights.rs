@@ -17,7 +17,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use tch::Tensor;
 
-pub(crate) use assign::{dtype, num_classes_of, shape_of, topology_of};
+pub(crate) use assign::dtype;
 pub use grid::recognise_grid;
 pub use report::{Conversion, GridReport, InqLayerReport, LoadReport, OtherMember, Unmatched};
 pub use unwrap::assembled_weight;

@@ -50,9 +50,9 @@ pub struct SearchArgs {
     #[arg(long, value_name = "B", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub trial_bits: u32,
 
-    /// The modules: paths, or globs such as `backbone.features.stage[1-3]`.
-    #[arg(long, value_name = "M,M,...", default_value = "backbone,fpn,head")]
-    pub modules: Patterns,
+    /// The modules: paths, or globs such as `fpn.*` [default: all that the network has, see `mqat inspect`].
+    #[arg(long, value_name = "M,M,...")]
+    pub modules: Option<Patterns>,
 
     /// Quantizer of the weights (inq, ...) [default: that of the config's flow].
     #[arg(long, value_name = "METHOD", value_parser = parse_weight_method)]
@@ -211,7 +211,7 @@ impl FromStr for Patterns {
         let parts = crate::quant::select::split(text, ',');
         let parts: Vec<String> = parts.into_iter().map(|p| p.trim().to_owned()).collect();
         if parts.iter().any(String::is_empty) {
-            bail!("{text:?} has an empty module, expected names such as backbone,fpn,head");
+            bail!("{text:?} has an empty module, expected names that `mqat inspect` lists");
         }
         Ok(Self(parts))
     }
@@ -235,7 +235,7 @@ impl FromStr for Assignments {
         match all {
             Some(all) => Ok(Self(all)),
             None => bail!(
-                "{text:?} is no list of MODULE:BITS with bits 1 to 8, such as backbone:8,fpn:2,head:8"
+                "{text:?} is no list of MODULE:BITS with bits 1 to 8, such as MODULE:8,MODULE:2"
             ),
         }
     }
@@ -258,7 +258,7 @@ impl SearchArgs {
             run: request(self.select, self.places),
             program: own_program()?,
             from: self.from,
-            modules: self.modules.0,
+            modules: self.modules.map(|patterns| patterns.0).unwrap_or_default(),
             widths: self.bits,
             trial_bits: self.trial_bits,
             size: match self.size {

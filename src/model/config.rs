@@ -3,12 +3,37 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::{check_ranges, even};
+use crate::schema::{above_zero, check_ranges, even};
 
 /// Stages of the backbone; stage `k` has stride `2^k`.
 pub(crate) const NUM_STAGES: u32 = 5;
 /// The coarsest level there can be: P7.
 const COARSEST_LEVEL: u32 = 7;
+
+/// What turns images into features.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Backbone {
+    /// Darknet-53, or a narrower one by `stem_channels`, `stage_channels` and `stage_units`.
+    #[default]
+    Darknet53,
+    /// ResNet-18 with torchvision's keys.
+    Resnet18,
+    /// ResNet-34 with torchvision's keys.
+    Resnet34,
+    /// ResNet-50 with torchvision's keys.
+    Resnet50,
+}
+
+impl Backbone {
+    /// How many times wider a ResNet's blocks end than their 3x3 convolutions are.
+    pub(super) fn expansion(self) -> i64 {
+        if self == Self::Resnet50 { 4 } else { 1 }
+    }
+}
+
+/// Channels of the published ResNets' first convolution.
+const RESNET_WIDTH: i64 = 64;
 
 /// The shape of a network; the default is the published `Widedepth`.
 ///
@@ -17,21 +42,35 @@ const COARSEST_LEVEL: u32 = 7;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkConfig {
-    /// Channels of the backbone's first convolution.
+    /// The backbone.
+    #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Backbone::default()))]
+    pub backbone: Backbone,
+    /// Channels of a ResNet's first convolution and first layer; 64 is the published width, and the other layers'
+    /// channels are multiples of it.
+    #[serde(skip_serializing_if = "is_published_width")]
+    #[schemars(range(min = 1, max = 8192), extend("default" = RESNET_WIDTH))]
+    pub resnet_width: i64,
+    /// Channels of Darknet's first convolution.
     #[schemars(range(min = 1, max = 8192))]
     pub stem_channels: i64,
-    /// Channels of the backbone's 5 stages.
+    /// Channels of Darknet's 5 stages.
     #[schemars(inner(range(min = 2, max = 8192)), transform = even)]
     pub stage_channels: [i64; NUM_STAGES as usize],
-    /// Units of the 5 stages: a stride-2 convolution, then residual pairs.
+    /// Units of Darknet's 5 stages: a stride-2 convolution, then residual pairs.
     #[schemars(inner(range(min = 1, max = 64)))]
     pub stage_units: [i64; NUM_STAGES as usize],
-    /// Whether the state holds the backbone's unused classifier (`backbone.output`, 1000 classes), as published
-    /// checkpoints do.
+    /// Whether the state holds the backbone's unused classifier (`backbone.output` of Darknet, `backbone.fc` of a
+    /// ResNet, 1000 classes), as published checkpoints do.
     pub with_output_layer: bool,
     /// Channels of every FPN level.
     #[schemars(range(min = 1, max = 8192))]
     pub fpn_channels: i64,
+    /// Factor on the initial weights of the FPN's convolutions. Group norm behind the FPN makes its output
+    /// independent of their size, which then only sets how far a step of the optimizer turns them: smaller ones are
+    /// learnt faster. 1 is the published initialization.
+    #[schemars(transform = above_zero)]
+    pub fpn_init_gain: f64,
     /// Channels of the head's towers, a multiple of `group_norm_groups`.
     #[schemars(range(min = 1, max = 8192))]
     pub head_channels: i64,
@@ -49,6 +88,14 @@ pub struct NetworkConfig {
     pub anchor_sizes: Vec<f64>,
 }
 
+fn is_default(backbone: &Backbone) -> bool {
+    *backbone == Backbone::default()
+}
+
+fn is_published_width(width: &i64) -> bool {
+    *width == RESNET_WIDTH
+}
+
 impl Default for NetworkConfig {
     fn default() -> Self {
         Self::widedepth()
@@ -59,11 +106,14 @@ impl NetworkConfig {
     /// The published network: 51.6 M parameters, meant for 512 x 512 images.
     pub fn widedepth() -> Self {
         Self {
+            backbone: Backbone::Darknet53,
+            resnet_width: RESNET_WIDTH,
             stem_channels: 32,
             stage_channels: [64, 128, 256, 512, 1024],
             stage_units: [2, 3, 9, 9, 5],
             with_output_layer: true,
             fpn_channels: 256,
+            fpn_init_gain: 1.0,
             head_channels: 256,
             head_convs: 4,
             group_norm_groups: 32,
@@ -75,11 +125,14 @@ impl NetworkConfig {
     /// A narrow network of the same keys for CPUs: 1.04 M parameters, meant for 128 x 128 images.
     pub fn widedepth_tiny() -> Self {
         Self {
+            backbone: Backbone::Darknet53,
+            resnet_width: RESNET_WIDTH,
             stem_channels: 16,
             stage_channels: [24, 48, 96, 144, 192],
             stage_units: [1, 2, 2, 2, 1],
             with_output_layer: false,
             fpn_channels: 64,
+            fpn_init_gain: 1.0,
             head_channels: 64,
             head_convs: 2,
             group_norm_groups: 8,
@@ -102,6 +155,37 @@ impl NetworkConfig {
         self.finest_level..self.finest_level + self.anchor_sizes.len() as u32
     }
 
+    /// Channels of the backbone's features of strides 2 to 32.
+    pub(super) fn backbone_channels(&self) -> [i64; NUM_STAGES as usize] {
+        let width = self.resnet_width;
+        let layer = |times: i64| times * width * self.backbone.expansion();
+        match self.backbone {
+            Backbone::Darknet53 => self.stage_channels,
+            _ => [width, layer(1), layer(2), layer(4), layer(8)],
+        }
+    }
+
+    /// Whether what only the other kind of backbone reads is as the presets have it.
+    fn check_unused(&self, at: &str, problems: &mut Vec<String>) {
+        let darknet = |c: &Self| (c.stem_channels, c.stage_channels, c.stage_units);
+        if self.backbone == Backbone::Darknet53 {
+            if self.resnet_width != RESNET_WIDTH {
+                problems.push(format!(
+                    "{at}.resnet_width: is a setting of the ResNets, and the backbone is darknet53: leave it out or \
+                     set {at}.backbone"
+                ));
+            }
+        } else if [Self::widedepth(), Self::widedepth_tiny()]
+            .iter()
+            .all(|p| darknet(p) != darknet(self))
+        {
+            problems.push(format!(
+                "{at}: stem_channels, stage_channels and stage_units are settings of darknet53, and the backbone is a \
+                 ResNet: leave them out, and set {at}.resnet_width for a narrower one"
+            ));
+        }
+    }
+
     /// Strides of the levels, px, finest first.
     pub fn strides(&self) -> Vec<i64> {
         self.levels().map(|level| 1 << level).collect()
@@ -115,6 +199,7 @@ impl NetworkConfig {
 
     /// Adds each value that does not fit another one, with its place below `at`.
     pub fn check_together(&self, at: &str, problems: &mut Vec<String>) {
+        self.check_unused(at, problems);
         let groups = self.group_norm_groups;
         if groups >= 1 && self.head_channels % groups != 0 {
             problems.push(format!(

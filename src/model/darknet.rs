@@ -1,9 +1,7 @@
-//! The backbone: Darknet-53 and narrower ones of the same keys.
-
-use tch::Tensor;
+//! Darknet-53 and narrower ones of the same keys.
 
 use super::config::NetworkConfig;
-use crate::nn::{BatchNorm, Conv2d, ConvShape, Fill, LayerSummary, Linear, Path, leaky_relu};
+use crate::nn::{BatchNorm, Conv2d, ConvShape, Fill, Linear, Ops, Path};
 
 /// Slope of the rule for the convolutions' initial values: PyTorch's default, uniform in `1 / sqrt(fan_in)`.
 ///
@@ -12,12 +10,13 @@ use crate::nn::{BatchNorm, Conv2d, ConvShape, Fill, LayerSummary, Linear, Path, 
 /// 9 % (classification) lower than with the rule for a slope of 0.1.
 const INIT_SLOPE: f64 = 2.23606797749979; // sqrt(5)
 /// Classes of the unused classifier (ImageNet).
-const OUTPUT_CLASSES: i64 = 1000;
+pub(super) const OUTPUT_CLASSES: i64 = 1000;
 
 /// Convolution, batch norm, leaky ReLU.
 ///
 /// Keys: `conv.weight`, `bn.{weight,bias,running_mean,running_var,num_batches_tracked}`.
 struct ConvBnLeaky {
+    name: String,
     conv: Conv2d,
     bn: BatchNorm,
 }
@@ -26,26 +25,34 @@ impl ConvBnLeaky {
     fn new(p: &Path, shape: ConvShape) -> Self {
         let fill = Fill::kaiming_uniform(shape.fan_in(), INIT_SLOPE);
         Self {
+            name: p.prefix().to_owned(),
             conv: Conv2d::new(&(p / "conv"), shape, fill, None),
             bn: BatchNorm::new(&(p / "bn"), shape.c_out),
         }
     }
 
-    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        leaky_relu(self.bn.forward_t(&self.conv.forward_t(x, train), train))
+    fn run<O: Ops>(&self, ops: &mut O, x: &O::Value) -> O::Value {
+        let y = conv_bn(ops, &self.conv, &self.bn, x);
+        ops.leaky_relu_in_place(format_args!("{}.activ", self.name), y)
     }
+}
 
-    fn summarize(&self, size: (i64, i64), layers: &mut Vec<LayerSummary>) -> (i64, i64) {
-        let size = self.conv.summarize(size, layers);
-        self.bn.summarize(size, layers);
-        size
-    }
+/// A convolution and its batch norm; what lies between is not kept.
+pub(super) fn conv_bn<O: Ops>(
+    ops: &mut O,
+    conv: &Conv2d,
+    bn: &BatchNorm,
+    x: &O::Value,
+) -> O::Value {
+    let y = ops.layer(conv, x);
+    ops.layer(bn, &y)
 }
 
 /// `x + conv2(conv1(x))`: 1x1 to half the channels, 3x3 back.
 ///
 /// Keys: `conv1.*`, `conv2.*`.
 struct Residual {
+    name: String,
     conv1: ConvBnLeaky,
     conv2: ConvBnLeaky,
 }
@@ -53,14 +60,17 @@ struct Residual {
 impl Residual {
     fn new(p: &Path, channels: i64) -> Self {
         Self {
+            name: p.prefix().to_owned(),
             conv1: ConvBnLeaky::new(&(p / "conv1"), ConvShape::new(channels, channels / 2, 1)),
             conv2: ConvBnLeaky::new(&(p / "conv2"), ConvShape::new(channels / 2, channels, 3)),
         }
     }
 
-    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+    fn run<O: Ops>(&self, ops: &mut O, x: &O::Value) -> O::Value {
+        let y = self.conv1.run(ops, x);
+        let y = self.conv2.run(ops, &y);
         // No gradient needs the activation's output, so the sum may take its place.
-        self.conv2.forward_t(&self.conv1.forward_t(x, train), train).g_add_(x)
+        ops.add_in_place(format_args!("{}.add", self.name), y, x)
     }
 }
 
@@ -70,13 +80,12 @@ struct Stage {
     units: Vec<Residual>,
 }
 
-/// Darknet-53's features, and its classifier where the state is to hold it.
+/// Darknet-53's features, and its classifier, which nothing runs, where the state is to hold it.
 ///
 /// Keys: `features.init_block.*`, `features.stage{1..5}.unit{1..}.*`, `output.{weight,bias}`.
 pub(super) struct Darknet {
     init_block: ConvBnLeaky,
     stages: Vec<Stage>,
-    output: Option<Linear>,
 }
 
 impl Darknet {
@@ -99,49 +108,23 @@ impl Darknet {
             });
             c_in = channels;
         }
-        let output =
-            config.with_output_layer.then(|| Linear::new(&(p / "output"), c_in, OUTPUT_CLASSES));
-        Self { init_block, stages, output }
+        if config.with_output_layer {
+            let _ = Linear::new(&(p / "output"), c_in, OUTPUT_CLASSES);
+        }
+        Self { init_block, stages }
     }
 
     /// The outputs of the 5 stages, strides 2 to 32, for images `[n, 3, h, w]`.
-    pub(super) fn forward_t(&self, images: &Tensor, train: bool) -> Vec<Tensor> {
-        let mut x = self.init_block.forward_t(images, train);
+    pub(super) fn run<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Vec<O::Value> {
+        let mut x = self.init_block.run(ops, images);
         let mut outputs = vec![];
         for stage in &self.stages {
-            x = stage.down.forward_t(&x, train); // [n, c, h / 2, w / 2], rounded up
+            x = stage.down.run(ops, &x); // [n, c, h / 2, w / 2], rounded up
             for unit in &stage.units {
-                x = unit.forward_t(&x, train);
+                x = unit.run(ops, &x);
             }
-            outputs.push(x.shallow_clone());
+            outputs.push(ops.share(&x));
         }
         outputs
-    }
-
-    /// Learnt numbers that no output depends on.
-    pub(super) fn num_unused(&self) -> usize {
-        self.output.as_ref().map_or(0, Linear::num_parameters)
-    }
-
-    /// Adds the layers' lines for images of `size` (height, width); returns the sizes of the stages.
-    pub(super) fn summarize(
-        &self,
-        size: (i64, i64),
-        layers: &mut Vec<LayerSummary>,
-    ) -> Vec<(i64, i64)> {
-        let mut size = self.init_block.summarize(size, layers);
-        let mut sizes = vec![];
-        for stage in &self.stages {
-            size = stage.down.summarize(size, layers);
-            for unit in &stage.units {
-                unit.conv1.summarize(size, layers);
-                unit.conv2.summarize(size, layers);
-            }
-            sizes.push(size);
-        }
-        if let Some(output) = &self.output {
-            output.summarize(layers);
-        }
-        sizes
     }
 }

@@ -1,10 +1,8 @@
 //! The head: class logits and corner offsets of every cell, one set of weights for all levels.
 
-use tch::Tensor;
-
 use super::config::NetworkConfig;
 use super::net::Outputs;
-use crate::nn::{Conv2d, ConvShape, Fill, GroupNorm, LayerSummary, Path, Scale};
+use crate::nn::{Conv2d, ConvShape, Fill, GroupNorm, Ops, Path, Scale};
 
 /// Numbers regressed for a cell and class: 8 corners, x and y.
 pub(super) const NUM_OFFSETS: i64 = 16;
@@ -18,7 +16,10 @@ const INIT: Fill = Fill::Normal { std: 0.01 };
 /// Convolution, group norm, ReLU, several times.
 ///
 /// Keys: `0.{weight,bias}` (conv), `1.{weight,bias}` (norm), `3.*`, `4.*`, ... (every third is the ReLU).
-struct Tower(Vec<(Conv2d, GroupNorm)>);
+struct Tower {
+    name: String,
+    blocks: Vec<(Conv2d, GroupNorm)>,
+}
 
 impl Tower {
     fn new(p: &Path, config: &NetworkConfig) -> Self {
@@ -30,22 +31,17 @@ impl Tower {
                 GroupNorm::new(&(p / (3 * i + 1)), config.group_norm_groups, width),
             )
         });
-        Self(blocks.collect())
+        Self { name: p.prefix().to_owned(), blocks: blocks.collect() }
     }
 
-    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut x = x.shallow_clone();
-        for (conv, norm) in &self.0 {
-            x = norm.forward(&conv.forward_t(&x, train)).relu_();
+    fn run<O: Ops>(&self, ops: &mut O, x: &O::Value) -> O::Value {
+        let mut x = ops.share(x);
+        for (i, (conv, norm)) in self.blocks.iter().enumerate() {
+            let y = ops.layer(conv, &x);
+            let y = ops.layer(norm, &y);
+            x = ops.relu_in_place(format_args!("{}.{}", self.name, 3 * i + 2), y);
         }
         x
-    }
-
-    fn summarize(&self, size: (i64, i64), layers: &mut Vec<LayerSummary>) {
-        for (conv, norm) in &self.0 {
-            conv.summarize(size, layers);
-            norm.summarize(size, layers);
-        }
     }
 }
 
@@ -56,6 +52,7 @@ pub(super) struct Head {
     cls_logits: Conv2d,
     pose_pred: Conv2d,
     scales: Vec<Scale>,
+    finest_level: u32,
 }
 
 impl Head {
@@ -72,42 +69,22 @@ impl Head {
             scales: (0..config.anchor_sizes.len())
                 .map(|level| Scale::new(&(p / "scales" / level)))
                 .collect(),
+            finest_level: config.finest_level,
         }
     }
 
-    pub(super) fn forward_t(&self, levels: &[Tensor], train: bool) -> Outputs {
+    /// Logits and offsets of each level, finest first.
+    pub(super) fn run<O: Ops>(&self, ops: &mut O, levels: &[O::Value]) -> Outputs<O::Value> {
         let mut outputs = Outputs { cls: vec![], reg: vec![] };
-        for (x, scale) in levels.iter().zip(&self.scales) {
-            let cls = self.cls_logits.forward_t(&self.cls_tower.forward_t(x, train), train);
-            let reg = self.pose_pred.forward_t(&self.pose_tower.forward_t(x, train), train);
-            outputs.cls.push(cls); // [n, C, h, w]
-            outputs.reg.push(scale.forward(&reg)); // [n, 16 C, h, w]
+        for ((x, scale), level) in levels.iter().zip(&self.scales).zip(self.finest_level..) {
+            ops.at(Some(format_args!("p{level}")));
+            let cls = self.cls_tower.run(ops, x);
+            outputs.cls.push(ops.layer(&self.cls_logits, &cls)); // [n, C, h, w]
+            let reg = self.pose_tower.run(ops, x);
+            let reg = ops.layer(&self.pose_pred, &reg);
+            ops.at(None);
+            outputs.reg.push(ops.layer(scale, &reg)); // [n, 16 C, h, w]
         }
         outputs
-    }
-
-    /// Adds the layers' lines for levels of these sizes, the costs of a layer summed over the levels.
-    pub(super) fn summarize(&self, sizes: &[(i64, i64)], layers: &mut Vec<LayerSummary>) {
-        let one_level = |size: (i64, i64)| {
-            let mut lines = vec![];
-            self.cls_tower.summarize(size, &mut lines);
-            self.pose_tower.summarize(size, &mut lines);
-            self.cls_logits.summarize(size, &mut lines);
-            self.pose_pred.summarize(size, &mut lines);
-            lines
-        };
-        let Some((&first, others)) = sizes.split_first() else { return };
-        let mut lines = one_level(first);
-        for &size in others {
-            for (line, more) in lines.iter_mut().zip(one_level(size)) {
-                line.uses += more.uses;
-                line.macs += more.macs;
-            }
-        }
-        let num_offsets = lines[lines.len() - 1].output[0];
-        for (scale, &(h, w)) in self.scales.iter().zip(sizes) {
-            scale.summarize([num_offsets, h, w], &mut lines);
-        }
-        layers.append(&mut lines);
     }
 }

@@ -61,7 +61,7 @@ pub fn is_parameter(bare: &str) -> bool {
 pub fn harmless(bare: &str) -> Option<&'static str> {
     if bare.ends_with(".num_batches_tracked") {
         Some("counts batches, which nothing reads; files from before PyTorch 0.4.1 have none")
-    } else if bare.starts_with("backbone.output.") {
+    } else if bare.starts_with("backbone.output.") || bare.starts_with("backbone.fc.") {
         Some("the backbone's classifier, which the network does not use")
     } else if root(bare) == Some("anchor_generator") {
         Some("anchors follow from the config")
@@ -107,6 +107,7 @@ mod tests {
         for key in [
             "backbone.features.init_block.bn.num_batches_tracked",
             "backbone.output.weight",
+            "backbone.fc.bias",
             "anchor_generator.cell_anchors.0",
         ] {
             assert!(harmless(key).is_some(), "{key}");

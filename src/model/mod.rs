@@ -1,4 +1,4 @@
-//! The wide-depth-range pose network: Darknet-53, FPN, head, anchors, targets and losses.
+//! The wide-depth-range pose network: Darknet-53 or a ResNet, FPN, head, anchors, targets and losses.
 //!
 //! Start at [`PoseNet`], built from a [`NetworkConfig`]. An [`AnchorGrid`] says where the network's outputs
 //! lie in the image; [`assign`] turns an image's objects into an [`Assignment`] (no tensors, so loader
@@ -14,13 +14,15 @@ mod head;
 pub mod keys;
 mod loss;
 mod net;
+pub mod recognise;
+mod resnet;
 mod targets;
 
 pub use crate::nn::{LayerSummary, images_from_bytes};
 pub use anchors::{AnchorGrid, CellTarget, Level};
-pub use config::NetworkConfig;
+pub use config::{Backbone, NetworkConfig};
 pub use loss::{LossConfig, Losses, losses};
-pub use net::{Features, ModuleInfo, Outputs, PoseNet};
+pub use net::{Features, ModuleInfo, Outputs, PoseNet, TRACE_PX};
 pub use targets::{
     AssignedObject, Assignment, Draw, LevelCount, ObjectTarget, Positive, TargetConfig, assign,
     positives_per_level,

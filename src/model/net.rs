@@ -4,44 +4,72 @@ use anyhow::{Result, bail, ensure};
 use tch::{Device, Tensor};
 
 use super::anchors::AnchorGrid;
-use super::config::NetworkConfig;
+use super::config::{Backbone, NetworkConfig};
 use super::darknet::Darknet;
 use super::fpn::Fpn;
 use super::head::Head;
-use crate::nn::{LayerSummary, Store};
+use super::resnet::Resnet;
+use crate::nn::{Eager, LayerSummary, Ops, Path, Store, Trace, Tracer};
 
-/// The network's outputs, one tensor a level, finest first.
+/// The network's outputs, one a level, finest first.
 #[derive(Debug)]
-pub struct Outputs {
+pub struct Outputs<V = Tensor> {
     /// Class logits `[n, C, h, w]`.
-    pub cls: Vec<Tensor>,
+    pub cls: Vec<V>,
     /// Corner offsets in anchor sizes `[n, 16 C, h, w]`: class by class 8 x, then 8 y.
-    pub reg: Vec<Tensor>,
+    pub reg: Vec<V>,
 }
 
 /// What lies between images and outputs.
 #[derive(Debug)]
-pub struct Features {
+pub struct Features<V = Tensor> {
     /// The backbone's 5 stages, strides 2 to 32.
-    pub backbone: Vec<Tensor>,
+    pub backbone: Vec<V>,
     /// The levels of the FPN, finest first.
-    pub fpn: Vec<Tensor>,
+    pub fpn: Vec<V>,
+}
+
+/// What turns images into features of 5 strides.
+enum BackboneNet {
+    Darknet(Darknet),
+    Resnet(Resnet),
+}
+
+impl BackboneNet {
+    fn new(p: &Path, config: &NetworkConfig) -> Self {
+        match config.backbone {
+            Backbone::Darknet53 => Self::Darknet(Darknet::new(p, config)),
+            Backbone::Resnet18 | Backbone::Resnet34 | Backbone::Resnet50 => {
+                Self::Resnet(Resnet::new(p, config))
+            }
+        }
+    }
+
+    fn run<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Vec<O::Value> {
+        match self {
+            Self::Darknet(net) => net.run(ops, images),
+            Self::Resnet(net) => net.run(ops, images),
+        }
+    }
 }
 
 /// A module of the network: what quantization goes by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModuleInfo {
-    /// `backbone`, `fpn` or `head`: the first component of its keys.
-    pub name: &'static str,
+    /// The first component of its keys, for example `fpn`.
+    pub name: String,
     /// Learnt numbers, the unused ones included.
     pub num_parameters: usize,
-    /// Learnt numbers that no output depends on (the backbone's classifier).
+    /// Learnt numbers of layers that never run (the backbone's classifier).
     pub num_unused: usize,
-    /// Convolution weights: what can be quantized.
+    /// Weights that can be quantized.
     pub num_conv_weights: usize,
-    /// Convolutions.
+    /// Quantizable layers.
     pub num_convs: usize,
 }
+
+/// Side of the images for which a network is traced where the size does not matter, px.
+pub const TRACE_PX: usize = 128;
 
 /// The pose network of the wide-depth-range paper, full or narrow by its config.
 ///
@@ -51,15 +79,12 @@ pub struct PoseNet {
     pub store: Store,
     config: NetworkConfig,
     num_classes: i64,
-    backbone: Darknet,
+    backbone: BackboneNet,
     fpn: Fpn,
     head: Head,
 }
 
 impl PoseNet {
-    /// The modules' names, in the order of the data.
-    pub const MODULES: [&'static str; 3] = ["backbone", "fpn", "head"];
-
     /// Builds a network of `num_classes` object classes (background not counted), with initial values by `seed`.
     ///
     /// # Errors
@@ -93,7 +118,7 @@ impl PoseNet {
         );
         let root = store.root();
         let net = Self {
-            backbone: Darknet::new(&(&root / "backbone"), config),
+            backbone: BackboneNet::new(&(&root / "backbone"), config),
             fpn: Fpn::new(&(&root / "fpn"), config),
             head: Head::new(&(&root / "head"), config, num_classes),
             config: config.clone(),
@@ -107,6 +132,7 @@ impl PoseNet {
             let corners = level.anchor_box(0, 0).map(|v| v as f32);
             let _ = anchors.buffer(&i.to_string(), Tensor::from_slice(&corners).reshape([1, 4]));
         }
+        net.store.keep_sites(&net.trace(TRACE_PX, TRACE_PX));
         Ok(net)
     }
 
@@ -130,13 +156,35 @@ impl PoseNet {
     /// The memory order of the images (channels-last or not) is kept to the outputs; the numbers do not depend on it
     /// but for rounding.
     pub fn forward_t(&self, images: &Tensor, train: bool) -> Outputs {
-        self.head.forward_t(&self.features_t(images, train).fpn, train)
+        self.run(&mut Eager { train }, images)
     }
 
     /// The features alone.
     pub fn features_t(&self, images: &Tensor, train: bool) -> Features {
-        let backbone = self.backbone.forward_t(images, train);
-        let fpn = self.fpn.forward_t(&backbone, train);
+        self.run_features(&mut Eager { train }, images)
+    }
+
+    /// What the network does for images of `width` x `height` px; outputs `cls_pK` and `reg_pK` for each level.
+    pub fn trace(&self, width: usize, height: usize) -> Trace {
+        let mut tracer = Tracer::new();
+        let images = tracer.input("images", &[3, height as i64, width as i64]);
+        let Outputs { cls, reg } = self.run(&mut tracer, &images);
+        let levels = self.config.levels().zip(cls.into_iter().zip(reg));
+        let named = levels.flat_map(|(level, (cls, reg))| {
+            [(format!("cls_p{level}"), cls), (format!("reg_p{level}"), reg)]
+        });
+        tracer.finish(named.collect())
+    }
+
+    /// The network itself, for any reader.
+    fn run<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Outputs<O::Value> {
+        let features = self.run_features(ops, images);
+        self.head.run(ops, &features.fpn)
+    }
+
+    fn run_features<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Features<O::Value> {
+        let backbone = self.backbone.run(ops, images);
+        let fpn = self.fpn.run(ops, &backbone);
         Features { backbone, fpn }
     }
 
@@ -146,33 +194,29 @@ impl PoseNet {
     }
 
     /// The modules, in the order of the data.
-    pub fn modules(&self) -> [ModuleInfo; 3] {
+    pub fn modules(&self) -> Vec<ModuleInfo> {
         let parameters = self.store.parameters();
-        Self::MODULES.map(|name| {
-            let inside = |key: &str| key.split('.').next() == Some(name);
+        let layers = self.summary(TRACE_PX, TRACE_PX);
+        let of = |name: String| {
+            let inside = |key: &str| key.split('.').next() == Some(name.as_str());
+            let numbers = parameters.iter().filter(|v| inside(&v.name)).map(|v| v.tensor.numel());
+            let unused = layers.iter().filter(|l| l.uses == 0 && inside(&l.layer.name));
             let sites = self.store.sites();
             let sites = sites.iter().filter(|site| inside(&site.name));
             ModuleInfo {
-                name,
-                num_parameters: parameters
-                    .iter()
-                    .filter(|v| inside(&v.name))
-                    .map(|v| v.tensor.numel())
-                    .sum(),
-                num_unused: if name == "backbone" { self.backbone.num_unused() } else { 0 },
+                num_parameters: numbers.sum(),
+                num_unused: unused.map(|l| l.layer.parameters).sum(),
                 num_conv_weights: sites.clone().map(|site| site.num_weights()).sum(),
                 num_convs: sites.count(),
+                name,
             }
-        })
+        };
+        self.store.modules().into_iter().map(of).collect()
     }
 
     /// One line a layer, in the order of the state, with costs for one image of `width` x `height` px.
     pub fn summary(&self, width: usize, height: usize) -> Vec<LayerSummary> {
-        let mut layers = vec![];
-        let stages = self.backbone.summarize((height as i64, width as i64), &mut layers);
-        let levels = self.fpn.summarize(&stages, &mut layers);
-        self.head.summarize(&levels, &mut layers);
-        layers
+        self.trace(width, height).summary(&self.store)
     }
 }
 
@@ -190,19 +234,19 @@ mod tests {
     #[test]
     fn the_published_network_has_the_published_counts() {
         let net = PoseNet::blank(&NetworkConfig::widedepth(), 1, Device::Cpu).unwrap();
-        let [backbone, fpn, head] = net.modules();
+        let [backbone, fpn, head] = &net.modules()[..] else { panic!() };
         assert_eq!((backbone.num_parameters, backbone.num_unused), (41_609_928, 1_025_000));
         assert_eq!((fpn.num_parameters, fpn.num_unused), (5_179_392, 0));
         assert_eq!((head.num_parameters, head.num_unused), (4_763_926, 0));
         let millions = |m: &ModuleInfo| (m.num_conv_weights as f64 / 1e4).round() / 100.0;
-        assert_eq!([&backbone, &fpn, &head].map(millions), [40.55, 5.18, 4.76]);
-        assert_eq!([&backbone, &fpn, &head].map(|m| m.num_convs), [52, 8, 10]);
+        assert_eq!([backbone, fpn, head].map(millions), [40.55, 5.18, 4.76]);
+        assert_eq!([backbone, fpn, head].map(|m| m.num_convs), [52, 8, 10]);
         let all: usize = net.store.parameters().iter().map(|v| v.tensor.numel()).sum();
         let layers = net.summary(512, 512);
-        assert_eq!(layers.iter().map(|l| l.parameters).sum::<usize>(), all);
+        assert_eq!(layers.iter().map(|l| l.layer.parameters).sum::<usize>(), all);
         // 66.9 GMAC measured for the original at 512 x 512: backbone 56 %, fpn 6 %, head 39 %.
         let macs = |module: &str| -> f64 {
-            let of = layers.iter().filter(|l| l.name.starts_with(module));
+            let of = layers.iter().filter(|l| l.layer.name.starts_with(module));
             of.map(|l| l.macs as f64 / 1e9).sum()
         };
         let total = macs("");
@@ -218,13 +262,14 @@ mod tests {
         let net = PoseNet::blank(&config, 2, Device::Cpu).unwrap();
         let layers = net.summary(100, 72);
         let features = tch::no_grad(|| net.features_t(&images(1, 72, 100), false));
-        let output = |name: &str| layers.iter().find(|l| l.name == name).unwrap().output.to_vec();
+        let output =
+            |name: &str| layers.iter().find(|l| l.layer.name == name).unwrap().output.to_vec();
         assert_eq!(output("backbone.features.stage5.unit1.conv"), features.backbone[4].size()[1..]);
         assert_eq!(output("fpn.out_convs.2"), features.fpn[0].size()[1..]);
         assert_eq!(output("fpn.top_blocks.p7"), features.fpn[4].size()[1..]);
         assert_eq!(output("head.pose_pred"), [32, 9, 13]);
-        assert_eq!(layers.iter().find(|l| l.name == "head.cls_tower.0").unwrap().uses, 5);
-        assert_eq!(layers.iter().find(|l| l.name == "backbone.output").unwrap().uses, 0);
+        assert_eq!(layers.iter().find(|l| l.layer.name == "head.cls_tower.0").unwrap().uses, 5);
+        assert_eq!(layers.iter().find(|l| l.layer.name == "backbone.output").unwrap().uses, 0);
     }
 
     #[test]

@@ -36,6 +36,15 @@ impl Fill {
         Self::Uniform { bound: (6.0 / ((1.0 + slope * slope) * fan_in as f64)).sqrt() }
     }
 
+    /// The same distribution with every value times `gain`.
+    pub fn scaled(self, gain: f64) -> Self {
+        match self {
+            Self::Constant(value) => Self::Constant(value * gain),
+            Self::Uniform { bound } => Self::Uniform { bound: bound * gain },
+            Self::Normal { std } => Self::Normal { std: std * gain },
+        }
+    }
+
     /// A tensor of that shape on the CPU, f32; without a seed, random fills are zero.
     pub(crate) fn tensor(self, name: &str, shape: &[i64], seed: Option<u64>) -> Tensor {
         let options = (Kind::Float, tch::Device::Cpu);

@@ -8,51 +8,178 @@ use std::rc::Rc;
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-use super::{Fill, Path, Site};
+use super::function::LEAKY_SLOPE;
+use super::{Fill, Path, Site, SiteKind};
 
 /// Added to variances by batch and group norm.
 pub(crate) const NORM_EPS: f64 = 1e-5;
 /// Weight of the batch in batch norm's running statistics.
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
-/// Negative slope of the leaky ReLU of Darknet-53.
-const LEAKY_SLOPE: f64 = 0.1;
 
-/// What a layer costs, for one image.
+/// Something with a key that turns one value into another: what [`super::Ops::layer`] runs.
+pub trait Layer {
+    /// What the layer is.
+    fn info(&self) -> &Rc<LayerInfo>;
+
+    /// The result for values `[n, ...]`; `train` for batch statistics and quantizers that learn.
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor;
+}
+
+/// What a layer is, without its tensors.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LayerSummary {
+pub struct LayerInfo {
     /// The layer's path, for example `fpn.inner_convs.2`.
     pub name: String,
-    /// `conv`, `batch norm`, `group norm`, `linear` or `scale`.
-    pub kind: &'static str,
+    /// What it does.
+    pub kind: LayerKind,
     /// Shape of the weight.
     pub weight: Vec<i64>,
     /// Learnt numbers.
     pub parameters: usize,
-    /// Channels, height and width of the output; of the first use where a layer is used on several levels.
-    pub output: [i64; 3],
-    /// How often the layer runs; 0 when it is in the state but unused.
-    pub uses: usize,
-    /// Multiply-accumulates over all uses; norms, biases and scales count none.
-    pub macs: u64,
 }
 
-/// Sizes of a convolution with a square kernel and padding `kernel / 2`.
+impl LayerInfo {
+    /// The name of the node where it runs: its path, for a scale its one key.
+    pub(super) fn node_name(&self) -> String {
+        match self.kind {
+            LayerKind::Scale => format!("{}.scale", self.name),
+            _ => self.name.clone(),
+        }
+    }
+}
+
+/// What a layer does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerKind {
+    /// A convolution.
+    Conv(ConvShape),
+    /// A transposed convolution.
+    ConvTranspose(TransposeShape),
+    /// A linear layer.
+    Linear {
+        /// Numbers that come in.
+        c_in: i64,
+        /// Numbers that go out.
+        c_out: i64,
+    },
+    /// A batch norm.
+    BatchNorm {
+        /// Channels.
+        channels: i64,
+    },
+    /// A group norm.
+    GroupNorm {
+        /// Groups of channels.
+        groups: i64,
+        /// Channels.
+        channels: i64,
+    },
+    /// A learnt factor.
+    Scale,
+}
+
+impl LayerKind {
+    /// `conv`, `transposed conv`, `linear`, `batch norm`, `group norm` or `scale`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Conv(_) => "conv",
+            Self::ConvTranspose(_) => "transposed conv",
+            Self::Linear { .. } => "linear",
+            Self::BatchNorm { .. } => "batch norm",
+            Self::GroupNorm { .. } => "group norm",
+            Self::Scale => "scale",
+        }
+    }
+
+    /// What kind of quantizable layer it is, if it is one.
+    pub fn site(&self) -> Option<SiteKind> {
+        match self {
+            Self::Conv(_) => Some(SiteKind::Conv),
+            Self::ConvTranspose(_) => Some(SiteKind::ConvTranspose),
+            Self::Linear { .. } => Some(SiteKind::Linear),
+            Self::BatchNorm { .. } | Self::GroupNorm { .. } | Self::Scale => None,
+        }
+    }
+
+    /// Channels of the weight's result; 1 for a factor.
+    pub(super) fn channels(&self) -> i64 {
+        match *self {
+            Self::Conv(shape) => shape.c_out,
+            Self::ConvTranspose(shape) => shape.c_out,
+            Self::Linear { c_out, .. } => c_out,
+            Self::BatchNorm { channels } | Self::GroupNorm { channels, .. } => channels,
+            Self::Scale => 1,
+        }
+    }
+
+    /// Multiply-accumulates of one use, by the cells of its input and of its output.
+    pub(super) fn macs(&self, cells_in: i64, cells_out: i64) -> u64 {
+        let macs = match *self {
+            Self::Conv(shape) => shape.fan_in() * shape.c_out * cells_out,
+            Self::ConvTranspose(s) => s.c_in * s.c_out * s.kernel * s.kernel * cells_in,
+            Self::Linear { c_in, c_out } => c_in * c_out * cells_out,
+            Self::BatchNorm { .. } | Self::GroupNorm { .. } | Self::Scale => 0,
+        };
+        macs as u64
+    }
+
+    /// The shape of the result without the batch, for an input of shape `x`.
+    ///
+    /// # Panics
+    /// If the input has other channels than the layer `name`.
+    pub(super) fn shape(&self, name: &str, x: &[i64]) -> Vec<i64> {
+        let fits = |dims: usize, channels: i64| {
+            assert!(
+                x.len() == dims && x[0] == channels,
+                "{name} takes {channels} channels in {dims} dimensions, and is given {x:?}"
+            );
+        };
+        match *self {
+            Self::Conv(shape) => {
+                fits(3, shape.c_in);
+                vec![shape.c_out, shape.out(x[1]), shape.out(x[2])]
+            }
+            Self::ConvTranspose(shape) => {
+                fits(3, shape.c_in);
+                vec![shape.c_out, shape.out(x[1]), shape.out(x[2])]
+            }
+            Self::Linear { c_in, c_out } => {
+                fits(1, c_in);
+                vec![c_out]
+            }
+            Self::BatchNorm { channels } | Self::GroupNorm { channels, .. } => {
+                fits(3, channels);
+                x.to_vec()
+            }
+            Self::Scale => x.to_vec(),
+        }
+    }
+}
+
+/// Sizes of a convolution with a square kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConvShape {
     /// Channels that come in.
     pub c_in: i64,
     /// Channels that go out.
     pub c_out: i64,
-    /// Kernel size, odd.
+    /// Kernel size.
     pub kernel: i64,
-    /// Stride; the output has `ceil(size / stride)` cells.
+    /// Stride.
     pub stride: i64,
+    /// Cells of zeros on each side.
+    pub padding: i64,
+    /// Distance of the kernel's taps, cells.
+    pub dilation: i64,
+    /// Groups of channels that do not see each other; divides both channel counts.
+    pub groups: i64,
 }
 
 impl ConvShape {
-    /// Stride 1.
+    /// Stride 1, padding `kernel / 2`, no dilation, one group: an odd kernel keeps the size.
     pub fn new(c_in: i64, c_out: i64, kernel: i64) -> Self {
-        Self { c_in, c_out, kernel, stride: 1 }
+        let padding = kernel / 2;
+        Self { c_in, c_out, kernel, stride: 1, padding, dilation: 1, groups: 1 }
     }
 
     /// With that stride.
@@ -60,16 +187,60 @@ impl ConvShape {
         Self { stride, ..self }
     }
 
+    /// With so many cells of zeros on each side.
+    pub fn padding(self, padding: i64) -> Self {
+        Self { padding, ..self }
+    }
+
+    /// With taps so far apart, and the padding with which an odd kernel keeps the size.
+    pub fn dilation(self, dilation: i64) -> Self {
+        Self { dilation, padding: self.kernel / 2 * dilation, ..self }
+    }
+
+    /// With so many groups.
+    pub fn groups(self, groups: i64) -> Self {
+        Self { groups, ..self }
+    }
+
     /// Inputs of one output.
     pub fn fan_in(&self) -> i64 {
-        self.c_in * self.kernel * self.kernel
+        self.c_in / self.groups * self.kernel * self.kernel
+    }
+
+    /// Cells of the output in one direction.
+    fn out(&self, size: i64) -> i64 {
+        (size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) / self.stride + 1
+    }
+}
+
+/// Sizes of a transposed convolution with a square kernel and one group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransposeShape {
+    /// Channels that come in.
+    pub c_in: i64,
+    /// Channels that go out.
+    pub c_out: i64,
+    /// Kernel size.
+    pub kernel: i64,
+    /// How many times larger the output is.
+    pub stride: i64,
+    /// Cells cut off on each side.
+    pub padding: i64,
+    /// Cells added below and on the right.
+    pub output_padding: i64,
+}
+
+impl TransposeShape {
+    fn out(&self, size: i64) -> i64 {
+        (size - 1) * self.stride - 2 * self.padding + self.kernel + self.output_padding
     }
 }
 
 /// A convolution, whose weight and input a quantizer may replace.
 ///
-/// Keys: `weight` `[c_out, c_in, k, k]`, and `bias` `[c_out]` where it has one.
+/// Keys: `weight` `[c_out, c_in / groups, k, k]`, and `bias` `[c_out]` where it has one.
 pub struct Conv2d {
+    info: Rc<LayerInfo>,
     site: Rc<Site>,
     bias: Option<Tensor>,
     shape: ConvShape,
@@ -78,41 +249,71 @@ pub struct Conv2d {
 impl Conv2d {
     /// Builds the layer; `bias` is the initial value of every bias, `None` for a layer without.
     pub fn new(p: &Path, shape: ConvShape, weight: Fill, bias: Option<f64>) -> Self {
-        let ConvShape { c_in, c_out, kernel, .. } = shape;
-        let weight = p.filled("weight", &[c_out, c_in, kernel, kernel], weight);
+        let ConvShape { c_in, c_out, kernel, groups, .. } = shape;
+        let weight = p.filled("weight", &[c_out, c_in / groups, kernel, kernel], weight);
         let bias = bias.map(|value| p.filled("bias", &[c_out], Fill::Constant(value)));
-        let site = p.site(Site::new(p.prefix().to_owned(), &weight));
-        Self { site, bias, shape }
+        let (info, site) = p.site_layer(LayerKind::Conv(shape), &weight, bias.as_ref());
+        Self { info, site, bias, shape }
+    }
+}
+
+impl Layer for Conv2d {
+    fn info(&self) -> &Rc<LayerInfo> {
+        &self.info
     }
 
-    /// `[n, c_in, h, w]` to `[n, c_out, ceil(h / stride), ceil(w / stride)]`.
-    pub fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        let ConvShape { kernel, stride, .. } = self.shape;
+    /// `[n, c_in, h, w]` to `[n, c_out, h', w']`.
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        let ConvShape { stride, padding, dilation, groups, .. } = self.shape;
         self.site.effective_input(x, train).conv2d(
             &self.site.effective_weight(train),
             self.bias.as_ref(),
             [stride, stride],
-            [kernel / 2, kernel / 2],
-            [1, 1],
-            1,
+            [padding, padding],
+            [dilation, dilation],
+            groups,
         )
     }
+}
 
-    /// Adds the layer's line for an input of `size` (height, width); returns the output's size.
-    pub fn summarize(&self, size: (i64, i64), layers: &mut Vec<LayerSummary>) -> (i64, i64) {
-        let ConvShape { c_out, stride, .. } = self.shape;
-        let (h, w) = ((size.0 - 1) / stride + 1, (size.1 - 1) / stride + 1);
-        let bias = self.bias.as_ref().map_or(0, Tensor::numel);
-        layers.push(LayerSummary {
-            name: self.site.name.clone(),
-            kind: "conv",
-            weight: self.site.weight.size(),
-            parameters: self.site.num_weights() + bias,
-            output: [c_out, h, w],
-            uses: 1,
-            macs: (self.shape.fan_in() * c_out * h * w) as u64,
-        });
-        (h, w)
+/// A transposed convolution, whose weight and input a quantizer may replace.
+///
+/// Keys: `weight` `[c_in, c_out, k, k]`, and `bias` `[c_out]` where it has one.
+pub struct ConvTranspose2d {
+    info: Rc<LayerInfo>,
+    site: Rc<Site>,
+    bias: Option<Tensor>,
+    shape: TransposeShape,
+}
+
+impl ConvTranspose2d {
+    /// Builds the layer; `bias` is the initial value of every bias, `None` for a layer without.
+    pub fn new(p: &Path, shape: TransposeShape, weight: Fill, bias: Option<f64>) -> Self {
+        let TransposeShape { c_in, c_out, kernel, .. } = shape;
+        let weight = p.filled("weight", &[c_in, c_out, kernel, kernel], weight);
+        let bias = bias.map(|value| p.filled("bias", &[c_out], Fill::Constant(value)));
+        let (info, site) = p.site_layer(LayerKind::ConvTranspose(shape), &weight, bias.as_ref());
+        Self { info, site, bias, shape }
+    }
+}
+
+impl Layer for ConvTranspose2d {
+    fn info(&self) -> &Rc<LayerInfo> {
+        &self.info
+    }
+
+    /// `[n, c_in, h, w]` to `[n, c_out, h', w']`.
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        let TransposeShape { stride, padding, output_padding, .. } = self.shape;
+        self.site.effective_input(x, train).conv_transpose2d(
+            &self.site.effective_weight(train),
+            self.bias.as_ref(),
+            [stride, stride],
+            [padding, padding],
+            [output_padding, output_padding],
+            1,
+            [1, 1],
+        )
     }
 }
 
@@ -120,7 +321,7 @@ impl Conv2d {
 ///
 /// Keys: `weight`, `bias`, `running_mean`, `running_var` `[c]`, `num_batches_tracked` (i64, no dimension).
 pub struct BatchNorm {
-    name: String,
+    info: Rc<LayerInfo>,
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor,
@@ -133,20 +334,28 @@ impl BatchNorm {
     /// Builds the layer: weight 1, bias 0, running mean 0 and variance 1.
     pub fn new(p: &Path, channels: i64) -> Self {
         let cpu = (Kind::Float, Device::Cpu);
+        let weight = p.filled("weight", &[channels], Fill::Constant(1.0));
+        let bias = p.filled("bias", &[channels], Fill::Constant(0.0));
         Self {
-            name: p.prefix().to_owned(),
-            weight: p.filled("weight", &[channels], Fill::Constant(1.0)),
-            bias: p.filled("bias", &[channels], Fill::Constant(0.0)),
+            info: p.layer(LayerKind::BatchNorm { channels }, &weight, Some(&bias)),
+            weight,
+            bias,
             running_mean: p.buffer("running_mean", Tensor::zeros([channels], cpu)),
             running_var: p.buffer("running_var", Tensor::ones([channels], cpu)),
             num_batches_tracked: p.buffer("num_batches_tracked", Tensor::from(0i64)),
             frozen: p.batch_norm_frozen(),
         }
     }
+}
+
+impl Layer for BatchNorm {
+    fn info(&self) -> &Rc<LayerInfo> {
+        &self.info
+    }
 
     /// Normalises by the batch (and moves the running statistics) when `train` and not frozen
     /// ([`super::Store::freeze_batch_norm`]), by the running statistics else.
-    pub fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
         let train = train && !self.frozen.get();
         if train {
             let _ = tch::no_grad(|| self.num_batches_tracked.shallow_clone().g_add_scalar_(1));
@@ -162,18 +371,13 @@ impl BatchNorm {
             true,
         )
     }
-
-    /// Adds the layer's line for an input of `size` (height, width).
-    pub fn summarize(&self, size: (i64, i64), layers: &mut Vec<LayerSummary>) {
-        layers.push(norm_summary(&self.name, "batch norm", &self.weight, size));
-    }
 }
 
 /// Group normalisation (eps 1e-5).
 ///
 /// Keys: `weight`, `bias` `[c]`.
 pub struct GroupNorm {
-    name: String,
+    info: Rc<LayerInfo>,
     weight: Tensor,
     bias: Tensor,
     num_groups: i64,
@@ -182,78 +386,54 @@ pub struct GroupNorm {
 impl GroupNorm {
     /// Builds the layer: weight 1, bias 0. `num_groups` divides `channels`.
     pub fn new(p: &Path, num_groups: i64, channels: i64) -> Self {
-        Self {
-            name: p.prefix().to_owned(),
-            weight: p.filled("weight", &[channels], Fill::Constant(1.0)),
-            bias: p.filled("bias", &[channels], Fill::Constant(0.0)),
-            num_groups,
-        }
+        let weight = p.filled("weight", &[channels], Fill::Constant(1.0));
+        let bias = p.filled("bias", &[channels], Fill::Constant(0.0));
+        let kind = LayerKind::GroupNorm { groups: num_groups, channels };
+        let info = p.layer(kind, &weight, Some(&bias));
+        Self { info, weight, bias, num_groups }
+    }
+}
+
+impl Layer for GroupNorm {
+    fn info(&self) -> &Rc<LayerInfo> {
+        &self.info
     }
 
     /// Normalises each image's groups of channels.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
+    fn forward_t(&self, x: &Tensor, _train: bool) -> Tensor {
         x.group_norm(self.num_groups, Some(&self.weight), Some(&self.bias), NORM_EPS, true)
     }
-
-    /// Adds the layer's line for an input of `size` (height, width).
-    pub fn summarize(&self, size: (i64, i64), layers: &mut Vec<LayerSummary>) {
-        layers.push(norm_summary(&self.name, "group norm", &self.weight, size));
-    }
 }
 
-fn norm_summary(
-    name: &str,
-    kind: &'static str,
-    weight: &Tensor,
-    (h, w): (i64, i64),
-) -> LayerSummary {
-    LayerSummary {
-        name: name.to_owned(),
-        kind,
-        weight: weight.size(),
-        parameters: 2 * weight.numel(),
-        output: [weight.size()[0], h, w],
-        uses: 1,
-        macs: 0,
-    }
-}
-
-/// A linear layer that the state holds and the forward pass does not use (the backbone's classifier).
+/// A linear layer, whose weight and input a quantizer may replace.
 ///
 /// Keys: `weight` `[c_out, c_in]`, `bias` `[c_out]`.
 pub struct Linear {
-    name: String,
-    weight: Tensor,
+    info: Rc<LayerInfo>,
+    site: Rc<Site>,
     bias: Tensor,
 }
 
 impl Linear {
-    /// Builds the layer; its weight is no quantizable site, since nothing runs it.
+    /// Builds the layer; initial weights are uniform in `1 / sqrt(c_in)`, biases 0.
     pub fn new(p: &Path, c_in: i64, c_out: i64) -> Self {
         let fill = Fill::Uniform { bound: (1.0 / c_in as f64).sqrt() };
-        Self {
-            name: p.prefix().to_owned(),
-            weight: p.filled("weight", &[c_out, c_in], fill),
-            bias: p.filled("bias", &[c_out], Fill::Constant(0.0)),
-        }
+        let weight = p.filled("weight", &[c_out, c_in], fill);
+        let bias = p.filled("bias", &[c_out], Fill::Constant(0.0));
+        let (info, site) = p.site_layer(LayerKind::Linear { c_in, c_out }, &weight, Some(&bias));
+        Self { info, site, bias }
+    }
+}
+
+impl Layer for Linear {
+    fn info(&self) -> &Rc<LayerInfo> {
+        &self.info
     }
 
-    /// Learnt numbers.
-    pub fn num_parameters(&self) -> usize {
-        self.weight.numel() + self.bias.numel()
-    }
-
-    /// Adds the layer's line.
-    pub fn summarize(&self, layers: &mut Vec<LayerSummary>) {
-        layers.push(LayerSummary {
-            name: self.name.clone(),
-            kind: "linear",
-            weight: self.weight.size(),
-            parameters: self.num_parameters(),
-            output: [self.weight.size()[0], 1, 1],
-            uses: 0,
-            macs: 0,
-        });
+    /// `[n, c_in]` to `[n, c_out]`.
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        let weight = self.site.effective_weight(train);
+        self.site.effective_input(x, train).linear(&weight, Some(&self.bias))
     }
 }
 
@@ -261,32 +441,26 @@ impl Linear {
 ///
 /// Key: `scale` `[1]`.
 pub struct Scale {
-    name: String,
+    info: Rc<LayerInfo>,
     scale: Tensor,
 }
 
 impl Scale {
     /// Builds the factor, 1.
     pub fn new(p: &Path) -> Self {
-        Self { name: p.prefix().to_owned(), scale: p.filled("scale", &[1], Fill::Constant(1.0)) }
+        let scale = p.filled("scale", &[1], Fill::Constant(1.0));
+        Self { info: p.layer(LayerKind::Scale, &scale, None), scale }
+    }
+}
+
+impl Layer for Scale {
+    fn info(&self) -> &Rc<LayerInfo> {
+        &self.info
     }
 
     /// `x` times the factor.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
+    fn forward_t(&self, x: &Tensor, _train: bool) -> Tensor {
         x * &self.scale
-    }
-
-    /// Adds the factor's line for an input of `[c, h, w]`.
-    pub fn summarize(&self, output: [i64; 3], layers: &mut Vec<LayerSummary>) {
-        layers.push(LayerSummary {
-            name: self.name.clone(),
-            kind: "scale",
-            weight: vec![1],
-            parameters: 1,
-            output,
-            uses: 1,
-            macs: 0,
-        });
     }
 }
 
@@ -371,9 +545,65 @@ mod tests {
         assert_eq!(y.size(), [1, 4, 3, 4]);
         assert_eq!(floats(&y.detach())[0], 0.5);
         assert_eq!(store.sites()[0].weight_name(), "fpn.p6.weight");
-        let mut layers = vec![];
-        assert_eq!(conv.summarize((5, 7), &mut layers), (3, 4));
-        assert_eq!((layers[0].macs, layers[0].parameters), (2 * 9 * 4 * 12, 76));
+        assert_eq!(conv.info().kind.shape("p6", &[2, 5, 7]), [4, 3, 4]);
+        assert_eq!((conv.info().kind.macs(35, 12), conv.info().parameters), (2 * 9 * 4 * 12, 76));
+    }
+
+    #[test]
+    fn shapes_are_those_that_libtorch_computes() {
+        let store = Store::seeded(Device::Cpu, 1);
+        let x = Tensor::ones([2, 4, 9, 6], (Kind::Float, Device::Cpu));
+        let shape = ConvShape::new(4, 6, 3);
+        let transposed = TransposeShape {
+            c_in: 4,
+            c_out: 3,
+            kernel: 3,
+            stride: 2,
+            padding: 1,
+            output_padding: 1,
+        };
+        let fill = || Fill::kaiming_uniform(36, 1.0);
+        let layers: [Box<dyn Layer>; 5] = [
+            Box::new(Conv2d::new(&(store.root() / "a"), shape.dilation(2), fill(), None)),
+            Box::new(Conv2d::new(&(store.root() / "b"), shape.groups(2).stride(2), fill(), None)),
+            Box::new(Conv2d::new(&(store.root() / "c"), shape.padding(0), fill(), Some(1.0))),
+            Box::new(ConvTranspose2d::new(&(store.root() / "d"), transposed, fill(), Some(1.0))),
+            Box::new(BatchNorm::new(&(store.root() / "e"), 4)),
+        ];
+        let sizes = [vec![6, 9, 6], vec![6, 5, 3], vec![6, 7, 4], vec![3, 18, 12], vec![4, 9, 6]];
+        for (layer, expected) in layers.iter().zip(sizes) {
+            let y = layer.forward_t(&x, false);
+            let info = layer.info();
+            assert_eq!(info.kind.shape(&info.name, &[4, 9, 6]), expected, "{}", info.name);
+            assert_eq!(y.size()[1..], expected, "{}", info.name);
+        }
+        // A group sees its half of the channels, forwards; a transposed one sends each cell to kernel x kernel others.
+        let macs = |i: usize, cells_out| layers[i].info().kind.macs(54, cells_out);
+        assert_eq!([macs(1, 15), macs(3, 216)], [2 * 9 * 6 * 15, 4 * 3 * 9 * 54]);
+        let kinds: Vec<SiteKind> = store.sites().iter().map(|s| s.kind).collect();
+        assert_eq!(
+            kinds,
+            [SiteKind::Conv, SiteKind::Conv, SiteKind::Conv, SiteKind::ConvTranspose]
+        );
+        assert_eq!(store.sites()[3].out_dim(), 1);
+    }
+
+    #[test]
+    fn a_linear_layer_computes_with_what_its_slots_give() {
+        struct Half;
+        impl crate::nn::WeightSlot for Half {
+            fn forward(&self, weight: &Tensor, _: bool) -> Tensor {
+                weight * 0.5
+            }
+        }
+        let store = Store::seeded(Device::Cpu, 1);
+        let linear = Linear::new(&(store.root() / "fc"), 3, 2);
+        let x = Tensor::from_slice(&[1.0f32, 2.0, 3.0]).reshape([1, 3]);
+        let y = linear.forward_t(&x, false);
+        assert_eq!(y.size(), [1, 2]);
+        store.sites()[0].set_weight_slot(Some(Rc::new(Half)));
+        let halved = linear.forward_t(&x, false) * 2.0;
+        assert!((halved - y).abs().max().double_value(&[]) < 1e-6);
     }
 
     #[test]

@@ -20,11 +20,24 @@ pub trait ActivationSlot {
     fn forward(&self, x: &Tensor, train: bool) -> Tensor;
 }
 
-/// A quantizable layer (a convolution or linear layer with a weight), known by its key.
+/// What a quantizable layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SiteKind {
+    /// A convolution: weight `[c_out, c_in / groups, k, k]`.
+    Conv,
+    /// A transposed convolution: weight `[c_in, c_out, k, k]`.
+    ConvTranspose,
+    /// A linear layer: weight `[c_out, c_in]`.
+    Linear,
+}
+
+/// A quantizable layer, known by its key.
 pub struct Site {
     /// The layer's path, for example `fpn.inner_convs.2`; its weight's key is `{name}.weight`.
     pub name: String,
-    /// The weight, `[c_out, c_in, kh, kw]`; shares storage with the store's tensor.
+    /// What the layer is.
+    pub kind: SiteKind,
+    /// The weight; shares storage with the store's tensor.
     pub weight: Tensor,
     weight_slot: RefCell<Option<Rc<dyn WeightSlot>>>,
     input_slot: RefCell<Option<Rc<dyn ActivationSlot>>>,
@@ -32,9 +45,10 @@ pub struct Site {
 
 impl Site {
     /// A layer without quantizers.
-    pub fn new(name: String, weight: &Tensor) -> Self {
+    pub fn new(name: String, kind: SiteKind, weight: &Tensor) -> Self {
         Self {
             name,
+            kind,
             weight: weight.shallow_clone(),
             weight_slot: RefCell::new(None),
             input_slot: RefCell::new(None),
@@ -44,6 +58,14 @@ impl Site {
     /// The key of the weight.
     pub fn weight_name(&self) -> String {
         format!("{}.weight", self.name)
+    }
+
+    /// The dimension of the weight that counts the layer's output channels.
+    pub fn out_dim(&self) -> usize {
+        match self.kind {
+            SiteKind::Conv | SiteKind::Linear => 0,
+            SiteKind::ConvTranspose => 1,
+        }
     }
 
     /// Number of weights.

@@ -1,14 +1,14 @@
 //! The store of named tensors.
 
 use std::cell::{Cell, Ref, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
 use std::ops::Div;
 use std::rc::Rc;
 
 use tch::{Device, Tensor};
 
-use super::{Fill, Site};
+use super::{Fill, LayerInfo, LayerKind, Site, Trace};
 
 /// What a stored tensor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,18 @@ impl Clone for Var {
 struct Inner {
     vars: Vec<Var>,
     by_name: HashMap<String, usize>,
+    layers: Vec<Rc<LayerInfo>>,
     sites: Vec<Rc<Site>>,
+    ends: Option<Ends>,
+}
+
+/// The quantizable layers at the two ends of a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ends {
+    /// Those that read the images.
+    pub first: BTreeSet<String>,
+    /// Those whose results are the outputs.
+    pub last: BTreeSet<String>,
 }
 
 /// All tensors of a network, in the order of construction.
@@ -101,6 +112,40 @@ impl Store {
         Ref::map(self.inner.borrow(), |inner| inner.sites.as_slice())
     }
 
+    /// All layers, the unused ones included, in the order of construction.
+    pub fn layers(&self) -> Vec<Rc<LayerInfo>> {
+        self.inner.borrow().layers.clone()
+    }
+
+    /// Learns from a network's trace which layers run (others are no longer quantizable) and which are its ends.
+    pub fn keep_sites(&self, trace: &Trace) {
+        let used = trace.layers();
+        let mut inner = self.inner.borrow_mut();
+        inner.sites.retain(|site| used.contains(site.name.as_str()));
+        inner.ends = Some(Ends { first: trace.first_layers(), last: trace.last_layers() });
+    }
+
+    /// The ends of the network; of a store without a trace the first and the last of [`Store::sites`].
+    pub fn ends(&self) -> Ends {
+        let inner = self.inner.borrow();
+        let one =
+            |site: Option<&Rc<Site>>| site.map(|site| site.name.clone()).into_iter().collect();
+        let built = || Ends { first: one(inner.sites.first()), last: one(inner.sites.last()) };
+        inner.ends.clone().unwrap_or_else(built)
+    }
+
+    /// The modules: the children of the root that hold quantizable layers, in the order of construction.
+    pub fn modules(&self) -> Vec<String> {
+        let mut modules: Vec<String> = Vec::new();
+        for site in self.sites().iter() {
+            let root = site.name.split('.').next().unwrap_or_default();
+            if modules.iter().all(|module| module != root) {
+                modules.push(root.to_owned());
+            }
+        }
+        modules
+    }
+
     fn insert(&self, var: Var) {
         let mut inner = self.inner.borrow_mut();
         let index = inner.vars.len();
@@ -156,6 +201,35 @@ impl Path {
     /// Whether batch norms are frozen, now and later.
     pub(super) fn batch_norm_frozen(&self) -> Rc<Cell<bool>> {
         self.store.batch_norm_frozen.clone()
+    }
+
+    /// Registers a layer that is not quantizable.
+    pub(super) fn layer(
+        &self,
+        kind: LayerKind,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Rc<LayerInfo> {
+        let info = Rc::new(LayerInfo {
+            name: self.prefix.clone(),
+            kind,
+            weight: weight.size(),
+            parameters: weight.numel() + bias.map_or(0, Tensor::numel),
+        });
+        self.store.inner.borrow_mut().layers.push(info.clone());
+        info
+    }
+
+    /// Registers a quantizable layer of a network.
+    pub(super) fn site_layer(
+        &self,
+        kind: LayerKind,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> (Rc<LayerInfo>, Rc<Site>) {
+        let site_kind = kind.site().expect("convolutions and linear layers are quantizable");
+        let site = Site::new(self.prefix.clone(), site_kind, weight);
+        (self.layer(kind, weight, bias), self.site(site))
     }
 
     /// Registers a quantizable layer.

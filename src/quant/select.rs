@@ -11,10 +11,6 @@ use serde::{Deserialize, Deserializer};
 
 use crate::nn::{Site, Store};
 
-/// The prediction layers, which `last_layer` switches. In a network without them it is its last
-/// convolution in the order of construction.
-pub const PREDICTION_LAYERS: [&str; 2] = ["head.cls_logits", "head.pose_pred"];
-
 /// Whether the layer `name` lies in the module of that path, by path components: `head` covers `head.cls_tower.0`
 /// and `head` itself, never `head2`.
 pub fn covers(module: &str, name: &str) -> bool {
@@ -155,11 +151,10 @@ impl JsonSchema for PatternSchema {
     }
 }
 
-/// The convolutions that `module` covers, in the order of construction; see [`Pattern`].
+/// The quantizable layers that `module` covers, in the order of construction; see [`Pattern`].
 ///
-/// Linear layers are left float: the only one, `backbone.output`, is not used by the network.
-/// `first_layer` false leaves out the first convolution of the whole network, `last_layer` false its
-/// [`PREDICTION_LAYERS`].
+/// `first_layer` false leaves out the layers that read the images, `last_layer` false those whose results are the
+/// network's outputs (see [`Store::ends`]).
 ///
 /// # Errors
 /// If a part of the pattern is not valid or matches nothing, with the nearest names; or if nothing is left.
@@ -169,24 +164,22 @@ pub fn sites(
     first_layer: bool,
     last_layer: bool,
 ) -> Result<Vec<Rc<Site>>> {
-    let convolutions: Vec<Rc<Site>> =
-        store.sites().iter().filter(|site| site.weight.dim() == 4).cloned().collect();
+    let all: Vec<Rc<Site>> = store.sites().to_vec();
     let pattern = Pattern::parse(module)?;
     for part in &pattern.parts {
         ensure!(
-            convolutions.iter().any(|site| part.covers(&site.name)),
-            "module {:?} has no convolution to quantize{}",
+            all.iter().any(|site| part.covers(&site.name)),
+            "module {:?} has no layer to quantize{}",
             part.text,
-            nearest_names(part, &convolutions)
+            nearest_names(part, &all)
         );
     }
-    let last = last_layers(&convolutions);
-    let is_first = |site: &Site| convolutions.first().is_some_and(|c| c.name == site.name);
-    let chosen: Vec<Rc<Site>> = convolutions
+    let ends = store.ends();
+    let chosen: Vec<Rc<Site>> = all
         .iter()
         .filter(|site| pattern.covers(&site.name))
-        .filter(|site| first_layer || !is_first(site))
-        .filter(|site| last_layer || !last.contains(&site.name))
+        .filter(|site| first_layer || !ends.first.contains(&site.name))
+        .filter(|site| last_layer || !ends.last.contains(&site.name))
         .cloned()
         .collect();
     ensure!(
@@ -202,7 +195,7 @@ pub fn sites(
 pub struct Claim<'a> {
     /// The pattern.
     pub module: &'a str,
-    /// Whether the network's first convolution takes part.
+    /// Whether the layers that read the images take part.
     pub first_layer: bool,
     /// Whether the prediction layers take part.
     pub last_layer: bool,
@@ -236,21 +229,9 @@ pub fn check_disjoint(store: &Store, claims: &[Claim]) -> Result<()> {
     Ok(())
 }
 
-fn last_layers(convolutions: &[Rc<Site>]) -> Vec<String> {
-    let known: Vec<String> = convolutions
-        .iter()
-        .filter(|site| PREDICTION_LAYERS.contains(&site.name.as_str()))
-        .map(|site| site.name.clone())
-        .collect();
-    match convolutions.last() {
-        Some(last) if known.is_empty() => vec![last.name.clone()],
-        _ => known,
-    }
-}
-
 /// `"; the nearest names are ..."` with up to three module or layer names.
-fn nearest_names(part: &Part, convolutions: &[Rc<Site>]) -> String {
-    let names: BTreeSet<&str> = convolutions.iter().flat_map(|site| paths_to(&site.name)).collect();
+fn nearest_names(part: &Part, sites: &[Rc<Site>]) -> String {
+    let names: BTreeSet<&str> = sites.iter().flat_map(|site| paths_to(&site.name)).collect();
     if names.is_empty() {
         return ": the network has none".to_owned();
     }
@@ -336,16 +317,15 @@ mod tests {
     }
 
     #[test]
-    fn linear_layers_stay_float() {
-        let backbone = names("backbone", true, true);
-        assert_eq!(backbone.len(), 2);
-        assert!(!backbone.contains(&"backbone.output".to_owned()));
-        assert!(sites(&network(), "backbone.output", true, true).is_err());
+    fn linear_layers_are_layers_like_others() {
+        assert_eq!(names("backbone", true, true).len(), 3);
+        assert_eq!(names("backbone.output", true, true), ["backbone.output"]);
     }
 
     #[test]
     fn first_and_last_layers_are_those_of_the_network() {
-        assert_eq!(names("backbone", false, true), ["backbone.features.stage1.unit1.conv"]);
+        let others = ["backbone.features.stage1.unit1.conv", "backbone.output"];
+        assert_eq!(names("backbone", false, true), others);
         assert_eq!(names("fpn", false, false), names("fpn", true, true));
         assert_eq!(names("head", true, false), ["head.cls_tower.0"]);
         let error = error(&network(), "head.cls_logits", true, false);
@@ -353,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_without_prediction_layers_ends_with_its_last_convolution() {
+    fn a_store_without_a_trace_ends_with_its_last_layer() {
         let store = store(&[("a", weights(1, &[2, 2, 1, 1])), ("b", weights(1, &[2, 2, 1, 1]))]);
         assert!(sites(&store, "b", true, false).is_err());
         assert!(sites(&store, "a", true, false).is_ok());

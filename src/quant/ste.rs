@@ -275,12 +275,14 @@ impl ActivationQuantizer for SteActivation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::SiteKind;
 
     fn slot(quant_start_epoch: u32) -> SteActivation {
         let weight = Tensor::zeros([1, 1, 1, 1], (Kind::Float, Device::Cpu));
         let config =
             ActivationQuantConfig { bits: Some(2), quant_start_epoch, ..Default::default() };
-        SteActivation::new(&Site::new("m.conv".to_owned(), &weight), &config).unwrap()
+        SteActivation::new(&Site::new("m.conv".to_owned(), SiteKind::Conv, &weight), &config)
+            .unwrap()
     }
 
     fn tensor(values: &[f32]) -> Tensor {

@@ -3,7 +3,7 @@
 use rand::Rng;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::nn::{Site, Store};
+use crate::nn::{Conv2d, ConvShape, Fill, Linear, Ops, Site, SiteKind, Store, Trace, Tracer};
 use crate::seed;
 
 /// Bell-shaped weights of that shape, a function of seed and shape.
@@ -26,7 +26,8 @@ pub fn store(layers: &[(&str, Tensor)]) -> Store {
     for (name, weight) in layers {
         let path = name.split('.').fold(store.root(), |path, part| path / part);
         let weight = path.parameter("weight", weight.shallow_clone());
-        path.site(Site::new((*name).to_owned(), &weight));
+        let kind = if weight.dim() == 4 { SiteKind::Conv } else { SiteKind::Linear };
+        path.site(Site::new((*name).to_owned(), kind, &weight));
     }
     store
 }
@@ -34,7 +35,7 @@ pub fn store(layers: &[(&str, Tensor)]) -> Store {
 /// Names and kinds of layers as in the real network, but small.
 pub fn network() -> Store {
     let conv = |seed| weights(seed, &[4, 3, 3, 3]);
-    store(&[
+    let store = store(&[
         ("backbone.features.init_block.conv", conv(1)),
         ("backbone.features.stage1.unit1.conv", conv(2)),
         ("backbone.output", weights(3, &[10, 4])),
@@ -45,7 +46,33 @@ pub fn network() -> Store {
         ("head.cls_logits", conv(8)),
         ("head.pose_pred", conv(9)),
         ("head2.conv", conv(10)),
-    ])
+    ]);
+    store.keep_sites(&trace());
+    store
+}
+
+/// A trace in which the layers of [`network`] run, so that it has ends: one reads the images, two give the outputs.
+fn trace() -> Trace {
+    let other = Store::new(Device::Cpu);
+    let conv = |name: &str, c_in| {
+        let path = name.split('.').fold(other.root(), |path, part| path / part);
+        Conv2d::new(&path, ConvShape::new(c_in, 4, 3), Fill::Constant(0.0), None)
+    };
+    let mut tracer = Tracer::new();
+    let images = tracer.input("images", &[3, 8, 8]);
+    let x = tracer.layer(&conv("backbone.features.init_block.conv", 3), &images);
+    for name in ["backbone.features.stage1.unit1.conv", "fpn.inner_convs.2", "fpn.inner_convs.3"] {
+        let _ = tracer.layer(&conv(name, 4), &x);
+    }
+    let _ = tracer.layer(&conv("fpn.out_convs.2", 4), &x);
+    let _ = tracer.layer(&conv("head.cls_tower.0", 4), &x);
+    let _ = tracer.layer(&conv("head2.conv", 4), &x);
+    let flat = tracer.flatten(format_args!("flat"), &x);
+    let output = other.root() / "backbone" / "output";
+    let _ = tracer.layer(&Linear::new(&output, 4 * 64, 10), &flat);
+    let outputs = ["head.cls_logits", "head.pose_pred"];
+    let outputs = outputs.map(|name| (name.to_owned(), tracer.layer(&conv(name, 4), &x)));
+    tracer.finish(outputs.into())
 }
 
 /// Changes the weights whose mask is 1, as training would: by up to `amount`, as `seed` says.

@@ -17,12 +17,15 @@ use crate::train::StageConfig;
 pub struct LayerReport {
     /// Key without `.weight`.
     pub name: String,
-    /// `conv` or `linear`.
+    /// `conv`, `transposed conv` or `linear`.
     pub kind: &'static str,
     /// Shape of the weight.
     pub shape: Vec<i64>,
     /// Weights.
     pub num_weights: usize,
+    /// How often it runs for an image; 0 for a layer that only the state holds.
+    #[serde(skip)]
+    pub num_uses: usize,
     /// Multiply-accumulates of an image.
     pub num_macs: u64,
     /// The stage that quantizes it, from 0, the full-precision stage included.
@@ -85,7 +88,7 @@ fn text(to: Option<&QuantizedTo>) -> String {
     to.map_or_else(|| "float".to_owned(), QuantizedTo::to_string)
 }
 
-/// Every convolution and linear layer for inputs of `width` x `height` px, with what `stages` make of it.
+/// Every layer of a quantizable kind for inputs of `width` x `height` px, with what `stages` make of it.
 ///
 /// # Errors
 /// If a stage's pattern matches nothing, or its widths are not valid.
@@ -97,12 +100,13 @@ pub(crate) fn layers(
     let mut layers: Vec<LayerReport> = net
         .summary(width, height)
         .into_iter()
-        .filter(|l| matches!(l.kind, "conv" | "linear"))
+        .filter(|l| l.layer.kind.site().is_some())
         .map(|l| LayerReport {
-            num_weights: l.weight.iter().product::<i64>() as usize,
-            name: l.name,
-            kind: l.kind,
-            shape: l.weight,
+            num_weights: l.layer.weight.iter().product::<i64>() as usize,
+            name: l.layer.name.clone(),
+            kind: l.layer.kind.name(),
+            shape: l.layer.weight.clone(),
+            num_uses: l.uses,
             num_macs: l.macs,
             stage: None,
             stage_name: None,
@@ -181,16 +185,15 @@ pub(crate) fn name_of(variant: &impl Serialize) -> String {
 
 /// The size once the stage of that number is complete.
 pub(crate) fn sizes_after(layers: &[LayerReport], net: &PoseNet, stage: usize) -> Sizes {
-    let convolutions: Vec<LayerSize> =
-        layers.iter().filter(|l| l.kind == "conv").map(|l| l.size_after(stage)).collect();
+    let used = || layers.iter().filter(|l| l.num_uses > 0);
+    let sites: Vec<LayerSize> = used().map(|l| l.size_after(stage)).collect();
     let all: u64 = net
         .state()
         .iter()
         .map(|(_, tensor)| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64)
         .sum();
-    let float_weights: u64 =
-        layers.iter().filter(|l| l.kind == "conv").map(|l| 4 * l.num_weights as u64).sum();
-    sizes(&convolutions, all - float_weights)
+    let float_weights: u64 = used().map(|l| 4 * l.num_weights as u64).sum();
+    sizes(&sites, all - float_weights)
 }
 
 /// Both compressions with their names and the bytes, for a terminal.

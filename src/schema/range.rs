@@ -71,8 +71,8 @@ impl<'a> Range<'a> {
 
     /// The range for a table: `1 to 1000`, `above 0`; empty without bounds.
     pub(super) fn text(&self) -> String {
-        let from = self.least.map(|a| number(a)).or(self.above.map(|a| number(a)));
-        let to = self.most.map(|b| number(b)).or(self.below.map(|b| number(b)));
+        let from = self.least.or(self.above).map(number);
+        let to = self.most.or(self.below).map(number);
         let mut text = match (from, to) {
             (Some(a), Some(b)) => {
                 let excluded: Vec<&str> = [(self.above, &a), (self.below, &b)]

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::leaves::{leaves, names, number, types};
 use super::range::Range;
-use super::walk::{is_group, values_of_map};
+use super::walk::{is_group, required, values_of_map};
 
 /// What a table in a page begins with; the place of its keys follows, and ` -->`.
 const BEGIN: &str = "<!-- keys: ";
@@ -84,8 +84,9 @@ impl<'a> Tables<'a> {
 
     /// A row for each key of a group, those of groups below it included.
     fn keys(&self, group: &'a Value, prefix: &str, rows: &mut Vec<String>) {
-        for (key, schema) in group["properties"].as_object().into_iter().flatten() {
-            let key = format!("{prefix}{key}");
+        let needed: Vec<&str> = required(group).collect();
+        for (name, schema) in group["properties"].as_object().into_iter().flatten() {
+            let key = format!("{prefix}{name}");
             let all = leaves(schema, self.root);
             let inner = self.inner(&all);
             let is_plain_group = matches!(all.as_slice(), [one] if is_group(one));
@@ -93,7 +94,11 @@ impl<'a> Tables<'a> {
                 rows.push(format!(
                     "| `{key}` | {} | {} | {} | {} |\n",
                     type_text(&all, self.root),
-                    default_text(schema.get("default"), is_plain_group),
+                    default_text(
+                        schema.get("default"),
+                        is_plain_group,
+                        needed.contains(&name.as_str())
+                    ),
                     range_text(&all, self.root),
                     self.meaning(schema, &all)
                 ));
@@ -255,9 +260,10 @@ fn range_text(all: &[&Value], root: &Value) -> String {
     String::new()
 }
 
-fn default_text(default: Option<&Value>, is_group: bool) -> String {
+fn default_text(default: Option<&Value>, is_group: bool, needed: bool) -> String {
     match default {
-        None => "needed".to_owned(),
+        None if needed => "needed".to_owned(),
+        None => String::new(),
         Some(Value::Object(_)) if is_group => "see below".to_owned(),
         Some(value) => format!("`{}`", compact(value)),
     }

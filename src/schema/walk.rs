@@ -162,7 +162,7 @@ fn tag_name(leaf: &Value) -> Option<&str> {
     tag(leaf).map(|(_, name)| name)
 }
 
-fn required(leaf: &Value) -> impl Iterator<Item = &str> {
+pub(super) fn required(leaf: &Value) -> impl Iterator<Item = &str> {
     leaf["required"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 

@@ -87,8 +87,7 @@ impl<'a> Chooser<'a> {
         }
         let net = blank_network(&setup.config, Device::Cpu)?;
         let sites = net.store.sites();
-        let convolutions: Vec<_> = sites.iter().filter(|s| s.weight.dim() == 4).collect();
-        let layers = convolutions
+        let layers = sites
             .iter()
             .map(|s| {
                 let channels = usize::try_from(s.weight.size()[0]).context("channels")?;
@@ -101,7 +100,7 @@ impl<'a> Chooser<'a> {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        let is_weight = |key: &str| convolutions.iter().any(|s| s.weight_name() == key);
+        let is_weight = |key: &str| sites.iter().any(|s| s.weight_name() == key);
         let bits = |t: &tch::Tensor| (t.numel() * t.kind().elt_size_in_bytes() * 8) as u64;
         let rest_bits =
             net.state().iter().filter(|(key, _)| !is_weight(key)).map(|(_, t)| bits(t)).sum();

@@ -18,7 +18,7 @@ pub struct SearchRequest {
     pub program: PathBuf,
     /// The full-precision weights to start from, instead of the config's `experiment.url`.
     pub from: Option<PathBuf>,
-    /// The modules, each a pattern.
+    /// The modules, each a pattern; none for those that the network has.
     pub modules: Vec<String>,
     /// The widths to choose from, bits.
     pub widths: Vec<u32>,
@@ -73,7 +73,7 @@ impl SearchRequest {
             run: run.clone(),
             program,
             from: None,
-            modules: ["backbone", "fpn", "head"].map(str::to_owned).into(),
+            modules: Vec::new(),
             widths: vec![2, 4, 8],
             trial_bits: 2,
             target: Some(Target::Compression(compression)),

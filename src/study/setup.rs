@@ -13,7 +13,7 @@ use super::request::{Budget, SearchRequest};
 use super::rows::LayerRow;
 use super::trial::{Trial, TrialPlace};
 use crate::artifact::network::blank_network;
-use crate::nn::Store;
+use crate::model::{PoseNet, TRACE_PX};
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig, levels, select};
 use crate::run::config::Config;
 use crate::run::flow::{Baseline, Bits, FlowSource, TextStage, Width};
@@ -89,16 +89,19 @@ impl Setup {
             place: TrialPlace { dir, experiment, inputs },
             request: request.clone(),
         };
-        setup.modules = setup.find_modules(&net.store)?;
+        if setup.request.modules.is_empty() {
+            setup.request.modules = net.store.modules();
+        }
+        setup.modules = setup.find_modules(&net)?;
         Ok(setup)
     }
 
     /// The search's modules in the network; none may share a layer with another.
-    fn find_modules(&self, store: &Store) -> Result<Vec<Module>> {
+    fn find_modules(&self, net: &PoseNet) -> Result<Vec<Module>> {
         let mut modules: Vec<Module> = Vec::new();
         for pattern in &self.request.modules {
             let stage = self.stage_of(pattern, self.request.trial_bits)?;
-            let sites = select::sites(store, pattern, stage.first_layer, stage.last_layer)
+            let sites = select::sites(&net.store, pattern, stage.first_layer, stage.last_layer)
                 .context("--modules")?;
             let layers: Vec<_> = sites.iter().map(|s| (s.name.clone(), s.num_weights())).collect();
             for (name, _) in &layers {
@@ -113,7 +116,7 @@ impl Setup {
             }
             modules.push(Module {
                 pattern: pattern.clone(),
-                num_parameters: num_parameters(store, pattern)?,
+                num_parameters: num_parameters(net, pattern)?,
                 layers,
             });
         }
@@ -271,10 +274,6 @@ impl Setup {
 }
 
 fn check_request(request: &SearchRequest) -> Result<()> {
-    ensure!(
-        !request.modules.is_empty(),
-        "--modules is empty, expected patterns such as backbone,fpn,head"
-    );
     ensure!(!request.widths.is_empty(), "--bits is empty, expected widths such as 2,4,8");
     for bits in request.widths.iter().chain([&request.trial_bits]) {
         ensure!((1..=8).contains(bits), "{bits} bits is outside 1..=8");
@@ -339,14 +338,12 @@ fn start_from_full_precision(config: &mut Config, from: Option<&Path>) -> Result
     Ok(())
 }
 
-/// Learnt numbers under a pattern that a layer's keys are covered by; the unused classifier is left out.
-fn num_parameters(store: &Store, pattern: &str) -> Result<usize> {
+/// Learnt numbers of the layers that run under a pattern.
+fn num_parameters(net: &PoseNet, pattern: &str) -> Result<usize> {
     let pattern = select::Pattern::parse(pattern)?;
-    let inside = |key: &str| {
-        let layer = key.rsplit_once('.').map_or(key, |(layer, _)| layer);
-        pattern.covers(layer) && !select::covers("backbone.output", layer)
-    };
-    Ok(store.parameters().iter().filter(|v| inside(&v.name)).map(|v| v.tensor.numel()).sum())
+    let layers = net.summary(TRACE_PX, TRACE_PX);
+    let inside = layers.iter().filter(|l| l.uses > 0 && pattern.covers(&l.layer.name));
+    Ok(inside.map(|l| l.layer.parameters).sum())
 }
 
 fn width_of_inputs(inputs: &ActivationQuantConfig) -> Width {

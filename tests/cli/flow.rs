@@ -113,7 +113,7 @@ fn each_mistake_in_a_flow_has_its_own_message() {
     let refused = |flow: &[&str], parts: &[&str]| {
         run(&small_plan(flow)).code(1).says(parts);
     };
-    refused(&["--flow", "fnp:2"], &["\"fnp\" has no convolution", "nearest names are fpn"]);
+    refused(&["--flow", "fnp:2"], &["\"fnp\" has no layer to quantize", "nearest names are fpn"]);
     refused(
         &["--flow", "backbone.features.stag[12]:2"],
         &["nothing in \"backbone.features\" matches", "stage1"],

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use mqat::nn::{Site, Store};
+use mqat::nn::{Site, SiteKind, Store};
 use mqat::quant::scale::{Magnitudes, Norm};
 use mqat::quant::{
     FractionSchedule, Grid, ModuleQuantizer, QuantInit, QuantStrategy, Spacing, WeightQuantConfig,
@@ -89,7 +89,7 @@ impl Layer {
         let store = Store::new(Device::Cpu);
         let path = store.root() / "m" / "conv";
         let weight = path.parameter("weight", weight.shallow_clone());
-        path.site(Site::new("m.conv".to_owned(), &weight));
+        path.site(Site::new("m.conv".to_owned(), SiteKind::Conv, &weight));
         let quantizer =
             ModuleQuantizer::attach("m", &store, Some(config), None, true, true, 0).unwrap();
         Self { store, quantizer }
@@ -457,7 +457,7 @@ fn odd_situations_come_out_as_in_the_original_or_better() {
     let last = w.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
     let weight = path.parameter("weight", last);
     assert!(!weight.is_contiguous());
-    path.site(Site::new("conv".to_owned(), &weight));
+    path.site(Site::new("conv".to_owned(), SiteKind::Conv, &weight));
     let mut last =
         ModuleQuantizer::attach("conv", &store, Some(&all_at_once), None, true, true, 0).unwrap();
     last.start_epoch(0).unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mqat::nn::{Site, Store};
+use mqat::nn::{Site, SiteKind, Store};
 use mqat::quant::{
     CodeRange, Codes, Granularity, LsqConfig, ModuleQuantizer, Spacing, WeightMethod,
     WeightQuantConfig, affine, lsq,
@@ -113,7 +113,7 @@ fn quantizer(case: &Case) -> (Store, ModuleQuantizer) {
     let store = Store::new(Device::Cpu);
     let path = store.root() / "m" / "conv";
     let weight = path.parameter("weight", case.x.reshape(four(&case.x)));
-    path.site(Site::new("m.conv".to_owned(), &weight));
+    path.site(Site::new("m.conv".to_owned(), SiteKind::Conv, &weight));
     let granularity =
         if case.scale.numel() > 1 { Granularity::Channel } else { Granularity::Tensor };
     let config = WeightQuantConfig {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mqat::nn::{ActivationSlot, Site};
+use mqat::nn::{ActivationSlot, Site, SiteKind};
 use mqat::quant::ActivationQuantConfig;
 use mqat::quant::ste::{SteActivation, fake_quantize};
 use serde_json::Value;
@@ -17,7 +17,7 @@ fn slot(n_levels: u32, quant_start_epoch: u32) -> SteActivation {
     let weight = Tensor::zeros([1, 1, 1, 1], (Kind::Float, Device::Cpu));
     let config =
         ActivationQuantConfig { n_levels: Some(n_levels), quant_start_epoch, ..Default::default() };
-    SteActivation::new(&Site::new("m.conv".to_owned(), &weight), &config).unwrap()
+    SteActivation::new(&Site::new("m.conv".to_owned(), SiteKind::Conv, &weight), &config).unwrap()
 }
 
 fn array<'a>(all: &'a BTreeMap<String, Array>, name: &str) -> &'a Array {

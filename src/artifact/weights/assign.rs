@@ -8,7 +8,8 @@ use tch::{Kind, Tensor};
 
 use super::report::{Conversion, LoadReport, Unmatched, first_few};
 use crate::artifact::kind::Strictness;
-use crate::model::{NetworkConfig, PoseNet, keys};
+use crate::model::recognise::{advise, examples};
+use crate::model::{PoseNet, keys};
 use crate::nn::Var;
 
 /// How far an anchor of the file may be off the config's, as a share of its size: half-precision files round them.
@@ -168,7 +169,8 @@ fn judge(
     if report.troubles().next().is_none() {
         return Ok(());
     }
-    let advice = advice(net, tensors, report);
+    let bad: Vec<&str> = report.mismatched.iter().map(|u| u.name.as_str()).collect();
+    let advice = advise(net, tensors, &bad);
     let mut parts = Vec::new();
     for (what, list) in [
         ("missing", &report.missing),
@@ -189,120 +191,10 @@ fn judge(
     bail!("{at} does not fit the network: {advice}{}", parts.join("; "))
 }
 
-fn examples(tensors: &[(String, Tensor)]) -> String {
-    match tensors.first() {
-        None => ": it has none".to_owned(),
-        Some((name, tensor)) => format!(
-            ", whose keys begin with backbone, fpn and head; the file has for example {name} {:?}",
-            tensor.size()
-        ),
-    }
-}
-
-/// What to change, where that can be told from the tensors; ends with `": "` or is empty.
-fn advice(net: &PoseNet, tensors: &[(String, Tensor)], report: &LoadReport) -> String {
-    let ours = net.config();
-    let sizes = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
-    let Some(theirs) = shape_of(&sizes, ours) else {
-        return format!("its keys are not those of this network{}: ", examples(tensors));
-    };
-    if theirs != *ours {
-        if let Some(topology) = topology_of(&theirs) {
-            return format!("it is of topology {topology}: name it with --topology {topology}: ");
-        }
-        let difference = differences(ours, &theirs);
-        return format!("it is another topology; for its own set network.params.{difference}: ");
-    }
-    let bad = report.mismatched.iter().any(|u| u.name.starts_with("head."));
-    match num_classes_of(&sizes) {
-        Some(found) if bad && found != net.num_classes() => format!(
-            "head.cls_logits.weight knows {found} object class(es), and the config has {}: set data.N_CLASS to {} \
-             (classes and the background) with its MESH_DIAMETERS: ",
-            net.num_classes(),
-            found + 1
-        ),
-        _ => String::new(),
-    }
-}
-
-/// Shapes by bare key.
-pub(crate) type Sizes<'a> = HashMap<&'a str, Vec<i64>>;
-
-/// Object classes of the network that the tensors are of, if both prediction layers agree on them.
-pub(crate) fn num_classes_of(sizes: &Sizes) -> Option<i64> {
-    let channels = |name: &str| sizes.get(name).and_then(|s| s.first()).copied();
-    let classes = channels("head.cls_logits.weight")?;
-    (channels("head.pose_pred.weight")? == 16 * classes).then_some(classes)
-}
-
-/// The topology of that shape, if it is one with a name.
-pub(crate) fn topology_of(shape: &NetworkConfig) -> Option<&'static str> {
-    let is_it = |name: &&str| NetworkConfig::preset(name).is_some_and(|p| same_widths(&p, shape));
-    ["Widedepth", "WidedepthTiny"].into_iter().find(is_it)
-}
-
-/// The shape of the network that the tensors are of, as far as they tell it; the rest is that of `base`.
-pub(crate) fn shape_of(sizes: &Sizes, base: &NetworkConfig) -> Option<NetworkConfig> {
-    let out = |name: &str| sizes.get(name).and_then(|s| s.first()).copied();
-    let mut config = NetworkConfig {
-        stem_channels: out("backbone.features.init_block.conv.weight")?,
-        ..base.clone()
-    };
-    for stage in 0..config.stage_channels.len() {
-        let prefix = format!("backbone.features.stage{}.", stage + 1);
-        let units: HashSet<&str> = (sizes.keys())
-            .filter_map(|name| name.strip_prefix(&prefix)?.split('.').next())
-            .collect();
-        config.stage_units[stage] = units.len() as i64;
-        config.stage_channels[stage] =
-            out(&format!("{prefix}unit1.conv.weight")).unwrap_or(config.stage_channels[stage]);
-    }
-    let is_inner = |name: &&&str| name.starts_with("fpn.inner_convs.") && name.ends_with(".weight");
-    if let Some(width) = sizes.keys().find(is_inner).and_then(|name| out(name)) {
-        config.fpn_channels = width;
-    }
-    let is_tower = |name: &&&str| {
-        name.starts_with("head.cls_tower.") && name.ends_with(".weight") && sizes[**name].len() == 4
-    };
-    config.head_convs = sizes.keys().filter(is_tower).count() as i64;
-    config.head_channels = out("head.cls_tower.0.weight").unwrap_or(config.head_channels);
-    Some(config)
-}
-
-fn same_widths(a: &NetworkConfig, b: &NetworkConfig) -> bool {
-    (
-        a.stem_channels,
-        a.stage_channels,
-        a.stage_units,
-        a.fpn_channels,
-        a.head_channels,
-        a.head_convs,
-    ) == (
-        b.stem_channels,
-        b.stage_channels,
-        b.stage_units,
-        b.fpn_channels,
-        b.head_channels,
-        b.head_convs,
-    )
-}
-
-/// `stem_channels=16, fpn_channels=64`: what of `theirs` is not as in `ours`.
-fn differences(ours: &NetworkConfig, theirs: &NetworkConfig) -> String {
-    let value = |config: &NetworkConfig| serde_json::to_value(config).unwrap_or_default();
-    let (ours, theirs) = (value(ours), value(theirs));
-    let empty = serde_json::Map::new();
-    let all = theirs.as_object().unwrap_or(&empty).iter();
-    let parts: Vec<String> = all
-        .filter(|(key, value)| ours.get(key.as_str()) != Some(value))
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect();
-    parts.join(", network.params.")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::NetworkConfig;
     use tch::Device;
 
     fn tiny(num_classes: i64) -> PoseNet {

@@ -120,7 +120,7 @@ pub(super) fn plug(
 ) -> Result<(Vec<QuantizedModule>, Vec<ModuleQuantizer>)> {
     report.inq = layers.iter().map(describe).collect();
     let (mut modules, mut quantizers) = (Vec::new(), Vec::new());
-    for module in PoseNet::MODULES {
+    for module in &net.store.modules() {
         let inside: Vec<&InqLayer> = (layers.iter())
             .filter(|l| select::covers(module, &l.name) && l.share_frozen() > 0.0)
             .collect();

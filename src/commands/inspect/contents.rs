@@ -15,7 +15,7 @@ use crate::artifact::packed;
 use crate::artifact::tensor::TensorReport;
 use crate::artifact::weights::{self, InqLayerReport, OtherMember};
 use crate::io::tensors;
-use crate::model::{NetworkConfig, keys};
+use crate::model::{NetworkConfig, keys, recognise};
 use crate::quant::SiteReport;
 use crate::run::config;
 use crate::train::{Best, CheckpointMeta, Imported, Position};
@@ -262,9 +262,9 @@ fn count(report: &mut FileReport) {
         .collect();
     report.key_form = weights::key_form(report.tensors.iter().map(|t| t.name.as_str()));
     report.network =
-        weights::shape_of(&sizes, &NetworkConfig::default()).map(|params| ShapeReport {
-            topology: weights::topology_of(&params),
-            num_classes: weights::num_classes_of(&sizes),
+        recognise::shape_of(&sizes, &NetworkConfig::default()).map(|params| ShapeReport {
+            topology: recognise::topology_of(&params),
+            num_classes: recognise::num_classes_of(&sizes),
             params,
         });
 }

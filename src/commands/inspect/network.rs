@@ -33,15 +33,15 @@ pub struct NetworkReport {
 /// A module of the network.
 #[derive(Debug, Serialize)]
 pub struct ModuleReport {
-    /// `backbone`, `fpn` or `head`.
+    /// The first component of its keys, for example `fpn`.
     pub name: String,
     /// Parameters.
     pub num_parameters: usize,
     /// Of these, parameters that no output depends on.
     pub num_unused: usize,
-    /// Convolution weights, which quantization is about.
+    /// Weights of quantizable layers.
     pub num_conv_weights: usize,
-    /// Convolutions.
+    /// Quantizable layers.
     pub num_convs: usize,
 }
 
@@ -61,7 +61,7 @@ pub fn inspect_network(select: &Select) -> Result<NetworkReport> {
         .modules()
         .into_iter()
         .map(|m| ModuleReport {
-            name: m.name.to_owned(),
+            name: m.name,
             num_parameters: m.num_parameters,
             num_unused: m.num_unused,
             num_conv_weights: m.num_conv_weights,
@@ -97,7 +97,7 @@ impl NetworkReport {
         );
         for m in &self.modules {
             let inside = |l: &&LayerReport| {
-                l.name.split('.').next() == Some(m.name.as_str()) && l.shape.len() == 4
+                l.name.split('.').next() == Some(m.name.as_str()) && l.num_uses > 0
             };
             let mut kinds: Vec<String> = Vec::new();
             for l in self.layers.iter().filter(inside) {

@@ -9,7 +9,7 @@
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-use super::graph::{Graph, NodeId, Op};
+use super::graph::{Graph, NodeId};
 use super::plan::Plan;
 use super::reference::Reference;
 
@@ -28,13 +28,13 @@ pub fn correct_biases(
     ensure!(float.nodes.len() == rounded.nodes.len(), "the graphs are of different networks");
     let mut means: Vec<Option<Tensor>> = vec![];
     Reference::new(float).run(images, Some(trained), |node, x| {
-        let is_conv = matches!(float.nodes[node].op, Op::Conv { .. });
+        let is_conv = float.nodes[node].op.conv().is_some();
         means.push(is_conv.then(|| channel_means(x)));
     })?;
     let mut biases: Vec<Option<Vec<f32>>> = vec![None; means.len()];
     Reference::new(rounded).run_corrected(images, plan, |node: NodeId, x: &Tensor| {
         let shift = means[node].as_ref()? - channel_means(x);
-        let Op::Conv { conv, .. } = rounded.nodes[node].op else { return None };
+        let conv = rounded.nodes[node].op.conv()?;
         let moved = Tensor::from_slice(plan.bias(rounded, node, conv)) + &shift;
         biases[node] = Vec::<f32>::try_from(moved).ok();
         Some(x + shift.view([1, -1, 1, 1]))
@@ -76,7 +76,7 @@ mod tests {
             Reference::new(&float).run(&images, None, see).unwrap();
             let mut errors = vec![];
             let see = |node: NodeId, x: &Tensor| {
-                if matches!(float.nodes[node].op, Op::Conv { .. }) {
+                if float.nodes[node].op.conv().is_some() {
                     let shift = (channel_means(x) - &means[node]).abs().max();
                     errors.push(shift.double_value(&[]));
                 }

@@ -6,7 +6,8 @@ use tch::{Kind, Tensor};
 
 use super::graph::{Graph, Op};
 use super::plan::{Found, Plan, QParams, Wanted};
-use super::reference::{LEAKY_SLOPE, Reference};
+use super::reference::Reference;
+use crate::nn::{Function, LEAKY_SLOPE};
 
 /// Bins of a histogram.
 const NUM_BINS: usize = 2048;
@@ -152,15 +153,15 @@ fn error_weights(graph: &Graph) -> Vec<f64> {
     let mut weights = vec![1.0; graph.nodes.len()];
     for node in &graph.nodes {
         match node.op {
-            Op::LeakyRelu { x } => weights[x] = LEAKY_SLOPE,
-            Op::Relu { x } => weights[x] = 0.0,
+            Op::Function(Function::LeakyRelu) => weights[node.inputs[0]] = LEAKY_SLOPE,
+            Op::Function(Function::Relu) => weights[node.inputs[0]] = 0.0,
             _ => {}
         }
     }
     // A value that is read by others too counts in full.
     let mut num_readers = vec![0; graph.nodes.len()];
-    for x in graph.nodes.iter().flat_map(|node| node.op.inputs()) {
-        num_readers[x] += 1;
+    for node in &graph.nodes {
+        node.inputs.iter().for_each(|&x| num_readers[x] += 1);
     }
     let full = |(weight, readers): (f64, usize)| if readers > 1 { 1.0 } else { weight };
     weights.into_iter().zip(num_readers).map(full).collect()

@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Result, ensure};
 
-use super::graph::{Codes, Graph, NodeId, Op, Weight};
+use super::graph::{Codes, Conv, Graph, LevelNodes, NodeId, Op, Weight};
 use super::plan::{self, Plan, QParams};
 use super::proto::{self, Attribute, DataType, Tensor, ValueInfo};
-use super::reference::LEAKY_SLOPE;
-use crate::nn::NORM_EPS;
+use crate::nn::{Function, LEAKY_SLOPE, NORM_EPS, PoolShape};
 
 /// The opset that `InstanceNormalization`, `Resize` and per-channel `DequantizeLinear` are written for.
 pub const BASE_OPSET: i64 = 17;
@@ -113,16 +112,8 @@ pub fn carrier_of(codes: &Codes, options: &EmitOptions) -> DataType {
 
 /// The name of a node's value before it is rounded; its integers are `NAME.q`, what these stand for is `NAME.dq`.
 pub(super) fn value_name(graph: &Graph, node: NodeId) -> String {
-    for level in &graph.levels {
-        let [cls, reg] = output_names(level.stride);
-        if level.cls == node {
-            return cls;
-        }
-        if level.reg == node {
-            return reg;
-        }
-    }
-    graph.nodes[node].name.clone()
+    let output = graph.outputs.iter().find(|output| output.node == node && !output.flat);
+    output.map_or(&graph.nodes[node].name, |output| &output.name).clone()
 }
 
 struct Emitter<'a> {
@@ -143,9 +134,7 @@ impl Emitter<'_> {
             self.node(node);
             self.round_value(node);
         }
-        for level in 0..self.graph.levels.len() {
-            self.output(level);
-        }
+        self.outputs();
         if self.options.decode {
             self.decode();
         }
@@ -165,24 +154,48 @@ impl Emitter<'_> {
     fn node(&mut self, node: NodeId) {
         let name = self.graph.nodes[node].name.clone();
         let out = self.raw(node);
+        let inputs: Vec<String> =
+            self.graph.nodes[node].inputs.iter().map(|&x| self.value(x)).collect();
         match self.graph.nodes[node].op {
             Op::Input => {}
-            Op::Conv { x, conv } => self.conv(node, x, conv),
-            Op::LeakyRelu { x } => {
-                let slope = Attribute::float("alpha", LEAKY_SLOPE as f32);
-                self.push("LeakyRelu", &name, &[self.value(x)], &out, vec![slope]);
-            }
-            Op::Relu { x } => self.push("Relu", &name, &[self.value(x)], &out, vec![]),
-            Op::Add { a, b } => {
-                self.push("Add", &name, &[self.value(a), self.value(b)], &out, vec![]);
-            }
-            Op::Upsample { x } => self.upsample(node, x),
-            Op::GroupNorm { x, norm } => self.group_norm(node, x, norm),
-            Op::Scale { x, factor } => {
+            Op::Conv { conv } => self.conv(node, self.graph.input_of(node), conv),
+            Op::GroupNorm { norm } => self.group_norm(node, norm),
+            Op::Affine { norm } => self.affine(norm, &name, &inputs[0], &out),
+            Op::Scale { factor } => {
                 let factor = self.floats(&format!("{name}.factor"), &[], &[factor]);
-                self.push("Mul", &name, &[self.value(x), factor], &out, vec![]);
+                self.push("Mul", &name, &[inputs[0].clone(), factor], &out, vec![]);
             }
+            Op::Function(function) => self.function(node, function, &inputs),
         }
+    }
+
+    fn function(&mut self, node: NodeId, function: Function, inputs: &[String]) {
+        let (name, out) = (self.graph.nodes[node].name.clone(), self.raw(node));
+        let (op, attributes) = match function {
+            Function::Relu => ("Relu", vec![]),
+            Function::LeakyRelu => {
+                ("LeakyRelu", vec![Attribute::float("alpha", LEAKY_SLOPE as f32)])
+            }
+            Function::Add => ("Add", vec![]),
+            Function::Sub => ("Sub", vec![]),
+            Function::Concat => ("Concat", vec![Attribute::int("axis", 1)]),
+            Function::GlobalAvgPool => ("GlobalAveragePool", vec![]),
+            Function::MaxPool(PoolShape { kernel, stride, padding }) => (
+                "MaxPool",
+                vec![
+                    Attribute::ints("kernel_shape", &[kernel; 2]),
+                    Attribute::ints("pads", &[padding; 4]),
+                    Attribute::ints("strides", &[stride; 2]),
+                ],
+            ),
+            Function::Upsample { .. } => return self.upsample(node, self.graph.input_of(node)),
+            Function::Flatten => {
+                let shape = [0, self.graph.nodes[node].shape[0] as i32, 1, 1];
+                let shape = self.integers(&format!("{name}.shape"), &[4], DataType::Int64, &shape);
+                return self.push("Reshape", &name, &[inputs[0].clone(), shape], &out, vec![]);
+            }
+        };
+        self.push(op, &name, inputs, &out, attributes);
     }
 
     /// Rounding and its inverse after a node.
@@ -238,20 +251,16 @@ impl Emitter<'_> {
             self.round(&value, &input, &params);
             value = format!("{input}.dq");
         }
-        let (kernel, pad) = (constants.dims[2], constants.dims[2] / 2);
-        let attributes = vec![
-            Attribute::ints("kernel_shape", &[kernel; 2]),
-            Attribute::ints("pads", &[pad; 4]),
-            Attribute::ints("strides", &[constants.stride; 2]),
-        ];
         let weight = match &constants.weight {
             Weight::Float(values) => {
-                self.floats(&format!("{}.weight", constants.name), &constants.dims, values)
+                let (dims, values) = (stored_dims(constants), stored(constants, values));
+                self.floats(&format!("{}.weight", constants.name), &dims, &values)
             }
             Weight::Codes(codes) => self.codes(node, conv, codes),
         };
         let bias = self.bias(node, x, conv);
-        self.push("Conv", &name, &[value, weight, bias], &out, attributes);
+        let op = if constants.is_transposed() { "ConvTranspose" } else { "Conv" };
+        self.push(op, &name, &[value, weight, bias], &out, attributes_of(constants));
     }
 
     /// What a channel of a convolution is multiplied with to have the step of [`Plan::values`].
@@ -265,8 +274,8 @@ impl Emitter<'_> {
         let constants = &self.graph.convs[conv];
         let (layer, name) = (&constants.name, self.graph.nodes[node].name.clone());
         let kind = carrier_of(codes, self.options);
-        let weight =
-            self.integers(&format!("{layer}.weight_codes"), &constants.dims, kind, &codes.codes);
+        let (dims, integers) = (stored_dims(constants), stored(constants, &codes.codes));
+        let weight = self.integers(&format!("{layer}.weight_codes"), &dims, kind, &integers);
         // The integers are stored once, however often a layer runs; the scales differ where channels have their own.
         let (at, scales) = match self.gains(node) {
             None => (layer, codes.scale.clone()),
@@ -281,7 +290,8 @@ impl Emitter<'_> {
         let zeros = vec![0; scales.len()];
         let zero = self.integers(&format!("{at}.weight_zero"), dims, kind, &zeros);
         let out = format!("{name}.weight_dq");
-        let axis = (channels > 1).then(|| Attribute::int("axis", 0));
+        let out_axis = i64::from(constants.is_transposed());
+        let axis = (channels > 1).then(|| Attribute::int("axis", out_axis));
         let args = [weight, scale, zero];
         self.push("DequantizeLinear", &out, &args, &out, axis.into_iter().collect());
         out
@@ -349,7 +359,8 @@ impl Emitter<'_> {
     ///
     /// ONNX Runtime has a kernel of its own for the instance norm; `GroupNormalization` is expanded into a dozen
     /// operations there.
-    fn group_norm(&mut self, node: NodeId, x: NodeId, norm: usize) {
+    fn group_norm(&mut self, node: NodeId, norm: usize) {
+        let x = self.graph.input_of(node);
         let (name, out) = (self.graph.nodes[node].name.clone(), self.raw(node));
         let [c, h, w] = self.graph.nodes[node].shape;
         let constants = &self.graph.norms[norm];
@@ -361,35 +372,54 @@ impl Emitter<'_> {
         let shape = self.integers(&format!("{name}.shape"), &[4], kind, &shape);
         let ones = self.floats(&format!("{layer}.ones"), &[groups], &vec![1.0; groups as usize]);
         let zeros = self.floats(&format!("{layer}.zeros"), &[groups], &vec![0.0; groups as usize]);
-        let weight = self.floats(&format!("{layer}.weight"), &[1, c, 1, 1], &constants.weight);
-        let bias = self.floats(&format!("{layer}.bias"), &[1, c, 1, 1], &constants.bias);
         let step = |what: &str| format!("{name}.{what}");
         let eps = Attribute::float("epsilon", NORM_EPS as f32);
         self.push("Reshape", &step("split"), &[self.value(x), grouped], &step("split"), vec![]);
         let args = [step("split"), ones, zeros];
         self.push("InstanceNormalization", &name, &args, &step("normal"), vec![eps]);
         self.push("Reshape", &step("join"), &[step("normal"), shape], &step("join"), vec![]);
-        self.push("Mul", &step("scale"), &[step("join"), weight], &step("scale"), vec![]);
-        self.push("Add", &step("offset"), &[step("scale"), bias], &out, vec![]);
+        self.affine(norm, &name, &step("join"), &out);
     }
 
-    fn output(&mut self, level: usize) {
-        let level = self.graph.levels[level];
-        let [cls, reg] = output_names(level.stride);
-        for (name, node, doc) in [
-            (cls, level.cls, "class logits [n, C, h, w]".to_owned()),
-            (
-                reg,
-                level.reg,
-                format!(
-                    "corner offsets [n, 16 C, h, w], class by class 8 x then 8 y, from the anchor's centre \
-                     (stride {} px) in anchor sizes ({} px)",
-                    level.stride, level.anchor_px
-                ),
+    /// Factor and offset of each channel.
+    fn affine(&mut self, norm: usize, name: &str, x: &str, out: &str) {
+        let constants = &self.graph.norms[norm];
+        let (layer, dims) = (&constants.name, [1, constants.weight.len() as i64, 1, 1]);
+        let weight = self.floats(&format!("{layer}.weight"), &dims, &constants.weight);
+        let bias = self.floats(&format!("{layer}.bias"), &dims, &constants.bias);
+        let (scale, offset) = (format!("{name}.scale"), format!("{name}.offset"));
+        self.push("Mul", &scale, &[x.to_owned(), weight], &scale, vec![]);
+        self.push("Add", &offset, &[scale.clone(), bias], out, vec![]);
+    }
+
+    fn outputs(&mut self) {
+        for output in self.graph.outputs.clone() {
+            let shape = self.graph.nodes[output.node].shape;
+            let (mut dims, doc) = (shape.to_vec(), self.doc(output.node));
+            if output.flat {
+                dims.truncate(1);
+                let flat = [0, shape[0] as i32];
+                let flat =
+                    self.integers(&format!("{}.shape", output.name), &[2], DataType::Int64, &flat);
+                let args = [self.raw(output.node), flat];
+                self.push("Reshape", &output.name, &args, &output.name, vec![]);
+            }
+            let info = ValueInfo::batched(&output.name, self.options.batch, &dims, &doc);
+            self.out.output.push(info);
+        }
+    }
+
+    /// What an output is, for people.
+    fn doc(&self, node: NodeId) -> String {
+        let level = |l: &&LevelNodes| l.cls == node || l.reg == node;
+        match self.graph.levels.iter().find(level) {
+            Some(level) if level.cls == node => "class logits [n, C, h, w]".to_owned(),
+            Some(level) => format!(
+                "corner offsets [n, 16 C, h, w], class by class 8 x then 8 y, from the anchor's centre \
+                 (stride {} px) in anchor sizes ({} px)",
+                level.stride, level.anchor_px
             ),
-        ] {
-            let shape = self.graph.nodes[node].shape;
-            self.out.output.push(ValueInfo::batched(&name, self.options.batch, &shape, &doc));
+            None => String::new(),
         }
     }
 
@@ -468,6 +498,42 @@ impl Emitter<'_> {
         }
         name.to_owned()
     }
+}
+
+/// The dimensions of a weight as ONNX has them: a transposed one begins with the channels that come in.
+fn stored_dims(conv: &Conv) -> [i64; 4] {
+    let [c_out, c_in, h, w] = conv.dims;
+    if conv.is_transposed() { [c_in, c_out, h, w] } else { conv.dims }
+}
+
+/// A weight's numbers in the order of [`stored_dims`].
+fn stored<T: Copy>(conv: &Conv, values: &[T]) -> Vec<T> {
+    if !conv.is_transposed() {
+        return values.to_vec();
+    }
+    let [c_out, c_in, h, w] = conv.dims.map(|d| d as usize);
+    let kernel = |i: usize, o: usize| &values[(o * c_in + i) * h * w..][..h * w];
+    (0..c_in).flat_map(|i| (0..c_out).flat_map(move |o| kernel(i, o))).copied().collect()
+}
+
+/// Attributes that have ONNX's default value are left out, but for those that every convolution has.
+fn attributes_of(conv: &Conv) -> Vec<Attribute> {
+    let window = conv.window;
+    let mut attributes = vec![
+        Attribute::ints("kernel_shape", &conv.dims[2..]),
+        Attribute::ints("pads", &[window.padding; 4]),
+        Attribute::ints("strides", &[window.stride; 2]),
+    ];
+    if window.dilation != 1 {
+        attributes.push(Attribute::ints("dilations", &[window.dilation; 2]));
+    }
+    if window.groups != 1 {
+        attributes.push(Attribute::int("group", window.groups));
+    }
+    if let Some(cells) = window.output_padding.filter(|cells| *cells != 0) {
+        attributes.push(Attribute::ints("output_padding", &[cells; 2]));
+    }
+    attributes
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use tch::Tensor;
 
+use crate::nn::Function;
+
 /// A node by its number; its value is the operation's result.
 pub type NodeId = usize;
 
@@ -10,10 +12,12 @@ pub type NodeId = usize;
 pub struct Graph {
     /// The operations; each reads earlier ones only.
     pub nodes: Vec<Node>,
-    /// The convolutions' constants; the head's are used once a level.
+    /// The constants of convolutions and linear layers; of a layer that runs several times once.
     pub convs: Vec<Conv>,
-    /// The group norms' constants.
+    /// The constants of norms.
     pub norms: Vec<Norm>,
+    /// The outputs, in the network's order.
+    pub outputs: Vec<Output>,
     /// For each level, finest first, logits and offsets.
     pub levels: Vec<LevelNodes>,
     /// Object classes.
@@ -25,12 +29,26 @@ impl Graph {
     pub fn readers(&self) -> Vec<Vec<NodeId>> {
         let mut readers = vec![vec![]; self.nodes.len()];
         for (i, node) in self.nodes.iter().enumerate() {
-            for x in node.op.inputs() {
-                readers[x].push(i);
-            }
+            node.inputs.iter().for_each(|&x| readers[x].push(i));
         }
         readers
     }
+
+    /// The first input of a node.
+    pub fn input_of(&self, node: NodeId) -> NodeId {
+        self.nodes[node].inputs[0]
+    }
+}
+
+/// An output of the network.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Output {
+    /// Its name.
+    pub name: String,
+    /// The node whose value it is.
+    pub node: NodeId,
+    /// Whether it is `[n, c]`: the node's value without its two dimensions of size 1.
+    pub flat: bool,
 }
 
 /// The outputs of a level.
@@ -53,7 +71,9 @@ pub struct Node {
     pub name: String,
     /// What it does.
     pub op: Op,
-    /// Channels, height and width of the result.
+    /// The nodes it reads.
+    pub inputs: Vec<NodeId>,
+    /// Channels, height and width of the result; numbers without cells have one.
     pub shape: [i64; 3],
 }
 
@@ -62,47 +82,37 @@ pub struct Node {
 pub enum Op {
     /// The images.
     Input,
-    /// A convolution of [`Graph::convs`].
-    Conv { x: NodeId, conv: usize },
-    /// `x` where positive, 0.1 x elsewhere.
-    LeakyRelu { x: NodeId },
-    /// `x` where positive, 0 elsewhere.
-    Relu { x: NodeId },
-    /// The sum.
-    Add { a: NodeId, b: NodeId },
-    /// Every cell twice in both directions, cut to the node's size.
-    Upsample { x: NodeId },
+    /// A convolution or linear layer of [`Graph::convs`].
+    Conv { conv: usize },
     /// A group norm of [`Graph::norms`].
-    GroupNorm { x: NodeId, norm: usize },
+    GroupNorm { norm: usize },
+    /// A batch norm that no convolution could take in: factor and offset of each channel, of [`Graph::norms`].
+    Affine { norm: usize },
     /// A factor.
-    Scale { x: NodeId, factor: f32 },
+    Scale { factor: f32 },
+    /// A function without constants.
+    Function(Function),
 }
 
 impl Op {
-    /// The nodes it reads.
-    pub fn inputs(&self) -> Vec<NodeId> {
+    /// The convolution that runs here.
+    pub fn conv(&self) -> Option<usize> {
         match *self {
-            Self::Input => vec![],
-            Self::Add { a, b } => vec![a, b],
-            Self::Conv { x, .. }
-            | Self::LeakyRelu { x }
-            | Self::Relu { x }
-            | Self::Upsample { x }
-            | Self::GroupNorm { x, .. }
-            | Self::Scale { x, .. } => vec![x],
+            Self::Conv { conv } => Some(conv),
+            _ => None,
         }
     }
 }
 
-/// The constants of a convolution.
+/// The constants of a convolution; a linear layer is one of 1 x 1.
 #[derive(Debug, Clone)]
 pub struct Conv {
     /// The layer's key.
     pub name: String,
-    /// `[c_out, c_in, k, k]`.
+    /// `[c_out, c_in / groups, k, k]`, of a transposed one, too.
     pub dims: [i64; 4],
-    /// 1 or 2.
-    pub stride: i64,
+    /// Where the kernel lies.
+    pub window: Window,
     /// The weight, batch norm folded in.
     pub weight: Weight,
     /// The bias, batch norm folded in.
@@ -122,13 +132,40 @@ impl Conv {
         self.per_channel() * self.dims[0] as usize
     }
 
-    /// The weight as floats, `[c_out, c_in, k, k]`.
+    /// Whether it is a transposed one.
+    pub fn is_transposed(&self) -> bool {
+        self.window.output_padding.is_some()
+    }
+
+    /// The weight as floats, `[c_out, c_in / groups, k, k]`.
     pub fn values(&self) -> Tensor {
         let values = match &self.weight {
             Weight::Float(values) => values.clone(),
             Weight::Codes(codes) => codes.values(self.per_channel()),
         };
         Tensor::from_slice(&values).reshape(self.dims)
+    }
+}
+
+/// How a convolution's kernel lies over its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Distance of the places, cells; of a transposed one those of the output.
+    pub stride: i64,
+    /// Cells of zeros on each side (of a transposed one: cut off).
+    pub padding: i64,
+    /// Distance of the taps, cells.
+    pub dilation: i64,
+    /// Groups of channels that do not see each other.
+    pub groups: i64,
+    /// Of a transposed one: cells added below and on the right.
+    pub output_padding: Option<i64>,
+}
+
+impl Window {
+    /// An ordinary convolution of one group.
+    pub fn of(stride: i64, padding: i64) -> Self {
+        Self { stride, padding, dilation: 1, groups: 1, output_padding: None }
     }
 }
 
@@ -171,12 +208,12 @@ impl Codes {
     }
 }
 
-/// The constants of a group norm (eps 1e-5).
+/// The constants of a group norm (eps 1e-5), or of a batch norm of its own.
 #[derive(Debug, Clone)]
 pub struct Norm {
     /// The layer's key.
     pub name: String,
-    /// Groups of channels.
+    /// Groups of channels; 1 for a batch norm.
     pub groups: i64,
     /// Factor of each channel.
     pub weight: Vec<f32>,

@@ -33,7 +33,7 @@ pub use emit::{
 pub use file::{FileHead, META_KEY, looks_like_onnx, read_head};
 pub use kernels::{sums_saturate, use_unsigned_weights, widen_weights};
 pub use layers::{LayerCheck, LayerSteps, rounded_values};
-pub use network::graph_of;
+pub use network::{graph_of, graph_of_trace};
 pub use profile::{Kernel, Profile};
 pub use reference::Reference;
 pub use session::{LIBRARY, LIBRARY_VARIABLE, OnnxSession, SessionOptions, environment, version};

@@ -1,42 +1,70 @@
-//! From a pose network to a graph: the forward pass of `model`, written down once more as a list.
+//! From a network's trace to a graph: constants, folded batch norms, integer weights.
 //!
 //! A test compares the graph's numbers with the network's own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-use super::graph::{Codes, Conv, Graph, LevelNodes, Node, NodeId, Norm, Op, Weight};
+use super::graph::{
+    Codes, Conv, Graph, LevelNodes, Node, NodeId, Norm, Op, Output, Weight, Window,
+};
 use crate::model::PoseNet;
-use crate::nn::NORM_EPS;
+use crate::nn::{self, LayerInfo, LayerKind, NORM_EPS, Store, Trace, TraceOp};
 use crate::quant::{Grid, ModuleQuantizer, WeightCodes};
 
-/// Stages of the backbone.
-const NUM_STAGES: usize = 5;
 /// The largest code of an 8-bit carrier.
 const MAX_CODE: i32 = 127;
 
 /// The graph of a network for images of `width` x `height` px, with the weights' integer codes where `quantizers` have
 /// them.
 ///
-/// Batch norm is folded into weight and bias. A weight on a grid keeps its integers: the fold goes into its scale, which
-/// becomes one per output channel. A grid whose levels are no multiples of one step that fit 8 bits becomes floats.
-///
 /// # Errors
-/// If a module is only partly quantized.
+/// As [`graph_of_trace`].
 pub fn graph_of(
     net: &PoseNet,
     quantizers: &[ModuleQuantizer],
     (width, height): (usize, usize),
 ) -> Result<Graph> {
+    let trace = net.trace(width, height);
+    let mut graph = graph_of_trace(&net.store, &trace, quantizers)?;
+    graph.num_classes = net.num_classes() as usize;
+    let grid = net.grid(width, height);
+    for (pair, level) in graph.outputs.chunks(2).zip(&grid.levels) {
+        let [cls, reg] = [0, 1].map(|i| pair[i].node);
+        let [_, h, w] = graph.nodes[cls].shape;
+        ensure!(
+            (h, w) == (level.h as i64, level.w as i64),
+            "{} has {h} x {w} cells, expected {} x {}",
+            pair[0].name,
+            level.h,
+            level.w
+        );
+        let (stride, anchor_px) = (level.stride, level.size_px);
+        graph.levels.push(LevelNodes { cls, reg, stride, anchor_px });
+    }
+    Ok(graph)
+}
+
+/// The graph of a trace, with the constants of `store` and the weights' integer codes where `quantizers` have them.
+///
+/// A batch norm is folded into the convolution in front of it where nothing else reads that. A weight on a grid keeps its
+/// integers: the fold goes into its scale, which becomes one per output channel. A grid whose levels are no multiples of
+/// one step that fit 8 bits becomes floats, and so does a transposed convolution's of several scales.
+///
+/// # Errors
+/// If a module is only partly quantized.
+pub fn graph_of_trace(
+    store: &Store,
+    trace: &Trace,
+    quantizers: &[ModuleQuantizer],
+) -> Result<Graph> {
     let mut codes = HashMap::new();
-    let mut trained_bits = HashMap::new();
     for quantizer in quantizers {
         let module = quantizer.module();
         let found = quantizer.codes();
         for weight in found.with_context(|| format!("module {module} is only partly quantized"))? {
-            trained_bits.insert(weight.name.clone(), weight.grid.spacing().bits());
             codes.insert(weight.name.clone(), weight);
         }
     }
@@ -44,166 +72,168 @@ pub fn graph_of(
         nodes: vec![],
         convs: vec![],
         norms: vec![],
+        outputs: vec![],
         levels: vec![],
-        num_classes: net.num_classes() as usize,
+        num_classes: 0,
     };
-    let mut builder = Builder { net, codes, trained_bits, by_name: HashMap::new(), graph };
-    builder.build(width as i64, height as i64)?;
+    let mut builder = Builder { store, codes, by_layer: HashMap::new(), graph };
+    builder.build(trace)?;
     Ok(builder.graph)
 }
 
+/// For each batch norm of a trace that a convolution takes in, that convolution's node; the other way round.
+fn folds(trace: &Trace) -> HashMap<NodeId, NodeId> {
+    let readers = trace.readers();
+    let is_output = |node: NodeId| trace.outputs.iter().any(|&(_, output)| output == node);
+    let norm_of = |(i, node): (NodeId, &nn::Node)| {
+        node.layer()?.kind.site()?;
+        let &[reader] = readers[i].as_slice() else { return None };
+        let is_norm = |l: &LayerInfo| matches!(l.kind, LayerKind::BatchNorm { .. });
+        (!is_output(i) && trace.nodes[reader].layer().is_some_and(is_norm)).then_some((i, reader))
+    };
+    let found: HashMap<NodeId, NodeId> =
+        trace.nodes.iter().enumerate().filter_map(norm_of).collect();
+    same_everywhere(trace, found)
+}
+
+/// A layer that runs several times has one set of constants: only the same norm behind each of its uses goes into them.
+fn same_everywhere(trace: &Trace, folds: HashMap<NodeId, NodeId>) -> HashMap<NodeId, NodeId> {
+    let layer = |node: NodeId| trace.nodes[node].layer().map(|layer| layer.name.as_str());
+    let norms = |conv: &NodeId| -> HashSet<Option<&str>> {
+        let uses = (0..trace.nodes.len()).filter(|&node| layer(node) == layer(*conv));
+        uses.map(|node| folds.get(&node).and_then(|&norm| layer(norm))).collect()
+    };
+    let kept: Vec<NodeId> = folds.keys().copied().filter(|conv| norms(conv).len() == 1).collect();
+    folds.into_iter().filter(|(conv, _)| kept.contains(conv)).collect()
+}
+
 struct Builder<'a> {
-    net: &'a PoseNet,
+    store: &'a Store,
     codes: HashMap<String, WeightCodes>,
-    trained_bits: HashMap<String, u32>,
-    /// Convolutions and norms that are there already, by key.
-    by_name: HashMap<String, usize>,
+    /// Constants that are there already, by the layer's key.
+    by_layer: HashMap<String, usize>,
     graph: Graph,
 }
 
 impl Builder<'_> {
-    fn build(&mut self, width: i64, height: i64) -> Result<()> {
-        let config = self.net.config().clone();
-        let images = self.add("images".to_owned(), Op::Input, [3, height, width]);
-        let mut x = self.conv_bn_leaky("backbone.features.init_block", images, 1)?;
-        let mut stages = vec![];
-        for (i, &units) in config.stage_units.iter().enumerate() {
-            let stage = format!("backbone.features.stage{}", i + 1);
-            x = self.conv_bn_leaky(&format!("{stage}.unit1"), x, 2)?;
-            for unit in 2..=units {
-                let unit = format!("{stage}.unit{unit}");
-                let y = self.conv_bn_leaky(&format!("{unit}.conv1"), x, 1)?;
-                let y = self.conv_bn_leaky(&format!("{unit}.conv2"), y, 1)?;
-                x = self.add(format!("{unit}.add"), Op::Add { a: y, b: x }, self.shape(x));
+    fn build(&mut self, trace: &Trace) -> Result<()> {
+        let folds = folds(trace);
+        let folded: HashSet<NodeId> = folds.values().copied().collect();
+        // By node of the trace, the node of the graph with its value.
+        let mut place: Vec<NodeId> = vec![];
+        for (i, node) in trace.nodes.iter().enumerate() {
+            let inputs: Vec<NodeId> = node.inputs.iter().map(|&x| place[x]).collect();
+            if folded.contains(&i) {
+                place.push(inputs[0]);
+                continue;
             }
-            stages.push(x);
+            let op = match &node.op {
+                TraceOp::Input => Op::Input,
+                TraceOp::Function(function) => Op::Function(*function),
+                TraceOp::Layer(layer) => {
+                    let norm = folds.get(&i).and_then(|&norm| trace.nodes[norm].layer());
+                    self.layer(layer, norm).with_context(|| layer.name.clone())?
+                }
+            };
+            let at = |i: usize| node.shape.get(i).copied().unwrap_or(1);
+            let shape = [at(0), at(1), at(2)];
+            place.push(self.graph.nodes.len());
+            self.graph.nodes.push(Node { name: node.name.clone(), op, inputs, shape });
         }
-        let levels = self.pyramid(&stages)?;
-        let grid = self.net.grid(width as usize, height as usize);
-        for ((index, &x), level) in levels.iter().enumerate().zip(&grid.levels) {
-            let at = format!("p{}", config.levels().start as usize + index);
-            let cls = self.tower("cls_tower", x, &at)?;
-            let cls = self.conv_at("head.cls_logits", cls, 1, &at)?;
-            let reg = self.tower("pose_tower", x, &at)?;
-            let reg = self.conv_at("head.pose_pred", reg, 1, &at)?;
-            let key = format!("head.scales.{index}.scale");
-            let factor = self.floats(&key)?[0];
-            let reg = self.add(key, Op::Scale { x: reg, factor }, self.shape(reg));
-            ensure!(
-                self.shape(cls)[1..] == [level.h as i64, level.w as i64],
-                "level {at} has {:?} cells, expected {} x {}",
-                self.shape(cls),
-                level.h,
-                level.w
-            );
-            let (stride, anchor_px) = (level.stride, level.size_px);
-            self.graph.levels.push(LevelNodes { cls, reg, stride, anchor_px });
+        for (name, node) in &trace.outputs {
+            let flat = trace.nodes[*node].shape.len() == 1;
+            self.graph.outputs.push(Output { name: name.clone(), node: place[*node], flat });
         }
         Ok(())
     }
 
-    /// The levels, finest first.
-    fn pyramid(&mut self, stages: &[NodeId]) -> Result<Vec<NodeId>> {
-        let config = self.net.config().clone();
-        let first = config.finest_level as usize - 1;
-        let mut levels = vec![];
-        let mut above: Option<NodeId> = None;
-        for i in (first..NUM_STAGES).rev() {
-            let mut merged = self.conv(&format!("fpn.inner_convs.{i}"), stages[i], 1)?;
-            if let Some(above) = above {
-                let shape = self.shape(merged);
-                let up = self.add(format!("fpn.upsample.{i}"), Op::Upsample { x: above }, shape);
-                merged = self.add(format!("fpn.add.{i}"), Op::Add { a: merged, b: up }, shape);
+    /// The operation of a layer, with the batch norm that it takes in.
+    fn layer(&mut self, layer: &LayerInfo, norm: Option<&LayerInfo>) -> Result<Op> {
+        let known = self.by_layer.get(&layer.name).copied();
+        Ok(match layer.kind {
+            LayerKind::Conv(_) | LayerKind::ConvTranspose(_) | LayerKind::Linear { .. } => {
+                let conv = match known {
+                    Some(conv) => conv,
+                    None => {
+                        let conv = self.constants(layer, norm)?;
+                        self.graph.convs.push(conv);
+                        self.remember(layer, self.graph.convs.len() - 1)
+                    }
+                };
+                Op::Conv { conv }
             }
-            levels.insert(0, self.conv(&format!("fpn.out_convs.{i}"), merged, 1)?);
-            above = Some(merged);
-        }
-        let mut top = stages[NUM_STAGES - 1];
-        for level in config.levels().skip_while(|&level| level <= NUM_STAGES as u32) {
-            if level > NUM_STAGES as u32 + 1 {
-                let shape = self.shape(top);
-                top = self.add(format!("fpn.top_blocks.relu{level}"), Op::Relu { x: top }, shape);
+            LayerKind::GroupNorm { groups, .. } => {
+                let norm = match known {
+                    Some(norm) => norm,
+                    None => {
+                        let weight = self.floats(&format!("{}.weight", layer.name))?;
+                        let bias = self.floats(&format!("{}.bias", layer.name))?;
+                        self.add_norm(layer, groups, weight, bias)
+                    }
+                };
+                Op::GroupNorm { norm }
             }
-            top = self.conv(&format!("fpn.top_blocks.p{level}"), top, 2)?;
-            levels.push(top);
-        }
-        Ok(levels)
-    }
-
-    fn tower(&mut self, name: &str, x: NodeId, at: &str) -> Result<NodeId> {
-        let mut x = x;
-        let config = self.net.config().clone();
-        for i in 0..config.head_convs {
-            let y = self.conv_at(&format!("head.{name}.{}", 3 * i), x, 1, at)?;
-            let key = format!("head.{name}.{}", 3 * i + 1);
-            let norm = self.norm(&key, config.group_norm_groups)?;
-            let shape = self.shape(y);
-            let y = self.add(format!("{key}.{at}"), Op::GroupNorm { x: y, norm }, shape);
-            x = self.add(format!("head.{name}.{}.{at}", 3 * i + 2), Op::Relu { x: y }, shape);
-        }
-        Ok(x)
-    }
-
-    fn conv_bn_leaky(&mut self, name: &str, x: NodeId, stride: i64) -> Result<NodeId> {
-        let y = self.conv(&format!("{name}.conv"), x, stride)?;
-        Ok(self.add(format!("{name}.activ"), Op::LeakyRelu { x: y }, self.shape(y)))
-    }
-
-    fn conv(&mut self, name: &str, x: NodeId, stride: i64) -> Result<NodeId> {
-        self.conv_named(name, name.to_owned(), x, stride)
-    }
-
-    /// A layer that runs on several levels.
-    fn conv_at(&mut self, name: &str, x: NodeId, stride: i64, at: &str) -> Result<NodeId> {
-        self.conv_named(name, format!("{name}.{at}"), x, stride)
-    }
-
-    fn conv_named(&mut self, layer: &str, name: String, x: NodeId, stride: i64) -> Result<NodeId> {
-        let conv = match self.by_name.get(layer) {
-            Some(&conv) => conv,
-            None => {
-                let conv = self.constants(layer, stride)?;
-                self.graph.convs.push(conv);
-                self.by_name.insert(layer.to_owned(), self.graph.convs.len() - 1);
-                self.graph.convs.len() - 1
+            LayerKind::BatchNorm { .. } => {
+                let norm = match known {
+                    Some(norm) => norm,
+                    None => {
+                        let (gain, bias) = self.batch_norm(&layer.name, None)?;
+                        let weight = gain.iter().map(|g| *g as f32).collect();
+                        self.add_norm(layer, 1, weight, bias)
+                    }
+                };
+                Op::Affine { norm }
             }
-        };
-        let [_, h, w] = self.shape(x);
-        let c = self.graph.convs[conv].dims[0];
-        let shape = [c, (h - 1) / stride + 1, (w - 1) / stride + 1];
-        Ok(self.add(name, Op::Conv { x, conv }, shape))
+            LayerKind::Scale => {
+                Op::Scale { factor: self.floats(&format!("{}.scale", layer.name))?[0] }
+            }
+        })
     }
 
-    fn norm(&mut self, key: &str, groups: i64) -> Result<usize> {
-        if let Some(&norm) = self.by_name.get(key) {
-            return Ok(norm);
-        }
-        let weight = self.floats(&format!("{key}.weight"))?;
-        let bias = self.floats(&format!("{key}.bias"))?;
-        self.graph.norms.push(Norm { name: key.to_owned(), groups, weight, bias });
-        self.by_name.insert(key.to_owned(), self.graph.norms.len() - 1);
-        Ok(self.graph.norms.len() - 1)
+    fn add_norm(
+        &mut self,
+        layer: &LayerInfo,
+        groups: i64,
+        weight: Vec<f32>,
+        bias: Vec<f32>,
+    ) -> usize {
+        self.graph.norms.push(Norm { name: layer.name.clone(), groups, weight, bias });
+        self.remember(layer, self.graph.norms.len() - 1)
     }
 
-    /// Weight and bias of a layer, its batch norm folded in where it has one.
-    fn constants(&self, layer: &str, stride: i64) -> Result<Conv> {
-        let key = format!("{layer}.weight");
-        let sites = self.net.store.sites();
-        let site = sites.iter().find(|s| s.name == layer);
-        let site = site.with_context(|| format!("the network has no convolution {layer}"))?;
-        let dims: [i64; 4] =
-            site.weight.size().try_into().ok().context("a kernel of 4 dimensions")?;
+    fn remember(&mut self, layer: &LayerInfo, index: usize) -> usize {
+        self.by_layer.insert(layer.name.clone(), index);
+        index
+    }
+
+    /// Weight and bias of a layer, its batch norm folded in where it takes one in.
+    fn constants(&self, layer: &LayerInfo, norm: Option<&LayerInfo>) -> Result<Conv> {
+        let key = format!("{}.weight", layer.name);
+        let sites = self.store.sites();
+        let site = sites.iter().find(|s| s.name == layer.name);
+        let site = site.context("the network has no such quantizable layer")?;
+        let (dims, window) = dims_and_window(layer)?;
         let num_out = dims[0] as usize;
         let per_channel = site.num_weights() / num_out;
-        let fold = self.fold(layer, num_out)?;
+        let fold = self.fold(layer, norm, num_out)?;
         let bias = fold.bias;
-        let codes = self.codes.get(&key).and_then(|w| integers(&w.grid, &w.codes));
+        let by_channel = |t: &Tensor| match window.output_padding {
+            Some(_) => t.transpose(0, 1).contiguous(),
+            None => t.shallow_clone(),
+        };
+        let trained = self.codes.get(&key);
+        let one_scale =
+            |w: &&WeightCodes| window.output_padding.is_none() || w.grid.scale().len() == 1;
+        let codes = trained
+            .filter(one_scale)
+            .and_then(|w| integers(&w.grid, &by_channel(&w.codes.reshape(site.weight.size()))));
         let weight = match codes {
             Some((codes, steps)) => {
                 Weight::Codes(fold_codes(codes, &steps, fold.gain.as_deref(), per_channel))
             }
             None => {
-                let mut values = floats_of(&tch::no_grad(|| site.effective_weight(false)))?;
+                let weight = tch::no_grad(|| by_channel(&site.effective_weight(false)));
+                let mut values = floats_of(&weight)?;
                 if let Some(gain) = &fold.gain {
                     for (channel, gain) in values.chunks_mut(per_channel).zip(gain) {
                         channel.iter_mut().for_each(|v| *v = (f64::from(*v) * gain) as f32);
@@ -212,47 +242,59 @@ impl Builder<'_> {
                 Weight::Float(values)
             }
         };
-        let trained_bits = self.trained_bits.get(&key).copied().unwrap_or(32);
-        Ok(Conv { name: layer.to_owned(), dims, stride, weight, bias, trained_bits })
+        let trained_bits = trained.map_or(32, |w| w.grid.spacing().bits());
+        Ok(Conv { name: layer.name.clone(), dims, window, weight, bias, trained_bits })
     }
 
     /// Gain and bias of a layer's channels: of its batch norm, else its own bias.
-    fn fold(&self, layer: &str, num_out: usize) -> Result<Fold> {
-        let norm = layer.strip_suffix(".conv").map(|block| format!("{block}.bn"));
-        let norm = norm.filter(|bn| self.net.store.get(&format!("{bn}.weight")).is_some());
-        let own = format!("{layer}.bias");
-        let Some(bn) = norm else {
-            let bias = match self.net.store.get(&own) {
-                Some(bias) => floats_of(&bias)?,
-                None => vec![0.0; num_out],
-            };
-            return Ok(Fold { gain: None, bias });
-        };
+    fn fold(&self, layer: &LayerInfo, norm: Option<&LayerInfo>, num_out: usize) -> Result<Fold> {
+        let own = self.store.get(&format!("{}.bias", layer.name));
+        let own = own.map(|bias| floats_of(&bias)).transpose()?;
+        Ok(match norm {
+            None => Fold { gain: None, bias: own.unwrap_or_else(|| vec![0.0; num_out]) },
+            Some(norm) => {
+                let (gain, bias) = self.batch_norm(&norm.name, own.as_deref())?;
+                Fold { gain: Some(gain), bias }
+            }
+        })
+    }
+
+    /// Factor and offset of a batch norm's channels, behind a bias.
+    fn batch_norm(&self, name: &str, before: Option<&[f32]>) -> Result<(Vec<f64>, Vec<f32>)> {
         let [gamma, beta, mean, var] = ["weight", "bias", "running_mean", "running_var"]
-            .map(|field| self.floats(&format!("{bn}.{field}")));
+            .map(|field| self.floats(&format!("{name}.{field}")));
         let (gamma, beta, mean, var) = (gamma?, beta?, mean?, var?);
         let gain: Vec<f64> = (gamma.iter().zip(&var))
             .map(|(&g, &v)| f64::from(g) / (f64::from(v) + NORM_EPS).sqrt())
             .collect();
-        let bias = (beta.iter().zip(&mean).zip(&gain))
-            .map(|((&b, &m), g)| (f64::from(b) - f64::from(m) * g) as f32)
-            .collect();
-        Ok(Fold { gain: Some(gain), bias })
+        let offset = |c: usize| {
+            let mean = f64::from(mean[c]) - before.map_or(0.0, |bias| f64::from(bias[c]));
+            (f64::from(beta[c]) - mean * gain[c]) as f32
+        };
+        let bias = (0..gain.len()).map(offset).collect();
+        Ok((gain, bias))
     }
 
     fn floats(&self, key: &str) -> Result<Vec<f32>> {
-        let tensor = self.net.store.get(key);
+        let tensor = self.store.get(key);
         floats_of(&tensor.with_context(|| format!("the network has no tensor {key}"))?)
     }
+}
 
-    fn add(&mut self, name: String, op: Op, shape: [i64; 3]) -> NodeId {
-        self.graph.nodes.push(Node { name, op, shape });
-        self.graph.nodes.len() - 1
-    }
-
-    fn shape(&self, node: NodeId) -> [i64; 3] {
-        self.graph.nodes[node].shape
-    }
+/// A layer as a convolution: `[c_out, c_in / groups, k, k]`, and where the kernel lies.
+fn dims_and_window(layer: &LayerInfo) -> Result<([i64; 4], Window)> {
+    Ok(match layer.kind {
+        LayerKind::Conv(s) => (
+            [s.c_out, s.c_in / s.groups, s.kernel, s.kernel],
+            Window { dilation: s.dilation, groups: s.groups, ..Window::of(s.stride, s.padding) },
+        ),
+        LayerKind::ConvTranspose(s) => (
+            [s.c_out, s.c_in, s.kernel, s.kernel],
+            Window { output_padding: Some(s.output_padding), ..Window::of(s.stride, s.padding) },
+        ),
+        LayerKind::Linear { c_in, c_out } => ([c_out, c_in, 1, 1], Window::of(1, 0)),
+        kind => anyhow::bail!("a {} layer is no convolution", kind.name()),
+    })
 }
 
 struct Fold {

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::graph::{Codes, Conv, Graph, NodeId, Op, Weight};
+use super::graph::{Codes, Conv, Graph, Node, NodeId, Op, Weight};
 use super::proto::DataType;
+use crate::nn::Function;
 use crate::quant::{ActivationReport, ModuleQuantizer};
 
 /// Largest magnitude of an integer bias: what makes its sum with the products fit 32 bits.
@@ -152,9 +153,9 @@ fn of_report(layer: &str, report: &ActivationReport) -> Result<Option<QParams>> 
 
 /// Rounds only the inputs that training quantized.
 pub fn as_trained(graph: &Graph, trained: &HashMap<String, QParams>) -> Plan {
-    let inputs = graph.nodes.iter().map(|node| match node.op {
-        Op::Conv { conv, .. } => trained.get(&graph.convs[conv].name).copied(),
-        _ => None,
+    let inputs = graph.nodes.iter().map(|node| {
+        let conv = node.op.conv()?;
+        trained.get(&graph.convs[conv].name).copied()
     });
     Plan { inputs: inputs.collect(), ..Plan::none(graph.nodes.len()) }
 }
@@ -189,26 +190,33 @@ pub fn wanted(graph: &Graph, by_channel: bool) -> Wanted {
         .nodes
         .iter()
         .map(|node| match node.op {
-            Op::Input | Op::GroupNorm { .. } | Op::Upsample { .. } | Op::Scale { .. } => false,
-            Op::Conv { x, .. } => !matches!(graph.nodes[x].op, Op::Input),
-            _ => true,
+            Op::Input | Op::GroupNorm { .. } | Op::Affine { .. } | Op::Scale { .. } => false,
+            Op::Conv { .. } => !matches!(graph.nodes[node.inputs[0]].op, Op::Input),
+            Op::Function(function) => !function.copies(),
         })
         .collect();
-    for level in &graph.levels {
-        values[level.cls] = false;
-        if let Op::Scale { x, .. } = graph.nodes[level.reg].op {
-            values[x] = false;
+    for output in &graph.outputs {
+        let mut node = output.node;
+        values[node] = false;
+        while let Op::Scale { .. } | Op::Function(Function::Flatten) = graph.nodes[node].op {
+            node = graph.input_of(node);
+            values[node] = false;
         }
     }
     let mut channels = vec![false; values.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
         let before_norm = !readers[i].is_empty() && readers[i].iter().all(is_norm);
-        if by_channel && values[i] && matches!(node.op, Op::Conv { .. }) && before_norm {
+        if by_channel && values[i] && is_integer_kernel(graph, node) && before_norm {
             values[i] = false;
             channels[i] = true;
         }
     }
     Wanted { values, channels }
+}
+
+/// Whether runtimes have a kernel of integers for what a node does: not for transposed convolutions.
+fn is_integer_kernel(graph: &Graph, node: &Node) -> bool {
+    node.op.conv().is_some_and(|conv| !graph.convs[conv].is_transposed())
 }
 
 impl Wanted {
@@ -225,7 +233,8 @@ pub fn calibrated(graph: &Graph, trained: &HashMap<String, QParams>, found: Foun
     let Found { mut values, mut channels } = found;
     let mut widest: HashMap<NodeId, QParams> = HashMap::new();
     for (node, params) in graph.nodes.iter().zip(&own) {
-        if let (Op::Conv { x, .. }, Some(params)) = (node.op, params) {
+        if let Some(params) = params {
+            let x = node.inputs[0];
             let wider = |p: &QParams| p.limits().1 >= params.limits().1;
             if !widest.get(&x).is_some_and(wider) {
                 widest.insert(x, *params);
@@ -240,9 +249,12 @@ pub fn calibrated(graph: &Graph, trained: &HashMap<String, QParams>, found: Foun
     }
     for (i, node) in graph.nodes.iter().enumerate() {
         match node.op {
-            Op::Upsample { x } => values[i] = values[x], // copies of the same values
+            Op::Function(function) if function.copies() => values[i] = values[node.inputs[0]],
             // ONNX Runtime would round the weight, too, of a convolution between rounded values.
-            Op::Conv { conv, .. } if matches!(graph.convs[conv].weight, Weight::Float(_)) => {
+            Op::Conv { conv }
+                if matches!(graph.convs[conv].weight, Weight::Float(_))
+                    && is_integer_kernel(graph, node) =>
+            {
                 (values[i], channels[i]) = (None, None);
             }
             _ => {}
@@ -251,9 +263,9 @@ pub fn calibrated(graph: &Graph, trained: &HashMap<String, QParams>, found: Foun
             values[i] = Some(common(channels));
         }
     }
-    let inputs = graph.nodes.iter().zip(own).map(|(node, own)| match node.op {
-        Op::Conv { x, .. } => own.filter(|own| values[x].as_ref() != Some(own)),
-        _ => None,
+    let inputs = graph.nodes.iter().zip(own).map(|(node, own)| {
+        let x = *node.inputs.first()?;
+        own.filter(|own| values[x].as_ref() != Some(own))
     });
     let inputs = inputs.collect();
     Plan { values, inputs, channels, biases: vec![None; graph.nodes.len()] }
@@ -274,7 +286,7 @@ pub fn round_weights(graph: &mut Graph, wanted: &Wanted, fit_pairs: bool) -> Vec
     let mut rounded = vec![];
     let mut integer = vec![false; graph.convs.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
-        if let Op::Conv { conv, .. } = node.op {
+        if let Some(conv) = node.op.conv().filter(|_| is_integer_kernel(graph, node)) {
             integer[conv] |= wanted.any(i);
         }
     }
@@ -317,6 +329,9 @@ pub fn integer_bias(
     x: NodeId,
     conv: usize,
 ) -> Option<(Vec<i32>, Vec<f32>)> {
+    if !is_integer_kernel(graph, &graph.nodes[node]) {
+        return None;
+    }
     let (input, _) = plan.input_of(node, x).zip(plan.values[node])?;
     let Weight::Codes(codes) = &graph.convs[conv].weight else { return None };
     let scales: Vec<f32> = codes.scale.iter().map(|s| s * input.scale).collect();
@@ -331,7 +346,8 @@ pub fn integer_bias(
 /// whose weights are all but 0 gets a coarser scale, and codes that are smaller by as much.
 pub fn fit_biases(graph: &mut Graph, plan: &Plan) {
     for (i, node) in graph.nodes.iter().enumerate() {
-        let Op::Conv { x, conv } = node.op else { continue };
+        let Some(conv) = node.op.conv() else { continue };
+        let x = node.inputs[0];
         if let Some(input) = plan.input_of(i, x) {
             // The zero point of a channel goes into the bias.
             let shift = |c: &QParams| c.zero_point as f32 * c.scale;
@@ -366,6 +382,7 @@ fn fit_bias(conv: &mut Conv, input_scale: f32, shifts: Option<Vec<f32>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::export::onnx::graph::Window;
 
     #[test]
     fn ranges_include_zero_and_reach_their_ends() {
@@ -411,7 +428,7 @@ mod tests {
         let mut conv = Conv {
             name: "c".to_owned(),
             dims: [2, 2, 1, 1],
-            stride: 1,
+            window: Window::of(1, 0),
             weight,
             bias: vec![0.5, 0.5],
             trained_bits: 8,

@@ -3,13 +3,10 @@
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-use super::graph::{Graph, NodeId, Op};
+use super::graph::{Conv, Graph, Node, NodeId, Op};
 use super::plan::{Plan, QParams, integer_bias};
 use crate::model::Outputs;
-use crate::nn::NORM_EPS;
-
-/// Negative slope of the leaky ReLU, as in `nn`.
-pub(super) const LEAKY_SLOPE: f64 = 0.1;
+use crate::nn::{Function, NORM_EPS};
 
 /// A graph's constants as tensors, ready to run.
 pub struct Reference<'a> {
@@ -27,13 +24,10 @@ impl<'a> Reference<'a> {
         let norms = graph.norms.iter();
         let norms = norms.map(|n| (Tensor::from_slice(&n.weight), Tensor::from_slice(&n.bias)));
         let mut num_readers = vec![0; graph.nodes.len()];
-        for x in graph.nodes.iter().flat_map(|node| node.op.inputs()) {
+        for x in graph.nodes.iter().flat_map(|node| node.inputs.clone()) {
             num_readers[x] += 1;
         }
-        for level in &graph.levels {
-            num_readers[level.cls] += 1;
-            num_readers[level.reg] += 1;
-        }
+        graph.outputs.iter().for_each(|output| num_readers[output.node] += 1);
         Self { graph, weights: weights.collect(), norms: norms.collect(), num_readers }
     }
 
@@ -107,7 +101,7 @@ impl<'a> Reference<'a> {
                     (None, Some(rounding)) => rounding.values(&rounding.integers(&value)),
                     (None, None) => value,
                 });
-                for x in node.op.inputs() {
+                for &x in &node.inputs {
                     waiting[x] -= 1;
                     if waiting[x] == 0 {
                         values[x] = None;
@@ -130,30 +124,44 @@ impl<'a> Reference<'a> {
         plan: Option<&Plan>,
         values: &[Option<Tensor>],
     ) -> Tensor {
-        let of = |x: NodeId| values[x].as_ref().expect("nodes read earlier ones");
-        let [_, h, w] = self.graph.nodes[node].shape;
-        match self.graph.nodes[node].op {
+        let Node { op, inputs, shape, .. } = &self.graph.nodes[node];
+        let of = |i: usize| values[inputs[i]].as_ref().expect("nodes read earlier ones");
+        match *op {
             Op::Input => images.shallow_clone(),
-            Op::Conv { x, conv } => {
-                let own = plan.and_then(|plan| own_bias(self.graph, plan, node, x, conv));
+            Op::Conv { conv } => {
+                let own = plan.and_then(|plan| own_bias(self.graph, plan, node, inputs[0], conv));
                 let again = plan.and_then(|plan| plan.inputs[node]);
-                let x = again.map_or_else(|| of(x).shallow_clone(), |p| round(of(x), &p));
+                let x = again.map_or_else(|| of(0).shallow_clone(), |p| round(of(0), &p));
                 let (weight, bias) = &self.weights[conv];
-                let bias = own.as_ref().unwrap_or(bias);
-                let conv = &self.graph.convs[conv];
-                let (stride, pad) = ([conv.stride; 2], [conv.dims[2] / 2; 2]);
-                x.conv2d(weight, Some(bias), stride, pad, [1, 1], 1)
+                convolve(&self.graph.convs[conv], &x, weight, own.as_ref().unwrap_or(bias))
             }
-            Op::LeakyRelu { x } => of(x).maximum(&(of(x) * LEAKY_SLOPE)),
-            Op::Relu { x } => of(x).relu(),
-            Op::Add { a, b } => of(a) + of(b),
-            Op::Upsample { x } => of(x).upsample_nearest2d([h, w], None, None),
-            Op::GroupNorm { x, norm } => {
+            Op::GroupNorm { norm } => {
                 let (weight, bias) = &self.norms[norm];
                 let groups = self.graph.norms[norm].groups;
-                of(x).group_norm(groups, Some(weight), Some(bias), NORM_EPS, true)
+                of(0).group_norm(groups, Some(weight), Some(bias), NORM_EPS, true)
             }
-            Op::Scale { x, factor } => of(x) * f64::from(factor),
+            Op::Affine { norm } => {
+                let (weight, bias) = &self.norms[norm];
+                of(0) * weight.view([1, -1, 1, 1]) + bias.view([1, -1, 1, 1])
+            }
+            Op::Scale { factor } => of(0) * f64::from(factor),
+            Op::Function(Function::Flatten) => of(0).reshape([-1, shape[0], 1, 1]),
+            Op::Function(function) => {
+                let x: Vec<&Tensor> = (0..inputs.len()).map(of).collect();
+                function.compute(&x)
+            }
+        }
+    }
+}
+
+fn convolve(conv: &Conv, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
+    let window = conv.window;
+    let (stride, pad, dilation) = ([window.stride; 2], [window.padding; 2], [window.dilation; 2]);
+    match window.output_padding {
+        None => x.conv2d(weight, Some(bias), stride, pad, dilation, window.groups),
+        Some(cells) => {
+            let weight = weight.transpose(0, 1);
+            x.conv_transpose2d(&weight, Some(bias), stride, pad, [cells; 2], 1, dilation)
         }
     }
 }

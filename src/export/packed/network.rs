@@ -49,7 +49,7 @@ pub struct Bytes {
     pub codes: u64,
     /// Their scales.
     pub scales: u64,
-    /// Convolution weights that stay float.
+    /// Weights of quantizable layers that stay float.
     pub float_weights: u64,
     /// Biases, norms with their statistics, anchors, ranges of quantized inputs.
     pub other: u64,
@@ -81,7 +81,7 @@ pub struct Packed {
 
 /// Packs a network: weights with levels as codes, everything else as it is, `extra` tensors besides.
 ///
-/// The unused classifier of the backbone is left out. Every packed weight is compared with what the network computes
+/// Layers that never run are left out. Every packed weight is compared with what the network computes
 /// with.
 ///
 /// # Errors
@@ -106,7 +106,7 @@ pub fn pack(
     let left_out = unused(net);
     let (folded, num_not_folded) =
         if options.fold_bn { fold::fold_all(&net.store)? } else { (Vec::new(), 0) };
-    let convs: BTreeSet<String> = conv_weights(net);
+    let sites: BTreeSet<String> = net.store.sites().iter().map(|site| site.weight_name()).collect();
     let mut count = Count::default();
     let mut packed = Vec::new();
     for (name, tensor) in net.state() {
@@ -117,7 +117,7 @@ pub fn pack(
             Some(codes) => pack_weight(net, codes, options.ternary)?,
             None => plain(&tensor).with_context(|| format!("tensor {name}"))?,
         };
-        count.add(convs.contains(&name), &tensor, &content);
+        count.add(sites.contains(&name), &tensor, &content);
         packed.push(PackedTensor { name, shape: shape(&tensor), content });
     }
     for (name, tensor) in folded.iter().flat_map(Folded::tensors).chain(share(extra)) {
@@ -147,15 +147,10 @@ fn share(tensors: &[(String, Tensor)]) -> impl Iterator<Item = (String, Tensor)>
 /// The tensors that no output depends on.
 fn unused(net: &PoseNet) -> BTreeSet<String> {
     let layers = net.summary(64, 64);
-    let unused: Vec<String> =
-        layers.into_iter().filter(|l| l.uses == 0).map(|l| format!("{}.", l.name)).collect();
+    let unused = layers.iter().filter(|l| l.uses == 0);
+    let unused: Vec<String> = unused.map(|l| format!("{}.", l.layer.name)).collect();
     let names = net.store.vars().into_iter().map(|var| var.name);
     names.filter(|name| unused.iter().any(|layer| name.starts_with(layer))).collect()
-}
-
-fn conv_weights(net: &PoseNet) -> BTreeSet<String> {
-    let sites = net.store.sites();
-    sites.iter().filter(|s| s.weight.dim() == 4).map(|s| s.weight_name()).collect()
 }
 
 fn shape(tensor: &Tensor) -> Vec<usize> {
@@ -278,7 +273,7 @@ struct Count {
 }
 
 impl Count {
-    fn add(&mut self, conv: bool, tensor: &Tensor, content: &Content) {
+    fn add(&mut self, of_site: bool, tensor: &Tensor, content: &Content) {
         let num_weights = tensor.numel();
         match content {
             Content::Codes { levels, coding, codes } => {
@@ -290,7 +285,7 @@ impl Count {
             }
             Content::Plain { bytes, .. } => {
                 let bytes = bytes.len() as u64;
-                if conv {
+                if of_site {
                     self.bytes.float_weights += bytes;
                     self.layers.push(LayerSize::float(num_weights));
                 } else if tensor.is_floating_point() {

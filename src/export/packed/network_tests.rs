@@ -101,7 +101,7 @@ fn a_quantized_network_comes_back_bit_for_bit() {
         let of = |t: &&PackedTensor| matches!(&t.content, Content::Codes { coding, .. } if *coding == wanted);
         packed.file.tensors.iter().filter(of).count()
     };
-    let [backbone, fpn, _] = net.modules();
+    let [backbone, fpn, _] = &net.modules()[..] else { panic!() };
     assert_eq!(by_coding(Coding::Bits(8)), backbone.num_convs);
     assert_eq!(by_coding(Coding::Base3), fpn.num_convs);
     let convs = net.config().head_convs as usize;
@@ -118,7 +118,8 @@ fn sizes_are_counted_as_the_paper_and_as_the_file_does() {
     ];
     let two_bit = PackOptions { ternary: Ternary::TwoBit, fold_bn: false };
     let (packed, _, size) = round_trip(&net, &quantizers, two_bit);
-    let [b, f, h] = net.modules().map(|m| m.num_conv_weights as u64);
+    let weights: Vec<u64> = net.modules().iter().map(|m| m.num_conv_weights as u64).collect();
+    let [b, f, h] = weights[..] else { panic!() };
     let sizes = packed.sizes;
     let paper = 32.0 * (b + f + h) as f64 / (8 * b + 2 * f + 32 * h) as f64;
     assert_eq!(sizes.paper_compression, paper);

@@ -99,6 +99,7 @@ fn toy_net() -> PoseNet {
         group_norm_groups: 2,
         finest_level: 3,
         anchor_sizes: vec![8.0, 16.0, 32.0, 64.0, 128.0],
+        ..NetworkConfig::widedepth()
     };
     PoseNet::new(&config, 1, Device::Cpu, SEED).unwrap()
 }

@@ -1,0 +1,156 @@
+//! Which network tensors are of, by their keys and shapes, and what to change where it is another one.
+
+use std::collections::{HashMap, HashSet};
+
+use tch::Tensor;
+
+use super::config::{Backbone, NetworkConfig};
+use super::net::PoseNet;
+
+/// Shapes by bare key.
+pub type Sizes<'a> = HashMap<&'a str, Vec<i64>>;
+
+/// Object classes of the network that the tensors are of, if both prediction layers agree on them.
+pub fn num_classes_of(sizes: &Sizes) -> Option<i64> {
+    let channels = |name: &str| sizes.get(name).and_then(|s| s.first()).copied();
+    let classes = channels("head.cls_logits.weight")?;
+    (channels("head.pose_pred.weight")? == 16 * classes).then_some(classes)
+}
+
+/// The topology of that shape, if it is one with a name.
+pub fn topology_of(shape: &NetworkConfig) -> Option<&'static str> {
+    let is_it = |name: &&str| NetworkConfig::preset(name).is_some_and(|p| same_widths(&p, shape));
+    ["Widedepth", "WidedepthTiny"].into_iter().find(is_it)
+}
+
+/// The shape of the network that the tensors are of, as far as they tell it; the rest is that of `base`.
+pub fn shape_of(sizes: &Sizes, base: &NetworkConfig) -> Option<NetworkConfig> {
+    let out = |name: &str| sizes.get(name).and_then(|s| s.first()).copied();
+    let mut config = darknet_of(sizes, base).or_else(|| resnet_of(sizes, base))?;
+    let is_inner = |name: &&&str| name.starts_with("fpn.inner_convs.") && name.ends_with(".weight");
+    if let Some(width) = sizes.keys().find(is_inner).and_then(|name| out(name)) {
+        config.fpn_channels = width;
+    }
+    let is_tower = |name: &&&str| {
+        name.starts_with("head.cls_tower.") && name.ends_with(".weight") && sizes[**name].len() == 4
+    };
+    config.head_convs = sizes.keys().filter(is_tower).count() as i64;
+    config.head_channels = out("head.cls_tower.0.weight").unwrap_or(config.head_channels);
+    Some(config)
+}
+
+/// The config with the Darknet that the tensors are of.
+fn darknet_of(sizes: &Sizes, base: &NetworkConfig) -> Option<NetworkConfig> {
+    let out = |name: &str| sizes.get(name).and_then(|s| s.first()).copied();
+    let mut config = NetworkConfig {
+        backbone: Backbone::Darknet53,
+        resnet_width: NetworkConfig::default().resnet_width,
+        stem_channels: out("backbone.features.init_block.conv.weight")?,
+        ..base.clone()
+    };
+    for stage in 0..config.stage_channels.len() {
+        let prefix = format!("backbone.features.stage{}.", stage + 1);
+        config.stage_units[stage] = num_children(sizes, &prefix);
+        config.stage_channels[stage] =
+            out(&format!("{prefix}unit1.conv.weight")).unwrap_or(config.stage_channels[stage]);
+    }
+    Some(config)
+}
+
+/// The config with the ResNet that the tensors are of.
+fn resnet_of(sizes: &Sizes, base: &NetworkConfig) -> Option<NetworkConfig> {
+    let resnet_width = *sizes.get("backbone.conv1.weight")?.first()?;
+    let blocks = num_children(sizes, "backbone.layer3.");
+    let backbone = match blocks {
+        2 => Backbone::Resnet18,
+        _ if sizes.contains_key("backbone.layer1.0.conv3.weight") => Backbone::Resnet50,
+        6 => Backbone::Resnet34,
+        _ => return None,
+    };
+    let published = NetworkConfig::default();
+    Some(NetworkConfig {
+        backbone,
+        resnet_width,
+        stem_channels: published.stem_channels,
+        stage_channels: published.stage_channels,
+        stage_units: published.stage_units,
+        ..base.clone()
+    })
+}
+
+/// How many different components follow a prefix.
+fn num_children(sizes: &Sizes, prefix: &str) -> i64 {
+    let rest = sizes.keys().filter_map(|name| name.strip_prefix(prefix)?.split('.').next());
+    rest.collect::<HashSet<&str>>().len() as i64
+}
+
+fn same_widths(a: &NetworkConfig, b: &NetworkConfig) -> bool {
+    (
+        a.backbone,
+        a.stem_channels,
+        a.stage_channels,
+        a.stage_units,
+        a.fpn_channels,
+        a.head_channels,
+        a.head_convs,
+    ) == (
+        b.backbone,
+        b.stem_channels,
+        b.stage_channels,
+        b.stage_units,
+        b.fpn_channels,
+        b.head_channels,
+        b.head_convs,
+    )
+}
+
+/// `stem_channels=16, fpn_channels=64`: what of `theirs` is not as in `ours`.
+fn differences(ours: &NetworkConfig, theirs: &NetworkConfig) -> String {
+    let value = |config: &NetworkConfig| serde_json::to_value(config).unwrap_or_default();
+    let (ours, theirs) = (value(ours), value(theirs));
+    let empty = serde_json::Map::new();
+    let all = theirs.as_object().unwrap_or(&empty).iter();
+    let parts: Vec<String> = all
+        .filter(|(key, value)| ours.get(key.as_str()) != Some(value))
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    parts.join(", network.params.")
+}
+
+/// An example of a file's keys, behind what the network's are like.
+pub fn examples(tensors: &[(String, Tensor)]) -> String {
+    match tensors.first() {
+        None => ": it has none".to_owned(),
+        Some((name, tensor)) => format!(
+            ", whose keys begin with backbone, fpn and head; the file has for example {name} {:?}",
+            tensor.size()
+        ),
+    }
+}
+
+/// What to change for the tensors to fit, where that can be told from them; ends with `": "` or is empty. `mismatched` are
+/// those of another shape than the network's.
+pub fn advise(net: &PoseNet, tensors: &[(String, Tensor)], mismatched: &[&str]) -> String {
+    let ours = net.config();
+    let sizes = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
+    let Some(theirs) = shape_of(&sizes, ours) else {
+        return format!("its keys are not those of this network{}: ", examples(tensors));
+    };
+    if theirs != *ours {
+        if let Some(topology) = topology_of(&theirs) {
+            return format!("it is of topology {topology}: name it with --topology {topology}: ");
+        }
+        let difference = differences(ours, &theirs);
+        return format!("it is another topology; for its own set network.params.{difference}: ");
+    }
+    let bad = mismatched.iter().any(|name| name.starts_with("head."));
+    match num_classes_of(&sizes) {
+        Some(found) if bad && found != net.num_classes() => format!(
+            "head.cls_logits.weight knows {found} object class(es), and the config has {}: set data.N_CLASS to {} \
+             (classes and the background) with its MESH_DIAMETERS: ",
+            net.num_classes(),
+            found + 1
+        ),
+        _ => String::new(),
+    }
+}
