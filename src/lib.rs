@@ -7,25 +7,26 @@
 //! cli         arguments, log set-up, progress bars, printing   uses commands study bench
 //!             and for its arguments                            artifact run train eval export synth data quant io
 //! commands    one file a command: train test predict audit ... uses artifact run train eval export topology quant
-//!                                                              data pose nn geom io seed
+//!                                                              data pose nn geom io seed schema
 //! study       the search: trials, curvature, bits, orders      uses artifact run train topology quant data pose nn io
 //!                                                              seed
 //! bench       how long parts take, measured in turns           uses artifact run train eval export synth quant data
 //!                                                              pose nn geom seed
 //! artifact    any file: config, network or engine, quantizers  uses run train eval export topology quant nn io
-//! run         config, flow, folders, records, device, request  uses train eval topology quant data nn geom io
-//! train       trainer, epoch, step, optimizer, checkpoints     uses topology quant data nn io geom seed
-//! eval        one inference pipeline, poses, scores, report    uses data nn pose io geom seed
-//! export      packed low-bit files and graphs of a network     uses topology quant nn io seed
-//! synth       renders meshes into a BOP dataset                uses data io geom seed
-//! topology    a folder a network: layers, targets, losses, ... uses nn data geom seed
-//! quant       quantizers behind the slots of nn, schedules     uses nn seed
-//! data        BOP reader, samples, augmentation, batches       uses geom io seed
-//! pose        PnP, RANSAC, pose errors, recalls                uses geom seed
+//! run         config, flow, folders, records, device, request  uses train eval topology quant data nn geom io schema
+//! train       trainer, epoch, step, optimizer, checkpoints     uses topology quant data nn io geom seed schema
+//! eval        one inference pipeline, poses, scores, report    uses data nn pose io geom seed schema
+//! export      packed low-bit files and graphs of a network     uses topology quant nn io seed schema
+//! synth       renders meshes into a BOP dataset                uses data io geom seed schema
+//! topology    a folder a network: layers, targets, losses, ... uses nn data geom seed schema
+//! quant       quantizers behind the slots of nn, schedules     uses nn seed schema
+//! data        BOP reader, samples, augmentation, batches       uses geom io seed schema
+//! pose        PnP, RANSAC, pose errors, recalls                uses geom seed schema
 //! nn          layers, traces, quantizer slots; named outputs   uses tch geom seed
 //! geom        cameras, rigid poses, affine maps; f64           uses nalgebra
-//! io          JSON, images, meshes, tensors, atomic writes     uses tch std
+//! io          JSON, images, meshes, tensors, atomic writes     uses tch std schema
 //! seed        random streams as a function of their place, one stable hash
+//! schema      ranges, plain messages and tables of JSON types  uses serde schemars
 //! ```
 
 pub mod artifact;
@@ -41,6 +42,7 @@ pub mod nn;
 pub mod pose;
 pub mod quant;
 pub mod run;
+pub mod schema;
 pub mod seed;
 pub mod study;
 pub mod synth;

@@ -10,6 +10,7 @@ use tch::Tensor;
 
 use super::kind::is_onnx;
 use crate::export::onnx::{FileHead, META_KEY, OnnxSession, SessionOptions, read_head};
+use crate::io::parse_json;
 use crate::nn::{Engine, OutputShape, Outputs};
 use crate::run::config::{self, Config};
 
@@ -89,7 +90,7 @@ impl OnnxMeta {
         let text = head.metadata.get(META_KEY).with_context(|| {
             format!("{at} has no metadata {META_KEY}: it was not written by `mqat export`")
         })?;
-        serde_json::from_str(text).with_context(|| format!("{at}: metadata {META_KEY}"))
+        parse_json(text.as_bytes(), &format!("{at}: metadata {META_KEY}"))
     }
 
     /// What the file is, for people: `fpn 2-bit (3 levels), ONNX, 8-bit activations`.

@@ -13,8 +13,8 @@ use crate::nn::{Decode, Network, OutputShape, Preprocess};
 
 /// What a folder of this room offers of a network.
 pub trait Family {
-    /// Adds what is wrong with the shape, each with its place below `at`.
-    fn check(&self, at: &str, problems: &mut Vec<String>);
+    /// Adds what does not fit together in the shape, each with its place below `at`; ranges are in the schema.
+    fn check_together(&self, at: &str, problems: &mut Vec<String>);
 
     /// The network for `num_classes` classes (background not counted); with initial values by `seed`, or all of them 0: to
     /// be loaded, or only looked at.

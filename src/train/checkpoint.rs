@@ -9,7 +9,7 @@ use tch::Tensor;
 
 use super::record::exact_losses;
 use super::{NamedLosses, StageConfig};
-use crate::io::tensors;
+use crate::io::{parse_json, tensors};
 use crate::nn::{Network, Store};
 use crate::quant::{ActivationQuantConfig, ModuleQuantizer, Telemetry, WeightQuantConfig};
 
@@ -313,8 +313,8 @@ fn read_meta(json: &str) -> Result<CheckpointMeta> {
         format: u32,
         mqat_version: String,
     }
-    let what = || format!("metadata {METADATA_KEY}");
-    let version: Version = serde_json::from_str(json).with_context(what)?;
+    let what = format!("metadata {METADATA_KEY}");
+    let version: Version = parse_json(json.as_bytes(), &what)?;
     ensure!(
         version.format <= FORMAT,
         "it has format {}, written by mqat {}, and this version reads up to {FORMAT}; \
@@ -322,7 +322,7 @@ fn read_meta(json: &str) -> Result<CheckpointMeta> {
         version.format,
         version.mqat_version
     );
-    serde_json::from_str(json).with_context(what)
+    parse_json(json.as_bytes(), &what)
 }
 
 /// Copies weights into a network's store; every key of the store must be there with its shape and kind.

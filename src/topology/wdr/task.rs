@@ -24,8 +24,8 @@ use crate::topology::task::{BatchLosses, Prepare, Prepared, Task};
 const PURPOSE_TARGETS: u64 = u64::from_le_bytes(*b"targets\0");
 
 impl Family for NetworkConfig {
-    fn check(&self, at: &str, problems: &mut Vec<String>) {
-        self.check(at, problems);
+    fn check_together(&self, at: &str, problems: &mut Vec<String>) {
+        self.check_together(at, problems);
     }
 
     fn network(
