@@ -5,12 +5,15 @@
 //! (`root / "fpn" / "inner_convs"`); a name given twice is a bug and panics.
 
 mod dense;
+mod device;
 mod init;
 mod layers;
 mod slot;
 mod store;
 
-pub(crate) use dense::{flags, floats, floats_mut, is_dense, same_layout};
+pub(crate) use dense::{are_disjoint, flags, floats, floats_mut, is_dense, same_layout};
+pub use device::device_name;
+pub(crate) use device::device_name_of;
 pub use init::Fill;
 pub(crate) use layers::NORM_EPS;
 pub use layers::{
