@@ -1,7 +1,5 @@
 //! `mqat train`: a run from its config to its last checkpoint.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,7 +10,6 @@ use serde_json::Value;
 use tch::Device;
 
 use super::config::Config;
-use super::device::device_name;
 use super::flow::FlowSource;
 use super::folder::{Folder, Pick, Provenance, Start};
 use super::home::Home;
@@ -24,6 +21,7 @@ use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
 use crate::io;
 use crate::model::PoseNet;
+use crate::nn::device_name;
 use crate::pose::EvalTable;
 use crate::train::{
     BatchRequest, BatchSource, Batches, Hooks, Observer, Outcome, ResumeFrom, RunInfo, Task,
@@ -119,7 +117,6 @@ pub fn train(
     let run = RunInfo {
         seed: config.experiment.seed,
         checkpoints: folder.checkpoints(),
-        config_hash: hash(&document),
         config: document.clone(),
     };
     let size = (config.input.width, config.input.height);
@@ -273,13 +270,6 @@ pub(super) fn load_pretrained(net: &PoseNet, config: &Config) -> Result<()> {
     );
     loaded.report.log();
     Ok(())
-}
-
-/// Tells configs apart; not a fingerprint against malice.
-pub(super) fn hash(document: &Value) -> String {
-    let mut hasher = DefaultHasher::new();
-    document.to_string().hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
 }
 
 /// Refuses stages whose batch is larger than the training split, before anything is written.

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::checkpoint::{self, Best, EpochSums};
+use super::checkpoint::{self, Best, EpochSums, config_hash};
 use super::ema::Ema;
 use super::prefetch::Assigner;
 use super::{
@@ -15,6 +15,7 @@ use super::{
     TrainConfig, ValidScore,
 };
 use crate::model::PoseNet;
+use crate::nn::device_name;
 use crate::quant::{ModuleQuantizer, SiteReport, Telemetry};
 
 /// What identifies a run, and where its checkpoints go.
@@ -24,8 +25,6 @@ pub struct RunInfo {
     pub seed: u64,
     /// The folder of checkpoints, the run's own.
     pub checkpoints: PathBuf,
-    /// Hash of the resolved configuration.
-    pub config_hash: String,
     /// The resolved configuration, kept in every checkpoint.
     pub config: serde_json::Value,
 }
@@ -264,7 +263,10 @@ impl Trainer {
             }
         };
         compare("seed", &meta.seed.to_string(), &self.run.seed.to_string());
-        compare("configuration", &meta.config_hash, &self.run.config_hash);
+        // The configurations themselves are compared: hashes of 0.1 are of another kind.
+        if meta.config != self.run.config {
+            compare("configuration", &config_hash(&meta.config), &config_hash(&self.run.config));
+        }
         compare("mqat version", &meta.mqat_version, env!("CARGO_PKG_VERSION"));
         compare("device", &meta.device, &self.device());
         let threads = tch::get_num_threads().to_string();
@@ -273,7 +275,7 @@ impl Trainer {
     }
 
     fn device(&self) -> String {
-        format!("{:?}", self.net.store.device())
+        device_name(self.net.store.device())
     }
 
     /// Runs to the end of the last stage, or until it is asked to stop.
@@ -454,7 +456,7 @@ impl Trainer {
             seed: self.run.seed,
             num_threads: tch::get_num_threads(),
             device: self.device(),
-            config_hash: self.run.config_hash.clone(),
+            config_hash: config_hash(&self.run.config),
             config: self.run.config.clone(),
             imported: None,
         };

@@ -6,7 +6,7 @@ use serde::Serialize;
 use tch::Device;
 
 use crate::experiment::LIBTORCH_VERSION;
-use crate::experiment::device::device_name;
+use crate::nn::device_name;
 
 /// Instructions that decide what integer and float kernels can do, as the kernel names them.
 const TELLING: [&str; 10] = [

@@ -182,7 +182,6 @@ impl Run {
         let run = RunInfo {
             seed: config.experiment.seed,
             checkpoints: folder.to_owned(),
-            config_hash: String::new(),
             config: Value::Null,
         };
         let size = (config.input.width, config.input.height);

@@ -12,16 +12,16 @@ use tch::Tensor;
 
 use super::SearchRequest;
 use super::setup::Setup;
-use super::trial::fnv1a;
 use crate::data::{Loader, LoaderOptions, Split};
-use crate::experiment::open::{blank_network, num_workers};
-use crate::experiment::train::{load_pretrained, task_of};
+use crate::experiment::open::blank_network;
+use crate::experiment::train::{load_pretrained, loader_options, task_of};
 use crate::io;
 use crate::model::{Assignment, PoseNet, images_from_bytes, losses};
 use crate::quant::WeightQuantConfig;
 use crate::search::{
     Estimate, TraceOptions, TracedLayer, Traces, WidthError, sensitivity, width_errors,
 };
+use crate::seed::fnv1a;
 use crate::train::Assigner;
 
 /// Part of the seed of the images and the probes.
@@ -286,17 +286,8 @@ fn batches(request: &SearchRequest, setup: &Setup, net: &PoseNet) -> Result<Vec<
         grid: net.grid(config.input.width, config.input.height),
         seed,
     };
-    let options = LoaderOptions {
-        seed,
-        batch_size: size,
-        augment: config.data.augment,
-        shuffle: true,
-        replace_empty: true,
-        drop_last: true,
-        workers: num_workers(config),
-        skip_bad: request.run.skip_bad,
-        ..LoaderOptions::default()
-    };
+    let options =
+        LoaderOptions { seed, skip_bad: request.run.skip_bad, ..loader_options(config, size) };
     let wanted = request.trace.images.div_ceil(size);
     let loader = Loader::start(dataset.clone(), &config.input, &config.data, options)?;
     let mut batches = Vec::new();

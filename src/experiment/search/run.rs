@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -163,7 +164,7 @@ impl Runner<'_> {
     /// `mqat train`, for a new trial or one that was cut off.
     fn command(&self, trial: &Trial) -> Result<Command> {
         let run = &self.request.run;
-        let mut command = Command::new(std::env::current_exe().context("finding the program")?);
+        let mut command = Command::new(program()?);
         command.arg("train");
         command.args(["--problem", run.select.problem(), "--topology", run.select.topology()]);
         command.arg("--logs").arg(&trial.dir).arg("--data").arg(&self.setup.data);
@@ -220,6 +221,13 @@ impl Runner<'_> {
         );
         Ok(true)
     }
+}
+
+/// The program that users call: the launcher beside this one, where it was started by that.
+fn program() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("finding the program")?;
+    let launcher = own.with_file_name("mqat");
+    Ok(if own.ends_with("mqat-core") && launcher.is_file() { launcher } else { own })
 }
 
 /// The first process that has ended.

@@ -138,7 +138,6 @@ fn trainer(config: &TrainConfig, folder: &Path) -> Trainer {
     let run = RunInfo {
         seed: SEED,
         checkpoints: folder.to_owned(),
-        config_hash: "hash".to_owned(),
         config: serde_json::json!({"training": config}),
     };
     Trainer::new(toy_net(), config.clone(), task(), (SIZE, SIZE), run).unwrap()
