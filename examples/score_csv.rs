@@ -69,10 +69,11 @@ fn true_poses(dataset: &Path) -> Result<String> {
     let list = fs::read_to_string(dataset.join("testing.txt"))?;
     let mut csv = "scene_id,im_id,obj_id,score,R,t,time\n".to_owned();
     for image in list.lines() {
-        // `testing/seq_NNNNNN/rgb/IIIIII.jpg`, with `scene_gt.json` beside the folder of images.
+        // `testing/seq_NNNNNN/000000/rgb/IIIIII.jpg`, with `scene_gt.json` beside the folder of images.
         let image = dataset.join(image);
-        let sequence = image.ancestors().nth(2).context("an image lies in a sequence")?;
-        let truth: Value = serde_json::from_slice(&fs::read(sequence.join("scene_gt.json"))?)?;
+        let scene = image.ancestors().nth(2).context("an image lies in a scene")?;
+        let sequence = scene.parent().context("a scene lies in a sequence")?;
+        let truth: Value = serde_json::from_slice(&fs::read(scene.join("scene_gt.json"))?)?;
         let number = |path: &Path, prefix: &str| -> Result<u64> {
             let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
             Ok(stem.trim_start_matches(prefix).parse()?)
