@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one check command: set-up, format, lints, all tests. Stops at the first that fails.
+# The one check command: set-up, format, lints, documentation, all tests, the examples. Stops at the first that fails.
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 
@@ -34,5 +34,10 @@ if command -v shellcheck >/dev/null; then
 fi
 step 'format' cargo fmt --check
 step 'lints' cargo clippy --release --locked --all-targets -- -D warnings
+step 'documentation' env RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps --locked
 step 'tests' cargo test --release --locked
+for example in examples/*.rs; do
+    name=$(basename "$example" .rs)
+    step "example $name" cargo run --quiet --release --locked --example "$name"
+done
 printf '== all passed: %d s\n' "$SECONDS"

@@ -21,7 +21,8 @@ readonly INSTALL_CPU_GB=6 INSTALL_GPU_GB=12 BUILD_GB=3
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 here=$PWD
 readonly here
-readonly binary=target/release/mqat
+readonly binary=target/release/mqat           # what users call; everything that needs libtorch is in:
+readonly core=target/release/mqat-core
 readonly ort_library=target/release/libonnxruntime.so
 readonly stamp=target/setup.stamp            # line 1: the libtorch of the build; its time: when the build began
 readonly cargo_config=.cargo/config.toml
@@ -84,7 +85,7 @@ venv_lags() {
 # --- nothing to do? -------------------------------------------------------------------------------------------------
 
 is_up_to_date() {
-    [[ -x $binary && -r $stamp && -r $cargo_config ]] || return 1
+    [[ -x $binary && -x $core && -r $stamp && -r $cargo_config ]] || return 1
     local torch changed
     torch=$(head -n 1 "$stamp")
     [[ -z ${LIBTORCH:-} || $(cd -- "$LIBTORCH" 2>/dev/null && pwd) == "$torch" ]] || return 1
@@ -235,8 +236,8 @@ build() {
     # These would choose another libtorch than the one found here.
     env -u LIBTORCH_USE_PYTORCH -u LIBTORCH_INCLUDE -u LIBTORCH_LIB -u LIBTORCH_STATIC LIBTORCH="$torch" \
         cargo build --release --locked --target-dir target >&2 || fail "the build failed: see cargo's message above"
-    env -u LD_LIBRARY_PATH "$binary" --help >/dev/null ||
-        fail "$binary was built and does not start: see its message above; is $torch complete?"
+    env -u LD_LIBRARY_PATH "$core" --help >/dev/null ||
+        fail "$core was built and does not start: see its message above; is $torch complete?"
     mv "$stamp.new" "$stamp"
     say "$binary is ready"
 }

@@ -1,4 +1,5 @@
-//! Random streams that are a function of where they are used, never of who ran before.
+//! Random streams that are a function of where they are used, never of who ran before, and the one hash that names and
+//! fingerprints are made with.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -21,10 +22,25 @@ pub fn splitmix64(x: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// 64-bit FNV-1a (Fowler, Noll, Vo): the same in every version of the program, of Rust and on every machine. Initial
+/// values depend on it, and checkpoints and folders of trials hold it. No protection against forgery.
+pub fn fnv1a(bytes: &[u8]) -> u64 {
+    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0100_0000_01b3;
+    bytes.iter().fold(BASIS, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(PRIME))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use rand::Rng;
+
+    #[test]
+    fn the_hash_is_the_published_one() {
+        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
+    }
 
     #[test]
     fn a_stream_depends_on_every_part_of_its_place() {

@@ -186,7 +186,6 @@ impl Run {
         let run = RunInfo {
             seed: config.experiment.seed,
             checkpoints: folder.to_owned(),
-            config_hash: String::new(),
             config: Value::Null,
         };
         let trainer = Trainer::new(net, train, task, run)?;

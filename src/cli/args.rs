@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::sync::LazyLock;
+
 use clap::{ArgAction, Parser, Subcommand};
 
 use super::audit::AuditArgs;
@@ -17,13 +19,14 @@ use super::synth::SynthArgs;
 use super::test::TestArgs;
 use super::train::TrainArgs;
 use super::verify::VerifyArgs;
+use crate::run::LIBTORCH_VERSION;
 
 /// Modular Quantization-Aware Training of 6D-pose networks.
 ///
 /// Trains a WDR pose network, quantizes it one module at a time along the flow of a config (a 2-bit FPN first), and
 /// evaluates its 6D poses on SwissCube. Each problem has a config: problems/PROBLEM/TOPOLOGY/config.json.
 #[derive(Debug, Parser)]
-#[command(name = "mqat", version, max_term_width = 100, after_help = AFTER_HELP)]
+#[command(name = "mqat", version = VERSION.as_str(), max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -37,6 +40,15 @@ pub struct Cli {
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
 }
+
+/// Version, commit (where the sources are a git repository) and libtorch.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let commit = match env!("MQAT_COMMIT") {
+        "" => String::new(),
+        commit => format!("commit {commit}, "),
+    };
+    format!("{} ({commit}libtorch {LIBTORCH_VERSION})", env!("CARGO_PKG_VERSION"))
+});
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -73,7 +85,7 @@ pub enum Command {
     Audit(AuditArgs),
     /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.
     Plan(PlanArgs),
-    /// Write a checkpoint's weights alone (safetensors, PyTorch keys), as a start for other runs.
+    /// Write a network for other programs: its weights (safetensors, PyTorch), a packed low-bit file, an ONNX graph.
     Export(ExportArgs),
     /// Run two files of one network (checkpoint, packed, ...) on the same images; fail when they differ.
     Verify(VerifyArgs),

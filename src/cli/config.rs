@@ -29,7 +29,7 @@ pub(super) fn run(args: ConfigArgs) -> Result<()> {
         let why = "the schema is that of every config";
         refuse(&args.select.names.given(), why)?;
         refuse(&[("--seed", args.select.seed.is_some())], why)?;
-        return print_json(&commands::config_schema());
+        return print_schema();
     }
     match args.markdown {
         Some(Some(page)) => return commands::renew_config_tables(&page),
@@ -37,4 +37,8 @@ pub(super) fn run(args: ConfigArgs) -> Result<()> {
         None => {}
     }
     print_json(&commands::resolve_config(&select(args.select))?)
+}
+
+pub(super) fn print_schema() -> Result<()> {
+    print_json(&commands::config_schema())
 }

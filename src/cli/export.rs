@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::onnx::OnnxArgs;
 use super::print::{print_json, print_text};
 use super::shared::{ConfigNames, names, refuse};
-use crate::commands::{ExportFormat, ExportRequest, ExportTarget, ExportWeights, export};
+use crate::commands::{
+    ExportFormat, ExportReport, ExportRequest, ExportTarget, ExportWeights, export,
+};
 use crate::export::packed::{PackOptions, Ternary};
 
 /// Arguments of `mqat export`.
@@ -61,22 +63,30 @@ pub(super) fn run(args: ExportArgs) -> Result<()> {
         weights: args.weights,
         out: args.out,
     })?;
-    if args.json {
-        return print_json(&report);
+    print(&report, args.json)?;
+    let check = report.onnx.and_then(|onnx| onnx.check);
+    let failures = check.map(|check| check.failures).unwrap_or_default();
+    ensure!(
+        failures.is_empty(),
+        "{} was not written, ONNX Runtime computes something else than the network: {}",
+        report.path.display(),
+        failures.join("; ")
+    );
+    Ok(())
+}
+
+fn print(report: &ExportReport, json: bool) -> Result<()> {
+    if json {
+        return print_json(report);
     }
     if let Some(packed) = &report.packed {
         return print_text(&packed.text());
     }
+    let size = format!("{:.2} MB", report.bytes as f64 / 1e6);
     if let Some(onnx) = &report.onnx {
-        let size = format!("{:.2} MB", report.bytes as f64 / 1e6);
         return print_text(&format!("{}\n{size}", onnx.text(&report.path)));
     }
-    print_text(&format!(
-        "{}: {} tensors, {:.2} MB",
-        report.path.display(),
-        report.num_tensors,
-        report.bytes as f64 / 1e6
-    ))
+    print_text(&format!("{}: {} tensors, {size}", report.path.display(), report.num_tensors))
 }
 
 /// The format with its options; those of another format are refused.

@@ -28,6 +28,7 @@ mod view;
 
 pub use args::Cli;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -38,7 +39,11 @@ use stop::Ended;
 /// Runs a parsed command line; errors are printed once, here.
 pub fn run(cli: Cli) -> ExitCode {
     terminal::start_log(cli.verbose, cli.quiet);
-    match dispatch(cli.command) {
+    exit_code(dispatch(cli.command))
+}
+
+fn exit_code(ended: Result<Ended>) -> ExitCode {
+    match ended {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Interrupted) => ExitCode::from(130),
         Err(err) => {
@@ -72,24 +77,17 @@ fn dispatch(command: Command) -> Result<Ended> {
 /// Answers help, version, wrong usage, completions and the schema, which need no libtorch: `None` when the command
 /// line asks for work.
 ///
-/// Meant to be called before libtorch's initialisers have run (see `main.rs`), which take longer than the answer.
-pub fn answer_without_libtorch(args: Vec<String>) -> Option<i32> {
-    match Cli::try_parse_from(args) {
+/// For the launcher, which has no libtorch: nothing that is reachable from here may use it (`tests/cli/help.rs` looks).
+pub fn answer_without_libtorch(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
+    let answered = match Cli::try_parse_from(args) {
         Err(answer) => {
-            let code = answer.exit_code();
             // A closed stdout (`mqat --help | head -1`) is no failure.
             drop(answer.print());
-            Some(code)
+            return Some(ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(1)));
         }
-        Ok(Cli { command: Command::Completions { shell }, .. }) => {
-            Some(match completions::run(shell) {
-                Ok(()) => 0,
-                Err(err) => {
-                    eprintln!("mqat: {err:#}");
-                    1
-                }
-            })
-        }
-        Ok(_) => None,
-    }
+        Ok(Cli { command: Command::Completions { shell }, .. }) => completions::run(shell),
+        Ok(Cli { command: Command::Config(args), .. }) if args.schema => config::print_schema(),
+        Ok(_) => return None,
+    };
+    Some(exit_code(answered.map(|()| Ended::Done)))
 }

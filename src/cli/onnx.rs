@@ -63,7 +63,7 @@ pub struct OnnxArgs {
     pub with_decode: bool,
 
     /// Run the file in ONNX Runtime on so many images (of the dataset with --data or --calibrate, else noise) and report
-    /// differences and kernels.
+    /// differences and kernels. A file that computes something else than the network is not left in place: exit code 1.
     #[arg(long, value_name = "IMAGES", num_args = 0..=1, default_missing_value = "4")]
     pub check: Option<usize>,
 

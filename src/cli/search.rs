@@ -302,9 +302,11 @@ impl SearchArgs {
     }
 }
 
-/// This program, which trials are run with.
+/// The program that users call, which trials are run with: the launcher beside this one, where it was started by that.
 pub(super) fn own_program() -> Result<PathBuf> {
-    std::env::current_exe().context("finding this program's own file")
+    let own = std::env::current_exe().context("finding this program's own file")?;
+    let launcher = own.with_file_name("mqat");
+    Ok(if own.ends_with("mqat-core") && launcher.is_file() { launcher } else { own })
 }
 
 /// Refuses what a search without trials, or without a search of bits, does not read.

@@ -14,10 +14,9 @@ use crate::artifact::pretrained::load_pretrained;
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
 use crate::io;
-use crate::nn::Network;
+use crate::nn::{Network, device_name};
 use crate::pose::EvalTable;
-use crate::run::config::{Config, hash};
-use crate::run::device::device_name;
+use crate::run::config::Config;
 use crate::run::flow::FlowSource;
 use crate::run::folder::{Folder, Pick, Provenance, Start};
 use crate::run::home::Home;
@@ -119,7 +118,6 @@ pub fn train(
     let run = RunInfo {
         seed: config.experiment.seed,
         checkpoints: folder.checkpoints(),
-        config_hash: hash(&document),
         config: document.clone(),
     };
     let mut trainer = Trainer::new(net, saving(&config, request), task, run)?;

@@ -60,7 +60,7 @@ impl Fill {
 
     /// The values, row-major; thread count does not change them.
     fn values(self, name: &str, len: usize, seed: u64) -> Vec<f32> {
-        let place = hash(name);
+        let place = seed::fnv1a(name.as_bytes());
         let mut values = vec![0f32; len];
         values.par_chunks_mut(CHUNK).enumerate().for_each(|(i, chunk)| {
             let mut rng = seed::stream(seed, &[place, i as u64]);
@@ -95,12 +95,6 @@ fn normal_pair(rng: &mut impl RngCore) -> (f64, f64) {
     let radius = (-2.0 * (1.0 - unit(rng)).ln()).sqrt();
     let (sin, cos) = (std::f64::consts::TAU * unit(rng)).sin_cos();
     (radius * cos, radius * sin)
-}
-
-/// FNV-1a, 64 bit.
-fn hash(name: &str) -> u64 {
-    name.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! [`Decode`] (numbers of an image to correspondences or poses).
 
 mod dense;
+mod device;
 mod engine;
 mod function;
 mod init;
@@ -24,7 +25,9 @@ mod slot;
 mod store;
 mod trace;
 
-pub(crate) use dense::{flags, floats, floats_mut, is_dense, same_layout};
+pub(crate) use dense::{are_disjoint, flags, floats, floats_mut, is_dense, same_layout};
+pub use device::device_name;
+pub(crate) use device::device_name_of;
 pub use engine::{Decode, Decoded, Detection, Engine, Evidence, NoDetection};
 pub(crate) use function::LEAKY_SLOPE;
 pub use function::{Function, PoolShape};

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::levels::Codes;
-use crate::nn::{floats, floats_mut, is_dense, same_layout};
+use crate::nn::{are_disjoint, floats, floats_mut, is_dense, same_layout};
 
 /// Values of one task, where rows are not channels.
 const ROW: usize = 1 << 15;
@@ -100,7 +100,8 @@ pub(crate) fn quantize_into(out: &mut Tensor, x: &Tensor, step: &Tensor, codes: 
     }
     let row = row_length(x, num_steps);
     let steps = steps_of(step);
-    let (from, to) = (floats(x), floats_mut(out));
+    // SAFETY: `is_alike` has seen that the two share no memory; until the end of this function only this loop uses them.
+    let (from, to) = unsafe { (floats(x), floats_mut(out)) };
     from.par_chunks(row).zip(to.par_chunks_mut(row)).enumerate().for_each(|(i, (from, to))| {
         let rounding = Rounding::new(steps[i.min(num_steps - 1)], codes);
         for (to, &x) in to.iter_mut().zip(from) {
@@ -127,7 +128,8 @@ pub(crate) fn gradients(x: &Tensor, grad: &mut Tensor, step: &Tensor, codes: Cod
     }
     let row = row_length(x, num_steps);
     let steps = steps_of(step);
-    let (values, grads) = (floats(x), floats_mut(grad));
+    // SAFETY: `is_alike` has seen that the two share no memory; until the sums are made only `row_gradient` uses them.
+    let (values, grads) = unsafe { (floats(x), floats_mut(grad)) };
     let sums: Vec<f64> = values
         .par_chunks(row)
         .zip(grads.par_chunks_mut(row))
@@ -209,8 +211,9 @@ fn is_sliceable(x: &Tensor, num_steps: usize) -> bool {
     is_dense(x, Kind::Float) && (num_steps == 1 || x.size().first() == Some(&(num_steps as i64)))
 }
 
+/// Whether another tensor has the layout of a dense `x`, and memory of its own.
 fn is_alike(x: &Tensor, other: &Tensor) -> bool {
-    other.kind() == Kind::Float && same_layout(x, other)
+    other.kind() == Kind::Float && same_layout(x, other) && are_disjoint(&[x, other])
 }
 
 fn steps_of(step: &Tensor) -> Vec<f32> {

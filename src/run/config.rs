@@ -1,7 +1,5 @@
 //! The whole config of an experiment: the rooms' sections put together, read, checked, resolved.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -420,13 +418,6 @@ pub fn parse(document: Value, at: &str) -> Result<Config> {
 /// The JSON schema of configs.
 pub fn schema() -> Value {
     schema::schema_of::<Config>()
-}
-
-/// Tells configs apart; not a fingerprint against malice.
-pub(crate) fn hash(document: &Value) -> String {
-    let mut hasher = DefaultHasher::new();
-    document.to_string().hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
 }
 
 #[cfg(test)]

@@ -107,14 +107,6 @@ fn load(name: &str) -> Result<(), String> {
     }
 }
 
-/// How a device is written for people and in files.
-pub fn device_name(device: Device) -> String {
-    match device {
-        Device::Cuda(index) => format!("cuda:{index}"),
-        _ => "cpu".to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

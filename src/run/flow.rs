@@ -410,9 +410,6 @@ impl TextStage {
     }
 }
 
-/// The epochs that the defaults of quantizers are made for.
-const DEFAULT_EPOCHS: u32 = 30;
-
 /// Settings of weights with another width, from those of a stage where the method is the same.
 fn weights_of(
     base: Option<WeightQuantConfig>,
@@ -424,7 +421,7 @@ fn weights_of(
     let base = same.unwrap_or_else(|| {
         let method = method.unwrap_or_default();
         let mut base = WeightQuantConfig { method, ..WeightQuantConfig::default() };
-        stretch::weights(&mut base, DEFAULT_EPOCHS, epochs);
+        stretch::weights(&mut base, StageConfig::DEFAULT_EPOCHS, epochs);
         base
     });
     let layer_bits = BTreeMap::new();
@@ -442,7 +439,7 @@ fn activations_of(
     let base = same.unwrap_or_else(|| {
         let method = method.unwrap_or_default();
         let mut base = ActivationQuantConfig { method, ..ActivationQuantConfig::default() };
-        stretch::activations(&mut base, DEFAULT_EPOCHS, epochs);
+        stretch::activations(&mut base, StageConfig::DEFAULT_EPOCHS, epochs);
         base
     });
     ActivationQuantConfig { bits: Some(width.bits), n_levels: width.n_levels, ..base }

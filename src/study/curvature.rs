@@ -14,7 +14,6 @@ use super::request::SearchRequest;
 use super::sensitivity::{WidthError, sensitivity, width_errors};
 use super::setup::Setup;
 use super::trace::{Estimate, TraceOptions, TracedLayer, Traces};
-use super::trial::fnv1a;
 use crate::artifact::network::blank_network;
 use crate::artifact::pretrained::load_pretrained;
 use crate::data::{Loader, LoaderOptions, Split};
@@ -22,6 +21,7 @@ use crate::io;
 use crate::nn::Network;
 use crate::quant::WeightQuantConfig;
 use crate::run::options::{loader_options, task_of};
+use crate::seed::fnv1a;
 use crate::topology::{Prepared, Task};
 
 /// Part of the seed of the images and the probes.

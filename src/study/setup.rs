@@ -49,6 +49,9 @@ pub(super) struct Setup {
     request: SearchRequest,
 }
 
+/// Epochs between validations that no stage has: only its end is measured, always.
+const NEVER: u32 = u32::MAX;
+
 impl Setup {
     pub fn open(request: &SearchRequest) -> Result<Self> {
         check_request(request)?;
@@ -59,7 +62,7 @@ impl Setup {
         let template = std::mem::take(&mut config.quantize.flow);
         config.training.full_precision = None;
         // A trial is measured at the end of each stage, and resumes from its last epoch.
-        config.training.valid_every = u32::MAX;
+        config.training.valid_every = NEVER;
         config.training.ckpt_every = 1;
         config.training.keep = 1;
         config.training.max_steps = None;

@@ -11,9 +11,9 @@ use super::rows::TrialReport;
 use crate::io;
 use crate::pose::Recall;
 use crate::run::config::Config;
-use crate::run::config::hash as config_hash;
 use crate::run::folder::Folder;
-use crate::train::{Checkpoint, CheckpointFolder, Record};
+use crate::seed::fnv1a;
+use crate::train::{Checkpoint, CheckpointFolder, Record, config_hash};
 
 /// One training run of a search: `SEARCH/trials/NAME-ID/PROBLEM/TOPOLOGY/exp000`.
 pub(super) struct Trial {
@@ -234,24 +234,10 @@ fn leave_out_what_decides_nothing(document: &mut Value) {
     drop(document, &["RUNTIME"]);
 }
 
-/// 64-bit FNV-1a: the same in every version of the program.
-pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn the_hash_is_the_published_one() {
-        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
-        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
-    }
 
     #[test]
     fn an_identity_knows_what_decides_a_result_and_nothing_else() {

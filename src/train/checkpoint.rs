@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use serde::{Deserialize, Deserializer, Serialize};
+use tch::{Device, Tensor};
 
 use super::record::exact_losses;
 use super::{NamedLosses, StageConfig};
 use crate::io::{parse_json, tensors};
-use crate::nn::{Network, Store};
+use crate::nn::{Network, Store, device_name, device_name_of};
 use crate::quant::{ActivationQuantConfig, ModuleQuantizer, Telemetry, WeightQuantConfig};
+use crate::seed::fnv1a;
 
 /// Number of the layout that this version writes.
 pub(super) const FORMAT: u32 = 1;
@@ -148,15 +149,25 @@ pub struct CheckpointMeta {
     pub seed: u64,
     /// Threads of libtorch: sums are bit-identical only for equal numbers.
     pub num_threads: i32,
-    /// Device of the run, for example `Cpu`.
+    /// Device of the run, as [`device_name`] writes it.
+    #[serde(deserialize_with = "read_device")]
     pub device: String,
-    /// Hash of the run's configuration.
+    /// [`config_hash`] of the run's configuration; of 0.1 a number of another kind, empty for imported weights.
     pub config_hash: String,
     /// The run's resolved configuration.
     pub config: serde_json::Value,
     /// Where the weights come from, when no run of this program trained them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<Imported>,
+}
+
+/// What tells configurations apart in messages: `fnv1a:` and the hash of the JSON text.
+pub fn config_hash(config: &serde_json::Value) -> String {
+    format!("fnv1a:{:016x}", fnv1a(config.to_string().as_bytes()))
+}
+
+fn read_device<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    String::deserialize(from).map(|text| device_name_of(&text))
 }
 
 /// The file of another program that weights were taken from.
@@ -188,7 +199,7 @@ impl CheckpointMeta {
             quantized,
             seed,
             num_threads: tch::get_num_threads(),
-            device: "Cpu".to_owned(),
+            device: device_name(Device::Cpu),
             config_hash: String::new(),
             config,
             imported: Some(imported),

@@ -144,7 +144,7 @@ impl Default for StageConfig {
             activations: None,
             first_layer: true,
             last_layer: true,
-            epochs: 30,
+            epochs: Self::DEFAULT_EPOCHS,
             batch_size: None,
             lr: LrConfig::default(),
             optimizer: SgdConfig::default(),
@@ -155,6 +155,9 @@ impl Default for StageConfig {
 }
 
 impl StageConfig {
+    /// The epochs that the defaults of schedules and quantizers are made for.
+    pub const DEFAULT_EPOCHS: u32 = 30;
+
     /// The published fine-tuning of a module's weights, 30 epochs.
     pub fn mqat(module: &str, weights: WeightQuantConfig) -> Self {
         Self { module: Some(module.to_owned()), weights: Some(weights), ..Self::default() }

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
-use crate::nn::{flags, floats, floats_mut, is_dense, same_layout};
+use crate::nn::{are_disjoint, flags, floats, floats_mut, is_dense, same_layout};
 
 /// Numbers of one task.
 const ROW: usize = 1 << 15;
@@ -35,7 +35,7 @@ struct Rounded {
 
 /// Updates parameter and momentum; where `frozen` the gradient counts as 0, and so does the decay, so that a parameter
 /// whose momentum is 0 keeps its bits. Without a momentum yet, the gradient becomes it. False, and nothing is done, for
-/// tensors that are no dense f32 of the CPU in one layout.
+/// tensors that are no dense f32 of the CPU in one layout, each with memory of its own.
 pub(super) fn update(
     param: &mut Tensor,
     grad: &Tensor,
@@ -50,6 +50,11 @@ pub(super) fn update(
         && momentum.as_ref().is_none_or(fits)
         && frozen.is_none_or(flags_fit))
     {
+        return false;
+    }
+    let shared = [Some(grad), momentum.as_ref(), frozen];
+    let all: Vec<&Tensor> = shared.into_iter().flatten().chain([&*param]).collect();
+    if !are_disjoint(&all) {
         return false;
     }
     let rounded = Rounded {
@@ -71,13 +76,22 @@ pub(super) fn update(
         (true, true, false) => over_rows::<true, true, false>,
         (true, true, true) => over_rows::<true, true, true>,
     };
-    go(floats_mut(param), floats(grad), floats_mut(momentum), frozen.map(flags), rounded);
+    // SAFETY: no two of the tensors share memory, a momentum that was just made shares none; `go` does arithmetic on the
+    // slices, calls no operator, and has dropped them when it returns.
+    unsafe {
+        let frozen = frozen.map(|frozen| flags(frozen));
+        go(floats_mut(param), floats(grad), floats_mut(momentum), frozen, rounded);
+    }
     true
 }
 
 /// Sets gradients to 0 where `frozen`; false, and nothing is done, for tensors as in [`update`].
 pub(super) fn clear_frozen(grad: &mut Tensor, frozen: &Tensor) -> bool {
-    if !(is_dense(grad, Kind::Float) && is_dense(frozen, Kind::Bool) && same_layout(grad, frozen)) {
+    if !(is_dense(grad, Kind::Float)
+        && is_dense(frozen, Kind::Bool)
+        && same_layout(grad, frozen)
+        && are_disjoint(&[grad, frozen]))
+    {
         return false;
     }
     let clear = |(grad, frozen): (&mut [f32], &[u8])| {
@@ -85,7 +99,8 @@ pub(super) fn clear_frozen(grad: &mut Tensor, frozen: &Tensor) -> bool {
             *g = unless(frozen, *g);
         }
     };
-    let (grad, frozen) = (floats_mut(grad), flags(frozen));
+    // SAFETY: the two share no memory, and until the end of this function only `clear` uses them.
+    let (grad, frozen) = unsafe { (floats_mut(grad), flags(frozen)) };
     if grad.len() <= ROW {
         clear((grad, frozen));
     } else {

@@ -27,7 +27,7 @@ mod tests;
 
 pub use checkpoint::{
     Best, Checkpoint, CheckpointMeta, EpochSums, Imported, Loaded, Position, QuantizedModule,
-    attach_all, load_for_evaluation, load_weights,
+    attach_all, config_hash, load_for_evaluation, load_weights,
 };
 pub use config::{StageConfig, TrainConfig};
 pub use ema::EmaConfig;

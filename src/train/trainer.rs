@@ -5,14 +5,14 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::checkpoint::{self, Best, EpochSums};
+use super::checkpoint::{self, Best, EpochSums, config_hash};
 use super::ema::Ema;
 use super::{
     BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord, Observer,
     Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd, StageStart, TrainConfig,
     ValidScore,
 };
-use crate::nn::Network;
+use crate::nn::{Network, device_name};
 use crate::quant::{ModuleQuantizer, SiteReport, Telemetry};
 use crate::topology::Task;
 
@@ -23,8 +23,6 @@ pub struct RunInfo {
     pub seed: u64,
     /// The folder of checkpoints, the run's own.
     pub checkpoints: PathBuf,
-    /// Hash of the resolved configuration.
-    pub config_hash: String,
     /// The resolved configuration, kept in every checkpoint.
     pub config: serde_json::Value,
 }
@@ -262,7 +260,10 @@ impl Trainer {
             }
         };
         compare("seed", &meta.seed.to_string(), &self.run.seed.to_string());
-        compare("configuration", &meta.config_hash, &self.run.config_hash);
+        // The configurations themselves are compared: hashes of 0.1 are of another kind.
+        if meta.config != self.run.config {
+            compare("configuration", &config_hash(&meta.config), &config_hash(&self.run.config));
+        }
         compare("mqat version", &meta.mqat_version, env!("CARGO_PKG_VERSION"));
         compare("device", &meta.device, &self.device());
         let threads = tch::get_num_threads().to_string();
@@ -271,7 +272,7 @@ impl Trainer {
     }
 
     fn device(&self) -> String {
-        format!("{:?}", self.net.store().device())
+        device_name(self.net.store().device())
     }
 
     /// Runs to the end of the last stage, or until it is asked to stop.
@@ -452,7 +453,7 @@ impl Trainer {
             seed: self.run.seed,
             num_threads: tch::get_num_threads(),
             device: self.device(),
-            config_hash: self.run.config_hash.clone(),
+            config_hash: config_hash(&self.run.config),
             config: self.run.config.clone(),
             imported: None,
         };

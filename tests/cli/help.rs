@@ -1,5 +1,8 @@
 //! Help, versions, completions, wrong usage.
 
+use std::path::Path;
+use std::process::Command;
+
 use crate::support::{dataset, run};
 
 #[test]
@@ -23,9 +26,52 @@ fn wrong_usage_exits_with_2_and_says_what_was_expected() {
 }
 
 #[test]
-fn the_version_is_that_of_the_package() {
-    let ran = run(&["--version"]).code(0);
-    assert_eq!(ran.stdout().trim(), format!("mqat {}", env!("CARGO_PKG_VERSION")));
+fn the_version_tells_the_commit_and_libtorch() {
+    let text = run(&["--version"]).code(0).stdout();
+    let own = text.trim().strip_prefix(concat!("mqat ", env!("CARGO_PKG_VERSION"), " (")).unwrap();
+    let parts: Vec<&str> = own.strip_suffix(')').unwrap().split(", ").collect();
+    assert!(parts.last().unwrap().starts_with("libtorch 2."), "{text}");
+    let git = Command::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output();
+    // A released archive has no commit.
+    let in_git = Path::new(env!("CARGO_MANIFEST_DIR")).join(".git").exists();
+    match git.ok().filter(|output| in_git && output.status.success()) {
+        Some(output) => {
+            let commit = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(parts[..parts.len() - 1], [format!("commit {}", commit.trim())], "{text}");
+        }
+        None => assert_eq!(parts.len(), 1, "{text}"),
+    }
+}
+
+/// What help waits for is libtorch: the program that gives it must not load it, or it takes most of a second.
+#[test]
+fn the_launcher_is_free_of_libtorch() {
+    let libraries = |program: &Path| {
+        let output = Command::new(program).env("LD_TRACE_LOADED_OBJECTS", "1").output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let launcher = Path::new(env!("CARGO_BIN_EXE_mqat"));
+    let listed = libraries(launcher);
+    assert!(listed.contains("libc.so") && !listed.contains("torch"), "{listed}");
+    let listed = libraries(Path::new(env!("CARGO_BIN_EXE_mqat-core")));
+    assert!(listed.contains("libtorch_cpu.so"), "{listed}");
+}
+
+#[test]
+fn the_launcher_alone_says_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let alone = folder.path().join("mqat");
+    std::fs::copy(env!("CARGO_BIN_EXE_mqat"), &alone).unwrap();
+    let run = |args: &[&str]| Command::new(&alone).args(args).output().unwrap();
+    assert!(run(&["train", "--help"]).status.success());
+    assert!(run(&["config", "--schema"]).status.success());
+    let failed = run(&["config"]);
+    let error = String::from_utf8_lossy(&failed.stderr);
+    assert_eq!(failed.status.code(), Some(1), "{error}");
+    assert!(error.contains("mqat-core") && error.contains("same folder"), "{error}");
 }
 
 #[test]

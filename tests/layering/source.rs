@@ -327,9 +327,9 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 
     fn visit_attribute(&mut self, attribute: &'ast Attribute) {
-        match &attribute.meta {
-            syn::Meta::List(list) => self.tokens(list.tokens.clone(), true),
-            _ => {} // documentation, and names without a path
+        // Documentation is of another kind, and so are names without arguments.
+        if let syn::Meta::List(list) = &attribute.meta {
+            self.tokens(list.tokens.clone(), true);
         }
     }
 

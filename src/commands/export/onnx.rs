@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,6 +32,13 @@ use crate::nn::{Engine, Preprocess};
 use crate::run::config::Config;
 use crate::run::home::Home;
 use crate::run::options::num_workers;
+
+/// Largest difference between an integer of ONNX Runtime's and libtorch's from the same integers in front of it: sums of
+/// products whose rounding falls on the other side of a half.
+const MAX_STEPS: i64 = 1;
+/// Largest difference of an output of a file without rounded values, over the largest magnitude of its pyramid level: sums
+/// of f32 in another order; what was seen is below 1e-5.
+const MAX_RELATIVE: f64 = 1e-3;
 
 /// The runtime that a file is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
@@ -137,6 +145,8 @@ pub struct CheckReport {
     pub exact_sums: bool,
     /// Kernels that ran.
     pub profile: Profile,
+    /// What is beyond the limits of a right file; such a file is not left in place.
+    pub failures: Vec<String>,
 }
 
 /// Differences of outputs.
@@ -163,7 +173,7 @@ pub(super) struct Written {
     pub quantized: Vec<String>,
 }
 
-/// Writes the ONNX file of a loaded network.
+/// Writes the ONNX file of a loaded network; with a check that it fails, nothing, and the report says why.
 pub(super) fn write(
     exported: &Exported,
     config: &Config,
@@ -172,48 +182,12 @@ pub(super) fn write(
     let Exported { from, out, net, loaded, .. } = exported;
     check_options(options)?;
     let size = (config.input.width, config.input.height);
-    let at = || from.display().to_string();
-    let mut graph = graph_of(net.as_ref(), &loaded.quantizers, size).with_context(at)?;
+    let graph = graph_of(net.as_ref(), &loaded.quantizers, size)
+        .with_context(|| from.display().to_string())?;
     let grids_as_floats = grids_as_floats(&graph);
-    let trained = plan::trained_inputs(&loaded.quantizers).with_context(at)?;
     let images = Images::new(exported, config, options)?;
-    let (mut plan, mut activations) =
-        (plan::as_trained(&graph, &trained), "float activations".to_owned());
-    if !plan.is_empty() {
-        activations = format!("activations as trained ({} layers)", trained.len());
-    }
-    let mut rounded = vec![];
-    if let Some(num_images) = options.calibrate {
-        let wanted = plan::wanted(&graph, options.target == Target::Ort);
-        let float = graph.clone();
-        let as_trained = plan;
-        // Bytes of 7 bits fit in pairs with any weight.
-        let fit_pairs =
-            options.target == Target::Ort && !options.full_range && options.activation_bits == 8;
-        if !options.keep_float {
-            rounded = plan::round_weights(&mut graph, &wanted, fit_pairs);
-        }
-        let calibration = Calibration {
-            method: options.method,
-            bits: options.activation_bits,
-            symmetric: options.target == Target::Tensorrt,
-        };
-        let each = |each: &mut dyn FnMut(&Tensor) -> Result<()>| images.each(num_images, each);
-        let found = calibrate(&graph, &as_trained, &wanted, calibration, each)?;
-        plan = plan::calibrated(&graph, &trained, found);
-        plan::fit_biases(&mut graph, &plan);
-        let batch = images.batch(num_images.min(correction_images(config)))?;
-        correct_biases(&float, &graph, &mut plan, &as_trained, &batch)?;
-        activations = format!(
-            "{}-bit activations ({} on {num_images} images)",
-            options.activation_bits,
-            match options.method {
-                Method::MinMax => "min-max".to_owned(),
-                Method::Percentile(percent) => format!("percentile {percent}"),
-                Method::Mse => "least error".to_owned(),
-            }
-        );
-    }
+    let Rounded { graph, plan, activations, layers } =
+        round(exported, config, options, graph, &images)?;
     let emit_options = EmitOptions {
         opset: opset_for(&graph, options)?,
         carrier: options.carrier,
@@ -222,25 +196,112 @@ pub(super) fn write(
         decode: options.decode,
     };
     let quantized = module_names(&loaded.quantized);
-    let activation_bits = if trained.is_empty() { options.activation_bits } else { 8 };
     let meta = OnnxMeta {
         mqat_version: env!("CARGO_PKG_VERSION").to_owned(),
         quantized: quantized.clone(),
-        activations: activations.clone(),
-        activation_bits: (!plan.is_empty()).then_some(activation_bits),
+        activations: activations.text.clone(),
+        activation_bits: (!plan.is_empty()).then_some(activations.bits),
         config: serde_json::to_value(config).context("writing the config as JSON")?,
     };
     let model = emit(&graph, &plan, &emit_options, &metadata(&meta, &graph, config)?)?;
     let num_tensors = model.graph.as_ref().map_or(0, |g| g.initializer.len());
     let bytes = model.encode_to_vec();
-    io::write_atomic(out, |w| Ok(w.write_all(&bytes)?))?;
-    let check = options.check.map(|n| check(exported, config, &graph, &plan, &images, n));
-    let check = check.transpose().with_context(|| format!("checking {}", out.display()))?;
+    let check = match options.check {
+        None => {
+            io::write_atomic(out, |w| Ok(w.write_all(&bytes)?))?;
+            None
+        }
+        Some(num_images) => Some(write_if_right(out, &bytes, |file| {
+            check(exported, config, &graph, &plan, &images, num_images, file)
+        })?),
+    };
+    let report = OnnxReport {
+        opset: emit_options.opset,
+        activations: activations.text,
+        weights: weights_by_type(&graph, &emit_options),
+        rounded_after_training: layers
+            .into_iter()
+            .filter(|name| !grids_as_floats.contains(name))
+            .collect(),
+        grids_as_floats,
+        check,
+    };
+    Ok(Written { report, num_tensors, bytes: bytes.len() as u64, quantized })
+}
+
+/// A graph whose values are rounded as the file has them.
+struct Rounded {
+    graph: Graph,
+    plan: Plan,
+    activations: Activations,
+    /// Layers whose weights training left float, and that are rounded now.
+    layers: Vec<String>,
+}
+
+/// How activations are rounded.
+struct Activations {
+    /// For people.
+    text: String,
+    bits: u32,
+}
+
+/// Rounds what the network was trained with, and with `--calibrate` the rest.
+fn round(
+    exported: &Exported,
+    config: &Config,
+    options: &OnnxOptions,
+    mut graph: Graph,
+    images: &Images,
+) -> Result<Rounded> {
+    let trained = plan::trained_inputs(&exported.loaded.quantizers)
+        .with_context(|| exported.from.display().to_string())?;
+    let as_trained = plan::as_trained(&graph, &trained);
+    let bits = if trained.is_empty() { options.activation_bits } else { 8 };
+    let Some(num_images) = options.calibrate else {
+        let text = match as_trained.is_empty() {
+            true => "float activations".to_owned(),
+            false => format!("activations as trained ({} layers)", trained.len()),
+        };
+        let activations = Activations { text, bits };
+        return Ok(Rounded { graph, plan: as_trained, activations, layers: vec![] });
+    };
+    let wanted = plan::wanted(&graph, options.target == Target::Ort);
+    let float = graph.clone();
+    // Bytes of 7 bits fit in pairs with any weight.
+    let fit_pairs =
+        options.target == Target::Ort && !options.full_range && options.activation_bits == 8;
+    let layers = match options.keep_float {
+        true => vec![],
+        false => plan::round_weights(&mut graph, &wanted, fit_pairs),
+    };
+    let calibration = Calibration {
+        method: options.method,
+        bits: options.activation_bits,
+        symmetric: options.target == Target::Tensorrt,
+    };
+    let each = |each: &mut dyn FnMut(&Tensor) -> Result<()>| images.each(num_images, each);
+    let found = calibrate(&graph, &as_trained, &wanted, calibration, each)?;
+    let mut plan = plan::calibrated(&graph, &trained, found);
+    plan::fit_biases(&mut graph, &plan);
+    let batch = images.batch(num_images.min(correction_images(config)))?;
+    correct_biases(&float, &graph, &mut plan, &as_trained, &batch)?;
+    let method = match options.method {
+        Method::MinMax => "min-max".to_owned(),
+        Method::Percentile(percent) => format!("percentile {percent}"),
+        Method::Mse => "least error".to_owned(),
+    };
+    let text =
+        format!("{}-bit activations ({method} on {num_images} images)", options.activation_bits);
+    Ok(Rounded { graph, plan, activations: Activations { text, bits }, layers })
+}
+
+/// Convolutions by the type that their weights are stored in.
+fn weights_by_type(graph: &Graph, options: &EmitOptions) -> BTreeMap<&'static str, usize> {
     let mut weights = BTreeMap::new();
     for conv in &graph.convs {
         let kind = match &conv.weight {
             Weight::Float(_) => "float",
-            Weight::Codes(codes) => match carrier_of(codes, &emit_options).bits() {
+            Weight::Codes(codes) => match carrier_of(codes, options).bits() {
                 2 => "int2",
                 4 => "int4",
                 _ => "int8",
@@ -248,17 +309,29 @@ pub(super) fn write(
         };
         *weights.entry(kind).or_insert(0) += 1;
     }
-    let rounded_after_training =
-        rounded.into_iter().filter(|name| !grids_as_floats.contains(name)).collect();
-    let report = OnnxReport {
-        opset: emit_options.opset,
-        activations,
-        weights,
-        rounded_after_training,
-        grids_as_floats,
-        check,
-    };
-    Ok(Written { report, num_tensors, bytes: bytes.len() as u64, quantized })
+    weights
+}
+
+/// Writes the file under another name in its folder, checks it, and gives it its own name if nothing is wrong with it:
+/// a file of that name has passed its check.
+fn write_if_right(
+    out: &Path,
+    bytes: &[u8],
+    check: impl FnOnce(&Path) -> Result<CheckReport>,
+) -> Result<CheckReport> {
+    let doing = || format!("checking {}", out.display());
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).with_context(|| format!("making folder {}", folder.display()))?;
+    let mut unchecked = tempfile::Builder::new();
+    unchecked.prefix(".unchecked-").suffix(".onnx");
+    let unchecked = unchecked.tempfile_in(folder).with_context(doing)?.into_temp_path();
+    io::write_atomic(&unchecked, |w| Ok(w.write_all(bytes)?))?;
+    let report = check(&unchecked).with_context(doing)?;
+    if report.failures.is_empty() {
+        fs::rename(&unchecked, out).with_context(|| format!("writing {}", out.display()))?;
+    }
+    Ok(report)
 }
 
 /// Images that biases are corrected with: all their values of a layer are held at once.
@@ -456,6 +529,7 @@ fn check(
     plan: &Plan,
     images: &Images,
     num_images: usize,
+    file: &Path,
 ) -> Result<CheckReport> {
     let folder = tempfile::tempdir().context("making a folder for the profile")?;
     let options = SessionOptions {
@@ -463,7 +537,7 @@ fn check(
         profile: Some(folder.path().join("profile")),
         ..SessionOptions::default()
     };
-    let engine = OnnxEngine::open_with(exported.out, &options)?;
+    let engine = OnnxEngine::open_with(file, &options)?;
     let planned = PlannedGraph::new(graph, plan);
     let layout = engine.outputs(config.input.width, config.input.height);
     let [mut from_planned, mut from_network] =
@@ -478,27 +552,54 @@ fn check(
         Ok(())
     })?;
     let profile = Profile::read(&engine.session().end_profile()?)?;
-    let layers = check_layers(exported, config, graph, plan, images, num_images)?;
+    let layers = check_layers(config, graph, plan, images, num_images, file)?;
+    let from_reference = Difference::of(&from_planned.finish());
     Ok(CheckReport {
+        failures: failures(&layers, &from_reference),
         max_steps: layers.iter().map(|layer| layer.max_steps).max(),
         layers: layers.into_iter().filter(|layer| layer.max_steps > 0).collect(),
         num_images,
         images: images.text(),
-        from_reference: Difference::of(&from_planned.finish()),
+        from_reference,
         from_network: Difference::of(&from_network.finish()),
         exact_sums: engine.session().exact_sums(),
         profile,
     })
 }
 
+/// What is beyond the limits: of layers with rounded values their integers, of a file without any its outputs.
+fn failures(layers: &[LayerSteps], from_reference: &Difference) -> Vec<String> {
+    if from_reference.num_not_finite > 0 {
+        let n = from_reference.num_not_finite;
+        return vec![format!("{n} values of the outputs are finite in one of the two only")];
+    }
+    if layers.is_empty() {
+        let relative = from_reference.max_relative;
+        let text = format!(
+            "outputs differ from libtorch's by up to {relative:.1e} of their largest magnitude, expected at most \
+             {MAX_RELATIVE:.0e}"
+        );
+        return if relative <= MAX_RELATIVE { vec![] } else { vec![text] };
+    }
+    let text = |layer: &LayerSteps| {
+        let LayerSteps { name, max_steps, share } = layer;
+        format!(
+            "{name}: integers differ from libtorch's by up to {max_steps} activation steps ({:.1}% of them), expected at \
+             most {MAX_STEPS}",
+            100.0 * share
+        )
+    };
+    layers.iter().filter(|layer| layer.max_steps > MAX_STEPS).map(text).collect()
+}
+
 /// Every rounded value of the file against libtorch, from the same integers; the largest differences first.
 fn check_layers(
-    exported: &Exported,
     config: &Config,
     graph: &Graph,
     plan: &Plan,
     images: &Images,
     num_images: usize,
+    file: &Path,
 ) -> Result<Vec<LayerSteps>> {
     let values: Vec<String> =
         rounded_values(graph, plan).into_iter().map(|(_, name)| name).collect();
@@ -507,7 +608,7 @@ fn check_layers(
     }
     let options =
         SessionOptions { threads: config.runtime.num_threads, values, ..SessionOptions::default() };
-    let engine = OnnxEngine::open_with(exported.out, &options)?;
+    let engine = OnnxEngine::open_with(file, &options)?;
     let values = RoundedValues::new(engine.session(), graph, plan);
     let mut check = LayerCheck::new(graph, plan);
     images.pipeline(&[&values]).run(images.pictures(num_images)?, |forwarded| {
@@ -618,5 +719,79 @@ impl CheckReport {
             self.profile.float_convs,
             kernels.join(", ")
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn difference(max_relative: f64) -> Difference {
+        Difference {
+            max_logit: 0.0,
+            max_offset: 0.0,
+            mean_offset: 0.0,
+            max_relative,
+            num_not_finite: 0,
+        }
+    }
+
+    fn layer(name: &str, max_steps: i64) -> LayerSteps {
+        LayerSteps { name: name.to_owned(), max_steps, share: 0.25 }
+    }
+
+    #[test]
+    fn a_check_fails_beyond_its_limits_and_not_at_them() {
+        assert!(failures(&[], &difference(MAX_RELATIVE)).is_empty());
+        let text = failures(&[], &difference(0.5)).remove(0);
+        assert!(text.contains("up to 5.0e-1") && text.contains("at most 1e-3"), "{text}");
+        assert_eq!(failures(&[], &difference(f64::NAN)).len(), 1);
+        // Halves add up to any difference of outputs: the layers say whether a file is right.
+        assert!(failures(&[layer("a", 0), layer("b", 1)], &difference(0.5)).is_empty());
+        let text = failures(&[layer("a", 37), layer("b", 1)], &difference(0.0)).join("\n");
+        assert_eq!(
+            text,
+            "a: integers differ from libtorch's by up to 37 activation steps (25.0% of them), expected at most 1"
+        );
+    }
+
+    #[test]
+    fn a_value_that_is_finite_in_one_alone_fails_the_check() {
+        let bad = Difference { num_not_finite: 3, ..difference(0.0) };
+        for layers in [vec![], vec![layer("a", 0)]] {
+            let text = failures(&layers, &bad).join("");
+            assert!(text.contains("3 values of the outputs are finite in one"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_in_place_only_after_its_check() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("new/net.onnx");
+        let report = |failures| CheckReport {
+            num_images: 1,
+            images: "noise".to_owned(),
+            from_reference: difference(0.0),
+            from_network: difference(0.0),
+            layers: vec![],
+            max_steps: None,
+            exact_sums: false,
+            profile: Profile { kernels: vec![], integer_convs: 0, float_convs: 1 },
+            failures,
+        };
+        let write = |failures: &[&str]| {
+            write_if_right(&out, b"graph", |file| {
+                assert_eq!(fs::read(file).unwrap(), b"graph");
+                assert!(!out.exists());
+                Ok(report(failures.iter().map(|&f| f.to_owned()).collect()))
+            })
+        };
+        let left = || fs::read_dir(out.parent().unwrap()).unwrap().count();
+        assert_eq!(write(&["wrong"]).unwrap().failures, ["wrong"]);
+        assert_eq!(left(), 0);
+        assert!(write_if_right(&out, b"graph", |_| bail!("no ONNX Runtime")).is_err());
+        assert_eq!(left(), 0);
+        write(&[]).unwrap();
+        assert_eq!((fs::read(&out).unwrap(), left()), (b"graph".to_vec(), 1));
     }
 }

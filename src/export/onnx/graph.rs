@@ -77,7 +77,8 @@ pub struct Node {
     pub shape: [i64; 3],
 }
 
-/// What a node does.
+/// What a node does: `x`, `a` and `b` are the nodes that it reads.
+#[allow(missing_docs, reason = "the variants say what their fields are")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Op {
     /// The images.

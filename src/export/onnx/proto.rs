@@ -4,6 +4,8 @@
 //!
 //! Source: the ONNX specification, <https://onnx.ai/onnx/repo-docs/IR.html> and `onnx/onnx.proto`.
 
+#![allow(missing_docs, reason = "the fields have the names that the specification explains")]
+
 use prost::Message;
 
 /// The whole file.

@@ -1,6 +1,6 @@
 //! Packed files: a network with the weights of its quantized layers as 1 to 8-bit codes, in one file.
 //!
-//! Start at [`pack`] (a network and its quantizers to a [`PackedFile`]), [`write`], [`read`] and [`unpack`] (back to the
+//! Start at [`pack`] (a network and its quantizers to a [`PackedFile`]), [`write()`], [`read`] and [`unpack`] (back to the
 //! network's tensors, every weight with the bits it had). [`read_head`] tells what a file holds without its numbers.
 //! [`bits`] packs codes, [`levels`] says which numbers they stand for, `format` is the layout of the file.
 //!

@@ -1,9 +1,9 @@
 //! PyTorch files (`.pth`, `.pt`, `.ckpt`), read and written without Python.
 //!
-//! Start at [`read`]; [`write`] makes files that PyTorch reads. A file of `torch.save` is a pickle, a program for a small machine that could call anything,
-//! and storages of numbers. Our machine builds data only (dicts, lists, tensors) and refuses every other name, so
-//! nothing in a file can run; sizes are checked against the file before memory is taken. Both formats are
-//! read: the zip archive (PyTorch 1.6 and later) and the older one.
+//! Start at [`read`]; [`write()`] makes files that PyTorch reads. A file of `torch.save` is a pickle, a program for a small
+//! machine that could call anything, and storages of numbers. Our machine builds data only (dicts, lists, tensors) and
+//! refuses every other name, so nothing in a file can run; sizes are checked against the file before memory is taken. Both
+//! formats are read: the zip archive (PyTorch 1.6 and later) and the older one.
 
 mod make;
 mod parse;

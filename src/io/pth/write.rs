@@ -1,7 +1,6 @@
 //! State dicts as `torch.save` writes them.
 
 use std::collections::{HashMap, HashSet};
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -81,25 +80,8 @@ fn checked_element(tensor: &Tensor) -> Result<Element> {
 
 fn write_storage(zip: &mut ZipOut, key: usize, tensor: &Tensor) -> Result<()> {
     let num_bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
-    let mut checksum = Checksum(crc32fast::Hasher::new());
-    write_bytes(&mut checksum, tensor, num_bytes)?;
     let name = format!("{ROOT}/data/{key}");
-    zip.record_by(&name, num_bytes as u64, checksum.0.finalize(), |out| {
-        write_bytes(out, tensor, num_bytes)
-    })
-}
-
-struct Checksum(crc32fast::Hasher);
-
-impl Write for Checksum {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+    zip.record_by(&name, num_bytes as u64, |out| write_bytes(out, tensor, num_bytes))
 }
 
 /// The pickle of the dict, protocol 2, as PyTorch's restricted reader takes it.

@@ -1,5 +1,7 @@
 //! A run that stops and goes on ends with the bits of one that never stopped.
 
+use serde_json::Value;
+
 use super::*;
 
 fn undisturbed(config: &TrainConfig) -> (BTreeMap<String, Vec<u64>>, Recorder) {
@@ -198,18 +200,37 @@ fn another_seed_or_configuration_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let first = TrainConfig { max_steps: Some(1), ..config.clone() };
     run(&mut trainer(&first, folder.path()), &mut Recorder::default()).unwrap();
-    let run = RunInfo {
-        seed: 12,
-        checkpoints: folder.path().to_owned(),
-        config_hash: "other".to_owned(),
-        config: serde_json::Value::Null,
-    };
+    let run = RunInfo { seed: 12, checkpoints: folder.path().to_owned(), config: Value::Null };
     let mut other = Trainer::new(toy_net(), config, task(), run).unwrap();
     let mut recorder = Recorder::default();
     other.resume(&ResumeFrom::Last, &mut recorder).unwrap();
     assert_eq!(recorder.messages.len(), 2, "{:?}", recorder.messages);
     assert!(recorder.messages[0].contains("seed 11, and this run has 12"));
-    assert!(recorder.messages[1].contains("configuration hash, and this run has other"));
+    assert!(recorder.messages[1].contains("configuration fnv1a:"), "{:?}", recorder.messages);
+    assert!(recorder.messages[1].contains(&format!("this run has {}", config_hash(&Value::Null))));
+}
+
+#[test]
+fn a_checkpoint_of_the_first_version_is_no_other_configuration_or_device() {
+    let config = three_stages();
+    let folder = tempfile::tempdir().unwrap();
+    let first = TrainConfig { max_steps: Some(1), ..config.clone() };
+    let Outcome::MaxSteps { checkpoint: path } =
+        run(&mut trainer(&first, folder.path()), &mut Recorder::default()).unwrap()
+    else {
+        panic!("not stopped")
+    };
+    // As 0.1 wrote them: a hash of its own kind, and the device as Rust prints it.
+    let mut old = Checkpoint::read(&path).unwrap();
+    assert_eq!(old.meta.device, "cpu");
+    old.meta.config = serde_json::json!({"training": config});
+    old.meta.config_hash = "0123456789abcdef".to_owned();
+    old.meta.device = "Cpu".to_owned();
+    old.write(&path).unwrap();
+    assert_eq!(Checkpoint::read(&path).unwrap().meta.device, "cpu");
+    let mut recorder = Recorder::default();
+    trainer(&config, folder.path()).resume(&ResumeFrom::Last, &mut recorder).unwrap();
+    assert_eq!(recorder.messages, [""; 0]);
 }
 
 #[test]
