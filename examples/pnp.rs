@@ -5,8 +5,8 @@
 //! ```
 
 use anyhow::{Context, Result};
-use mqat::geom::{Camera, Pose, Vec2, Vec3};
-use mqat::pose::{Correspondences, RansacConfig, pose_covariance, solve_pnp_ransac};
+use mqat::geom::{Camera, Correspondences, Pose, Vec2, Vec3};
+use mqat::pose::{RansacConfig, pose_covariance, solve_pnp_ransac};
 use mqat::seed;
 use rand::Rng;
 
@@ -37,7 +37,7 @@ fn main() -> Result<()> {
     println!("translation {:.2?} mm, {off_mm:.2} mm from the truth", found.pose.t_array());
     println!("mean reprojection distance {:.2} px", found.mean_residual_px);
 
-    let seen = Correspondences { points: &points, pixels: &pixels, per_cell: 1 };
+    let seen = Correspondences { points, pixels, group_size: 1 };
     let covariance = pose_covariance(&camera, &found.pose, &seen, &found.inliers)
         .context("these inliers do not tell how sure the pose is")?;
     println!("standard deviations {:.2?} mm", covariance.sigma_translation_mm());
