@@ -5,8 +5,7 @@ use std::fs;
 use serde::Serialize;
 use tch::Device;
 
-use crate::run::device::LIBTORCH_VERSION;
-use crate::run::device::device_name;
+use crate::run::device::{LIBTORCH_VERSION, device_name};
 
 /// Instructions that decide what integer and float kernels can do, as the kernel names them.
 const TELLING: [&str; 10] = [

@@ -65,7 +65,7 @@ pub enum Command {
     Report(ReportArgs),
     /// Render a synthetic SwissCube dataset.
     Synth(SynthArgs),
-    /// Show a network (layers, parameters, quantization plan) or a checkpoint's tensors.
+    /// Show a network (layers, parameters, quantization plan), or what a file of any kind holds.
     Inspect(InspectArgs),
     /// Read weights of other programs (PyTorch files of the published code, safetensors) into a checkpoint.
     Import(ImportArgs),
@@ -73,7 +73,7 @@ pub enum Command {
     Audit(AuditArgs),
     /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.
     Plan(PlanArgs),
-    /// Write a checkpoint's weights alone (safetensors, PyTorch keys), as a start for other runs.
+    /// Write the network of a checkpoint for other programs: weights (safetensors, PyTorch), packed low-bit files, ONNX.
     Export(ExportArgs),
     /// Run two files of one network (checkpoint, packed, ...) on the same images; fail when they differ.
     Verify(VerifyArgs),
