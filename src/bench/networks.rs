@@ -8,8 +8,7 @@ use rand::RngCore;
 use serde_json::{Map, Value, json};
 use tch::{Device, Tensor};
 
-use super::report::object;
-use super::report::resize;
+use super::report::{object, resize};
 use super::rounds::{Rounds, Subject, timed};
 use crate::artifact::network::new_network;
 use crate::artifact::{Artifact, Asked, EngineChoice, FileKind, Strictness, open};

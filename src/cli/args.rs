@@ -77,7 +77,7 @@ pub enum Command {
     Report(ReportArgs),
     /// Render a synthetic SwissCube dataset.
     Synth(SynthArgs),
-    /// Show a network (layers, parameters, quantization plan) or a checkpoint's tensors.
+    /// Show a network (layers, parameters, quantization plan), or what a file of any kind holds.
     Inspect(InspectArgs),
     /// Read weights of other programs (PyTorch files of the published code, safetensors) into a checkpoint.
     Import(ImportArgs),

@@ -6,8 +6,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::print::{print_json, print_text};
-use super::shared::ConfigSelect;
-use super::shared::select;
+use super::shared::{ConfigSelect, select};
 use super::terminal::Progress;
 use crate::artifact::EngineChoice;
 use crate::bench::{

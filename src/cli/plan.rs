@@ -7,8 +7,7 @@ use anyhow::{Result, bail, ensure};
 use clap::Args;
 
 use super::print::{print_json, print_text};
-use super::shared::ConfigSelect;
-use super::shared::select;
+use super::shared::{ConfigSelect, select};
 use crate::commands::{PlanRequest, plan};
 use crate::quant::WeightMethod;
 use crate::run::{Baseline, Bits, FlowSource, parse_weight_method};

@@ -7,8 +7,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::print::{print_json, print_text};
-use super::shared::request;
-use super::shared::{ConfigSelect, Places};
+use super::shared::{ConfigSelect, Places, request};
 use super::stop;
 use super::stop::Ended;
 use super::terminal::Progress;

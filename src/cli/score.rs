@@ -6,8 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::print::{print_json, print_text};
-use super::shared::ConfigSelect;
-use super::shared::select;
+use super::shared::{ConfigSelect, select};
 use crate::commands::{ScoreRequest, score};
 use crate::data::Split;
 use crate::eval::ResultFormat;

@@ -12,10 +12,9 @@ use super::stop;
 use super::stop::Ended;
 use crate::quant::WeightMethod;
 use crate::run::parse_weight_method;
-use crate::study::Division;
 use crate::study::{
-    Budget, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, Target, TraceRequest, Walk,
-    search,
+    Budget, Division, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, Target, TraceRequest,
+    Walk, search,
 };
 
 /// Arguments of `mqat search`.

@@ -184,15 +184,15 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
             config
         }
     };
-    if request.resume.is_some() {
-        if let Some(before) = Provenance::of(&existing_folder(request, home)?)? {
-            ensure!(
-                before.seed == config.experiment.seed,
-                "the experiment's seed is {}, not {}; a resumed run keeps its seed",
-                before.seed,
-                config.experiment.seed
-            );
-        }
+    if request.resume.is_some()
+        && let Some(before) = Provenance::of(&existing_folder(request, home)?)?
+    {
+        ensure!(
+            before.seed == config.experiment.seed,
+            "the experiment's seed is {}, not {}; a resumed run keeps its seed",
+            before.seed,
+            config.experiment.seed
+        );
     }
     ensure!(
         !request.loose || request.resume.is_none(),

@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use crate::io;
 use crate::nn::Network;
-use crate::quant::select;
-use crate::quant::{ActivationMethod, ActivationQuantConfig, WeightMethod, WeightQuantConfig};
+use crate::quant::{
+    ActivationMethod, ActivationQuantConfig, WeightMethod, WeightQuantConfig, select,
+};
 use crate::run::config::Config;
 use crate::run::folder::Start;
 use crate::run::layers::name_of;

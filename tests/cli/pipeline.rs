@@ -94,8 +94,9 @@ fn evaluate(exp: &Path, places: &[&str]) {
     // A checkpoint carries its config: no topology needed.
     let checkpoint = exp.join("checkpoints/stage_1_fpn.safetensors");
     let alone = ["test", "--device", "cpu", "--json", "--checkpoint", checkpoint.to_str().unwrap()];
-    let again =
-        run(&[&alone[..], places, &["--set", "data.CONFIDENCE_TH=0.001"]].concat()).code(0).json();
+    let again = run(&[&alone[..], &places[..2], &["--set", "data.CONFIDENCE_TH=0.001"]].concat())
+        .code(0)
+        .json();
     assert_eq!(
         again["evaluations"][0]["report"]["table"],
         report["evaluations"][1]["report"]["table"]
@@ -115,7 +116,7 @@ fn weights_alone(exp: &Path, places: &[&str], expected: &Value) {
     assert!(exported["bytes"].as_u64().unwrap() < fs::metadata(&float).unwrap().len());
     run(&["export", &float, "--out", out]).code(1).says(&["already exists"]);
     let wanted = ["--checkpoint", out, "--set", "data.CONFIDENCE_TH=0.001", "--json"];
-    let report = run(&small("test", &[places, &wanted[..]].concat())).code(0).json();
+    let report = run(&small("test", &[&places[..2], &wanted[..]].concat())).code(0).json();
     assert_eq!(report["evaluations"][0]["report"]["table"], *expected);
     let other = exp.join("other.safetensors");
     run(&["export", &stage("stage_1_fpn.safetensors"), "--out", other.to_str().unwrap()])

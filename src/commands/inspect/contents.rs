@@ -8,17 +8,17 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tch::Device;
 
-use crate::artifact::OnnxMeta;
 use crate::artifact::kind::{FileKind, Strictness, kind_of};
 use crate::artifact::name::module_names;
 use crate::artifact::network::blank_network;
-use crate::artifact::packed;
 use crate::artifact::tensor::TensorReport;
 use crate::artifact::weights::{self, InqLayerReport, OtherMember};
+use crate::artifact::{OnnxMeta, packed};
 use crate::export::onnx::{META_KEY, StoredCodes, StoredValues, read_contents};
 use crate::io::tensors;
 use crate::quant::SiteReport;
 use crate::run::config;
+use crate::topology::Topology;
 use crate::topology::wdr::{NetworkConfig, keys, recognise};
 use crate::train::{Best, CheckpointMeta, Imported, Position};
 
@@ -260,6 +260,13 @@ fn describe_onnx(report: &mut FileReport) -> Result<()> {
         let meta = OnnxMeta::of_file(&report.path)?;
         report.notes.push(format!("exported by mqat {}, {}", meta.mqat_version, meta.activations));
         report.quantized = meta.quantized;
+        let config = config::parse(meta.config, "its config")?;
+        let Topology::Widedepth(params) = config.network;
+        report.network = Some(ShapeReport {
+            topology: recognise::topology_of(&params),
+            num_classes: i64::try_from(config.data.num_classes()).ok(),
+            params,
+        });
     }
     Ok(())
 }
@@ -298,7 +305,11 @@ fn count(report: &mut FileReport) {
         let Some(root) = root else { continue };
         if seen.insert(bare) {
             sizes.insert(bare, tensor.shape.clone());
-            if keys::is_parameter(bare) && keys::inq_extra(bare).is_none() {
+            let is_learnt = |bare: &str| match report.kind {
+                FileKind::Onnx => bare.ends_with(".weight") || bare.ends_with(".bias"),
+                _ => keys::is_parameter(bare) && keys::inq_extra(bare).is_none(),
+            };
+            if is_learnt(bare) {
                 *parameters.entry(root).or_default() += num_elements;
             }
         }
@@ -309,12 +320,14 @@ fn count(report: &mut FileReport) {
         .map(|(name, num_parameters)| ModuleCount { name: name.to_owned(), num_parameters })
         .collect();
     report.key_form = weights::key_form(report.tensors.iter().map(|t| t.name.as_str()));
-    report.network =
-        recognise::shape_of(&sizes, &NetworkConfig::default()).map(|params| ShapeReport {
-            topology: recognise::topology_of(&params),
-            num_classes: recognise::num_classes_of(&sizes),
-            params,
-        });
+    if report.network.is_none() {
+        report.network =
+            recognise::shape_of(&sizes, &NetworkConfig::default()).map(|params| ShapeReport {
+                topology: recognise::topology_of(&params),
+                num_classes: recognise::num_classes_of(&sizes),
+                params,
+            });
+    }
 }
 
 impl FileReport {

@@ -236,7 +236,7 @@ impl<'a> Constants<'a> {
 fn scale_problems(scales: &[f32], what: &str) -> Vec<String> {
     let bad = |s: &f32| !(s.is_finite() && *s > 0.0);
     let num_bad = scales.iter().filter(|s| bad(s)).count();
-    match scales.iter().position(|s| bad(s)) {
+    match scales.iter().position(bad) {
         None => Vec::new(),
         Some(i) => vec![format!(
             "{what} {i} is {}, expected a positive finite number ({num_bad} of {} are not)",
