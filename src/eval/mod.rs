@@ -42,6 +42,6 @@ pub use report::{
     BinLimits, ClassSummary, DatasetSummary, Definition, Evaluation, Report, RunInfo,
     SYNTHETIC_FILE, Timing, evaluate, write_errors,
 };
-pub use result_file::{ResultFile, ResultFormat, read_predictions};
+pub use result_file::{ResultFile, ResultFormat, odd_distances, read_predictions};
 pub use stream::{Absent, Answer, Found, Found6D, Job, Source, StreamTiming, infer_stream};
 pub use tables::Comparison;

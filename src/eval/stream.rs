@@ -17,7 +17,7 @@ use super::infer::{Engine, InferOptions};
 use super::predictions::Prediction;
 use super::solver::{ClassResult, Missing, Solver, to_host};
 use crate::data::{ObjectBox, View};
-use crate::io::picture::read_rgb;
+use crate::io::picture::{read_rgb, read_rgb_upright};
 use crate::model::images_from_bytes;
 use crate::pose::{NoPose, PoseCovariance};
 
@@ -40,8 +40,10 @@ pub struct Job {
 
 /// Where a picture is.
 pub enum Source {
-    /// In a PNG or JPEG file.
+    /// In a PNG or JPEG file of a dataset, taken as stored.
     File(PathBuf),
+    /// In a PNG or JPEG file of a camera, turned as its EXIF orientation says.
+    Photo(PathBuf),
     /// Here, as a video's frame is.
     Picture(RgbImage),
     /// Nowhere: why.
@@ -194,6 +196,7 @@ fn load(mut job: Job) -> Loaded {
     let source = std::mem::replace(&mut job.source, Source::Bad(String::new()));
     let read = match source {
         Source::File(path) => read_rgb(&path).map_err(|e| format!("{e:#}")),
+        Source::Photo(path) => read_rgb_upright(&path).map_err(|e| format!("{e:#}")),
         Source::Picture(picture) => Ok(picture),
         Source::Bad(why) => Err(why),
     };

@@ -17,7 +17,7 @@ use super::export::{ExportReport, Exported};
 use super::home::Home;
 use super::open::num_workers;
 use super::test::module_names;
-use crate::data::{Dataset, Loader, LoaderOptions, Split};
+use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split};
 use crate::export::onnx::graph::{Graph, Weight};
 use crate::export::onnx::plan::{self, Plan};
 use crate::export::onnx::{
@@ -341,7 +341,7 @@ impl Images {
             let home = Home::find(options.data.as_deref(), None)?;
             let list = config.data.list(Split::Train);
             let root = home.dataset(exported.request.select.problem(), list)?;
-            Dataset::open(&root, list, &config.data, &config.input, false)
+            Dataset::open(&root, list, &config.data, &config.input, Purpose::Images, false)
         });
         Ok(Self { dataset: dataset.transpose()?, config: config.clone() })
     }

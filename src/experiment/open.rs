@@ -13,7 +13,7 @@ use super::folder::{Folder, Provenance};
 use super::home::Home;
 use super::test::run_name;
 use super::weights::{self, Strictness};
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Purpose, Split};
 use crate::eval::candidates::CandidateConfig;
 use crate::eval::{Engine, InferOptions, SYNTHETIC_FILE};
 use crate::model::PoseNet;
@@ -64,10 +64,17 @@ impl Request {
     }
 
     /// Opens a split of the config's dataset.
-    pub(super) fn open_split(&self, home: &Home, config: &Config, split: Split) -> Result<Dataset> {
+    pub(super) fn open_split(
+        &self,
+        home: &Home,
+        config: &Config,
+        split: Split,
+        purpose: Purpose,
+    ) -> Result<Dataset> {
         let list = config.data.list(split);
         let root = home.dataset(self.select.problem(), list)?;
-        let dataset = Dataset::open(&root, list, &config.data, &config.input, self.skip_bad)?;
+        let dataset =
+            Dataset::open(&root, list, &config.data, &config.input, purpose, self.skip_bad)?;
         let synthetic = if is_synthetic(&root) { " (synthetic)" } else { "" };
         tracing::info!(
             images = dataset.frames.len(),

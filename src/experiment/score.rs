@@ -8,9 +8,10 @@ use serde::Serialize;
 use super::config::Config;
 use super::open::Request;
 use super::test::{Run, text_of, write_report};
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Purpose, Split};
 use crate::eval::{
-    Report, ResultFile, ResultFormat, RunInfo, average_recalls, evaluate, read_predictions,
+    Report, ResultFile, ResultFormat, RunInfo, average_recalls, evaluate, odd_distances,
+    read_predictions,
 };
 
 /// What `mqat score` is asked.
@@ -83,11 +84,11 @@ pub fn score(request: &ScoreRequest) -> Result<ScoreReport> {
     if !request.overlays {
         config.evaluation.num_overlays = 0;
     }
-    let dataset = request.run.open_split(&home, &config, request.split)?;
+    let dataset = request.run.open_split(&home, &config, request.split, Purpose::Evaluation)?;
     let (mut runs, mut files) = (Vec::new(), Vec::new());
     for (i, path) in request.predictions.iter().enumerate() {
         let mut file = read_predictions(path, request.format, &dataset, request.run.skip_bad)?;
-        tell(path, &file);
+        tell(path, &file, &dataset);
         let name = name_of(&request.predictions, i);
         runs.push(scored(&name, &mut file, &config, &dataset, request.split)?);
         files.push(file);
@@ -127,7 +128,7 @@ fn scored(
 }
 
 /// Says what was read and what is odd about it.
-fn tell(path: &std::path::Path, file: &ResultFile) {
+fn tell(path: &std::path::Path, file: &ResultFile, dataset: &Dataset) {
     let (at, num) = (path.display(), file.predictions.len());
     tracing::info!("{at}: {num} predictions ({})", file.format);
     if num == 0 {
@@ -138,6 +139,9 @@ fn tell(path: &std::path::Path, file: &ResultFile) {
             "{at}: {} predictions repeat the class of another one in their image; the most confident counts",
             file.num_repeats
         );
+    }
+    if let Some(odd) = odd_distances(dataset, &file.predictions) {
+        tracing::warn!("{at}: {odd}");
     }
     for bad in &file.bad {
         tracing::warn!("left out: {bad}");

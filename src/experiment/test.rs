@@ -1,10 +1,11 @@
 //! `mqat test`: checkpoints over a split, one report each, side by side when there are several.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
 use tch::Device;
@@ -15,7 +16,7 @@ use super::folder::{Folder, Pick};
 use super::home::Home;
 use super::open::{Opened, Request, infer_options, open_engine};
 use super::weights::Strictness;
-use crate::data::{Dataset, Split};
+use crate::data::{BadSample, Dataset, Purpose, Split};
 use crate::eval::{
     Comparison, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing,
     average_recalls, evaluate, infer, write_bop_csv, write_depth_chart, write_errors,
@@ -102,7 +103,8 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
         config.evaluation.seed = seed;
     }
     let device = request.run.open_device(&config)?;
-    let dataset = Arc::new(request.run.open_split(&home, &config, request.split)?);
+    let dataset =
+        Arc::new(request.run.open_split(&home, &config, request.split, Purpose::Evaluation)?);
     let mut runs = Vec::with_capacity(files.len());
     for file in &files {
         let run = evaluate_one(request, &config, &dataset, device, file, progress)?;
@@ -238,6 +240,9 @@ fn evaluate_one(
     tracing::info!("evaluating {} ({name})", file.display());
     let options = infer_options(config, device, request.run.skip_bad);
     let inference = infer(engine.as_ref(), dataset, &options, |p| progress(&name, p))?;
+    if let Some(nothing) = nothing_left(dataset, &inference.left_out) {
+        bail!("{}: {nothing}", config.data.list(request.split));
+    }
     let info = RunInfo {
         name: &name,
         list: config.data.list(request.split),
@@ -249,6 +254,28 @@ fn evaluate_one(
     evaluation.report.bop =
         Some(average_recalls(dataset, &config.data, &inference.predictions, &inference.left_out)?);
     Ok(Run { predictions: inference.predictions, evaluation })
+}
+
+/// Why the images that could be read have nothing to evaluate; none where they have.
+pub(super) fn nothing_left(dataset: &Dataset, left_out: &[BadSample]) -> Option<String> {
+    let frames = &dataset.frames;
+    let bad: HashSet<usize> = left_out.iter().map(|bad| bad.index).collect();
+    let objects = (frames.iter().enumerate()).filter(|(i, _)| !bad.contains(i));
+    if objects.map(|(_, frame)| frame.objects.len()).sum::<usize>() > 0 {
+        return None;
+    }
+    Some(match left_out.first() {
+        Some(first) if left_out.len() == frames.len() => {
+            format!("none of the {} images could be read, the first: {}", frames.len(), first.error)
+        }
+        Some(first) => format!(
+            "{} of {} images could not be read, and the others have no object; the first: {}",
+            left_out.len(),
+            frames.len(),
+            first.error
+        ),
+        None => format!("no object in any of the {} images", frames.len()),
+    })
 }
 
 /// What a checkpoint is, for people: `full precision`, `fpn 2-bit (3 levels)`; says so where a module is not quantized

@@ -18,9 +18,10 @@ use super::folder::{Folder, Pick, Provenance, Start};
 use super::home::Home;
 use super::open::{Request, infer_options, limited, new_network, num_workers, thinned};
 use super::record::{Recorder, make_plots_folder};
+use super::test::nothing_left;
 use super::weights::{self, Strictness};
 use super::{flow, stretch};
-use crate::data::{Dataset, Loader, LoaderOptions, Split};
+use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split};
 use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
 use crate::io;
 use crate::model::PoseNet;
@@ -100,9 +101,9 @@ pub fn train(
         home = request.run.home_of_run(&existing_folder(request, &home)?)?;
     }
     let device = request.run.open_device(&config)?;
-    let training = request.run.open_split(&home, &config, Split::Train)?;
+    let training = request.run.open_split(&home, &config, Split::Train, Purpose::Training)?;
     let training = Arc::new(thinned(training, config.training.train_images));
-    let validation = request.run.open_split(&home, &config, Split::Valid)?;
+    let validation = request.run.open_split(&home, &config, Split::Valid, Purpose::Evaluation)?;
     let validation = limited(validation, config.training.valid_images);
     ensure_batches(&config, &training)?;
     let net = new_network(&config, device)?;
@@ -367,6 +368,9 @@ fn validate(
 ) -> Result<Option<ValidScore>> {
     let options = infer_options(config, device, request.run.skip_bad);
     let inference = infer(net, dataset, &options, |_| ())?;
+    if let Some(nothing) = nothing_left(dataset, &inference.left_out) {
+        tracing::warn!("nothing to validate: {}: {nothing}", config.data.list(Split::Valid));
+    }
     let info = EvalInfo {
         name: "validation",
         list: config.data.list(Split::Valid),

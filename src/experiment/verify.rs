@@ -13,7 +13,7 @@ use super::engine::{EngineChoice, stored_config};
 use super::home::Home;
 use super::open::{Request, infer_options, limited, open_engine};
 use super::weights::Strictness;
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Purpose, Split};
 use crate::eval::{
     Deviation, Evaluation, LevelDeviation, Pair, Prediction, Progress, RunInfo, SYNTHETIC_FILE,
     evaluate, infer_pair,
@@ -206,7 +206,7 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     }
     let home = request.run.home()?;
     let device = request.run.open_device(&config)?;
-    let dataset = request.run.open_split(&home, &config, request.split)?;
+    let dataset = request.run.open_split(&home, &config, request.split, Purpose::Evaluation)?;
     let dataset = limited(dataset, request.images);
     let [first, second] = &request.files;
     let open =

@@ -231,7 +231,13 @@ fn cameras_of_many_programs_are_read_alike() {
         (realsense("Inverse Brown Conrady", "0, 0, 0, 0, 0"), Distortion::None),
         (orb.to_owned(), fisheye),
         (nerf.to_owned(), radtan),
-        (nerf.replace("p1", "k3").replace("p2", "k4").replace("false, \"fr", "true, \"fr").replace("OPENCV", "PINHOLE"), fisheye),
+        (
+            nerf.replace("p1", "k3")
+                .replace("p2", "k4")
+                .replace("false, \"fr", "true, \"fr")
+                .replace("OPENCV", "PINHOLE"),
+            fisheye,
+        ),
         (speed, radtan),
         (open3d.to_owned(), Distortion::None),
         (colmap.clone(), radtan),

@@ -13,7 +13,7 @@ use tch::Tensor;
 use super::SearchRequest;
 use super::setup::Setup;
 use super::trial::fnv1a;
-use crate::data::{Loader, LoaderOptions, Split};
+use crate::data::{Loader, LoaderOptions, Purpose, Split};
 use crate::experiment::open::{blank_network, num_workers};
 use crate::experiment::train::{load_pretrained, task_of};
 use crate::io;
@@ -273,7 +273,8 @@ fn save(path: &Path, stored: &Stored) -> Result<()> {
 /// The calibration set: training images drawn by the seed, augmented as in training, with targets drawn once.
 fn batches(request: &SearchRequest, setup: &Setup, net: &PoseNet) -> Result<Vec<Batch>> {
     let config = &setup.config;
-    let dataset = Arc::new(request.run.open_split(&setup.home, config, Split::Train)?);
+    let dataset =
+        Arc::new(request.run.open_split(&setup.home, config, Split::Train, Purpose::Training)?);
     let size = request.trace.batch;
     ensure!(
         size <= dataset.frames.len(),
