@@ -54,6 +54,8 @@ pub enum Purpose {
     Training,
     /// True poses are needed, masks are not; an image counts once however often it is named.
     Evaluation,
+    /// As [`Purpose::Evaluation`], of poses from a file: no network looks at the images.
+    Scoring,
     /// Images alone: there need be no objects and no masks.
     Images,
 }
@@ -146,7 +148,9 @@ impl Dataset {
         );
         skipped.warn(&list_path);
         check_distances(&list_path, &frames, &models)?;
-        warn_of_field(&frames, input);
+        if purpose != Purpose::Scoring {
+            warn_of_field(&frames, input);
+        }
         warn_of_several(&list_path, &frames, purpose);
         Ok(Dataset { root: root.to_owned(), models: Arc::new(models), frames, skipped })
     }
@@ -195,7 +199,7 @@ fn take_repeats(list: &Path, images: &mut Vec<String>, purpose: Purpose) -> usiz
 /// Says how much of a split can be found at most, where a class is seen several times in an image.
 fn warn_of_several(list: &Path, frames: &[Frame], purpose: Purpose) {
     let num_images = frames.iter().filter(|f| f.num_findable() < f.objects.len()).count();
-    if num_images == 0 || purpose != Purpose::Evaluation {
+    if num_images == 0 || !matches!(purpose, Purpose::Evaluation | Purpose::Scoring) {
         return;
     }
     let num_objects: usize = frames.iter().map(|f| f.objects.len()).sum();

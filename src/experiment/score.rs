@@ -84,7 +84,7 @@ pub fn score(request: &ScoreRequest) -> Result<ScoreReport> {
     if !request.overlays {
         config.evaluation.num_overlays = 0;
     }
-    let dataset = request.run.open_split(&home, &config, request.split, Purpose::Evaluation)?;
+    let dataset = request.run.open_split(&home, &config, request.split, Purpose::Scoring)?;
     let (mut runs, mut files) = (Vec::new(), Vec::new());
     for (i, path) in request.predictions.iter().enumerate() {
         let mut file = read_predictions(path, request.format, &dataset, request.run.skip_bad)?;

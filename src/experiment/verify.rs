@@ -206,7 +206,7 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     }
     let home = request.run.home()?;
     let device = request.run.open_device(&config)?;
-    let dataset = request.run.open_split(&home, &config, request.split, Purpose::Evaluation)?;
+    let dataset = request.run.open_split(&home, &config, request.split, Purpose::Images)?;
     let dataset = limited(dataset, request.images);
     let [first, second] = &request.files;
     let open =
@@ -215,6 +215,14 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     let options = infer_options(&config, device, request.run.skip_bad);
     let engines = [artefacts[0].engine.as_ref(), artefacts[1].engine.as_ref()];
     let pair = infer_pair(engines, &dataset, &options, progress)?;
+    if let (true, Some(bad)) = (pair.left_out.len() == dataset.frames.len(), pair.left_out.first())
+    {
+        bail!(
+            "none of the {} images could be read, the first: {}",
+            dataset.frames.len(),
+            bad.error
+        );
+    }
     let (mut reports, mut errors) = (Vec::with_capacity(2), Vec::with_capacity(2));
     for (i, artefact) in artefacts.iter().enumerate() {
         let path = request.files[i].clone();
