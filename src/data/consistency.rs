@@ -277,7 +277,7 @@ pub(super) fn warn_of_field(frames: &[Frame], input: &InputConfig) {
     // An image's size is not known before it is loaded: its middle is near half of it.
     let of = |camera: &Camera| {
         let c = camera.center_px();
-        field_of(camera, (2.0 * c.x + 1.0, 2.0 * c.y + 1.0))
+        field_of(camera, (2.0 * c.x, 2.0 * c.y))
     };
     let misfits = |camera: &Camera| {
         let theirs = of(camera);

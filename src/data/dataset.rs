@@ -93,7 +93,7 @@ impl Dataset {
     /// # Errors
     /// Names the file: missing, not JSON or truncated; a list without a line; an image number that the JSON files
     /// lack; a pose that is not finite, no rotation or behind the camera; masks that are not one an object; no
-    /// object (where the purpose needs some) or no image at all left; descriptions in different units, see `mqat::data`.
+    /// object (where the purpose needs some) or no image at all left; descriptions of an object in different units.
     pub fn open(
         root: &Path,
         list: &str,

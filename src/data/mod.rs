@@ -6,7 +6,9 @@
 //! camera ([`read_camera`]), go through a [`View`], which undoes distortion in the same resampling.
 //!
 //! Refused, with the file's name: missing or truncated files, poses that are not finite or behind the camera, counts
-//! that disagree. Pixels leave as bytes; the device normalises them.
+//! that disagree. Descriptions of one thing are compared with each other (`consistency`): boxes, meshes, diameters and
+//! `models_info.json` of an object, distances and diameters, cameras and images. Those in other units are errors, other
+//! differences warnings. Pixels leave as bytes; the device normalises them.
 
 mod augment;
 pub mod bop;

@@ -100,7 +100,7 @@ impl Data {
 
     fn train(&self, more: &[&str]) -> Ran {
         let (data, logs) = (self.text(), self.dir.path().join("logs"));
-        let args = ["--data", &data, "--logs", logs.to_str().unwrap(), "--max-steps", "1"];
+        let args = ["--data", &data, "--logs", logs.to_str().unwrap()];
         run(&small("train", &[&args[..], more].concat()))
     }
 }
@@ -199,7 +199,7 @@ fn nothing_to_evaluate_is_an_error_and_nothing_to_validate_is_told() {
     rename("testing.txt");
     data.test(&["--skip-bad"]).code(1).says(&["none of the 6 images could be read", ".jpg"]);
     rename("validation.txt");
-    let ran = data.train(&["--skip-bad", "--max-steps", "100"]).code(0);
+    let ran = data.train(&["--skip-bad"]).code(0);
     ran.says(&["WARN", "nothing to validate: validation.txt: none of the 4 images"]);
     data.objects(Vec::clear);
     data.test(&[]).code(1).says(&["no object in any of the 6 images", "mqat predict"]);
@@ -208,10 +208,11 @@ fn nothing_to_evaluate_is_an_error_and_nothing_to_validate_is_told() {
 #[test]
 fn marks_repeats_and_hidden_files_change_no_score() {
     let data = Data::new();
+    let files = [data.scene().join("scene_gt.json"), data.at("swisscube_bbox.json")];
     let text = fs::read_to_string(data.at("testing.txt")).unwrap();
     fs::write(data.at("testing.txt"), format!("\u{feff}{text}{text}").replace('\n', "\r\n"))
         .unwrap();
-    for file in [data.scene().join("scene_gt.json"), data.at("swisscube_bbox.json")] {
+    for file in files {
         let text = fs::read_to_string(&file).unwrap();
         fs::write(&file, format!("\u{feff}{text}")).unwrap();
     }
@@ -247,7 +248,7 @@ fn cameras_of_other_images_are_told() {
         "is the camera for images of 85 x 85 px?",
     ]);
     let data = Data::new();
-    let wide = ["--set", "INPUT.INTERNAL_K=[20,0,32,0,20,32,0,0,1]"];
+    let wide = ["--max-steps", "1", "--set", "INPUT.INTERNAL_K=[20,0,32,0,20,32,0,0,1]"];
     data.train(&wide).code(0).says(&["INPUT.INTERNAL_K sees 116.0 x 116.0 degrees", "80.2"]);
 }
 
