@@ -111,36 +111,34 @@ fn named_model(leaf: &Leaf) -> Result<Option<(Kind, String)>> {
     let fisheye = leaf.key.contains("fisheye") || parent.contains("fisheye");
     let name = match leaf.value {
         Value::String(name) => name,
-        _ if parent.contains("fisheye") && !leaf.is_blank() => {
-            return Ok(Some((Kind::Equidistant, parent.to_owned())));
-        }
         Value::Null => return Ok(None),
-        Value::Bool(_) | Value::Number(_) if fisheye => {
-            leaf.is_used();
-            return Ok((!leaf.is_blank()).then(|| (Kind::Equidistant, leaf.path.clone())));
-        }
+        _ if fisheye => return Ok(fisheye_flag(leaf)),
         value if names_model(&leaf.key) => {
             bail!("{} is {value}, expected the name of a model: {KNOWN}", leaf.path)
         }
-        _ if leaf.key.contains("fisheye") && leaf.has_numbers() => {
-            return Ok(Some((Kind::Equidistant, leaf.path.clone())));
-        }
         _ => return Ok(None),
     };
-    let kind = kind_of(&normalised(name));
-    let of_lens = parent.contains("cam") || parent.contains("lens") || speaks(parent);
+    let of_distortion = speaks(parent) && ["model", "type", "name"].contains(&leaf.key.as_str());
     let must = names_model(&leaf.key)
-        || (fisheye || (speaks(&leaf.key) && !is_statistic(&leaf.key)))
-        || (of_lens && ["model", "type", "name"].contains(&leaf.key.as_str()) && speaks(parent));
+        || of_distortion
+        || fisheye
+        || (speaks(&leaf.key) && !is_statistic(&leaf.key));
     let may = ["type", "projection", "camera", "lens", "cameratype", "lenstype"]
         .contains(&leaf.key.as_str());
-    match kind {
+    match kind_of(&normalised(name)) {
         Some(kind) if must || may => Ok(Some((kind, name.clone()))),
         None if must || (may && sounds_like_a_lens(&normalised(name))) => {
             bail!("{} is {name:?}, expected {KNOWN}", leaf.path)
         }
         _ => Ok(None),
     }
+}
+
+/// What `fisheye: true`, `fisheye_model: 1` or a value within a map of a fisheye lens says: nothing when it is false or 0.
+fn fisheye_flag(leaf: &Leaf) -> Option<(Kind, String)> {
+    leaf.is_used();
+    let coefficients = leaf.has_numbers() && leaf.key.contains("fisheye");
+    (coefficients || !leaf.is_blank()).then(|| (Kind::Equidistant, leaf.path.clone()))
 }
 
 /// Keys whose value is a model, whatever it is.
