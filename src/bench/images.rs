@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::report::object;
 use super::rounds::{BenchProgress, Progress};
-use crate::data::{DataConfig, Dataset, Split};
+use crate::data::{DataConfig, Dataset, Purpose, Split};
 use crate::run::config::Config;
 use crate::run::home::Home;
 use crate::run::request::{Request, is_synthetic, thinned};
@@ -69,7 +69,7 @@ pub(super) fn open(
     let own = std::mem::take(&mut config.data);
     config.data = DataConfig { train, valid, test, mesh_dir, bbox_file, mesh_diameters_mm, ..own };
     let list = config.data.list(Split::Train);
-    let dataset = Dataset::open(&out, list, &config.data, &config.input, false)?;
+    let dataset = Dataset::open(&out, list, &config.data, &config.input, Purpose::Training, false)?;
     let text = format!(
         "the images are synthetic: {num_images} of {side_px} x {side_px} px, rendered for this and removed (no dataset \
          was found; name one with --data)"
@@ -93,7 +93,7 @@ fn of_dataset(
     config: &Config,
     num_images: usize,
 ) -> Result<Images> {
-    let dataset = request.open_split(home, config, Split::Train)?;
+    let dataset = request.open_split(home, config, Split::Train, Purpose::Training)?;
     let dataset = thinned(dataset, Some(num_images));
     let synthetic = is_synthetic(&dataset.root);
     let note = synthetic.then(|| format!("the images of {} are synthetic", dataset.root.display()));

@@ -1,15 +1,15 @@
 //! `mqat plan`: the whole timeline of a run before anything runs.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::Serialize;
 use tch::Device;
 
 use crate::artifact::network::blank_network;
 use crate::data::Split;
+use crate::io;
 use crate::quant::size::Sizes;
 use crate::run::config::{Config, Names, Select};
 use crate::run::flow::{self, FlowPlan, FlowSource, MadeBy};
@@ -198,10 +198,7 @@ fn count_images(request: &PlanRequest, home: &Home, config: &Config) -> Result<O
         Err(err) if request.data.is_some() => return Err(err),
         Err(_) => return Ok(None),
     };
-    let path = root.join(list);
-    let text = fs::read_to_string(&path)
-        .with_context(|| format!("reading the list {}", path.display()))?;
-    Ok(Some(text.lines().filter(|line| !line.trim().is_empty()).count()))
+    Ok(Some(io::read_list(&root.join(list))?.len()))
 }
 
 fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch> {

@@ -6,9 +6,10 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::commands::test::{Run, text_of, write_report};
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Purpose, Split};
 use crate::eval::{
-    Report, ResultFile, ResultFormat, RunInfo, average_recalls, evaluate, read_predictions,
+    Report, ResultFile, ResultFormat, RunInfo, average_recalls, evaluate, odd_distances,
+    read_predictions,
 };
 use crate::run::config::{Config, Names};
 use crate::run::request::Request;
@@ -82,11 +83,11 @@ pub fn score(request: &ScoreRequest) -> Result<ScoreReport> {
     if !request.overlays {
         config.evaluation.num_overlays = 0;
     }
-    let dataset = request.run.open_split(&home, &config, request.split)?;
+    let dataset = request.run.open_split(&home, &config, request.split, Purpose::Scoring)?;
     let (mut runs, mut files) = (Vec::new(), Vec::new());
     for (i, path) in request.predictions.iter().enumerate() {
         let mut file = read_predictions(path, request.format, &dataset, request.run.skip_bad)?;
-        tell(path, &file);
+        tell(path, &file, &dataset);
         let name = name_of(&request.predictions, i);
         runs.push(scored(&name, &mut file, &config, &dataset, request.split)?);
         files.push(file);
@@ -126,7 +127,7 @@ fn scored(
 }
 
 /// Says what was read and what is odd about it.
-fn tell(path: &std::path::Path, file: &ResultFile) {
+fn tell(path: &std::path::Path, file: &ResultFile, dataset: &Dataset) {
     let (at, num) = (path.display(), file.predictions.len());
     tracing::info!("{at}: {num} predictions ({})", file.format);
     if num == 0 {
@@ -137,6 +138,9 @@ fn tell(path: &std::path::Path, file: &ResultFile) {
             "{at}: {} predictions repeat the class of another one in their image; the most confident counts",
             file.num_repeats
         );
+    }
+    if let Some(odd) = odd_distances(dataset, &file.predictions) {
+        tracing::warn!("{at}: {odd}");
     }
     for bad in &file.bad {
         tracing::warn!("left out: {bad}");

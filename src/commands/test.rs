@@ -1,15 +1,16 @@
 //! `mqat test`: checkpoints over a split, one report each, side by side when there are several.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use tch::Device;
 
 use crate::artifact::{Artifact, Asked, EngineChoice, Opened, Strictness, open};
-use crate::data::{Dataset, Split};
+use crate::data::{BadSample, Dataset, Purpose, Split};
 use crate::eval::{
     Comparison, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing,
     average_recalls, evaluate, infer, write_bop_csv, write_depth_chart, write_errors,
@@ -97,7 +98,8 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
     let artifacts = open_all(request, &home, &files, folder.as_ref())?;
     let config = &artifacts.first().context("no checkpoint to evaluate")?.config;
     let device = request.run.open_device(config)?;
-    let dataset = Arc::new(request.run.open_split(&home, config, request.split)?);
+    let dataset =
+        Arc::new(request.run.open_split(&home, config, request.split, Purpose::Evaluation)?);
     let mut runs = Vec::with_capacity(files.len());
     for (file, artifact) in files.iter().zip(&artifacts) {
         let run = evaluate_one(request, artifact, &dataset, device, progress)?;
@@ -246,6 +248,9 @@ fn evaluate_one(
     let decoder = decoder_for(config, dataset)?;
     let report_progress = |p| progress(&name, p);
     let inference = infer(engine.as_ref(), decoder.as_ref(), dataset, &options, report_progress)?;
+    if let Some(nothing) = nothing_left(dataset, &inference.left_out) {
+        bail!("{}: {nothing}", config.data.list(request.split));
+    }
     let info = RunInfo {
         name: &name,
         list: config.data.list(request.split),
@@ -257,6 +262,28 @@ fn evaluate_one(
     evaluation.report.bop =
         Some(average_recalls(dataset, &config.data, &inference.predictions, &inference.left_out)?);
     Ok(Run { predictions: inference.predictions, evaluation })
+}
+
+/// Why the images that could be read have nothing to evaluate; none where they have.
+pub(super) fn nothing_left(dataset: &Dataset, left_out: &[BadSample]) -> Option<String> {
+    let frames = &dataset.frames;
+    let bad: HashSet<usize> = left_out.iter().map(|bad| bad.index).collect();
+    let objects = (frames.iter().enumerate()).filter(|(i, _)| !bad.contains(i));
+    if objects.map(|(_, frame)| frame.objects.len()).sum::<usize>() > 0 {
+        return None;
+    }
+    Some(match left_out.first() {
+        Some(first) if left_out.len() == frames.len() => {
+            format!("none of the {} images could be read, the first: {}", frames.len(), first.error)
+        }
+        Some(first) => format!(
+            "{} of {} images could not be read, and the others have no object; the first: {}",
+            left_out.len(),
+            frames.len(),
+            first.error
+        ),
+        None => format!("no object in any of the {} images", frames.len()),
+    })
 }
 
 /// Where a checkpoint's predictions go: with several checkpoints each has its name in the file's, and its number where

@@ -9,9 +9,10 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::Device;
 
+use super::test::nothing_left;
 use crate::artifact::network::new_network;
 use crate::artifact::pretrained::load_pretrained;
-use crate::data::{Dataset, Loader, LoaderOptions, Split};
+use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split};
 use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
 use crate::io;
 use crate::nn::{Network, device_name};
@@ -99,9 +100,9 @@ pub fn train(
         home = request.run.home_of_run(&existing_folder(request, &home)?)?;
     }
     let device = request.run.open_device(&config)?;
-    let training = request.run.open_split(&home, &config, Split::Train)?;
+    let training = request.run.open_split(&home, &config, Split::Train, Purpose::Training)?;
     let training = Arc::new(thinned(training, config.training.train_images));
-    let validation = request.run.open_split(&home, &config, Split::Valid)?;
+    let validation = request.run.open_split(&home, &config, Split::Valid, Purpose::Evaluation)?;
     let validation = limited(validation, config.training.valid_images);
     ensure_batches(&config, &training)?;
     let net = new_network(&config, device)?;
@@ -318,6 +319,9 @@ fn validate(
     let options = infer_options(config, device, request.run.skip_bad);
     let decoder = decoder_for(config, dataset)?;
     let inference = infer(net, decoder.as_ref(), dataset, &options, |_| ())?;
+    if let Some(nothing) = nothing_left(dataset, &inference.left_out) {
+        tracing::warn!("nothing to validate: {}: {nothing}", config.data.list(Split::Valid));
+    }
     let info = EvalInfo {
         name: "validation",
         list: config.data.list(Split::Valid),

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::artifact::{Artifact, Asked, EngineChoice, FileKind, Strictness, open};
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Purpose, Split};
 use crate::eval::{
     Deviation, Evaluation, OutputDeviation, Pair, Prediction, Progress, RunInfo, SYNTHETIC_FILE,
     evaluate, infer_pair,
@@ -237,7 +237,7 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     ensure_same_network(&files)?;
     let config = files[0].config.clone();
     let device = request.run.open_device(&config)?;
-    let dataset = request.run.open_split(&home, &config, request.split)?;
+    let dataset = request.run.open_split(&home, &config, request.split, Purpose::Images)?;
     let dataset = limited(dataset, request.images);
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
     let engine = |file: &Artifact| file.engine(device, Strictness::Strict, threads);
@@ -246,6 +246,14 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     let engines = [artefacts[0].engine.as_ref(), artefacts[1].engine.as_ref()];
     let decoder = decoder_for(&config, &dataset)?;
     let pair = infer_pair(engines, decoder.as_ref(), &dataset, &options, progress)?;
+    if let (true, Some(bad)) = (pair.left_out.len() == dataset.frames.len(), pair.left_out.first())
+    {
+        bail!(
+            "none of the {} images could be read, the first: {}",
+            dataset.frames.len(),
+            bad.error
+        );
+    }
     let (mut reports, mut errors) = (Vec::with_capacity(2), Vec::with_capacity(2));
     for (i, artefact) in artefacts.iter().enumerate() {
         let path = request.files[i].clone();

@@ -1,4 +1,4 @@
-//! Files of one camera: plain or BOP JSON, OpenCV's FileStorage, ROS's camera_info.
+//! Files of one camera: plain or BOP JSON, OpenCV's FileStorage, ROS's camera_info, Kalibr, RealSense, COLMAP, SPEED+.
 
 use std::fs;
 use std::path::Path;
@@ -8,8 +8,13 @@ use saphyr::{LoadableYamlNode, Scalar, Yaml};
 use serde_json::{Map, Value};
 
 use super::warp::Size;
-use crate::geom::{Camera, Distortion, Lens};
+use crate::geom::{Camera, Lens};
 use crate::io;
+use keys::Keys;
+
+mod colmap;
+mod keys;
+mod lens;
 
 /// A camera file has a few hundred bytes; a calibration with its board's points some hundred thousand.
 const MAX_BYTES: u64 = 4 << 20;
@@ -25,24 +30,28 @@ pub struct CameraFile {
     pub size: Option<Size>,
 }
 
-/// Reads a camera from JSON or YAML (told by the content).
+/// Reads a camera from JSON, YAML or COLMAP's `cameras.txt` (told by the content).
 ///
-/// The matrix is `fx, fy, cx, cy` (BOP's `camera.json`), or `K` (or `k`, `cam_K`, `camera_matrix`): 9 numbers, 3 rows of 3, or a
-/// map with `data` as OpenCV and ROS write it. The size is `width` and `height` or `image_width` and `image_height`.
-/// Distortion is `distortion_coefficients` (or `D`, `d`, `dist_coeffs`), in OpenCV's order, or the keys `k1` to `k6`, `p1`,
-/// `p2`, `s1` to `s4`; `distortion_model` names the model as ROS does, `fisheye_model: 1` is OpenCV's.
+/// Keys are compared without case, `_` and `-`, and looked for in nested maps too. The matrix is `K` (`cam_K`, `camera_matrix`,
+/// `intrinsics`): 9 numbers, 3 rows of 3, or a map with `data` as OpenCV and ROS write it; Kalibr's 4 numbers; or `fx, fy, cx, cy`
+/// (RealSense's `ppx, ppy`). The size is `width` and `height`, `image_width` and `image_height`, or `resolution`. Distortion is
+/// a list under any key that speaks of distortion or coefficients, in OpenCV's order, or the keys `k1` to `k6`, `p1`, `p2`, `s1`
+/// to `s4`; its model is named as ROS, Kalibr, RealSense, COLMAP and OpenCV do.
 ///
 /// # Errors
-/// Names the file: unreadable, neither JSON nor YAML, no matrix, wrong counts, a focal length that is not positive, a middle
-/// outside the picture, an unknown model of distortion, pictures that are binned or cut.
+/// Names the file: unreadable, neither JSON nor YAML, no matrix, wrong counts, a focal length that is not positive or below
+/// 1 px, a middle outside the picture, pictures that are binned or cut, several cameras, an unknown model of distortion, and
+/// any key that speaks of distortion or of a camera model and is not understood.
 pub fn read_camera(path: &Path) -> Result<CameraFile> {
     let at = path.display();
     let reading = || format!("reading camera {at}");
     let bytes = fs::metadata(path).with_context(reading)?.len();
     ensure!(bytes <= MAX_BYTES, "camera {at} has {bytes} bytes: this is no camera file");
-    let text = fs::read(path).with_context(reading)?;
-    let text = String::from_utf8(text).map_err(|_| anyhow!("camera {at} is no text (UTF-8)"))?;
-    let text = text.trim_start_matches('\u{feff}');
+    let text = io::read_text(path).with_context(|| format!("camera {at}"))?;
+    let text = text.as_str();
+    if let Some(camera) = colmap::parse(text) {
+        return camera.with_context(|| format!("camera {at}"));
+    }
     let value = match text.trim_start().chars().next() {
         None => bail!("camera {at} is empty"),
         Some('{' | '[') => io::parse_json(text.as_bytes(), &format!("camera {at}"))?,
@@ -51,10 +60,7 @@ pub fn read_camera(path: &Path) -> Result<CameraFile> {
         ),
         Some(_) => parse_yaml(text).with_context(|| format!("camera {at}"))?,
     };
-    let Value::Object(map) = value else {
-        bail!("camera {at} is no map of keys to values, expected fx, fy, cx, cy or K");
-    };
-    camera_of(&map).with_context(|| format!("camera {at}"))
+    camera_of(&value).with_context(|| format!("camera {at}"))
 }
 
 fn parse_yaml(text: &str) -> Result<Value> {
@@ -111,10 +117,17 @@ fn json_of(node: &Yaml) -> Result<Value> {
     })
 }
 
-fn camera_of(map: &Map<String, Value>) -> Result<CameraFile> {
-    ensure_whole(map)?;
-    let camera = Camera::from_row_major(&matrix_of(map)?)?;
-    let size = size_of(map)?;
+fn camera_of(value: &Value) -> Result<CameraFile> {
+    let keys =
+        Keys::of(value).context("it is no map of keys to values, expected fx, fy, cx, cy or K")?;
+    ensure_whole(&keys)?;
+    let camera = Camera::from_row_major(&matrix_of(&keys)?)?;
+    let (fx, fy) = camera.focal_px();
+    ensure!(
+        fx >= MIN_FOCAL_PX && fy >= MIN_FOCAL_PX,
+        "the focal lengths are {fx} and {fy} px: are they in metres or a fraction of the image's width? expected px"
+    );
+    let size = size_of(&keys)?;
     if let Some((w, h)) = size {
         let c = camera.center_px();
         ensure!(
@@ -124,176 +137,173 @@ fn camera_of(map: &Map<String, Value>) -> Result<CameraFile> {
             c.y
         );
     }
-    Ok(CameraFile { lens: Lens::new(camera, distortion_of(map)?), size })
+    Ok(CameraFile { lens: Lens::new(camera, lens::distortion_of(&keys)?), size })
 }
 
 /// Refuses messages of ROS about images that are not the camera's whole ones: their pixels are others than the matrix's.
-fn ensure_whole(map: &Map<String, Value>) -> Result<()> {
-    for key in ["binning_x", "binning_y"] {
-        if let Some(n) = map.get(key).and_then(Value::as_f64) {
-            ensure!(n <= 1.0, "{key} is {n}: binned images have another camera; give theirs");
-        }
+fn ensure_whole(keys: &Keys) -> Result<()> {
+    for leaf in keys.named(&["binningx", "binningy"]) {
+        let n = leaf.value.as_f64().unwrap_or(0.0);
+        ensure!(n <= 1.0, "{} is {n}: binned images have another camera; give theirs", leaf.path);
     }
-    if let Some(Value::Object(roi)) = map.get("roi") {
-        for key in ["x_offset", "y_offset"] {
-            let offset = roi.get(key).and_then(Value::as_f64).unwrap_or(0.0);
-            ensure!(
-                offset == 0.0,
-                "roi.{key} is {offset}: cut images have another camera; give theirs"
-            );
-        }
+    for leaf in keys.of_roi(&["xoffset", "yoffset"]) {
+        let offset = leaf.value.as_f64().unwrap_or(0.0);
+        ensure!(
+            offset == 0.0,
+            "{} is {offset}: cut images have another camera; give theirs",
+            leaf.path
+        );
     }
     Ok(())
 }
 
-/// The first of `keys` that is there.
-fn first<'a>(
-    map: &'a Map<String, Value>,
-    keys: &[&'static str],
-) -> Option<(&'static str, &'a Value)> {
-    keys.iter().find_map(|key| Some((*key, map.get(*key)?)))
-}
+/// Names of the matrix; those with `intrinsic` may also be Kalibr's `fx fy cx cy`.
+const MATRIX: [&str; 15] = [
+    "k",
+    "camk",
+    "cameramatrix",
+    "cammatrix",
+    "kmatrix",
+    "matrixk",
+    "mtx",
+    "calibrationmatrix",
+    "intrinsicmatrix",
+    "cameraintrinsicmatrix",
+    "cameraintrinsics",
+    "camintrinsics",
+    "intrinsics",
+    "intrinsic",
+    "intrinsicparameters",
+];
+/// Names of the single numbers: ROS and OpenCV, NeRF, RealSense and VINS.
+const FOCAL_X: [&str; 5] = ["fx", "flx", "focalx", "fu", "mu"];
+const FOCAL_Y: [&str; 5] = ["fy", "fly", "focaly", "fv", "mv"];
+const CENTER_X: [&str; 6] = ["cx", "ppx", "u0", "pu", "cu", "principalpointx"];
+const CENTER_Y: [&str; 6] = ["cy", "ppy", "v0", "pv", "cv", "principalpointy"];
+/// A shorter focal length is none in px.
+const MIN_FOCAL_PX: f64 = 1.0;
+/// Largest difference of two spellings of one focal length, relative.
+const SAME_FOCAL: f64 = 0.01;
 
 /// K, row-major.
-fn matrix_of(map: &Map<String, Value>) -> Result<Vec<f64>> {
-    const KEYS: [&str; 4] = ["K", "k", "cam_K", "camera_matrix"];
-    if let Some((key, value)) = first(map, &KEYS) {
-        if let Value::Object(matrix) = value {
-            for side in ["rows", "cols"] {
-                let n = matrix.get(side).and_then(Value::as_u64);
-                ensure!(n.is_none_or(|n| n == 3), "{key}.{side} is {}, expected 3", n.unwrap_or(0));
-            }
+fn matrix_of(keys: &Keys) -> Result<Vec<f64>> {
+    for leaf in keys.named(&MATRIX) {
+        for side in ["rows", "cols"] {
+            let n = leaf.value.get(side).and_then(Value::as_u64);
+            let fits = n.is_none_or(|n| n == 3) || leaf.key.contains("intrinsic");
+            ensure!(fits, "{}.{side} is {}, expected 3", leaf.path, n.unwrap_or(0));
         }
-        let numbers = numbers(key, value)?;
-        ensure!(numbers.len() == 9, "{key} has {} numbers, expected 9", numbers.len());
-        return Ok(numbers);
     }
-    let keys = ["fx", "fy", "cx", "cy"];
-    let missing: Vec<&str> = keys.into_iter().filter(|key| !map.contains_key(*key)).collect();
-    if missing.len() == keys.len() {
-        bail!(
-            "it has neither K (camera_matrix) nor fx, fy, cx, cy; its keys are {}",
-            listed(map.keys().map(String::as_str))
+    let matrix = keys.same_numbers(keys.named(&MATRIX).filter(|leaf| !leaf.value.is_null()))?;
+    let Some((leaf, numbers)) = matrix else { return four_numbers(keys) };
+    let k = match (numbers.as_slice(), leaf.key.contains("intrinsic")) {
+        (&[fx, fy, cx, cy], true) => vec![fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0],
+        // Open3D writes columns.
+        (&[fx, zero, _, skew, fy, _, cx, cy, one], true) if cx != 0.0 && cy != 0.0 => {
+            vec![fx, skew, cx, zero, fy, cy, 0.0, 0.0, one]
+        }
+        (k, _) if k.len() == 9 => k.to_vec(),
+        (k, intrinsics) => bail!(
+            "{} has {} numbers, expected 9{}",
+            leaf.path,
+            k.len(),
+            if intrinsics { " (or fx, fy, cx, cy)" } else { "" }
+        ),
+    };
+    // SPEED+ gives fx in metres beside it.
+    if let Some((path, fx)) = keys.same_number(&FOCAL_X)?
+        && fx >= MIN_FOCAL_PX
+    {
+        ensure!(
+            (fx / k[0] - 1.0).abs() <= SAME_FOCAL,
+            "{path} is {fx} px, but {} has {} px: they contradict each other",
+            leaf.path,
+            k[0]
         );
     }
-    ensure!(missing.is_empty(), "{} is missing beside its fx, fy, cx, cy", missing.join(", "));
-    let [fx, fy, cx, cy] = keys.map(|key| number(key, &map[key]));
-    Ok(vec![fx?, 0.0, cx?, 0.0, fy?, cy?, 0.0, 0.0, 1.0])
+    Ok(k)
 }
 
-fn listed<'a>(keys: impl Iterator<Item = &'a str>) -> String {
-    const MOST: usize = 12;
-    let keys: Vec<&str> = keys.collect();
-    let more = if keys.len() > MOST { ", ..." } else { "" };
-    match keys.is_empty() {
-        true => "none".to_owned(),
-        false => keys[..keys.len().min(MOST)].join(", ") + more,
+fn four_numbers(keys: &Keys) -> Result<Vec<f64>> {
+    let names = [&FOCAL_X[..], &FOCAL_Y, &CENTER_X, &CENTER_Y];
+    let mut found = Vec::with_capacity(names.len());
+    for names in names {
+        found.push(keys.same_number(names)?.map(|(_, value)| value));
     }
+    let missing: Vec<&str> = (names.iter().zip(&found))
+        .filter_map(|(names, value)| value.is_none().then_some(names[0]))
+        .collect();
+    ensure!(
+        missing.len() < names.len(),
+        "it has neither K (camera_matrix) nor fx, fy, cx, cy; its keys are {}",
+        keys.listed()
+    );
+    ensure!(missing.is_empty(), "{} is missing beside its fx, fy, cx, cy", missing.join(", "));
+    let [fx, fy, cx, cy] = std::array::from_fn(|i| found[i].unwrap_or_default());
+    Ok(vec![fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0])
 }
 
-fn size_of(map: &Map<String, Value>) -> Result<Option<Size>> {
-    for (width, height) in [("width", "height"), ("image_width", "image_height")] {
-        let (w, h) = match (map.get(width), map.get(height)) {
+/// Names of the width and the height.
+const SIDES: [(&str, &str); 6] = [
+    ("width", "height"),
+    ("imagewidth", "imageheight"),
+    ("imgwidth", "imgheight"),
+    ("w", "h"),
+    ("nu", "nv"),
+    ("resx", "resy"),
+];
+/// Names of both, `[width, height]`.
+const SIZES: [&str; 6] =
+    ["resolution", "imagesize", "imgsize", "imageresolution", "imagedimensions", "size"];
+
+fn size_of(keys: &Keys) -> Result<Option<Size>> {
+    let mut known: Option<(String, Size)> = None;
+    let mut take = |path: &str, size: Size| {
+        let before = known.get_or_insert_with(|| (path.to_owned(), size));
+        ensure!(
+            before.1 == size,
+            "{} says {} x {} px, but {path} {} x {} px: is it a file of several cameras?",
+            before.0,
+            before.1.0,
+            before.1.1,
+            size.0,
+            size.1
+        );
+        Ok(())
+    };
+    for (width, height) in SIDES {
+        let (w, h) = (keys.same_number(&[width])?, keys.same_number(&[height])?);
+        let ((w_path, w), (h_path, h)) = match (w, h) {
             (None, None) => continue,
             (Some(w), Some(h)) => (w, h),
-            (Some(_), None) => bail!("{width} stands without {height}"),
-            (None, Some(_)) => bail!("{height} stands without {width}"),
+            (Some((path, _)), None) => bail!("{path} stands without {height}"),
+            (None, Some((path, _))) => bail!("{path} stands without {width}"),
         };
-        let side = |key: &str, value: &Value| {
-            let n = value.as_f64().filter(|n| *n >= 0.0 && n.fract() == 0.0 && *n < 1e6);
-            n.map(|n| n as usize)
-                .with_context(|| format!("{key} is {value}, expected a whole number of px"))
-        };
-        let (w, h) = (side(width, w)?, side(height, h)?);
-        match (w, h) {
-            (0, 0) => continue, // ROS: not known
-            (0, _) | (_, 0) => {
-                bail!("{width} and {height} are {w} and {h} px, expected more than 0")
+        match (whole_px(w_path, w)?, whole_px(h_path, h)?) {
+            (0, 0) => {} // ROS: not known
+            (w, h) => {
+                ensure!(
+                    w > 0 && h > 0,
+                    "{w_path} and {h_path} are {w} and {h} px, expected more than 0"
+                );
+                take(w_path, (w, h))?;
             }
-            size => return Ok(Some(size)),
         }
     }
-    Ok(None)
-}
-
-/// What a file calls its model of distortion.
-enum Model {
-    Unnamed,
-    Polynomial { name: String, counts: &'static [usize] },
-    Equidistant,
-    None,
-}
-
-fn model_of(map: &Map<String, Value>) -> Result<Model> {
-    let fisheye = map.get("fisheye_model");
-    if fisheye.is_some_and(|v| v.as_bool() == Some(true) || v.as_f64().is_some_and(|n| n != 0.0)) {
-        return Ok(Model::Equidistant);
-    }
-    let Some(value) = map.get("distortion_model") else { return Ok(Model::Unnamed) };
-    let name =
-        value.as_str().with_context(|| format!("distortion_model is {value}, expected a name"))?;
-    let polynomial = |counts| Model::Polynomial { name: name.to_owned(), counts };
-    Ok(match name.to_ascii_lowercase().as_str() {
-        "" => Model::Unnamed,
-        "none" => Model::None,
-        "plumb_bob" | "radtan" | "brown_conrady" => polynomial(&[0, 4, 5]),
-        "rational_polynomial" | "thin_prism" | "opencv" => polynomial(&[0, 4, 5, 8, 12, 14]),
-        "equidistant" | "fisheye" | "kannala_brandt4" => Model::Equidistant,
-        _ => bail!(
-            "distortion_model is {name:?}, expected plumb_bob, rational_polynomial or equidistant (with its coefficients), \
-             or none"
-        ),
-    })
-}
-
-fn distortion_of(map: &Map<String, Value>) -> Result<Distortion> {
-    const KEYS: [&str; 7] =
-        ["distortion_coefficients", "D", "d", "dist_coeffs", "distCoeffs", "dist", "distortion"];
-    let (key, coefficients) = match first(map, &KEYS) {
-        Some((key, Value::Null)) => (key, Vec::new()),
-        Some((key, value)) => (key, numbers(key, value)?),
-        None => ("k1, k2, ...", named_coefficients(map)?),
-    };
-    let lens = match model_of(map)? {
-        Model::Unnamed => Distortion::polynomial(&coefficients),
-        Model::None => {
-            ensure!(
-                coefficients.iter().all(|v| *v == 0.0),
-                "distortion_model is \"none\", but {key} has values other than 0"
-            );
-            Ok(Distortion::None)
+    for leaf in keys.named(&SIZES) {
+        if let Ok([w, h]) =
+            <[f64; 2]>::try_from(numbers(&leaf.path, leaf.value).unwrap_or_default())
+        {
+            take(&leaf.path, (whole_px(&leaf.path, w)?, whole_px(&leaf.path, h)?))?;
         }
-        Model::Equidistant => Distortion::equidistant(&coefficients),
-        Model::Polynomial { name, counts } => {
-            let n = coefficients.len();
-            let expected: Vec<String> = counts[1..].iter().map(usize::to_string).collect();
-            ensure!(
-                counts.contains(&n),
-                "{key} has {n} numbers, but distortion_model {name:?} has {}",
-                expected.join(" or ")
-            );
-            Distortion::polynomial(&coefficients)
-        }
-    };
-    lens.with_context(|| key.to_owned())
+    }
+    Ok(known.map(|(_, size)| size))
 }
 
-/// Coefficients under their own keys, in OpenCV's order; none without a key.
-fn named_coefficients(map: &Map<String, Value>) -> Result<Vec<f64>> {
-    const NAMES: [&str; 12] =
-        ["k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4"];
-    const FISHEYE: [&str; 4] = ["k1", "k2", "k3", "k4"];
-    let equidistant = matches!(model_of(map)?, Model::Equidistant);
-    let names = if equidistant { &FISHEYE[..] } else { &NAMES[..] };
-    let Some(last) = names.iter().rposition(|name| map.contains_key(*name)) else {
-        return Ok(Vec::new());
-    };
-    let of = |name: &&str| map.get(*name).map_or(Ok(0.0), |value| number(name, value));
-    let mut values: Vec<f64> = names.iter().map(of).collect::<Result<_>>()?;
-    if !equidistant {
-        values.truncate([4, 5, 8, 12].into_iter().find(|n| *n > last).unwrap_or(12));
-    }
-    Ok(values)
+fn whole_px(path: &str, n: f64) -> Result<usize> {
+    let whole = n >= 0.0 && n.fract() == 0.0 && n < 1e6;
+    ensure!(whole, "{path} is {n}, expected a whole number of px");
+    Ok(n as usize)
 }
 
 fn number(key: &str, value: &Value) -> Result<f64> {
@@ -338,180 +348,4 @@ fn numbers(key: &str, value: &Value) -> Result<Vec<f64>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const OPENCV: &str = "%YAML:1.0\n---\ncalibration_time: \"Mon 01 Jan 2024 10:00:00\"\nimage_width: 640\nimage_height: 480\n\
-        flags: 0\ncamera_matrix: !!opencv-matrix\n   rows: 3\n   cols: 3\n   dt: d\n   data: [ 5.3e+02, 0., 3.2e+02, 0., 531., \
-        2.4e+02, 0.,\n       0., 1. ]\ndistortion_coefficients: !!opencv-matrix\n   rows: 5\n   cols: 1\n   dt: d\n   \
-        data: [ -2.8e-01, 7.0e-02, 1.0e-04, -2.0e-04, 0. ]\navg_reprojection_error: 2.1e-01\n";
-    const ROS: &str = "image_width: 640\nimage_height: 480\ncamera_name: narrow_stereo\ncamera_matrix:\n  rows: 3\n  cols: 3\n  \
-        data: [530, 0, 320, 0, 531, 240, 0, 0, 1]\ndistortion_model: plumb_bob\ndistortion_coefficients:\n  rows: 1\n  cols: 5\n  \
-        data: [-0.28, 0.07, 0.0001, -0.0002, 0]\nrectification_matrix:\n  rows: 3\n  cols: 3\n  data: [1, 0, 0, 0, 1, 0, 0, 0, 1]\n\
-        projection_matrix:\n  rows: 3\n  cols: 4\n  data: [500, 0, 320, 0, 0, 500, 240, 0, 0, 0, 1, 0]\n";
-
-    fn read(text: &str) -> Result<CameraFile> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("cam.txt");
-        fs::write(&path, text).unwrap();
-        read_camera(&path)
-    }
-
-    fn error_of(text: &str) -> String {
-        let error = format!("{:#}", read(text).expect_err(text));
-        assert!(error.contains("cam.txt") && !error.contains('\n'), "{error}");
-        error
-    }
-
-    fn expected(distortion: Distortion, size: Option<Size>) -> CameraFile {
-        let camera = Camera::new(530.0, 531.0, 320.0, 240.0).unwrap();
-        CameraFile { lens: Lens::new(camera, distortion), size }
-    }
-
-    #[test]
-    fn every_form_of_the_same_camera_is_read_alike() {
-        let plain = expected(Distortion::None, None);
-        let sized = expected(Distortion::None, Some((640, 480)));
-        let k = "[530, 0, 320, 0, 531, 240, 0, 0, 1]";
-        let four = r#""fx": 530.0, "fy": 531, "cx": 320, "cy": 240"#;
-        for (text, camera) in [
-            (format!("{{{four}}}"), plain.clone()),
-            (
-                format!("{{{four}, \"depth_scale\": 0.1, \"width\": 640, \"height\": 480}}"),
-                sized.clone(),
-            ),
-            (format!("{{\"K\": {k}}}"), plain.clone()),
-            (format!("\u{feff}{{\"cam_K\": {k}, \"depth_scale\": 1.0}}"), plain.clone()),
-            ("{\"K\": [[530, 0, 320], [0, 531, 240], [0, 0, 1]]}".to_owned(), plain.clone()),
-            (format!("K: {k}\nwidth: 640\nheight: 480\n"), sized.clone()),
-            ("fx: 530\nfy: 531.0\ncx: 3.2e2\ncy: 240.\n".to_owned(), plain.clone()),
-            (
-                format!(
-                    "height: 480\nwidth: 640\ndistortion_model: ''\nd: []\nk: {k}\nbinning_x: 0\nroi: {{x_offset: 0}}"
-                ),
-                sized.clone(),
-            ),
-            (
-                format!("{{\"K\": {k}, \"D\": [0, 0, 0, 0, 0], \"width\": 0, \"height\": 0}}"),
-                plain.clone(),
-            ),
-        ] {
-            assert_eq!(read(&text).unwrap(), camera, "{text}");
-        }
-        let distortion = Distortion::polynomial(&[-0.28, 0.07, 1e-4, -2e-4, 0.0]).unwrap();
-        let lens = expected(distortion, Some((640, 480)));
-        let json = r#"{"image_width": 640, "image_height": 480,
-            "camera_matrix": {"type_id": "opencv-matrix", "rows": 3, "cols": 3, "dt": "d", "data": [530,0,320,0,531,240,0,0,1]},
-            "distortion_coefficients": {"type_id": "opencv-matrix", "rows": 1, "cols": 5, "dt": "d", "data": [-0.28, 0.07, 1e-4, -2e-4, 0]}}"#;
-        for text in [OPENCV, &OPENCV.replace('\n', "\r\n"), ROS, json] {
-            assert_eq!(read(text).unwrap(), lens, "{text}");
-        }
-        let named = format!(
-            "{{{four}, \"width\": 640, \"height\": 480, \"k1\": -0.28, \"k2\": 0.07, \"p1\": 1e-4, \"p2\": -2e-4}}"
-        );
-        assert_eq!(read(&named).unwrap(), lens);
-    }
-
-    #[test]
-    fn models_of_distortion_are_told_by_name_and_count() {
-        let with = |model: &str, d: &str| {
-            ROS.replace("plumb_bob", model)
-                .replace("cols: 5", "")
-                .replace("[-0.28, 0.07, 0.0001, -0.0002, 0]", d)
-        };
-        let of = |text: &str| *read(text).unwrap().lens.distortion();
-        let fisheye = Distortion::equidistant(&[0.1, 0.2, 0.3, 0.4]).unwrap();
-        assert_eq!(of(&with("equidistant", "[0.1, 0.2, 0.3, 0.4]")), fisheye);
-        let opencv = OPENCV
-            .replace("rows: 5", "rows: 4")
-            .replace("[ -2.8e-01, 7.0e-02, 1.0e-04, -2.0e-04, 0. ]", "[0.1, 0.2, 0.3, 0.4]");
-        assert_eq!(of(&opencv.replace("flags: 0", "fisheye_model: 1")), fisheye);
-        assert!(matches!(
-            of(&opencv.replace("flags: 0", "fisheye_model: 0")),
-            Distortion::Polynomial { .. }
-        ));
-        let eight = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
-        let rational = Distortion::polynomial(&eight).unwrap();
-        assert_eq!(of(&with("rational_polynomial", &format!("{eight:?}"))), rational);
-        assert_eq!(of(&with("plumb_bob", "[]")), Distortion::None);
-
-        for (model, d, expected) in [
-            (
-                "plumb_bob",
-                "[0, 1, 2]",
-                "has 3 numbers, but distortion_model \"plumb_bob\" has 4 or 5",
-            ),
-            ("plumb_bob", "[1, 1, 1, 1, 1, 1, 1, 1]", "has 8 numbers"),
-            ("equidistant", "[0, 1, 2]", "3 distortion coefficients of a fisheye lens"),
-            (
-                "inverse_brown",
-                "[0, 1, 2, 3]",
-                "distortion_model is \"inverse_brown\", expected plumb_bob",
-            ),
-            ("none", "[0, 1]", "distortion_model is \"none\", but"),
-            ("plumb_bob", "[0, .nan, 0, 0]", "is null, expected a number"),
-            ("plumb_bob", "[0, x, 0, 0]", "is \"x\", expected a number"),
-        ] {
-            let error = error_of(&with(model, d));
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_no_camera_says_why() {
-        let good = r#"{"fx": 530, "fy": 531, "cx": 320, "cy": 240, "width": 640, "height": 480}"#;
-        for (find, put, expected) in [
-            (good, "", "is empty"),
-            (good, "[1, 2]", "no map"),
-            (good, "hello", "no map"),
-            (good, "a: [1,\nb: }", "line "),
-            (
-                good,
-                "{\"depth_scale\": 1, \"w\": 2}",
-                "neither K (camera_matrix) nor fx, fy, cx, cy; its keys are depth_scale, w",
-            ),
-            (good, "{}", "its keys are none"),
-            (good, "<?xml version=\"1.0\"?>", "is XML"),
-            (good, "{\"K\": [1, 2, 3]}", "K has 3 numbers, expected 9"),
-            (good, "{\"K\": {\"rows\": 3}}", "K is a map without data"),
-            (good, "{\"K\": 7}", "K is 7, expected a list"),
-            (
-                good,
-                "{\"K\": [530, 0, 320, 0, 0, 240, 0, 0, 1]}",
-                "focal lengths 530 and 0 px, expected more than 0",
-            ),
-            ("\"fy\": 531, ", "", "fy is missing"),
-            ("530", "-530", "expected more than 0"),
-            ("531", "\"531\"", "fy is \"531\", expected a number"),
-            ("530", "null", "fx is null"),
-            ("\"height\": 480", "\"h\": 480", "width stands without height"),
-            ("480", "480.5", "height is 480.5, expected a whole number"),
-            ("480", "0", "expected more than 0"),
-            ("480", "200", "the middle (320, 240) px lies outside of its images of 640 x 200 px"),
-            ("480", "480, \"binning_x\": 2", "binning_x is 2"),
-            ("480", "480, \"roi\": {\"x_offset\": 8}", "roi.x_offset is 8"),
-            ("}", "", "line 1"),
-        ] {
-            let error = error_of(&good.replacen(find, put, 1));
-            assert!(error.contains(expected), "{put:?}: {error}");
-        }
-        let rows = OPENCV.replacen("rows: 3", "rows: 4", 1);
-        assert!(error_of(&rows).contains("camera_matrix.rows is 4, expected 3"));
-        let count = OPENCV.replacen("rows: 5", "rows: 4", 1);
-        assert!(error_of(&count).contains("has 5 numbers, but rows and cols are 4 and 1"));
-        let error = format!("{:#}", read_camera(Path::new("no/such.json")).unwrap_err());
-        assert!(error.starts_with("reading camera no/such.json"), "{error}");
-    }
-
-    #[test]
-    fn damaged_files_are_errors_not_crashes() {
-        for text in [OPENCV, ROS] {
-            for end in 0..text.len() {
-                drop(read(&text[..end]));
-            }
-        }
-        assert!(error_of(&"[".repeat(100_000)).contains("cam.txt"));
-        assert!(error_of(&format!("a: {}", "[".repeat(100_000))).contains("lists in lists"));
-        assert!(error_of(&"x".repeat(5 << 20)).contains("bytes"));
-    }
-}
+mod tests;

@@ -135,6 +135,9 @@ impl Default for DataConfig {
     }
 }
 
+/// BOP's file about the meshes, beside them.
+pub(super) const MODELS_INFO: &str = "models_info.json";
+
 impl DataConfig {
     /// Pushes `"{at}.KEY: ..."` for each value that does not fit another one, and each path that names nothing. Ranges are
     /// checked by [`check_ranges`].
@@ -185,7 +188,7 @@ impl DataConfig {
 
     /// The file of the BOP format that tells the objects' symmetries; it need not be there.
     pub fn models_info(&self, root: &Path) -> PathBuf {
-        root.join(dataset_relative(&self.mesh_dir)).join("models_info.json")
+        self.meshes(root).join(MODELS_INFO)
     }
 
     /// The file of the objects' boxes in a dataset.

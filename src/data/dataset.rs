@@ -1,7 +1,6 @@
 //! A list of images with everything known about them but their pixels.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,10 +8,12 @@ use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
 use super::config::dataset_relative;
+use super::consistency::{check_distances, warn_of_field};
 use super::models::read_models;
 use super::scene::{ImagePath, read_scene};
 use super::{DataConfig, InputConfig, ObjectModel};
 use crate::geom::{Camera, Pose};
+use crate::io;
 
 /// An object in an image.
 #[derive(Debug, Clone)]
@@ -21,8 +22,8 @@ pub struct Annotation {
     pub class: usize,
     /// Under the frame's camera, mm.
     pub pose: Pose,
-    /// File of its visible mask, not 0 inside.
-    pub mask: PathBuf,
+    /// File of its visible mask, not 0 inside; none where masks were not wanted.
+    pub mask: Option<PathBuf>,
 }
 
 /// An image of the list.
@@ -36,9 +37,34 @@ pub struct Frame {
     pub objects: Vec<Annotation>,
 }
 
+impl Frame {
+    /// Objects of which one pose a class can be right: the classes that are seen.
+    pub fn num_findable(&self) -> usize {
+        let mut classes: Vec<usize> = self.objects.iter().map(|object| object.class).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        classes.len()
+    }
+}
+
+/// What a dataset is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Masks are needed; an image may be named several times to be seen more often.
+    Training,
+    /// True poses are needed, masks are not; an image counts once however often it is named.
+    Evaluation,
+    /// As [`Purpose::Evaluation`], of poses from a file: no network looks at the images.
+    Scoring,
+    /// Images alone: there need be no objects and no masks.
+    Images,
+}
+
 /// What was left out of a dataset.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Skipped {
+    /// Lines that name an image again, where each counts once.
+    pub repeated_images: usize,
     /// Objects whose obj_id has no mesh.
     pub objects_without_mesh: usize,
     /// With `skip_bad`: why each image left out is, in the order of the list.
@@ -62,34 +88,39 @@ impl Dataset {
     /// Reads the list (as the config spells it), the meshes and each scene folder's JSON files, once.
     ///
     /// With `skip_bad` an image whose annotation is bad is counted and left out. Image files are first looked at
-    /// when they are loaded; masks must exist now.
+    /// when they are loaded; masks must exist now, where the purpose needs them.
     ///
     /// # Errors
     /// Names the file: missing, not JSON or truncated; a list without a line; an image number that the JSON files
     /// lack; a pose that is not finite, no rotation or behind the camera; masks that are not one an object; no
-    /// object with a mesh, or no image at all, left.
+    /// object (where the purpose needs some) or no image at all left; descriptions of an object in different units.
     pub fn open(
         root: &Path,
         list: &str,
         data: &DataConfig,
         input: &InputConfig,
+        purpose: Purpose,
         skip_bad: bool,
     ) -> Result<Dataset> {
         input.camera()?;
         let list_path = root.join(dataset_relative(list));
         let at = list_path.display();
-        let text =
-            fs::read_to_string(&list_path).with_context(|| format!("reading the list {at}"))?;
-        let images: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        let mut images = io::read_list(&list_path)?;
         ensure!(!images.is_empty(), "{at}: the list is empty, expected one image path a line");
+        let num_repeated = take_repeats(&list_path, &mut images, purpose);
 
         let models = read_models(root, data)?;
         let class_of = models.iter().enumerate().map(|(c, m)| (m.obj_id, c)).collect();
-        let (found, without_mesh) = read_frames(root, &images, &class_of);
+        let names: Vec<&str> = images.iter().map(String::as_str).collect();
+        let with_masks = purpose == Purpose::Training;
+        let (found, without_mesh) = read_frames(root, &names, &class_of, with_masks);
 
         let mut frames = Vec::with_capacity(found.len());
-        let mut skipped =
-            Skipped { objects_without_mesh: without_mesh.len(), bad_images: Vec::new() };
+        let mut skipped = Skipped {
+            repeated_images: num_repeated,
+            objects_without_mesh: without_mesh.len(),
+            bad_images: Vec::new(),
+        };
         for (image, frame) in images.iter().zip(found) {
             match frame.with_context(|| format!("{at}: image {image}")) {
                 Ok(frame) => frames.push(frame),
@@ -108,7 +139,19 @@ impl Dataset {
                 "{at}: none of the objects has a mesh: their obj_ids are {ids:?}, the meshes' {known:?}"
             );
         }
+        ensure!(
+            num_objects > 0 || purpose == Purpose::Images,
+            "{at}: no object in any of the {} images: nothing can be {}; poses in images without annotations are predicted \
+             by mqat predict {at}",
+            frames.len(),
+            if purpose == Purpose::Training { "learnt" } else { "evaluated" }
+        );
         skipped.warn(&list_path);
+        check_distances(&list_path, &frames, &models)?;
+        if purpose != Purpose::Scoring {
+            warn_of_field(&frames, input);
+        }
+        warn_of_several(&list_path, &frames, purpose);
         Ok(Dataset { root: root.to_owned(), models: Arc::new(models), frames, skipped })
     }
 
@@ -120,6 +163,54 @@ impl Dataset {
             Some((z.min(low), z.max(high)))
         })
     }
+}
+
+/// Tells lines that name an image again, and takes them out where each image counts once; returns how many it took.
+fn take_repeats(list: &Path, images: &mut Vec<String>, purpose: Purpose) -> usize {
+    let mut lines: HashMap<&str, usize> = HashMap::with_capacity(images.len());
+    let mut repeats = BTreeSet::new();
+    let mut first = None;
+    for (i, image) in images.iter().enumerate() {
+        if let Some(before) = lines.get(image.as_str()) {
+            first.get_or_insert_with(|| (i + 1, before + 1, image.clone()));
+            repeats.insert(i);
+        } else {
+            lines.insert(image, i);
+        }
+    }
+    let Some((line, before, image)) = first else { return 0 };
+    let (list, num, training) = (list.display(), repeats.len(), purpose == Purpose::Training);
+    let effect = if training { "it is seen more often" } else { "it counts once" };
+    tracing::warn!(
+        "{list}: image {line} repeats image {before}, {image} ({num} of {} images are named twice or more): {effect}",
+        images.len()
+    );
+    if training {
+        return 0;
+    }
+    let mut at = 0;
+    images.retain(|_| {
+        at += 1;
+        !repeats.contains(&(at - 1))
+    });
+    num
+}
+
+/// Says how much of a split can be found at most, where a class is seen several times in an image.
+fn warn_of_several(list: &Path, frames: &[Frame], purpose: Purpose) {
+    let num_images = frames.iter().filter(|f| f.num_findable() < f.objects.len()).count();
+    if num_images == 0 || !matches!(purpose, Purpose::Evaluation | Purpose::Scoring) {
+        return;
+    }
+    let num_objects: usize = frames.iter().map(|f| f.objects.len()).sum();
+    let findable: usize = frames.iter().map(Frame::num_findable).sum();
+    tracing::warn!(
+        "{}: {num_images} of {} images hold several objects of a class, of which one pose a class and image counts: at most \
+         {findable} of {num_objects} objects, {:.1} %, can be found",
+        list.display(),
+        frames.len(),
+        100.0 * findable as f64 / num_objects as f64
+    );
 }
 
 impl Skipped {
@@ -140,6 +231,7 @@ fn read_frames(
     root: &Path,
     images: &[&str],
     class_of: &HashMap<u32, usize>,
+    with_masks: bool,
 ) -> (Vec<Result<Frame>>, Vec<u32>) {
     let mut frames: Vec<Option<Result<Frame>>> = images.iter().map(|_| None).collect();
     let mut scenes: BTreeMap<PathBuf, Vec<(usize, u32)>> = BTreeMap::new();
@@ -153,7 +245,7 @@ fn read_frames(
         .par_iter()
         .map(|(scene, wanted)| {
             let wanted: Vec<_> = wanted.iter().map(|&(i, number)| (images[i], number)).collect();
-            read_scene(root, scene, &wanted, class_of)
+            read_scene(root, scene, &wanted, class_of, with_masks)
         })
         .collect();
     let mut without_mesh = Vec::new();
@@ -188,7 +280,8 @@ mod tests {
         assert_eq!(frame.objects.len(), 1);
         assert_eq!(frame.objects[0].class, 0);
         assert_eq!(frame.objects[0].pose.t_mm.z, 900.0);
-        assert!(frame.objects[0].mask.ends_with("mask_visib/000001_000000.png"));
+        let mask = frame.objects[0].mask.as_ref().unwrap();
+        assert!(mask.ends_with("mask_visib/000001_000000.png"));
         assert_eq!(dataset.depth_range_mm(), Some((800.0, 1000.0)));
     }
 
@@ -289,6 +382,76 @@ mod tests {
         let error = error_of(&tiny);
         assert!(error.contains("obj_ids are {5}, the meshes' [1]"), "{error}");
         assert!(tiny.open(true).is_err());
+    }
+
+    #[test]
+    fn evaluation_needs_no_masks() {
+        let tiny = TinyDataset::new();
+        std::fs::remove_dir_all(tiny.root().join(SCENE).join("mask_visib")).unwrap();
+        let error = error_of(&tiny);
+        assert!(error.contains("mask_visib: training needs") && error.contains("calc_gt_masks"));
+        let dataset = tiny.open_for(Purpose::Evaluation, false).unwrap();
+        assert!(dataset.frames.iter().flat_map(|f| &f.objects).all(|o| o.mask.is_none()));
+        assert_eq!(dataset.frames.len(), 3);
+    }
+
+    #[test]
+    fn an_image_counts_once_in_an_evaluation_and_as_often_as_named_in_training() {
+        let tiny = TinyDataset::new();
+        let list = std::fs::read_to_string(tiny.root().join("training.txt")).unwrap();
+        tiny.write("training.txt", &format!("\u{feff}{list}{list}"));
+        assert_eq!(tiny.open(false).unwrap().frames.len(), 6);
+        let dataset = tiny.open_for(Purpose::Evaluation, false).unwrap();
+        assert_eq!((dataset.frames.len(), dataset.skipped.repeated_images), (3, 3));
+        assert_eq!(dataset.frames[2].image, format!("{SCENE}/rgb/000002.png"));
+    }
+
+    #[test]
+    fn a_split_without_an_object_is_refused_where_some_are_needed() {
+        let tiny = TinyDataset::new();
+        let gt = r#"{"0": [], "1": [], "2": []}"#;
+        tiny.write(&format!("{SCENE}/scene_gt.json"), gt);
+        std::fs::remove_dir_all(tiny.root().join(SCENE).join("mask_visib")).unwrap();
+        for (purpose, verb) in [(Purpose::Training, "learnt"), (Purpose::Evaluation, "evaluated")] {
+            let error = format!("{:#}", tiny.open_for(purpose, true).unwrap_err());
+            assert!(
+                error.contains(&format!("no object in any of the 3 images: nothing can be {verb}"))
+            );
+        }
+        assert_eq!(tiny.open_for(Purpose::Images, false).unwrap().frames.len(), 3);
+    }
+
+    #[test]
+    fn translations_in_metres_are_refused_and_a_single_close_object_is_not() {
+        let gt = format!("{SCENE}/scene_gt.json");
+        let tiny = TinyDataset::new();
+        tiny.edit(&gt, "10.0,-20.0,900.0", "0.01,-0.02,0.9");
+        assert!(tiny.open(false).is_ok());
+        tiny.edit(&gt, "10.0,-20.0,1000.0", "0.01,-0.02,1.0");
+        let error = error_of(&tiny);
+        for part in ["2 of 3 objects", "such as that in", "0.900 mm", "173.2 mm", "in metres?"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        // The other way round: everything but the translations in metres.
+        let mut tiny = TinyDataset::new();
+        tiny.edit("models/obj_000001.ply", "50", "0.05");
+        let boxes = std::fs::read_to_string(tiny.root().join("swisscube_bbox.json")).unwrap();
+        tiny.write("swisscube_bbox.json", &boxes.replace("50.0", "0.05"));
+        tiny.data.mesh_diameters_mm = vec![0.1732];
+        let error = error_of(&tiny);
+        assert!(error.contains("3 of 3 objects are seen smaller than a pixel"), "{error}");
+    }
+
+    #[test]
+    fn one_object_a_class_and_image_can_be_found() {
+        let tiny = TinyDataset::new();
+        let mut frame = tiny.open(false).unwrap().frames[0].clone();
+        assert_eq!(frame.num_findable(), 1);
+        for class in [1, 0, 1] {
+            let object = Annotation { class, ..frame.objects[0].clone() };
+            frame.objects.push(object);
+        }
+        assert_eq!((frame.objects.len(), frame.num_findable()), (4, 2));
     }
 
     #[test]

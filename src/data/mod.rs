@@ -6,12 +6,15 @@
 //! camera ([`read_camera`]), go through a [`View`], which undoes distortion in the same resampling.
 //!
 //! Refused, with the file's name: missing or truncated files, poses that are not finite or behind the camera, counts
-//! that disagree. Pixels leave as bytes; the device normalises them.
+//! that disagree. Descriptions of one thing are compared with each other (`consistency`): boxes, meshes, diameters and
+//! `models_info.json` of an object, distances and diameters, cameras and images. Those in other units are errors, other
+//! differences warnings. Pixels leave as bytes; the device normalises them.
 
 mod augment;
 pub mod bop;
 mod camera_file;
 mod config;
+mod consistency;
 mod dataset;
 mod loader;
 mod models;
@@ -26,7 +29,8 @@ pub mod warp;
 pub use augment::{Augmentation, remap_pose};
 pub use camera_file::{CameraFile, read_camera};
 pub use config::{DataConfig, InputConfig, Split};
-pub use dataset::{Annotation, Dataset, Frame, Skipped};
+pub(crate) use consistency::off_center;
+pub use dataset::{Annotation, Dataset, Frame, Purpose, Skipped};
 pub use loader::{BadSample, Batch, Loader, LoaderOptions, permutation};
 pub use models::{ObjectBox, ObjectModel, object_boxes};
 pub use sample::{Preparer, Sample, SampleObject};

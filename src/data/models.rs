@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::DataConfig;
-use super::config::dataset_relative;
-use crate::geom::{Corners, Vec3, box_corners};
+use super::config::{MODELS_INFO, dataset_relative};
+use super::consistency::{ModelInfos, check_box, check_model};
+use crate::geom::{Corners, Vec3};
 use crate::io;
 use crate::io::mesh::Mesh;
 
@@ -48,7 +49,8 @@ impl From<&ObjectModel> for ObjectBox {
 /// in `meshes`; without that folder class `c` is number `c + 1`.
 ///
 /// # Errors
-/// If a file cannot be read, or the counts of boxes, meshes, diameters and classes disagree.
+/// If a file cannot be read, the counts of boxes, meshes, diameters and classes disagree, or a box and its diameter are in
+/// different units.
 pub fn object_boxes(
     boxes: &Path,
     meshes: Option<&Path>,
@@ -63,9 +65,11 @@ pub fn object_boxes(
         "data.MESH_DIAMETERS has {} numbers, expected {num_classes}",
         data.mesh_diameters_mm.len()
     );
+    let mut infos = None;
     let obj_ids: Vec<u32> = match meshes {
         None => (1..=num_classes).map(|id| id as u32).collect(),
         Some(folder) => {
+            infos = Some(ModelInfos::read(folder.join(MODELS_INFO))?);
             let paths = mesh_paths(folder)?;
             ensure!(
                 paths.len() == num_classes,
@@ -76,10 +80,12 @@ pub fn object_boxes(
             paths.iter().map(|path| number_of(path)).collect::<Result<_>>()?
         }
     };
-    let all = corners.into_iter().zip(obj_ids).zip(&data.mesh_diameters_mm);
-    Ok(all
-        .map(|((corners, obj_id), &diameter_mm)| ObjectBox { obj_id, corners, diameter_mm })
-        .collect())
+    let all = corners.into_iter().zip(obj_ids).zip(&data.mesh_diameters_mm).enumerate();
+    all.map(|(class, ((corners, obj_id), &diameter_mm))| {
+        check_box(&corners, (diameter_mm, obj_id), (class, boxes), infos.as_ref())?;
+        Ok(ObjectBox { obj_id, corners, diameter_mm })
+    })
+    .collect()
 }
 
 /// The object's number in a mesh's file name.
@@ -90,11 +96,12 @@ fn number_of(path: &Path) -> Result<u32> {
     })
 }
 
-/// Reads the meshes of `root` (class = rank of the sorted file names), their boxes and diameters.
+/// Reads the meshes of `root` (class = rank by the number in the file name), their boxes and diameters, and compares these
+/// with each other and with `models_info.json`.
 ///
 /// # Errors
-/// If a file cannot be read, a mesh's name has no number, or the counts of meshes, boxes, diameters and classes
-/// disagree.
+/// If a file cannot be read, a mesh's name has no number, the counts of meshes, boxes, diameters and classes disagree, or two
+/// descriptions of an object are in different units.
 pub(crate) fn read_models(root: &Path, data: &DataConfig) -> Result<Vec<ObjectModel>> {
     let dir = root.join(dataset_relative(&data.mesh_dir));
     let paths = mesh_paths(&dir)?;
@@ -112,7 +119,9 @@ pub(crate) fn read_models(root: &Path, data: &DataConfig) -> Result<Vec<ObjectMo
         "{at}: {num_meshes} meshes, but data.MESH_DIAMETERS has {} numbers",
         data.mesh_diameters_mm.len()
     );
-    let boxes = read_boxes(&root.join(dataset_relative(&data.bbox_file)), num_meshes)?;
+    let box_file = data.boxes(root);
+    let boxes = read_boxes(&box_file, num_meshes)?;
+    let infos = ModelInfos::read(data.models_info(root))?;
 
     let mut models: Vec<ObjectModel> = Vec::with_capacity(num_meshes);
     for ((path, corners), &diameter_mm) in paths.iter().zip(boxes).zip(&data.mesh_diameters_mm) {
@@ -122,22 +131,36 @@ pub(crate) fn read_models(root: &Path, data: &DataConfig) -> Result<Vec<ObjectMo
             anyhow::bail!("{}: obj_id {obj_id} is also that of {}", path.display(), twin.name);
         }
         let mesh = io::mesh::read_ply(path)?;
-        warn_if_unlike(path, &mesh, diameter_mm);
-        models.push(ObjectModel { obj_id, name, mesh, corners, diameter_mm });
+        let model = ObjectModel { obj_id, name, mesh, corners, diameter_mm };
+        check_model(&model, (path, &box_file), models.len(), &infos)?;
+        models.push(model);
     }
     Ok(models)
 }
 
+/// The meshes of a folder by the numbers in their names (then by name); hidden files, as macOS leaves them (`._obj_000001.ply`),
+/// are none.
 fn mesh_paths(dir: &Path) -> Result<Vec<PathBuf>> {
     let reading = || format!("reading the meshes' folder {}", dir.display());
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).with_context(reading)? {
         let path = entry.with_context(reading)?.path();
-        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("ply")) {
+        let hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
+        if !hidden && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("ply")) {
             paths.push(path);
         }
     }
     paths.sort();
+    let by_name = paths.clone();
+    paths.sort_by_key(|path| number_of(path).unwrap_or(0));
+    if let Some((number, name)) = paths.iter().zip(&by_name).find(|(a, b)| a != b) {
+        tracing::info!(
+            "{}: classes are ranked by the meshes' numbers: {} comes before {}",
+            dir.display(),
+            file_name(number),
+            file_name(name)
+        );
+    }
     Ok(paths)
 }
 
@@ -166,17 +189,8 @@ fn trailing_number(name: &str) -> Option<u32> {
     name.get(start..)?.parse().ok()
 }
 
-/// Metres for millimetres, or another object's diameter, would train without an error.
-fn warn_if_unlike(path: &Path, mesh: &Mesh, diameter_mm: f64) {
-    let corners = box_corners(&mesh.vertices);
-    let diagonal_mm = (corners[7] - corners[0]).norm();
-    // The diameter lies between the longest side, 0.58 diagonals or more, and the diagonal.
-    if !(0.5 * diagonal_mm..=1.1 * diagonal_mm).contains(&diameter_mm) {
-        tracing::warn!(
-            mesh = %path.display(), diagonal_mm, diameter_mm,
-            "the diameter in data.MESH_DIAMETERS does not fit the mesh's box: are both in mm?"
-        );
-    }
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -241,6 +255,61 @@ mod tests {
         let mut tiny = TinyDataset::new();
         tiny.data.mesh_dir = "meshes".into();
         assert!(error_of(&tiny).contains("/meshes"), "{}", error_of(&tiny));
+    }
+
+    #[test]
+    fn numbers_rank_meshes_however_they_are_padded_and_hidden_files_are_no_meshes() {
+        let mut tiny = TinyDataset::new();
+        let mesh = std::fs::read_to_string(tiny.root().join("models/obj_000001.ply")).unwrap();
+        tiny.remove("models/obj_000001.ply");
+        for name in ["obj_2.ply", "obj_10.ply", "obj_1.PLY"] {
+            tiny.write(&format!("models/{name}"), &mesh);
+        }
+        tiny.write("models/._obj_1.ply", "\0\u{5}\u{16}\u{7}");
+        tiny.write_boxes(3);
+        tiny.data.num_classes_with_background = 4;
+        tiny.data.mesh_diameters_mm = vec![150.0, 151.0, 152.0];
+        let models = read_models(tiny.root(), &tiny.data).unwrap();
+        let seen: Vec<_> = models.iter().map(|m| (m.obj_id, m.diameter_mm)).collect();
+        assert_eq!(seen, [(1, 150.0), (2, 151.0), (10, 152.0)]);
+        let boxes = tiny.data.boxes(tiny.root());
+        let boxes = object_boxes(&boxes, Some(&tiny.root().join("models")), &tiny.data).unwrap();
+        assert_eq!(boxes.iter().map(|b| b.obj_id).collect::<Vec<_>>(), [1, 2, 10]);
+    }
+
+    #[test]
+    fn descriptions_in_other_units_are_refused() {
+        let tiny = TinyDataset::new();
+        let boxes = |factor: f64| {
+            let side = |i: usize, bit: usize| if i & bit != 0 { factor } else { -factor };
+            let corners: Vec<_> = (0..8).map(|i| [side(i, 4), side(i, 2), side(i, 1)]).collect();
+            tiny.write("swisscube_bbox.json", &serde_json::to_string(&[corners]).unwrap());
+        };
+        boxes(0.05);
+        let error = error_of(&tiny);
+        for part in [
+            "the box of class 0 in ",
+            "swisscube_bbox.json is 0.10000 x 0.10000 x 0.10000 mm, but the mesh ",
+            "obj_000001.ply is 100.00 x 100.00 x 100.00 mm (1000 times): is the box",
+            "in metres?",
+        ] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        // Without the meshes: by the diameter.
+        let file = tiny.data.boxes(tiny.root());
+        let error = format!("{:#}", object_boxes(&file, None, &tiny.data).unwrap_err());
+        assert!(error.contains("173.2 mm for the box of class 0") && error.contains("in metres?"));
+        boxes(100.0); // twice as large: told in a warning
+        assert!(read_models(tiny.root(), &tiny.data).is_ok());
+        boxes(50.0);
+        let mut metres = TinyDataset::new();
+        metres.data.mesh_diameters_mm = vec![0.1732];
+        let error = error_of(&metres);
+        assert!(error.contains("is data.MESH_DIAMETERS in metres?"), "{error}");
+        tiny.write("models/models_info.json", "{\"1\": {\"diameter\": \"x\"}}");
+        assert!(error_of(&tiny).contains("models_info.json: line 1: 1.diameter"));
+        tiny.write("models/models_info.json", "{\"1\": {\"diameter\": 0.17, \"size_x\": NaN}}");
+        assert!(read_models(tiny.root(), &tiny.data).is_ok());
     }
 
     #[test]

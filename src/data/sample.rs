@@ -1,13 +1,17 @@
 //! One image of a dataset as the network takes it.
 
+use std::path::Path;
+use std::sync::Once;
+
 use anyhow::{Context, Result, ensure};
 
 use super::augment::remap_pose;
+use super::consistency::off_center;
 use super::view::{check_center, internal_size, to_internal};
 use super::warp::{Raster, Size, paint_mask, warp_labels, warp_rgb};
 use super::{Augmentation, DataConfig, Dataset, Frame, InputConfig};
 use crate::geom::{Affine2, Camera, Pose};
-use crate::io::picture;
+use crate::io::picture::{self, Orientation};
 
 /// An object of a sample.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,7 +62,8 @@ impl Preparer {
     }
 
     /// Loads an image: to the internal camera, then, as the published code does, by a warp of its own, augmented.
-    /// Objects with too few visible pixels in the end are left out.
+    /// Objects with too few visible pixels in the end are left out; where the dataset was read without masks all stay.
+    /// Pixels are taken as stored, whatever the picture's EXIF orientation says: so are the masks and the camera.
     ///
     /// # Errors
     /// If the image or a mask cannot be read, or is not of the size that the other and the camera have; names the
@@ -71,9 +76,10 @@ impl Preparer {
     ) -> Result<Sample> {
         let frame = &dataset.frames[index];
         let path = dataset.root.join(&frame.image);
-        let image = picture::read_rgb(&path)?;
+        let (image, orientation) = picture::read_rgb_with_orientation(&path)?;
         let (width, height) = (image.width() as usize, image.height() as usize);
         check_center(&frame.camera, (width, height)).with_context(|| path.display().to_string())?;
+        tell_oddities(&path, &frame.camera, (width, height), orientation);
         let source = Raster { pixels: image.as_raw(), width, height };
         let m = Affine2::between_cameras(&frame.camera, &self.camera);
         let at = || format!("warping {}", path.display());
@@ -82,6 +88,14 @@ impl Preparer {
         let objects = frame.objects.iter();
         let objects = objects.map(|o| SampleObject { class: o.class, pose: o.pose }).collect();
         let mut sample = Sample { pixels, mask, objects };
+        if frame.objects.iter().any(|object| object.mask.is_none()) {
+            ensure!(
+                augmentation.is_none(),
+                "{}: augmenting takes the objects' masks",
+                path.display()
+            );
+            return Ok(sample);
+        }
         let Some(augmentation) = augmentation else {
             drop_hidden(&mut sample, self.min_visible_px);
             return Ok(sample);
@@ -100,8 +114,9 @@ impl Preparer {
     fn mask(&self, frame: &Frame, m: &Affine2, (width, height): Size) -> Result<Vec<u8>> {
         let mut labels = vec![0; self.size.0 * self.size.1];
         for (i, object) in frame.objects.iter().enumerate() {
-            let at = object.mask.display();
-            let mask = picture::read_mask(&object.mask)?;
+            let Some(file) = &object.mask else { continue };
+            let at = file.display();
+            let mask = picture::read_mask(file)?;
             let (w, h) = (mask.width() as usize, mask.height() as usize);
             ensure!(
                 (w, h) == (width, height),
@@ -153,6 +168,25 @@ impl Preparer {
     }
 }
 
+/// Warns, once in a process each, of an image that another program would turn, and of a camera that seems to be of another
+/// image size.
+fn tell_oddities(path: &Path, camera: &Camera, size: Size, orientation: Orientation) {
+    static TURNED: Once = Once::new();
+    static OFF_CENTER: Once = Once::new();
+    if orientation != Orientation::NoTransforms {
+        TURNED.call_once(|| {
+            tracing::warn!(
+                "{}: images of a dataset are taken as stored, like their masks and cameras; the EXIF orientation of this one \
+                 ({orientation:?}), which OpenCV's imread obeys, is ignored",
+                path.display()
+            );
+        });
+    }
+    if let Some(odd) = off_center(camera, size) {
+        OFF_CENTER.call_once(|| tracing::warn!("{}: {odd}", path.display()));
+    }
+}
+
 /// Leaves out the objects with fewer than `min_visible_px` mask pixels and numbers the others anew.
 fn drop_hidden(sample: &mut Sample, min_visible_px: u32) {
     let mut num_visible = [0u32; 256];
@@ -183,6 +217,7 @@ fn drop_hidden(sample: &mut Sample, min_visible_px: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Purpose;
     use crate::data::testing::{IMAGE, MASK, SCENE, TinyDataset};
 
     fn load(tiny: &TinyDataset, augmentation: Option<&Augmentation>) -> Result<Sample> {
@@ -296,6 +331,20 @@ mod tests {
             error.contains("rgb/000000.png: the image is 32 x 64 px, but the middle of its camera is at (32, 32)"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn without_masks_every_object_stays() {
+        let tiny = TinyDataset::new();
+        let dataset = tiny.open_for(Purpose::Evaluation, false).unwrap();
+        let preparer = Preparer::new(&tiny.input, &tiny.data).unwrap();
+        let bare = preparer.load(&dataset, 0, None).unwrap();
+        let full = load(&tiny, None).unwrap();
+        assert_eq!((&bare.pixels, &bare.objects), (&full.pixels, &full.objects));
+        assert!(bare.mask.iter().all(|label| *label == 0));
+        let turn = Augmentation { cut_px: [0, 0], angle_deg: 10.0, scale: 1.0 };
+        let error = preparer.load(&dataset, 0, Some(&turn)).unwrap_err();
+        assert!(error.to_string().contains("000000.png: augmenting takes the objects' masks"));
     }
 
     #[test]

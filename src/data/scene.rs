@@ -1,11 +1,12 @@
 //! One scene folder: its JSON files, read once, and the frames that a list wants of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
 use super::bop::{FrameCamera, FrameObject, SceneCamera, SceneGt};
 use super::dataset::{Annotation, Frame};
@@ -49,7 +50,7 @@ pub(crate) struct SceneFrames {
 }
 
 /// Reads the scene folder `root/scene` and returns the frames of `images` (as in the list, with their numbers).
-/// `class_of` gives the class of an obj_id.
+/// `class_of` gives the class of an obj_id; masks are looked for when they are wanted.
 ///
 /// A file of the scene that cannot be read makes each of its frames an error.
 pub(crate) fn read_scene(
@@ -57,10 +58,11 @@ pub(crate) fn read_scene(
     scene: &Path,
     images: &[(&str, u32)],
     class_of: &HashMap<u32, usize>,
+    with_masks: bool,
 ) -> SceneFrames {
     let folder = root.join(scene);
     let mut without_mesh = Vec::new();
-    let frames = match Scene::open(&folder) {
+    let frames = match Scene::open(&folder, with_masks) {
         Ok(scene) => images
             .iter()
             .map(|&(image, number)| scene.frame(image, number, class_of, &mut without_mesh))
@@ -79,7 +81,7 @@ pub(crate) fn read_scene(
 /// If the file cannot be read or a camera is none; names file and image.
 pub fn scene_cameras(folder: &Path) -> Result<HashMap<u32, Camera>> {
     let path = folder.join("scene_camera.json");
-    let cameras = by_number(&path, read::<SceneCamera>)?;
+    let cameras = by_number(&path, read_cameras)?;
     let camera = |(number, camera): (u32, FrameCamera)| {
         let camera = Camera::from_row_major(&camera.cam_k)
             .with_context(|| format!("{}: image {number}", path.display()))?;
@@ -92,31 +94,53 @@ struct Scene {
     folder: PathBuf,
     cameras: HashMap<u32, FrameCamera>,
     objects: HashMap<u32, Vec<FrameObject>>,
-    masks: HashSet<String>,
-    /// Masks by the image's part of the name.
-    num_masks: HashMap<String, usize>,
+    /// None when they are not wanted.
+    masks: Option<Masks>,
+}
+
+/// The files of `mask_visib`.
+#[derive(Default)]
+struct Masks {
+    names: HashSet<String>,
+    /// By the image's part of the name.
+    num_of: HashMap<String, usize>,
+}
+
+impl Masks {
+    fn of(dir: &Path) -> Result<Self> {
+        let reading = || {
+            format!(
+                "reading {}: training needs the visible part of every object as a mask (bop_toolkit's calc_gt_masks.py \
+                 makes them)",
+                dir.display()
+            )
+        };
+        let mut masks = Self::default();
+        for entry in fs::read_dir(dir).with_context(reading)? {
+            let name = entry.with_context(reading)?.file_name();
+            let visible = |name: &&str| name.ends_with(".png") && !name.starts_with('.');
+            let Some(name) = name.to_str().filter(visible) else { continue };
+            if let Some((image, _)) = name.split_once('_') {
+                *masks.num_of.entry(image.to_owned()).or_default() += 1;
+                masks.names.insert(name.to_owned());
+            }
+        }
+        Ok(masks)
+    }
 }
 
 impl Scene {
-    fn open(folder: &Path) -> Result<Self> {
-        let cameras = by_number(&folder.join("scene_camera.json"), read::<SceneCamera>)?;
+    fn open(folder: &Path, with_masks: bool) -> Result<Self> {
+        let cameras = by_number(&folder.join("scene_camera.json"), read_cameras)?;
         let objects: HashMap<_, Vec<FrameObject>> =
-            by_number(&folder.join("scene_gt.json"), read::<SceneGt>)?;
-        let mut masks = HashSet::new();
-        let mut num_masks = HashMap::new();
-        if objects.values().any(|o| !o.is_empty()) {
-            let dir = folder.join("mask_visib");
-            let reading = || format!("reading {}", dir.display());
-            for entry in fs::read_dir(&dir).with_context(reading)? {
-                let name = entry.with_context(reading)?.file_name();
-                let Some(name) = name.to_str().filter(|n| n.ends_with(".png")) else { continue };
-                if let Some((image, _)) = name.split_once('_') {
-                    *num_masks.entry(image.to_owned()).or_default() += 1;
-                    masks.insert(name.to_owned());
-                }
-            }
-        }
-        Ok(Self { folder: folder.to_owned(), cameras, objects, masks, num_masks })
+            by_number(&folder.join("scene_gt.json"), read_lenient::<SceneGt>)?;
+        let wanted = with_masks && objects.values().any(|o| !o.is_empty());
+        let masks = match (wanted, with_masks) {
+            (true, _) => Some(Masks::of(&folder.join("mask_visib"))?),
+            (false, true) => Some(Masks::default()),
+            (false, false) => None,
+        };
+        Ok(Self { folder: folder.to_owned(), cameras, objects, masks })
     }
 
     fn frame(
@@ -134,7 +158,15 @@ impl Scene {
         let listed = self.objects.get(&number).with_context(|| not_in("scene_gt.json"))?;
         let gt = |i: usize| format!("{}: image {number}: object {i}", at("scene_gt.json"));
 
-        self.check_masks(number, listed.len())?;
+        ensure!(
+            listed.len() <= MAX_OBJECTS,
+            "{}: image {number} has {} objects, expected {MAX_OBJECTS} at most",
+            at("scene_gt.json"),
+            listed.len()
+        );
+        if let Some(masks) = &self.masks {
+            self.check_masks(masks, number, listed.len())?;
+        }
         let mut objects = Vec::with_capacity(listed.len());
         let mut unknown = Vec::new();
         for (i, object) in listed.iter().enumerate() {
@@ -145,29 +177,25 @@ impl Scene {
             let pose = Pose::from_row_major(&object.r, &object.t_mm).with_context(|| gt(i))?;
             let depth_mm = pose.t_mm.z;
             ensure!(depth_mm > 0.0, "{}: depth {depth_mm} mm, expected more than 0", gt(i));
-            let mask = self.folder.join("mask_visib").join(mask_name(number, i));
+            let name = || self.folder.join("mask_visib").join(mask_name(number, i));
+            let mask = self.masks.as_ref().map(|_| name());
             objects.push(Annotation { class, pose, mask });
         }
         without_mesh.extend(unknown);
         Ok(Frame { image: image.to_owned(), camera, objects })
     }
 
-    fn check_masks(&self, number: u32, num_objects: usize) -> Result<()> {
+    fn check_masks(&self, masks: &Masks, number: u32, num_objects: usize) -> Result<()> {
         let dir = self.folder.join("mask_visib");
-        ensure!(
-            num_objects <= MAX_OBJECTS,
-            "{}: image {number} has {num_objects} objects, expected {MAX_OBJECTS} at most",
-            self.folder.join("scene_gt.json").display()
-        );
         if let Some(name) =
-            (0..num_objects).map(|i| mask_name(number, i)).find(|n| !self.masks.contains(n))
+            (0..num_objects).map(|i| mask_name(number, i)).find(|n| !masks.names.contains(n))
         {
             bail!(
                 "{} is missing: scene_gt.json lists {num_objects} objects of image {number}",
                 dir.join(name).display()
             );
         }
-        let num_masks = self.num_masks.get(&format!("{number:06}")).copied().unwrap_or(0);
+        let num_masks = masks.num_of.get(&format!("{number:06}")).copied().unwrap_or(0);
         ensure!(
             num_masks == num_objects,
             "{}: {num_masks} masks of image {number}, expected {num_objects} as scene_gt.json lists objects",
@@ -199,10 +227,48 @@ fn by_number<T, M: IntoIterator<Item = (String, T)>>(
 }
 
 /// Reads a JSON file in which NaN and infinities may stand bare, as Python writes them.
-fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+pub(super) fn read_lenient<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let at = path.display();
     let text = fs::read(path).with_context(|| format!("reading {at}"))?;
     io::parse_json(&without_non_finite(text), &at.to_string())
+}
+
+/// Reads `scene_camera.json`, in which no camera may have a lens that would be passed over.
+fn read_cameras(path: &Path) -> Result<SceneCamera> {
+    /// Parts of keys that speak of one; other keys are not looked at.
+    const PARTS: [&[u8]; 5] = [b"dist", b"Dist", b"coef", b"fisheye", b"cam_model"];
+    let at = path.display();
+    let text = fs::read(path).with_context(|| format!("reading {at}"))?;
+    let text = without_non_finite(text);
+    if PARTS.iter().any(|part| text.windows(part.len()).any(|w| w == *part)) {
+        let cameras: BTreeMap<String, Map<String, Value>> = io::parse_json(&text, &at.to_string())?;
+        for (image, camera) in cameras {
+            let speaks = |key: &str| {
+                let key = key.to_ascii_lowercase();
+                ["dist", "coef", "fisheye", "cam_model"].iter().any(|part| key.contains(part))
+            };
+            let lens = camera.iter().find(|(key, value)| speaks(key) && !says_nothing(value));
+            if let Some((key, _)) = lens {
+                bail!(
+                    "{at}: image {image}: {key} tells a lens, but images of a dataset are taken for undistorted ones: \
+                     undistort them first, and remove the key"
+                );
+            }
+        }
+    }
+    io::parse_json(&text, &at.to_string())
+}
+
+/// Null, zeros, an empty list or `none`.
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(v) => !v,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(text) => matches!(text.as_str(), "" | "none" | "pinhole"),
+        Value::Array(items) => items.iter().all(says_nothing),
+        Value::Object(map) => map.values().all(says_nothing),
+    }
 }
 
 /// `NaN`, `Infinity` and `-Infinity` outside strings replaced by `null`.
@@ -246,6 +312,28 @@ mod tests {
         assert_eq!((path.scene.to_str(), path.number), (Some("training/seq_000007/000000"), 42));
         for bad in ["000042.jpg", "a/rgb/front.png", ""] {
             assert!(ImagePath::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_lens_in_a_scene_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scene_camera.json");
+        let write = |more: &str| {
+            let k = "[100, 0, 32, 0, 100, 32, 0, 0, 1]";
+            fs::write(&path, format!("{{\"7\": {{\"cam_K\": {k}, \"depth_scale\": 1{more}}}}}"))
+                .unwrap();
+            scene_cameras(folder.path()).map(|cameras| cameras.len())
+        };
+        for fine in ["", ", \"dist_coeffs\": [0, 0, 0, 0]", ", \"note\": \"no distortion\""] {
+            assert_eq!(write(fine).unwrap(), 1, "{fine}");
+        }
+        for more in
+            [", \"distCoeffs\": [0.1, 0, 0, 0]", ", \"cam_model\": {\"model\": \"FISHEYE624\"}"]
+        {
+            let error = format!("{:#}", write(more).unwrap_err());
+            let key = more.split('"').nth(1).unwrap();
+            assert!(error.contains(&format!("image 7: {key} tells a lens")), "{error}");
         }
     }
 

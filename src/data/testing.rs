@@ -7,7 +7,7 @@ use anyhow::Result;
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use tempfile::TempDir;
 
-use super::{DataConfig, Dataset, InputConfig};
+use super::{DataConfig, Dataset, InputConfig, Purpose};
 
 /// The scene folder of every image.
 pub const SCENE: &str = "training/seq_000000/000000";
@@ -69,7 +69,11 @@ impl TinyDataset {
     }
 
     pub fn open(&self, skip_bad: bool) -> Result<Dataset> {
-        Dataset::open(self.root(), &self.list, &self.data, &self.input, skip_bad)
+        self.open_for(Purpose::Training, skip_bad)
+    }
+
+    pub fn open_for(&self, purpose: Purpose, skip_bad: bool) -> Result<Dataset> {
+        Dataset::open(self.root(), &self.list, &self.data, &self.input, purpose, skip_bad)
     }
 
     pub fn write(&self, file: &str, text: &str) {

@@ -17,7 +17,7 @@ use super::pipeline::{PictureBatch, PictureInfo, Pipeline, SolvedPicture};
 use super::solver::Solver;
 use super::timing::Timing;
 use crate::data::View;
-use crate::io::picture::read_rgb;
+use crate::io::picture::{read_rgb, read_rgb_upright};
 use crate::nn::Engine;
 
 /// Batches of pictures that may wait before the network.
@@ -39,8 +39,10 @@ pub struct Job {
 
 /// Where a picture is.
 pub enum PictureSource {
-    /// In a PNG or JPEG file.
+    /// In a PNG or JPEG file of a dataset, taken as stored.
     File(PathBuf),
+    /// In a PNG or JPEG file of a camera, turned as its EXIF orientation says.
+    Photo(PathBuf),
     /// Here, as a video's frame is.
     Picture(RgbImage),
     /// Nowhere: why.
@@ -141,6 +143,7 @@ fn load(mut job: Job) -> LoadedPicture {
     let source = std::mem::replace(&mut job.source, PictureSource::Bad(String::new()));
     let read = match source {
         PictureSource::File(path) => read_rgb(&path).map_err(|e| format!("{e:#}")),
+        PictureSource::Photo(path) => read_rgb_upright(&path).map_err(|e| format!("{e:#}")),
         PictureSource::Picture(picture) => Ok(picture),
         PictureSource::Bad(why) => Err(why),
     };

@@ -53,7 +53,7 @@ pub use report::{
     BinLimits, ClassSummary, DatasetSummary, Definition, Evaluation, Report, RunInfo,
     SYNTHETIC_FILE, evaluate, write_errors,
 };
-pub use result_file::{ResultFile, ResultFormat, read_predictions};
+pub use result_file::{ResultFile, ResultFormat, odd_distances, read_predictions};
 pub use solver::{ImageResult, Solver};
 pub use split::{Inference, Pair, Progress, infer, infer_pair, pictures_of};
 pub use split_index::image_ids;

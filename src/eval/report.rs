@@ -39,6 +39,12 @@ pub struct DatasetSummary {
     pub num_objects: usize,
     /// Predictions of a class in an image without an object of that class; they change no recall.
     pub num_false_predictions: usize,
+    /// Images with several objects of a class, of which one pose counts.
+    #[serde(default)]
+    pub num_images_with_several: usize,
+    /// The largest share of the objects that one pose a class and image can find, percent; none without objects.
+    #[serde(default)]
+    pub ceiling_percent: Option<f64>,
 }
 
 /// A class of the dataset.
@@ -176,6 +182,11 @@ pub fn evaluate(
         num_images_without_object: frames.iter().filter(|f| f.objects.is_empty()).count(),
         num_objects: targets.len(),
         num_false_predictions,
+        num_images_with_several: frames
+            .iter()
+            .filter(|f| f.num_findable() < f.objects.len())
+            .count(),
+        ceiling_percent: ceiling_percent(&frames),
     };
     let table = EvalTable::new(&errors, &models, config.depth_bins);
     let report = Report {
@@ -192,6 +203,12 @@ pub fn evaluate(
         bop: None,
     };
     Ok(Evaluation { report, errors })
+}
+
+fn ceiling_percent(frames: &[&Frame]) -> Option<f64> {
+    let num_objects: usize = frames.iter().map(|f| f.objects.len()).sum();
+    let findable: usize = frames.iter().map(|f| f.num_findable()).sum();
+    (num_objects > 0).then(|| 100.0 * findable as f64 / num_objects as f64)
 }
 
 pub(super) fn targets_of(frames: &[&Frame]) -> Vec<Target> {
@@ -366,6 +383,38 @@ mod tests {
         let result = evaluated(DepthBins::Equal, &both).unwrap();
         assert!(result.errors.iter().enumerate().all(|(i, e)| (e.add_mm > 1.0) == (i < 6)));
         assert_eq!(result.report.headline_percent, Some(80.0));
+    }
+
+    #[test]
+    fn several_objects_of_a_class_in_an_image_cap_the_score() {
+        let one = evaluated(DepthBins::Equal, &[]).unwrap().report;
+        assert_eq!(
+            (one.dataset.num_images_with_several, one.dataset.ceiling_percent),
+            (0, Some(100.0))
+        );
+        assert!(!one.text().contains("several objects"));
+        // Ten images get a second object, 3 m farther.
+        let mut dataset = dataset();
+        for frame in &mut dataset.frames[..10] {
+            let mut second = frame.objects[0].clone();
+            second.pose.t_mm.z += 3000.0;
+            frame.objects.push(second);
+        }
+        let (config, info) = (
+            EvalConfig::default(),
+            RunInfo { name: "x", list: "testing.txt", left_out: &[], timing: None },
+        );
+        let poses = predictions_of(&dataset);
+        let report =
+            evaluate(&dataset, &DataConfig::default(), &poses, &config, info).unwrap().report;
+        assert_eq!(
+            (report.dataset.num_images_with_several, report.headline_percent),
+            (10, Some(75.0))
+        );
+        assert_eq!(report.dataset.ceiling_percent, Some(75.0));
+        let text = report.text().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains("10 images hold several objects of a class"), "{text}");
+        assert!(text.contains("at most 75.0 % of the objects"), "{text}");
     }
 
     #[test]

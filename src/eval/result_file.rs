@@ -124,6 +124,44 @@ pub fn read_predictions(
     reader.finish(path)
 }
 
+/// Ratio of the poses' median distance to the true objects', beyond which a file is in other units.
+const OTHER_UNIT: f64 = 5.0;
+
+/// What is odd about the distances of poses from the camera: the median beside that of the true objects of the same class and
+/// image; none where the two are near each other.
+pub fn odd_distances(dataset: &Dataset, predictions: &[Prediction]) -> Option<String> {
+    let mut true_mm = HashMap::new();
+    for frame in &dataset.frames {
+        for object in &frame.objects {
+            let place = (frame.image.as_str(), object.class);
+            true_mm.entry(place).or_insert_with(|| object.pose.t_mm.norm());
+        }
+    }
+    let norm = |t: &[f64; 3]| t.iter().map(|v| v * v).sum::<f64>().sqrt();
+    let pairs = predictions.iter().filter_map(|p| {
+        let truth = true_mm.get(&(p.image.as_str(), p.class))?;
+        Some((norm(&p.t_mm), *truth))
+    });
+    let (found, truth): (Vec<f64>, Vec<f64>) = pairs.unzip();
+    let (found, truth) = (median(found)?, median(truth)?);
+    if found * OTHER_UNIT > truth && found < OTHER_UNIT * truth {
+        return None;
+    }
+    let cause = match truth / found {
+        300.0..3000.0 => ": is t in metres? expected mm",
+        5.0..20.0 => ": is t in centimetres? expected mm",
+        _ => ": is t in mm, under the camera of scene_camera.json?",
+    };
+    Some(format!(
+        "its poses are {found:.3} mm from the camera in the median, the true objects there {truth:.1} mm{cause}"
+    ))
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
 /// The lines of a file.
 struct Lines {
     reader: BufReader<File>,
@@ -425,6 +463,22 @@ mod tests {
         let error = read_predictions(&path, None, &plain, false).unwrap_err();
         assert!(format!("{error:#}").contains("have no BOP numbers"), "{error:#}");
         assert!(write_bop_csv(&path, &plain, &predictions_of(&plain), None).is_err());
+    }
+
+    #[test]
+    fn poses_in_other_units_are_told() {
+        let dataset = scenes();
+        let scaled = |factor: f64| {
+            let mut predictions = predictions_of(&dataset);
+            predictions.iter_mut().for_each(|p| p.t_mm = p.t_mm.map(|v| v * factor));
+            odd_distances(&dataset, &predictions)
+        };
+        assert_eq!(scaled(1.0), None);
+        assert_eq!(scaled(1.8), None);
+        assert!(scaled(0.001).unwrap().contains("is t in metres? expected mm"));
+        assert!(scaled(0.1).unwrap().contains("is t in centimetres?"));
+        assert!(scaled(1000.0).unwrap().contains("is t in mm, under"));
+        assert_eq!(odd_distances(&dataset, &[]), None);
     }
 
     #[test]

@@ -133,6 +133,15 @@ impl Report {
         };
         let meanings = self.definitions.iter().map(|d| format!("{}: {}", d.metric, d.meaning));
         let mut lines: Vec<String> = std::iter::once(bins).chain(meanings).collect();
+        if let (num @ 1.., Some(percent)) =
+            (self.dataset.num_images_with_several, self.dataset.ceiling_percent)
+        {
+            lines.push(format!(
+                "careful: {} hold several objects of a class, of which one pose counts: at most {percent:.1} % of the \
+                 objects can be found, whatever the network",
+                counted(num, "image")
+            ));
+        }
         if let Some(bop) = &self.bop {
             lines.push(format!(
                 "BOP average recall, percent: MSSD {}, MSPD {} ({}; VSD, which needs depth, is not part of it)",

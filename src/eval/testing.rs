@@ -40,8 +40,7 @@ pub fn dataset() -> Dataset {
             let a = f64::from(i);
             let r = *Rotation3::from_euler_angles(0.3 * a, 0.7 * a, -0.2 * a).matrix();
             let t_mm = Vec3::new(20.0, -10.0, DIAMETER_MM * (1.5 + 0.3 * a));
-            let mask = PathBuf::from(format!("{i}_mask.png"));
-            let object = Annotation { class: 0, pose: Pose { r, t_mm }, mask };
+            let object = Annotation { class: 0, pose: Pose { r, t_mm }, mask: None };
             frame(format!("{i}.png"), vec![object])
         })
         .collect();

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::write_atomic;
+use super::{without_mark, write_atomic};
 use crate::schema::plain;
 
 /// The value that the JSON file holds.
@@ -19,12 +19,14 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse_json(&bytes, &path.display().to_string())
 }
 
-/// The value that `text` (JSON) holds; errors begin with `at`, the name of where it came from.
+/// The value that `text` (JSON, with or without a [byte order mark](without_mark)) holds; errors begin with `at`, the name
+/// of where it came from.
 ///
 /// # Errors
 /// If `text` does not fit `T`: names `at`, the line and the dotted key.
 pub fn parse_json<T: DeserializeOwned>(text: &[u8], at: &str) -> Result<T> {
-    let mut reader = serde_json::Deserializer::from_slice(text);
+    let text = without_mark(text).with_context(|| at.to_owned())?;
+    let mut reader = serde_json::Deserializer::from_slice(&text);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         // "." at the top, "?" where the text ends inside a key.
         let path = error.path().to_string().replace('[', ".").replace(']', "");
@@ -112,6 +114,20 @@ mod tests {
             assert!(error.starts_with(expected), "{error}\nexpected {expected}");
             assert!(!error.contains(" at line "), "{error}");
         }
+    }
+
+    #[test]
+    fn byte_order_marks_are_no_part_of_the_document() {
+        let text = r#"{"fpn": {"bits": 2, "rates": [0.5]}}"#;
+        let marked = format!("\u{feff}{text}");
+        let wide: Vec<u8> = marked.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let plain = parse_json::<Outer>(text.as_bytes(), "a.json").unwrap();
+        for bytes in [marked.into_bytes(), wide] {
+            assert_eq!(parse_json::<Outer>(&bytes, "a.json").unwrap(), plain);
+        }
+        assert!(error_of("\u{feff}{").starts_with("a.json: line 1: EOF"));
+        let cut = parse_json::<Outer>(b"\xff\xfe{", "a.json").unwrap_err();
+        assert!(format!("{cut:#}").starts_with("a.json: its byte order mark says UTF-16"));
     }
 
     #[test]

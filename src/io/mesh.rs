@@ -107,7 +107,8 @@ impl Values for AsciiValues<'_> {
         let end = self.line.iter().position(u8::is_ascii_whitespace).unwrap_or(self.line.len());
         let (word, rest) = self.line.split_at(end);
         self.line = rest.trim_ascii_start();
-        let number = std::str::from_utf8(word).ok().and_then(|word| word.parse().ok());
+        let text = std::str::from_utf8(word).ok();
+        let number = text.and_then(|word| word.parse().ok().or_else(|| not_a_number(word)));
         number.with_context(|| format!("`{}` is not a number", String::from_utf8_lossy(word)))
     }
 
@@ -116,6 +117,12 @@ impl Values for AsciiValues<'_> {
         ensure!(surplus.is_empty(), "`{}` is too much", String::from_utf8_lossy(surplus));
         Ok(())
     }
+}
+
+/// NaN as C's libraries print it: `-nan(ind)`, `1.#QNAN`. Coordinates must be finite, other properties need not be.
+fn not_a_number(word: &str) -> Option<f64> {
+    let word = word.trim_start_matches(['-', '+']).to_ascii_lowercase();
+    (word.starts_with("nan") || word.starts_with("1.#")).then_some(f64::NAN)
 }
 
 struct BinaryValues<'a> {

@@ -21,8 +21,10 @@ mod partial;
 pub mod picture;
 pub mod pth;
 pub mod tensors;
+mod text;
 pub mod video;
 
 pub use atomic::{remove_leftovers, write_atomic};
 pub use json::{parse_json, read_json, write_json};
 pub use partial::PartialFile;
+pub use text::{read_list, read_text, without_mark};

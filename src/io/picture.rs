@@ -7,9 +7,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
+pub use image::metadata::Orientation;
 use image::{
-    DynamicImage, GrayImage, ImageBuffer, ImageEncoder, ImageFormat, ImageReader, Pixel,
-    PixelWithColorType, RgbImage,
+    DynamicImage, GrayImage, ImageBuffer, ImageDecoder, ImageEncoder, ImageFormat, ImageReader,
+    Limits, Pixel, PixelWithColorType, RgbImage,
 };
 
 use super::atomic::{Durability, replace};
@@ -22,15 +23,69 @@ use super::atomic::{Durability, replace};
 /// # Errors
 /// If the file cannot be read, is truncated, damaged or no PNG or JPEG; names the file.
 pub fn read_rgb(path: &Path) -> Result<RgbImage> {
-    let decoded = decode(path).with_context(|| format!("reading image {}", path.display()))?;
+    let (decoded, _) = decode(path).with_context(|| format!("reading image {}", path.display()))?;
+    Ok(rgb_of(decoded))
+}
+
+/// As [`read_rgb`], and which way the picture's EXIF tag says that it is to be turned; the pixels are as stored.
+///
+/// # Errors
+/// As [`read_rgb`].
+pub fn read_rgb_with_orientation(path: &Path) -> Result<(RgbImage, Orientation)> {
+    let (decoded, orientation) =
+        decode(path).with_context(|| format!("reading image {}", path.display()))?;
+    Ok((rgb_of(decoded), orientation))
+}
+
+/// As [`read_rgb`], turned as its EXIF tag says: what OpenCV's `imread` and image viewers show.
+///
+/// # Errors
+/// As [`read_rgb`].
+pub fn read_rgb_upright(path: &Path) -> Result<RgbImage> {
+    let (mut decoded, orientation) =
+        decode(path).with_context(|| format!("reading image {}", path.display()))?;
+    decoded.apply_orientation(orientation);
+    Ok(rgb_of(decoded))
+}
+
+/// Width and height of a picture as stored, px, and how its EXIF tag says that it is to be turned; only the beginning of the
+/// file is read.
+///
+/// # Errors
+/// If the file cannot be read or is no PNG or JPEG.
+pub fn size_and_orientation(path: &Path) -> Result<((u32, u32), Orientation)> {
+    let reading = || format!("reading image {}", path.display());
+    let reader = ImageReader::open(path).with_context(reading)?;
+    let reader = reader.with_guessed_format().with_context(reading)?;
+    let mut decoder = reader.into_decoder().with_context(reading)?;
+    Ok((decoder.dimensions(), orientation_of(&mut decoder)))
+}
+
+/// Width and height after turning.
+pub fn upright_size((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
+    match orientation {
+        Orientation::Rotate90
+        | Orientation::Rotate270
+        | Orientation::Rotate90FlipH
+        | Orientation::Rotate270FlipH => (height, width),
+        _ => (width, height),
+    }
+}
+
+/// A tag that cannot be read turns nothing, as in OpenCV.
+fn orientation_of(decoder: &mut impl ImageDecoder) -> Orientation {
+    decoder.orientation().unwrap_or(Orientation::NoTransforms)
+}
+
+fn rgb_of(decoded: DynamicImage) -> RgbImage {
     if !decoded.color().has_alpha() {
-        return Ok(decoded.into_rgb8()); // of 16 bits: (v + 128) / 257, which is v * 255 / 65535 rounded
+        return decoded.into_rgb8(); // of 16 bits: (v + 128) / 257, which is v * 255 / 65535 rounded
     }
     let rgba = decoded.into_rgba8();
-    Ok(ImageBuffer::from_fn(rgba.width(), rgba.height(), |x, y| {
+    ImageBuffer::from_fn(rgba.width(), rgba.height(), |x, y| {
         let [r, g, b, alpha] = rgba.get_pixel(x, y).0;
         image::Rgb(if alpha == 0 { [255; 3] } else { [r, g, b] })
-    }))
+    })
 }
 
 /// Reads a mask: one byte a pixel, 0 outside.
@@ -41,7 +96,7 @@ pub fn read_rgb(path: &Path) -> Result<RgbImage> {
 /// # Errors
 /// As [`read_rgb`].
 pub fn read_mask(path: &Path) -> Result<GrayImage> {
-    let decoded = decode(path).with_context(|| format!("reading mask {}", path.display()))?;
+    let (decoded, _) = decode(path).with_context(|| format!("reading mask {}", path.display()))?;
     let is_16_bit = decoded.color().bytes_per_pixel() > decoded.color().channel_count();
     Ok(match decoded {
         DynamicImage::ImageLuma8(mask) => mask,
@@ -63,11 +118,11 @@ where
     })
 }
 
-fn decode(path: &Path) -> Result<DynamicImage> {
+fn decode(path: &Path) -> Result<(DynamicImage, Orientation)> {
     decode_bytes(&fs::read(path)?)
 }
 
-fn decode_bytes(bytes: &[u8]) -> Result<DynamicImage> {
+fn decode_bytes(bytes: &[u8]) -> Result<(DynamicImage, Orientation)> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     match reader.format() {
         Some(ImageFormat::Png) => ensure!(png_is_complete(bytes), "the PNG is truncated"),
@@ -75,7 +130,10 @@ fn decode_bytes(bytes: &[u8]) -> Result<DynamicImage> {
         _ if bytes.is_empty() => bail!("the file is empty"),
         _ => bail!("the content is neither PNG nor JPEG"),
     }
-    Ok(reader.decode()?) // within the crate's default limit of 512 MiB
+    let mut decoder = reader.into_decoder()?;
+    Limits::default().reserve(decoder.total_bytes())?; // 512 MiB
+    let orientation = orientation_of(&mut decoder);
+    Ok((DynamicImage::from_decoder(decoder)?, orientation))
 }
 
 /// Whether the chunks (length, name, data, checksum) reach as far as `IEND`.

@@ -11,7 +11,7 @@ use super::device::DeviceChoice;
 use super::folder::{Folder, Provenance};
 use super::home::Home;
 use super::options::num_cores;
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Purpose, Split};
 use crate::eval::SYNTHETIC_FILE;
 
 /// What every command that computes is asked with.
@@ -60,10 +60,17 @@ impl Request {
     }
 
     /// Opens a split of the config's dataset.
-    pub(crate) fn open_split(&self, home: &Home, config: &Config, split: Split) -> Result<Dataset> {
+    pub(crate) fn open_split(
+        &self,
+        home: &Home,
+        config: &Config,
+        split: Split,
+        purpose: Purpose,
+    ) -> Result<Dataset> {
         let list = config.data.list(split);
         let root = home.dataset(self.select.problem(), list)?;
-        let dataset = Dataset::open(&root, list, &config.data, &config.input, self.skip_bad)?;
+        let dataset =
+            Dataset::open(&root, list, &config.data, &config.input, purpose, self.skip_bad)?;
         let synthetic = if is_synthetic(&root) { " (synthetic)" } else { "" };
         tracing::info!(
             images = dataset.frames.len(),

@@ -16,7 +16,7 @@ use super::setup::Setup;
 use super::trace::{Estimate, TraceOptions, TracedLayer, Traces};
 use crate::artifact::network::blank_network;
 use crate::artifact::pretrained::load_pretrained;
-use crate::data::{Loader, LoaderOptions, Split};
+use crate::data::{Loader, LoaderOptions, Purpose, Split};
 use crate::io;
 use crate::nn::Network;
 use crate::quant::WeightQuantConfig;
@@ -268,7 +268,8 @@ fn save(path: &Path, stored: &Stored) -> Result<()> {
 /// The calibration set: training images drawn by the seed, augmented as in training, with targets drawn once.
 fn batches(request: &SearchRequest, setup: &Setup) -> Result<(Box<dyn Task>, Vec<Prepared>)> {
     let config = &setup.config;
-    let dataset = Arc::new(request.run.open_split(&setup.home, config, Split::Train)?);
+    let dataset =
+        Arc::new(request.run.open_split(&setup.home, config, Split::Train, Purpose::Training)?);
     let size = request.trace.batch;
     ensure!(
         size <= dataset.frames.len(),

@@ -16,7 +16,8 @@ fn one_line(args: &[&str], parts: &[&str]) {
     assert!(ran.stdout().is_empty(), "{}", ran.stdout());
 }
 
-fn copy(from: &Path, to: &Path) {
+/// Copies a folder with everything in it.
+pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());

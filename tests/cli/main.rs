@@ -3,6 +3,7 @@
 mod bad_input;
 mod bench;
 mod config;
+mod data_files;
 mod flow;
 mod help;
 mod import;

@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 use super::source::Exported;
 use crate::artifact::engine::{OnnxEngine, OnnxMeta};
 use crate::artifact::name::module_names;
-use crate::data::{Dataset, Loader, LoaderOptions, Split};
+use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split};
 use crate::eval::{
     OutputComparison, OutputDeviation, PictureBatch, PictureInfo, Pipeline, pictures_of, preprocess,
 };
@@ -436,7 +436,7 @@ impl Images {
             let home = Home::find(options.data.as_deref(), None)?;
             let list = config.data.list(Split::Train);
             let root = home.dataset(exported.problem, list)?;
-            Dataset::open(&root, list, &config.data, &config.input, false)
+            Dataset::open(&root, list, &config.data, &config.input, Purpose::Images, false)
         });
         Ok(Self { dataset: dataset.transpose()?, config: config.clone() })
     }

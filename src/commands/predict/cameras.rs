@@ -9,12 +9,15 @@ use serde::Serialize;
 
 use super::inputs::{Input, Inputs, Picture};
 use crate::data::{
-    CameraFile, DataConfig, ImagePath, InputConfig, View, read_camera, scene_cameras,
+    CameraFile, DataConfig, ImagePath, InputConfig, View, off_center, read_camera, scene_cameras,
 };
 use crate::geom::{Camera, Distortion};
+use crate::io::picture::{Orientation, size_and_orientation, upright_size};
 
 /// Pictures that are looked at to tell whether the camera is theirs before anything runs.
 const LOOKED_AT: usize = 8;
+/// Share of a picture below which it is said that the network sees little of it.
+const LITTLE: f64 = 0.5;
 /// Cameras that are told one by one.
 const MOST_TOLD: usize = 10;
 
@@ -41,6 +44,8 @@ pub(super) struct Cameras {
     views: Vec<(Arc<View>, CameraReport)>,
     /// Of each picture, in the order of the inputs, videos left out: its view, or what is wrong with its camera.
     of_pictures: Vec<Result<usize, String>>,
+    /// Of each picture: whether it is a dataset's, whose camera is that of the stored pixels.
+    as_stored: Vec<bool>,
     /// The one that the user gave.
     given: Option<usize>,
 }
@@ -58,7 +63,8 @@ impl Cameras {
     /// # Errors
     /// If `file` is no camera, a picture has none, or the first pictures are of another size than their camera.
     pub fn find(file: Option<&Path>, inputs: &Inputs, network: &Network) -> Result<Self> {
-        let mut cameras = Self { views: Vec::new(), of_pictures: Vec::new(), given: None };
+        let mut cameras =
+            Self { views: Vec::new(), of_pictures: Vec::new(), as_stored: Vec::new(), given: None };
         if let Some(path) = file {
             let camera = read_camera(path)?;
             cameras.given = Some(cameras.view(camera, path.display().to_string(), network)?);
@@ -76,6 +82,7 @@ impl Cameras {
                     Some(_) => None,
                     None => scene_camera(picture, &mut scenes),
                 };
+                cameras.as_stored.push(known.is_some());
                 let found = match (cameras.given, known) {
                     (Some(given), _) => Ok(given),
                     (None, Some(Ok((camera, source)))) => {
@@ -105,6 +112,12 @@ impl Cameras {
     /// The view of a picture, by its number over all inputs.
     pub fn of_picture(&self, number: usize) -> Result<Arc<View>, String> {
         self.of_pictures[number].clone().map(|view| self.views[view].0.clone())
+    }
+
+    /// Whether a picture, by its number over all inputs, is a dataset's: taken as stored. Others are turned as their EXIF
+    /// orientation says, as OpenCV's `imread` does for calibration and use alike.
+    pub fn takes_as_stored(&self, number: usize) -> bool {
+        self.as_stored[number]
     }
 
     /// Any view: for pictures that have none.
@@ -156,11 +169,24 @@ impl Cameras {
         let mut wrong = None;
         for (i, picture) in pictures.iter().take(LOOKED_AT).enumerate() {
             let Ok(view) = self.of_pictures[first + i] else { continue };
-            let Ok((w, h)) = image::image_dimensions(&picture.path) else { continue };
+            let Some((w, h)) = size_of(picture, self.as_stored[first + i]) else { continue };
             let (view, report) = &mut self.views[view];
             report.coverage.get_or_insert_with(|| view.coverage((w, h)));
-            match view.check_size((w as usize, h as usize)) {
-                Ok(()) => return Ok(()),
+            let size = (w as usize, h as usize);
+            match view.check_size(size) {
+                Ok(()) => {
+                    if let Some(odd) = off_center(view.lens().camera(), size) {
+                        tracing::warn!("{}: {odd}", picture.name);
+                    }
+                    if report.coverage.is_some_and(|share| share < LITTLE) {
+                        tracing::warn!(
+                            "camera {}: the network's camera sees little of it",
+                            report.line()
+                        );
+                    }
+                    self.tell_turned(pictures, first);
+                    return Ok(());
+                }
                 Err(e) => wrong = wrong.or(Some((picture, e))),
             }
         }
@@ -170,12 +196,32 @@ impl Cameras {
         }
     }
 
+    /// Says it when the first pictures have an EXIF orientation.
+    fn tell_turned(&self, pictures: &[Picture], first: usize) {
+        let turned = pictures.iter().take(LOOKED_AT).enumerate().find_map(|(i, picture)| {
+            let (_, orientation) = size_and_orientation(&picture.path).ok()?;
+            (orientation != Orientation::NoTransforms).then_some((
+                picture,
+                orientation,
+                self.as_stored[first + i],
+            ))
+        });
+        let Some((picture, orientation, as_stored)) = turned else { return };
+        let what = match as_stored {
+            true => "is ignored, as dataset images are taken as stored, like their cameras",
+            false => {
+                "is obeyed: pictures are turned upright before anything else, as OpenCV's imread does"
+            }
+        };
+        tracing::warn!("{}: the EXIF orientation ({orientation:?}) {what}", picture.name);
+    }
+
     /// Gives pictures without a camera the network's own, when they are of its size.
     fn take_in(&mut self, homeless: &[(usize, &Picture)], network: &Network) -> Result<()> {
         let Some((_, first)) = homeless.first() else { return Ok(()) };
         let own = (network.input.width, network.input.height);
         let sizes = homeless.iter().take(LOOKED_AT).filter_map(|(_, picture)| {
-            let (w, h) = image::image_dimensions(&picture.path).ok()?;
+            let (w, h) = size_of(picture, false)?;
             Some((w as usize, h as usize))
         });
         let sizes: Vec<_> = sizes.collect();
@@ -208,6 +254,12 @@ impl Cameras {
             report.num_images = (self.given != Some(i) || counts[i] > 0).then_some(counts[i]);
         }
     }
+}
+
+/// Width and height of a picture as it is taken, px; none where it cannot be read.
+fn size_of(picture: &Picture, as_stored: bool) -> Option<(u32, u32)> {
+    let (size, orientation) = size_and_orientation(&picture.path).ok()?;
+    Some(if as_stored { size } else { upright_size(size, orientation) })
 }
 
 /// The camera that the scene of a picture's dataset tells; `None` for pictures that lie in no scene.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::io;
 use crate::io::video::is_video;
 
 /// Endings of the pictures that are read, and of others that people have.
@@ -89,13 +90,13 @@ impl Inputs {
         Ok(())
     }
 
-    fn add_glob(&mut self, pattern: &str) -> Result<()> {
+    fn add_glob(&mut self, given: &str) -> Result<()> {
+        let pattern = &with_literal_folders(given);
         let hidden = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
         let paths =
             glob::glob_with(pattern, hidden).with_context(|| format!("the glob {pattern}"))?;
         let paths: Result<Vec<PathBuf>, _> = paths.collect();
-        let mut paths =
-            paths.with_context(|| format!("reading what the glob {pattern} matches"))?;
+        let mut paths = paths.with_context(|| format!("reading what the glob {given} matches"))?;
         paths.sort_by(|a, b| natural(&a.to_string_lossy(), &b.to_string_lossy()));
         let (videos, others): (Vec<_>, Vec<_>) = paths.into_iter().partition(|p| is_video(p));
         let pictures: Vec<Picture> = others
@@ -103,9 +104,15 @@ impl Inputs {
             .filter(|p| p.is_file() && has_ending(p, &PICTURES))
             .map(|p| Picture::named(p))
             .collect();
+        let hint = match pattern.contains('[') {
+            true => {
+                "; in a glob [...] is one of the characters in the brackets, and [[] is a bracket"
+            }
+            false => "",
+        };
         ensure!(
             !pictures.is_empty() || !videos.is_empty(),
-            "the glob {pattern} matches no image (PNG, JPEG) or video"
+            "the glob {given} matches no image (PNG, JPEG) or video{hint}"
         );
         if !pictures.is_empty() {
             self.inputs.push(Input::Pictures(pictures));
@@ -113,6 +120,22 @@ impl Inputs {
         self.inputs.extend(videos.into_iter().map(Input::Video));
         Ok(())
     }
+}
+
+/// A glob in which the leading folders that exist as they are spelled stand for themselves: in `run[1]/*.png` the folder
+/// `run[1]` where there is one, else `run1`.
+fn with_literal_folders(pattern: &str) -> String {
+    let mut known = PathBuf::new();
+    let mut parts = Vec::new();
+    let mut spelled = pattern.split('/').peekable();
+    while let Some(part) = spelled.next_if(|part| {
+        known.push(if part.is_empty() { "/" } else { part });
+        known.is_dir()
+    }) {
+        parts.push(glob::Pattern::escape(part));
+    }
+    parts.extend(spelled.map(str::to_owned));
+    parts.join("/")
 }
 
 impl Picture {
@@ -201,8 +224,7 @@ fn walk(
 /// has the first image.
 fn listed(list: &Path) -> Result<(PathBuf, Vec<Picture>)> {
     let at = list.display();
-    let text = fs::read_to_string(list).with_context(|| format!("reading the list {at}"))?;
-    let names: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    let names = io::read_list(list)?;
     let first = names.first();
     let first =
         first.with_context(|| format!("{at}: the list is empty, expected one image a line"))?;
@@ -219,8 +241,7 @@ fn listed(list: &Path) -> Result<(PathBuf, Vec<Picture>)> {
             folder.display()
         )
     })?;
-    let pictures =
-        names.iter().map(|name| Picture { name: (*name).to_owned(), path: root.join(name) });
+    let pictures = names.iter().map(|name| Picture { name: name.clone(), path: root.join(name) });
     Ok((root.to_owned(), pictures.collect()))
 }
 
@@ -313,6 +334,21 @@ mod tests {
             found(root, &["in/clip.mp4", "in/2.png"], false).unwrap(),
             ["in/clip.mp4", "in/2.png"]
         );
+    }
+
+    #[test]
+    fn folders_with_brackets_are_found_by_globs() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        touch(root, &["day [2]/cam*/1.png", "day [2]/cam*/2.jpg", "day 2/3.png", "day 4/5.png"]);
+        let of = |pattern| found(root, &[pattern], false);
+        assert_eq!(of("day [2]/cam*/*.png").unwrap(), ["day [2]/cam*/1.png"]);
+        assert_eq!(of("day [2]/*/*").unwrap(), ["day [2]/cam*/1.png", "day [2]/cam*/2.jpg"]);
+        // No folder is called that: a set of characters.
+        assert_eq!(of("day [34]/*").unwrap(), ["day 4/5.png"]);
+        let error = format!("{:#}", of("day [2]/x[1]*.png").unwrap_err());
+        assert!(error.contains("day [2]/x[1]*.png matches no image") && error.contains("[[] is"));
+        assert_eq!(with_literal_folders("/*/[a]"), "/*/[a]");
     }
 
     #[test]

@@ -171,8 +171,12 @@ impl<'a> Jobs<'a> {
                 let Picture { name, path } = pictures.next()?;
                 let number = self.num_pictures;
                 self.num_pictures += 1;
+                let source = match self.cameras.takes_as_stored(number) {
+                    true => PictureSource::File(path),
+                    false => PictureSource::Photo(path),
+                };
                 Some(match self.cameras.of_picture(number) {
-                    Ok(view) => (name, PictureSource::File(path), Some(view)),
+                    Ok(view) => (name, source, Some(view)),
                     Err(why) => (name, PictureSource::Bad(why), None),
                 })
             }

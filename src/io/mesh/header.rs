@@ -105,9 +105,10 @@ impl Header {
             let end = window.iter().position(|&b| b == b'\n');
             let end =
                 end.context("the header has no end_header: the file is truncated or no PLY")?;
-            let line = std::str::from_utf8(&rest[..end]);
+            // Comments may be in any encoding.
+            let line = String::from_utf8_lossy(&rest[..end]);
             rest = &rest[end + 1..];
-            let line = line.with_context(|| format!("line {number} is not text"))?.trim();
+            let line = line.trim();
             if line == "end_header" {
                 let format = format.context("the header names no format")?;
                 return Ok((Self { format, elements }, rest));

@@ -130,3 +130,17 @@ fn damage_is_named() {
     let error = read_ply(Path::new("no/such.ply")).unwrap_err();
     assert!(format!("{error:#}").starts_with("reading mesh no/such.ply: "), "{error:#}");
 }
+
+#[test]
+fn comments_of_any_encoding_and_nan_of_unused_properties_are_no_fault() {
+    let mut latin = SQUARE.replacen("a square", "gr@n", 1).into_bytes();
+    let place = latin.iter().position(|&b| b == b'@').unwrap();
+    latin[place] = 0xfc;
+    assert_eq!(parse(&latin).unwrap(), square());
+    for nan in ["-nan(ind)", "NaN", "-1.#IND00", "1.#QNAN"] {
+        let text = SQUARE.replacen("0 1 0 9\n", &format!("0 1 0 {nan}\n"), 1);
+        assert_eq!(parse(text.as_bytes()).unwrap(), square(), "{nan}");
+        let error = error_of(SQUARE.replacen("0 1 0 9\n", &format!("0 1 {nan} 9\n"), 1).as_bytes());
+        assert!(error.contains("vertex 3: the coordinate is NaN"), "{error}");
+    }
+}

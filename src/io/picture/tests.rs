@@ -172,3 +172,63 @@ fn crc32(bytes: &[u8]) -> u32 {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 * (crc & 1)))
     })
 }
+
+/// A JPEG with that EXIF orientation, 1 to 8.
+fn with_orientation(jpeg: &[u8], tag: u8) -> Vec<u8> {
+    let exif =
+        [&b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0"[..], &[tag], &[0; 6]]
+            .concat();
+    let length = (exif.len() as u16 + 2).to_be_bytes();
+    [&jpeg[..2], &[0xff, 0xe1], &length, &exif, &jpeg[2..]].concat()
+}
+
+#[test]
+fn orientation_is_told_and_obeyed_on_demand() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jpg");
+    // Four areas of one colour each: red and green above, blue and white below, wider than high.
+    let of = |x: u32, y: u32| match (x < 32, y < 16) {
+        (true, true) => [255, 0, 0],
+        (false, true) => [0, 255, 0],
+        (true, false) => [0, 0, 255],
+        (false, false) => [255; 3],
+    };
+    let image = RgbImage::from_fn(64, 32, |x, y| Rgb(of(x, y)));
+    write_jpeg(&path, &image, 95).unwrap();
+    let jpeg = fs::read(&path).unwrap();
+    let stored = read_rgb(&path).unwrap();
+    let name = |p: &Rgb<u8>| match p.0.map(|v| v > 128) {
+        [true, false, false] => 'r',
+        [false, true, false] => 'g',
+        [false, false, true] => 'b',
+        _ => 'w',
+    };
+    // The corners of the upright picture, row by row, by the EXIF standard (what is the 0th row and column).
+    for (tag, corners) in [
+        (1, "rgbw"),
+        (2, "grwb"),
+        (3, "wbgr"),
+        (4, "bwrg"),
+        (5, "rbgw"),
+        (6, "brwg"),
+        (7, "wgbr"),
+        (8, "gwrb"),
+    ] {
+        fs::write(&path, with_orientation(&jpeg, tag)).unwrap();
+        let upright = read_rgb_upright(&path).unwrap();
+        let (w, h) = upright.dimensions();
+        let seen: String = [(4, 4), (w - 5, 4), (4, h - 5), (w - 5, h - 5)]
+            .iter()
+            .map(|&(x, y)| name(upright.get_pixel(x, y)))
+            .collect();
+        assert_eq!(seen, corners, "tag {tag}");
+        let (size, orientation) = size_and_orientation(&path).unwrap();
+        assert_eq!((size, upright_size(size, orientation)), ((64, 32), (w, h)), "tag {tag}");
+        let (as_stored, told) = read_rgb_with_orientation(&path).unwrap();
+        assert_eq!((as_stored, told), (stored.clone(), orientation));
+        assert_eq!(tag == 1, orientation == Orientation::NoTransforms);
+    }
+    // A tag that means nothing turns nothing.
+    fs::write(&path, with_orientation(&jpeg, 99)).unwrap();
+    assert_eq!(read_rgb_upright(&path).unwrap(), stored);
+}
