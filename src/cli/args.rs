@@ -12,7 +12,7 @@ use super::plan::{FlowArgs, PlanArgs};
 use super::search::SearchArgs;
 use super::verify::VerifyArgs;
 use crate::data::Split;
-use crate::experiment::{DeviceChoice, EngineChoice};
+use crate::experiment::{DeviceChoice, EngineChoice, folder_name};
 use crate::synth::{Attitude, Format, parse_depth_range};
 use crate::train::ResumeFrom;
 
@@ -90,11 +90,11 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct ConfigSelect {
     /// The problem: a folder of problems/ [default: SwissCube].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = folder_name)]
     pub problem: Option<String>,
 
     /// The topology: a folder of problems/PROBLEM/ [default: Widedepth].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = folder_name)]
     pub topology: Option<String>,
 
     /// A config file, instead of problems/PROBLEM/TOPOLOGY/config.json.

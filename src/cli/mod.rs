@@ -8,6 +8,7 @@ mod bench;
 mod completions;
 mod config;
 mod export;
+mod failure;
 mod import;
 mod inspect;
 mod onnx;
@@ -47,11 +48,11 @@ enum Ended {
 /// Runs a parsed command line; errors are printed once, here.
 pub fn run(cli: Cli) -> ExitCode {
     terminal::start_log(cli.verbose, cli.quiet);
-    match dispatch(cli.command) {
+    match failure::guarded(|| dispatch(cli.command)) {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Interrupted) => ExitCode::from(130),
         Err(err) => {
-            eprintln!("mqat: {err:#}");
+            eprintln!("mqat: {}", failure::one_line(&err));
             ExitCode::FAILURE
         }
     }
@@ -83,7 +84,13 @@ fn dispatch(command: Command) -> Result<Ended> {
 ///
 /// Meant to be called before libtorch's initialisers have run (see `main.rs`), which take longer than the answer.
 pub fn answer_without_libtorch(args: Vec<String>) -> Option<i32> {
+    let is_odd = args.iter().any(|arg| terminal::visible(arg) != *arg);
     match Cli::try_parse_from(args) {
+        // The message repeats arguments.
+        Err(answer) if is_odd => {
+            eprint!("{}", terminal::visible(&answer.render().to_string()));
+            Some(answer.exit_code())
+        }
         Err(answer) => {
             let code = answer.exit_code();
             // A closed stdout (`mqat --help | head -1`) is no failure.
@@ -105,12 +112,17 @@ pub fn answer_without_libtorch(args: Vec<String>) -> Option<i32> {
 
 /// Prints one JSON document on stdout.
 fn print_json(value: &impl Serialize) -> Result<()> {
+    // JSON has no control characters but line ends; whatever else is in its texts stays.
     let text = serde_json::to_string_pretty(value).context("writing the JSON document")?;
-    print_text(&text)
+    print_raw(&text)
 }
 
-/// Prints text on stdout.
+/// Prints text on stdout, without what acts on a terminal.
 fn print_text(text: &str) -> Result<()> {
+    print_raw(&terminal::visible(text))
+}
+
+fn print_raw(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
         // The reader of a pipe went away: not our failure.

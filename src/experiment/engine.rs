@@ -1,6 +1,5 @@
 //! What runs a network: libtorch, or ONNX Runtime for an exported file.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::str::FromStr;
@@ -17,6 +16,7 @@ use crate::eval::Engine;
 use crate::export::onnx::{
     FileHead, META_KEY, OnnxSession, SessionOptions, looks_like_onnx, read_head,
 };
+use crate::io::open_file;
 use crate::model::{AnchorGrid, NetworkConfig, Outputs};
 
 /// What a user chooses to run networks with.
@@ -73,7 +73,7 @@ impl EngineChoice {
 pub fn is_onnx(file: &Path) -> Result<bool> {
     let at = file.display();
     let mut head = Vec::with_capacity(3);
-    let opened = File::open(file).with_context(|| format!("opening {at}"))?;
+    let opened = open_file(file)?;
     opened.take(3).read_to_end(&mut head).with_context(|| format!("reading {at}"))?;
     Ok(file.extension().is_some_and(|e| e == "onnx") || looks_like_onnx(&head))
 }

@@ -67,6 +67,7 @@ pub struct ExportRequest {
 #[derive(Debug, Serialize)]
 pub struct ExportReport {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub path: PathBuf,
     /// What it is.
     pub format: ExportFormat,

@@ -17,6 +17,7 @@ use crate::train::{Checkpoint, CheckpointMeta, Imported};
 #[derive(Debug, Serialize)]
 pub struct ImportReport {
     /// The checkpoint that was written.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,

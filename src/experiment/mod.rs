@@ -51,7 +51,7 @@ pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, expor
 pub use flow::{
     Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
 };
-pub use folder::{Folder, Pick, Provenance, Start};
+pub use folder::{Folder, Pick, Provenance, Start, folder_name};
 pub use home::Home;
 pub use import::{ImportReport, import};
 pub use inspect::{NetworkReport, inspect_network};

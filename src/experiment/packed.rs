@@ -33,6 +33,7 @@ const QUANT: &str = "quant.";
 #[derive(Debug, Serialize)]
 pub struct PackReport {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,

@@ -36,6 +36,7 @@ pub struct ScoreReport {
     /// One for each file, in their order.
     pub evaluations: Vec<FileScore>,
     /// Folder with metrics.json, tables, plots and overlays.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub folder: Option<PathBuf>,
 }
 
@@ -43,6 +44,7 @@ pub struct ScoreReport {
 #[derive(Debug, Serialize)]
 pub struct FileScore {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub predictions: PathBuf,
     /// How it is written.
     pub format: ResultFormat,

@@ -57,6 +57,7 @@ pub struct TestReport {
     /// One for each checkpoint, in their order.
     pub evaluations: Vec<CheckpointReport>,
     /// Folder with metrics.json, tables, plots and overlays.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub folder: Option<PathBuf>,
 }
 
@@ -64,8 +65,10 @@ pub struct TestReport {
 #[derive(Debug, Serialize)]
 pub struct CheckpointReport {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub checkpoint: PathBuf,
     /// Where its predictions were written.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub predictions: Option<PathBuf>,
     /// The scores.
     pub report: Report,

@@ -57,12 +57,14 @@ pub struct TrainRequest {
 #[derive(Debug, Serialize)]
 pub struct TrainReport {
     /// The experiment's folder.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub folder: PathBuf,
     /// Its number.
     pub exp_id: u32,
     /// How it ended.
     pub outcome: Ended,
     /// The last checkpoint.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub checkpoint: PathBuf,
     /// Updates of the run.
     pub global_step: u64,

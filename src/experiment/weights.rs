@@ -7,11 +7,11 @@
 
 mod assign;
 mod grid;
+mod prefix;
 mod pytorch;
 mod report;
 mod unwrap;
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -26,7 +26,7 @@ pub use unwrap::assembled_weight;
 
 use crate::export::onnx::looks_like_onnx;
 use crate::export::packed;
-use crate::io::tensors;
+use crate::io::{open_file, tensors};
 use crate::model::PoseNet;
 use crate::quant::ModuleQuantizer;
 use crate::train::{Checkpoint, CheckpointMeta, QuantizedModule, attach_all};
@@ -73,6 +73,22 @@ impl Strictness {
     }
 }
 
+/// How a file of weights is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// How much of the network it must fill.
+    pub strictness: Strictness,
+    /// What stands before the keys of the network, where a file of another program holds several; `None` takes off
+    /// what they all share.
+    pub strip_prefix: Option<String>,
+}
+
+impl From<Strictness> for Reading {
+    fn from(strictness: Strictness) -> Self {
+        Self { strictness, strip_prefix: None }
+    }
+}
+
 /// A network's weights were loaded: what came with them.
 pub struct LoadedNetwork {
     /// The kind of the file.
@@ -96,7 +112,7 @@ pub struct LoadedNetwork {
 /// If the file cannot be read, or has none of the known beginnings.
 pub fn kind_of(path: &Path) -> Result<FileKind> {
     let at = path.display();
-    let mut file = File::open(path).with_context(|| format!("opening {at}"))?;
+    let mut file = open_file(path)?;
     let mut head = Vec::with_capacity(16);
     file.by_ref().take(16).read_to_end(&mut head).with_context(|| format!("reading {at}"))?;
     // A safetensors header begins after its length, and with a brace; no pickle or zip has one there.
@@ -114,6 +130,9 @@ pub fn kind_of(path: &Path) -> Result<FileKind> {
             "{at} is an ONNX file, which `mqat test`, `mqat verify` and `mqat bench engine` run; name the file of \
              weights that it was exported from"
         );
+    }
+    if let Some(what) = crate::io::mistaken_for_a_file(path)? {
+        bail!("{at} {what}");
     }
     let is_zip = head.starts_with(b"PK\x03\x04");
     let is_pickle = matches!(head[..], [0x80, 2..=5, ..]);
@@ -145,8 +164,8 @@ pub fn meta_of(path: &Path) -> Result<Option<CheckpointMeta>> {
 ///
 /// # Errors
 /// If the file is broken or, as far as `strictness` asks, does not fit the network, which is then unchanged.
-pub fn load(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<LoadedNetwork> {
-    let mut loaded = load_as_stored(path, net, strictness)?;
+pub fn load(path: &Path, net: &PoseNet, reading: impl Into<Reading>) -> Result<LoadedNetwork> {
+    let mut loaded = load_as_stored(path, net, reading)?;
     for quantizer in &mut loaded.quantizers {
         quantizer.bake().with_context(|| format!("loading {}", path.display()))?;
     }
@@ -160,15 +179,32 @@ pub fn load(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<Loaded
 pub(super) fn load_as_stored(
     path: &Path,
     net: &PoseNet,
-    strictness: Strictness,
+    reading: impl Into<Reading>,
 ) -> Result<LoadedNetwork> {
+    let Reading { strictness, strip_prefix } = reading.into();
     let kind = kind_of(path)?;
-    match kind {
-        FileKind::Checkpoint => load_checkpoint(path, net, strictness),
-        FileKind::Safetensors | FileKind::PyTorch => {
-            load_state(read_state(path)?, kind, net, strictness)
+    match (kind, strip_prefix) {
+        (FileKind::Safetensors | FileKind::PyTorch, prefix) => {
+            let mut state = read_state(path)?;
+            let doing = || format!("loading {}", path.display());
+            let left_out = prefix
+                .map_or(Ok(Vec::new()), |p| prefix::take_off_named(&mut state.tensors, &p))
+                .with_context(doing)?;
+            if !left_out.is_empty() {
+                tracing::warn!(
+                    "{}: {} tensors outside --strip-prefix are left out: {}",
+                    path.display(),
+                    left_out.len(),
+                    report::first_few(&left_out.iter().map(String::as_str).collect::<Vec<_>>(), 3)
+                );
+            }
+            load_state(state, kind, net, strictness)
         }
-        FileKind::Packed => load_packed(path, net, strictness),
+        (_, Some(_)) => {
+            bail!("{} has this program's own keys: leave --strip-prefix out", path.display())
+        }
+        (FileKind::Checkpoint, None) => load_checkpoint(path, net, strictness),
+        (FileKind::Packed, None) => load_packed(path, net, strictness),
     }
 }
 
@@ -198,10 +234,13 @@ pub(super) fn read_state(path: &Path) -> Result<StateDict<'_>> {
 }
 
 /// The INQ layers of a state dict, and what is to be known about its keys.
-pub(super) fn inq_layers(state: StateDict) -> Result<(Vec<InqLayerReport>, Vec<String>)> {
+pub(super) fn inq_layers(mut state: StateDict) -> Result<(Vec<InqLayerReport>, Vec<String>)> {
+    let prefix = prefix::take_off(&mut state.tensors);
     let unwrapped = unwrap::unwrap(state.tensors, Strictness::Loose)
         .with_context(|| format!("reading {}", state.path.display()))?;
-    Ok((unwrapped.inq.iter().map(grid::describe).collect(), unwrapped.notes))
+    let mut notes = unwrapped.notes;
+    notes.extend(prefix.note());
+    Ok((unwrapped.inq.iter().map(grid::describe).collect(), notes))
 }
 
 /// The form of keys, for people.
@@ -275,12 +314,15 @@ fn load_packed(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<Loa
 
 /// A state dict of other programs.
 fn load_state(
-    file: StateDict<'_>,
+    mut file: StateDict<'_>,
     kind: FileKind,
     net: &PoseNet,
     strictness: Strictness,
 ) -> Result<LoadedNetwork> {
-    let at = || format!("loading {}", file.path.display());
+    let path = file.path;
+    let at = || format!("loading {}", path.display());
+    let prefix = prefix::take_off(&mut file.tensors);
+    prefix.ensure_one().with_context(at)?;
     let unwrapped = unwrap::unwrap(file.tensors, strictness).with_context(at)?;
     let mut report = LoadReport {
         file: file.path.to_owned(),
@@ -289,7 +331,7 @@ fn load_state(
         key_form: unwrapped.key_form,
         num_doubled: unwrapped.num_doubled,
         left_over: unwrapped.left_over,
-        notes: unwrapped.notes,
+        notes: prefix.note().into_iter().chain(unwrapped.notes).collect(),
         ..LoadReport::default()
     };
     assign::assign(net, &unwrapped.tensors, strictness, &mut report)?;

@@ -1,20 +1,19 @@
 //! JSON files whose errors say where.
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::write_atomic;
+use super::{mistaken, read_file, write_atomic};
 
 /// The value that the JSON file holds.
 ///
 /// # Errors
 /// If the file cannot be read or does not fit `T`: names the file, the line and the dotted key.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let bytes = read_file(path)?;
     parse_json(&bytes, &path.display().to_string())
 }
 
@@ -23,6 +22,9 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// # Errors
 /// If `text` does not fit `T`: names `at`, the line and the dotted key.
 pub fn parse_json<T: DeserializeOwned>(text: &[u8], at: &str) -> Result<T> {
+    if let Some(what) = mistaken(text) {
+        bail!("{at} {what}");
+    }
     let mut reader = serde_json::Deserializer::from_slice(text);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string(); // "." at the top, "?" where the text ends inside a key
@@ -61,6 +63,7 @@ mod tests {
     use super::*;
     use serde::Deserialize;
     use std::collections::BTreeMap;
+    use std::fs;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     #[serde(deny_unknown_fields)]

@@ -17,7 +17,10 @@ pub mod chart;
 pub mod events;
 mod json;
 pub mod mesh;
+mod mistaken;
+mod open;
 mod partial;
+mod paths;
 pub mod picture;
 pub mod pth;
 pub mod tensors;
@@ -25,4 +28,7 @@ pub mod video;
 
 pub use atomic::{remove_leftovers, write_atomic};
 pub use json::{parse_json, read_json, write_json};
+pub use mistaken::{mistaken, mistaken_for_a_file};
+pub use open::{open_file, open_stream, read_file};
 pub use partial::PartialFile;
+pub use paths::{PathField, path_text};

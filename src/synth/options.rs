@@ -24,6 +24,7 @@ const SIZE_PX: std::ops::RangeInclusive<u32> = 32..=8192;
 pub struct SynthOptions {
     /// Folder to write to.
     #[serde(skip)]
+    #[serde(serialize_with = "crate::io::path_text")]
     pub out: PathBuf,
     /// Images for training.
     pub num_train: usize,

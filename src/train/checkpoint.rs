@@ -164,6 +164,7 @@ pub struct CheckpointMeta {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub file: PathBuf,
     /// The part of it that was taken.
     pub member: Option<String>,
@@ -284,6 +285,12 @@ fn read_parts(path: &Path) -> Result<(Option<CheckpointMeta>, Parts)> {
     let file = tensors::read(path).with_context(|| format!("reading checkpoint {at}"))?;
     let meta = file.metadata.get(METADATA_KEY).map(|json| read_meta(json));
     let meta = meta.transpose().with_context(|| format!("reading checkpoint {at}"))?;
+    if meta.is_some() && !file.header_is_checked {
+        tracing::warn!(
+            "{at}: an earlier version wrote it without a checksum of its header: damage to names, config or position \
+             would not be noticed"
+        );
+    }
     let mut parts = Parts::default();
     for (name, tensor) in file.tensors {
         if let Some(key) = name.strip_prefix(MOMENTUM) {

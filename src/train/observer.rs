@@ -130,6 +130,7 @@ pub struct StageEnd {
     /// Updates of the run so far.
     pub global_step: u64,
     /// The checkpoint that stays.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub checkpoint: PathBuf,
     /// The layers of all modules that carry quantizers; all weights were found on their levels.
     pub sites: Vec<SiteReport>,
@@ -139,6 +140,7 @@ pub struct StageEnd {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CheckpointRecord {
     /// Its file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub path: PathBuf,
     /// Updates of the run so far.
     pub global_step: u64,

@@ -25,8 +25,10 @@ pub struct TrialReport {
     /// Hash of what decides its result.
     pub id: String,
     /// Its experiment.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub folder: PathBuf,
     /// The network at its end.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub checkpoint: PathBuf,
     /// What was measured on the validation split.
     pub metric: String,
@@ -147,6 +149,7 @@ pub struct CurvatureReport {
 #[derive(Debug, Clone, Serialize)]
 pub struct SearchReport {
     /// The search's folder.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub folder: PathBuf,
     /// The seed.
     pub seed: u64,
@@ -171,6 +174,7 @@ pub struct SearchReport {
     /// The orders, when they were scored.
     pub orders: Option<OrdersReport>,
     /// The plan file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub plan: Option<PathBuf>,
 }
 
