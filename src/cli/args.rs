@@ -101,7 +101,8 @@ pub struct ConfigSelect {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Change a config value, by dotted key; repeatable (--set data.bs_train=4 --set quantize.flow.0.epochs=10).
+    /// Change a config value, by dotted key; repeatable (--set data.bs_valid=4 --set quantize.flow.0.epochs=10).
+    /// A value that something else rules over is an error of `mqat train`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 
@@ -160,9 +161,14 @@ pub struct TrainArgs {
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub ckpt_every_steps: Option<u64>,
 
-    /// Epochs of every stage (schedules of quantization and learning rate are stretched or shrunk to fit).
+    /// Epochs of every stage (schedules of quantization and learning rate are stretched or shrunk to fit); with --resume
+    /// of those that have not ended.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub epochs: Option<u32>,
+
+    /// Images of an update in every stage, whatever batch_size the config has for it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: Option<u32>,
 
     /// Stop after so many steps in all, with a checkpoint.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]

@@ -35,6 +35,7 @@ pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
         ckpt_every: args.ckpt_every,
         ckpt_every_steps: args.ckpt_every_steps,
         epochs: args.epochs,
+        batch_size: args.batch_size.map(|n| n as usize),
         max_steps: args.max_steps,
         loose: args.loose,
     };

@@ -222,6 +222,12 @@ pub struct Start {
     pub command: Vec<String>,
     /// The checkpoint it went on from.
     pub resumed_from: Option<String>,
+    /// Folder of the dataset of this start; none in files of earlier versions.
+    #[serde(default)]
+    pub dataset: Option<String>,
+    /// The file, in the run's folder, with the config of this start; none in files of earlier versions.
+    #[serde(default)]
+    pub config: Option<String>,
 }
 
 impl Start {
@@ -231,7 +237,7 @@ impl Start {
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         // Arguments need not be UTF-8.
         let command = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-        Self { unix_seconds, command, resumed_from }
+        Self { unix_seconds, command, resumed_from, dataset: None, config: None }
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::folder::Folder;
 use crate::io::chart::{Chart, Series};
 use crate::io::events::EventWriter;
-use crate::io::write_atomic;
+use crate::io::{write_atomic, write_json};
 use crate::train::{
     CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, TelemetryRecord,
     ValidRecord,
@@ -27,13 +27,28 @@ pub(super) struct Recorder<'a> {
     metrics: Option<BufWriter<fs::File>>,
     events: Option<EventWriter>,
     stages: Vec<Value>,
+    /// The config of a resumed run, to be kept once it trains.
+    config: Option<Value>,
     /// The stage whose end was written by an earlier process, when a run is resumed right there.
     ended_before: Option<usize>,
 }
 
 impl<'a> Recorder<'a> {
     pub(super) fn new(folder: Folder, view: &'a mut dyn Observer) -> Self {
-        Self { folder, view, metrics: None, events: None, stages: Vec::new(), ended_before: None }
+        Self {
+            folder,
+            view,
+            metrics: None,
+            events: None,
+            stages: Vec::new(),
+            config: None,
+            ended_before: None,
+        }
+    }
+
+    /// Keeps `config` as that of the run, once an update is done with it.
+    pub(super) fn keep_config(&mut self, config: Value) {
+        self.config = Some(config);
     }
 
     /// The ends of the stages that this process completed.
@@ -105,6 +120,9 @@ impl Observer for Recorder<'_> {
     }
 
     fn step(&mut self, step: &StepRecord) -> Result<()> {
+        if let Some(config) = self.config.take() {
+            write_json(&self.folder.config(), &config)?;
+        }
         if step.global_step <= STEP_EVERY || step.global_step.is_multiple_of(STEP_EVERY) {
             self.line("step", step)?;
             self.scalars(
@@ -159,8 +177,11 @@ impl Observer for Recorder<'_> {
         self.view.validation(valid)
     }
 
+    fn before_checkpoint(&mut self) -> Result<()> {
+        self.flush()
+    }
+
     fn checkpoint(&mut self, checkpoint: &CheckpointRecord) -> Result<()> {
-        self.flush()?;
         self.view.checkpoint(checkpoint)
     }
 

@@ -17,9 +17,10 @@ use super::flow::FlowSource;
 use super::folder::{Folder, Pick, Provenance, Start};
 use super::home::Home;
 use super::open::{Request, infer_options, limited, new_network, num_workers, thinned};
+use super::overruled::Ruler;
 use super::record::{Recorder, make_plots_folder};
 use super::weights::{self, Strictness};
-use super::{flow, stretch};
+use super::{data_print, flow, overruled, starts};
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
 use crate::io;
@@ -45,8 +46,10 @@ pub struct TrainRequest {
     pub ckpt_every: Option<u32>,
     /// Checkpoints every so many steps instead of the config's.
     pub ckpt_every_steps: Option<u64>,
-    /// Epochs of every stage instead of the config's; schedules are stretched.
+    /// Epochs of every stage that has not ended instead of the config's; schedules are stretched.
     pub epochs: Option<u32>,
+    /// Images of an update in every stage that has not ended instead of the config's.
+    pub batch_size: Option<usize>,
     /// Stop after so many steps in all instead of the config's.
     pub max_steps: Option<u64>,
     /// Pretrained weights need not fill the whole network.
@@ -115,6 +118,7 @@ pub fn train(
     }
     let folder = open_folder(request, &home)?;
     let _lock = folder.lock()?;
+    starts::remove_leftovers(&folder)?;
     let document = serde_json::to_value(&config).context("writing the config as JSON")?;
 
     let task = task_of(&config, &training)?;
@@ -123,6 +127,9 @@ pub fn train(
         checkpoints: folder.checkpoints(),
         config_hash: hash(&document),
         config: document.clone(),
+        data: [(Split::Train, &*training), (Split::Valid, &*validation)]
+            .map(|(split, dataset)| (split.to_string(), data_print::of_split(dataset)))
+            .into(),
     };
     let size = (config.input.width, config.input.height);
     let mut trainer = Trainer::new(net, saving(&config, request), task, size, run)?;
@@ -136,6 +143,10 @@ pub fn train(
     }
     // A resume that is refused leaves the run as it was.
     write_head(request, &folder, &config, &document, device, &training.root)?;
+    if request.resume.is_some() {
+        // The config of what was trained is that of a start that trains.
+        recorder.keep_config(document);
+    }
     let synthetic_data = super::open::is_synthetic(&training.root);
     let mut source = Source { config: &config, dataset: training, skip_bad: request.run.skip_bad };
     let mut validate = |net: &PoseNet, _: &_| validate(net, &config, &validation, device, request);
@@ -162,6 +173,8 @@ pub fn train(
 /// The config of a new run, or that of the run to go on with; changed by the flags.
 fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
     let select = &request.run.select;
+    let options = starts::StageOptions { epochs: request.epochs, batch_size: request.batch_size };
+    let mut num_ended = 0;
     let mut config = match &request.resume {
         None => {
             let mut config = select.resolve(home)?;
@@ -170,20 +183,29 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
             }
             config
         }
-        Some(_) => {
+        Some(from) => {
             ensure!(
                 select.config.is_none(),
                 "--resume goes on with the experiment's own config; leave --config out, and change values with --set"
             );
-            let path = existing_folder(request, home)?.config();
+            let folder = existing_folder(request, home)?;
+            let path = folder.config();
             ensure!(
                 path.exists(),
                 "{} is missing: the run was stopped before it began; start a new one without --resume",
                 path.display()
             );
-            let config = select.apply(io::read_json(&path)?, &path.display().to_string())?;
+            let document: Value = io::read_json(&path)?;
+            let at = path.display().to_string();
+            let mut config = select.apply(document.clone(), &at)?;
             if let Some(flow) = &request.flow {
                 flow.ensure_same(&config)?;
+            }
+            if !select.set.is_empty() || options.epochs.is_some() || options.batch_size.is_some() {
+                let recorded = super::config::parse(document, &at)?;
+                num_ended = starts::num_ended(&folder, from, &recorded)?;
+                config.data.bs_train = options.batch_size.unwrap_or(config.data.bs_train);
+                starts::keep_ended(&mut config, &recorded, num_ended)?;
             }
             config
         }
@@ -199,13 +221,29 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
             );
         }
     }
+    overruled::ensure_none(&select.set, &rulers(request), &config)?;
     config.experiment.loose |= request.loose;
-    if let Some(epochs) = request.epochs {
-        stretch::all(&mut config, epochs);
+    options.apply(&mut config, num_ended);
+    if options.epochs.is_some() && num_ended > 0 {
+        tracing::info!("--epochs leaves the {num_ended} stages alone that have ended");
     }
     let problems = config.problems();
     ensure!(problems.is_empty(), "{}", problems.join("; "));
     Ok(config)
+}
+
+/// The options that rule over keys of the config.
+fn rulers(request: &TrainRequest) -> Vec<Ruler<'static>> {
+    let steps = request.ckpt_every_steps.is_some();
+    vec![
+        Ruler::new(request.run.select.seed.is_some(), "--seed", |key| key == "experiment.seed"),
+        Ruler::of_batch_size(request.batch_size.is_some()),
+        Ruler::of_epochs(request.epochs.is_some()),
+        Ruler::new(request.ckpt_every.is_some(), "--ckpt-every", |k| k == "training.ckpt_every"),
+        Ruler::new(steps, "--ckpt-every-steps", |k| k == "training.ckpt_every_steps"),
+        Ruler::new(request.max_steps.is_some(), "--max-steps", |k| k == "training.max_steps"),
+        Ruler::new(request.loose, "--loose", |key| key == "experiment.loose"),
+    ]
 }
 
 /// The stages, with when to save and stop as the flags of this start say; these are no part of the run's config.
@@ -231,7 +269,7 @@ fn open_folder(request: &TrainRequest, home: &Home) -> Result<Folder> {
     }
 }
 
-/// Writes the provenance and the resolved config.
+/// Writes the provenance, the config of this start, and for a new run the config of the run.
 fn write_head(
     request: &TrainRequest,
     folder: &Folder,
@@ -251,8 +289,17 @@ fn write_head(
         dataset: std::path::absolute(dataset).unwrap_or_else(|_| dataset.to_owned()),
         starts: Vec::new(),
     };
-    provenance.record(&folder.provenance(), Start::now(resumed))?;
-    io::write_json(&folder.config(), document)?;
+    let number = Provenance::of(folder)?.map_or(0, |before| before.starts.len());
+    let config = starts::record(folder, number, document)?;
+    let start = Start {
+        dataset: Some(provenance.dataset.to_string_lossy().into_owned()),
+        config: Some(config.to_string_lossy().into_owned()),
+        ..Start::now(resumed)
+    };
+    if request.resume.is_none() {
+        io::write_json(&folder.config(), document)?;
+    }
+    provenance.record(&folder.provenance(), start)?;
     tracing::info!("experiment {}", folder.path.display());
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::{mistaken, read_file, write_atomic};
 
@@ -44,6 +45,34 @@ fn describe(at: &str, key: Option<&str>, error: &serde_json::Error) -> anyhow::E
     match error.line() {
         0 => anyhow!("{at}: {key}{what}"),
         line => anyhow!("{at}: line {line}: {key}{what}"),
+    }
+}
+
+/// The dotted keys in which two documents differ, in their order: those that one of them lacks, too.
+pub fn differing_keys(a: &Value, b: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    compare(a, b, "", &mut found);
+    found
+}
+
+fn compare(a: &Value, b: &Value, at: &str, found: &mut Vec<String>) {
+    let below = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
+    let null = Value::Null;
+    match (a, b) {
+        (Value::Object(x), Value::Object(y)) => {
+            let new = y.keys().filter(|key| !x.contains_key(*key));
+            for key in x.keys().chain(new) {
+                let (x, y) = (x.get(key).unwrap_or(&null), y.get(key).unwrap_or(&null));
+                compare(x, y, &below(key), found);
+            }
+        }
+        (Value::Array(x), Value::Array(y)) if x.len() == y.len() => {
+            for (i, (x, y)) in x.iter().zip(y).enumerate() {
+                compare(x, y, &below(&i.to_string()), found);
+            }
+        }
+        _ if a == b => {}
+        _ => found.push(at.to_owned()),
     }
 }
 
@@ -113,6 +142,14 @@ mod tests {
             assert!(error.starts_with(expected), "{error}\nexpected {expected}");
             assert!(!error.contains(" at line "), "{error}");
         }
+    }
+
+    #[test]
+    fn differences_are_named_by_their_keys() {
+        let a = serde_json::json!({ "x": { "y": 1, "z": [1, 2] }, "flow": [1], "same": null });
+        let b = serde_json::json!({ "x": { "y": 2, "z": [1, 3] }, "flow": [1, 2], "new": true });
+        assert_eq!(differing_keys(&a, &b), ["x.y", "x.z.1", "flow", "new"]);
+        assert!(differing_keys(&a, &a).is_empty());
     }
 
     #[test]

@@ -155,9 +155,45 @@ pub struct CheckpointMeta {
     pub config_hash: String,
     /// The run's resolved configuration.
     pub config: serde_json::Value,
+    /// By what the data of the run are known again, by split; empty in files of earlier versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub data: BTreeMap<String, DataPrint>,
     /// Where the weights come from, when no run of this program trained them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<Imported>,
+}
+
+/// By what a split of a dataset is known again: checksums, which tell whether it changed and not how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataPrint {
+    /// Its images.
+    pub num_images: u64,
+    /// Of the names of the images in the order of the list.
+    pub list: String,
+    /// Of objects, poses and cameras.
+    pub annotations: String,
+    /// Of the sizes of the images' files.
+    pub file_sizes: String,
+}
+
+impl DataPrint {
+    /// What is not as in `other`, in words; `None` if nothing.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        let mut what = Vec::new();
+        if self.num_images != other.num_images {
+            what.push(format!("{} images, now {}", self.num_images, other.num_images));
+        }
+        for (name, ours, theirs) in [
+            ("another list", &self.list, &other.list),
+            ("other annotations", &self.annotations, &other.annotations),
+            ("image files of other sizes", &self.file_sizes, &other.file_sizes),
+        ] {
+            if ours != theirs {
+                what.push(name.to_owned());
+            }
+        }
+        (!what.is_empty()).then(|| what.join(", "))
+    }
 }
 
 /// The file of another program that weights were taken from.
@@ -193,6 +229,7 @@ impl CheckpointMeta {
             device: "Cpu".to_owned(),
             config_hash: String::new(),
             config,
+            data: BTreeMap::new(),
             imported: Some(imported),
         }
     }

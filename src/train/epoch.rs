@@ -48,8 +48,9 @@ impl Trainer {
             self.count(&prepared, &numbers, seconds);
             let record = self.step_record(&prepared, &numbers, lr, num_batches, seconds);
             hooks.observer.step(&record)?;
-            let every = self.config.ckpt_every_steps;
-            if every.is_some_and(|every| self.position.global_step.is_multiple_of(every)) {
+            // That of the epoch's last update is written when the epoch is complete: one before it would tell the
+            // epoch's end a second time after a resume.
+            if self.is_save_due() && self.position.batch < num_batches {
                 self.save(hooks, false)?;
             }
         }
@@ -157,6 +158,12 @@ impl Trainer {
         }
     }
 
+    /// Whether a checkpoint is to be written after this update.
+    fn is_save_due(&self) -> bool {
+        let every = self.config.ckpt_every_steps;
+        every.is_some_and(|every| self.position.global_step.is_multiple_of(every))
+    }
+
     fn finish_epoch(&mut self, hooks: &mut Hooks<'_>, num_batches: usize) -> Result<()> {
         let epoch = self.position.epoch;
         if let Some(quantizer) = self.current_quantizer() {
@@ -178,7 +185,7 @@ impl Trainer {
         if last || done.is_multiple_of(self.config.valid_every) {
             best = self.validate(hooks)?;
         }
-        if last || best || done.is_multiple_of(self.config.ckpt_every) {
+        if last || best || done.is_multiple_of(self.config.ckpt_every) || self.is_save_due() {
             self.save(hooks, best)?;
         }
         Ok(())

@@ -25,8 +25,8 @@ mod trainer;
 mod tests;
 
 pub use checkpoint::{
-    Best, Checkpoint, CheckpointMeta, EpochSums, Imported, Loaded, Position, QuantizedModule,
-    attach_all, load_for_evaluation, load_weights,
+    Best, Checkpoint, CheckpointMeta, DataPrint, EpochSums, Imported, Loaded, Position,
+    QuantizedModule, attach_all, load_for_evaluation, load_weights,
 };
 pub use config::{StageConfig, TrainConfig};
 pub use ema::EmaConfig;

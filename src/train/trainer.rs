@@ -1,5 +1,6 @@
 //! The stages of a run, its state, and how it is saved and restored.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,10 +11,11 @@ use super::checkpoint::{self, Best, EpochSums};
 use super::ema::Ema;
 use super::prefetch::Assigner;
 use super::{
-    BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord, Observer,
-    Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd, StageStart, Task,
+    BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord, DataPrint,
+    Observer, Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd, StageStart, Task,
     TrainConfig, ValidScore,
 };
+use crate::io::differing_keys;
 use crate::model::PoseNet;
 use crate::quant::{ModuleQuantizer, SiteReport, Telemetry};
 
@@ -28,6 +30,8 @@ pub struct RunInfo {
     pub config_hash: String,
     /// The resolved configuration, kept in every checkpoint.
     pub config: serde_json::Value,
+    /// By what the data are known again, by split; kept in every checkpoint.
+    pub data: BTreeMap<String, DataPrint>,
 }
 
 /// Measures the network after an epoch; `None` if there is nothing to measure by. Runs without gradients.
@@ -264,11 +268,34 @@ impl Trainer {
             }
         };
         compare("seed", &meta.seed.to_string(), &self.run.seed.to_string());
-        compare("configuration", &meta.config_hash, &self.run.config_hash);
         compare("mqat version", &meta.mqat_version, env!("CARGO_PKG_VERSION"));
         compare("device", &meta.device, &self.device());
         let threads = tch::get_num_threads().to_string();
         compare("libtorch threads", &meta.num_threads.to_string(), &threads);
+        if meta.config_hash != self.run.config_hash {
+            const MOST_KEYS: usize = 8;
+            let mut keys = differing_keys(&meta.config, &self.run.config);
+            if keys.len() > MOST_KEYS {
+                let more = keys.len() - MOST_KEYS;
+                keys.truncate(MOST_KEYS);
+                keys.push(format!("{more} more"));
+            }
+            if !keys.is_empty() {
+                all.push(format!(
+                    "the checkpoint was written with another configuration: {} differ",
+                    keys.join(", ")
+                ));
+            }
+        }
+        for (split, theirs) in &meta.data {
+            let ours = self.run.data.get(split);
+            if let Some(what) = ours.and_then(|ours| theirs.difference(ours)) {
+                all.push(format!(
+                    "the checkpoint was written with another {split} split ({what}): the run goes on with other data \
+                     than it began with, and its batches are others"
+                ));
+            }
+        }
         all
     }
 
@@ -426,6 +453,7 @@ impl Trainer {
         {
             return Ok(path.clone());
         }
+        hooks.observer.before_checkpoint()?;
         let path = self.folder.save(&self.checkpoint())?;
         if best {
             self.folder.mark_best(&path)?;
@@ -456,6 +484,7 @@ impl Trainer {
             device: self.device(),
             config_hash: self.run.config_hash.clone(),
             config: self.run.config.clone(),
+            data: self.run.data.clone(),
             imported: None,
         };
         Checkpoint {

@@ -184,6 +184,7 @@ impl Run {
             checkpoints: folder.to_owned(),
             config_hash: String::new(),
             config: Value::Null,
+            data: Default::default(),
         };
         let size = (config.input.width, config.input.height);
         let trainer = Trainer::new(net, train, task, size, run)?;

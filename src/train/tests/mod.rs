@@ -140,6 +140,7 @@ fn trainer(config: &TrainConfig, folder: &Path) -> Trainer {
         checkpoints: folder.to_owned(),
         config_hash: "hash".to_owned(),
         config: serde_json::json!({"training": config}),
+        data: Default::default(),
     };
     Trainer::new(toy_net(), config.clone(), task(), (SIZE, SIZE), run).unwrap()
 }

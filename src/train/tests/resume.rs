@@ -194,6 +194,7 @@ fn another_seed_or_configuration_is_told() {
         checkpoints: folder.path().to_owned(),
         config_hash: "other".to_owned(),
         config: serde_json::Value::Null,
+        data: Default::default(),
     };
     let mut other = Trainer::new(toy_net(), config, task(), (SIZE, SIZE), run).unwrap();
     let mut recorder = Recorder::default();
