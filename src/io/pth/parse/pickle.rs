@@ -221,7 +221,7 @@ impl<'a> Machine<'a, '_> {
             b'G' => Node::Float(f64::from_be_bytes(self.take_array()?)),
             b'X' | 0x8c | 0x8d => {
                 let len = self.take_length(code, &[0x8c], &[0x8d])?;
-                let span = self.take_span(len)?;
+                let span = self.take_text(len)?;
                 let valid = std::str::from_utf8(slice(self.bytes, span)).is_ok();
                 ensure!(valid, "a text of {len} bytes is no UTF-8");
                 Node::Str(span)
@@ -526,6 +526,26 @@ impl<'a> Machine<'a, '_> {
         Ok(span)
     }
 
+    /// A text of `len` bytes. Writers of other languages count characters: where no instruction follows `len` bytes and
+    /// one follows `len` characters, these are meant.
+    fn take_text(&mut self, len: u64) -> Result<Span> {
+        let at = self.at;
+        let span = self.take_span(len)?;
+        let follows = |end: usize| self.bytes.get(end).is_some_and(|&code| is_instruction(code));
+        if follows(self.at) || slice(self.bytes, span).is_ascii() {
+            return Ok(span);
+        }
+        let is_begin = |(_, &byte): &(usize, &u8)| byte & 0xc0 != 0x80; // of a character in UTF-8
+        let mut begins = self.bytes[at..].iter().enumerate().filter(is_begin);
+        match usize::try_from(len).ok().and_then(|len| begins.nth(len)) {
+            Some((num_bytes, _)) if follows(at + num_bytes) => {
+                self.at = at;
+                self.take_span(num_bytes as u64)
+            }
+            _ => Ok(span),
+        }
+    }
+
     fn take_array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let span = self.take_span(N as u64)?;
         Ok(slice(self.bytes, span).try_into()?)
@@ -566,6 +586,11 @@ impl<'a> Machine<'a, '_> {
         self.at += len + 1;
         Ok(span)
     }
+}
+
+/// Whether a byte is an instruction of any protocol.
+fn is_instruction(code: u8) -> bool {
+    b"().012BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}".contains(&code) || (0x80..=0x98).contains(&code)
 }
 
 /// What a call made: a new value, or one that was there.
