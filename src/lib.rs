@@ -3,12 +3,15 @@
 //! Data flows one way; an arrow never points up or sideways (`tests/layering.rs` checks it):
 //!
 //! ```text
-//! cli         commands, log set-up, progress bars              uses experiment (and the types of its arguments)
-//! experiment  the whole config, the run folder, the wiring     uses every room below
+//! cli         arguments, log set-up, progress bars, printing   uses commands study bench (and the types of requests)
+//! commands    one file a command: train test predict audit ... uses every room below, but not study and bench
+//! study       the search: trials, curvature, bits, orders      uses artifact run train model quant data pose nn io seed
+//! bench       how long parts take, measured in turns           uses artifact run train eval export synth and below
+//! artifact    any file: config, network or engine, quantizers  uses run train eval export model quant nn io
+//! run         config, flow, folders, records, device, request  uses train eval model quant data io
 //! train       trainer, epoch, step, optimizer, checkpoints     uses model quant data nn io geom
 //! eval        inference over a split, poses, scores, report    uses model data pose io geom
 //! export      packed low-bit files and graphs of a network     uses model quant nn io
-//! search      curvature, bit widths and order of modules       uses quant nn seed
 //! synth       renders meshes into a BOP dataset                uses data io geom
 //! model       darknet53, fpn, head, anchors, targets, losses   uses nn geom
 //! quant       quantizers behind the slots of nn, schedules     uses nn
@@ -20,10 +23,12 @@
 //! seed        random streams as a function of their place
 //! ```
 
+pub mod artifact;
+pub mod bench;
 pub mod cli;
+pub mod commands;
 pub mod data;
 pub mod eval;
-pub mod experiment;
 pub mod export;
 pub mod geom;
 pub mod io;
@@ -31,7 +36,8 @@ pub mod model;
 pub mod nn;
 pub mod pose;
 pub mod quant;
-pub mod search;
+pub mod run;
 pub mod seed;
+pub mod study;
 pub mod synth;
 pub mod train;

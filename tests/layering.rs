@@ -9,20 +9,34 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         (
             "cli",
-            &["experiment", "export", "synth", "eval", "train", "data", "quant", "search", "io"]
-                as &[&str],
+            &[
+                "commands", "study", "bench", "artifact", "run", "train", "eval", "export",
+                "synth", "data", "quant", "io",
+            ] as &[&str],
         ),
         (
-            "experiment",
+            "commands",
             &[
-                "train", "eval", "export", "synth", "model", "quant", "data", "pose", "nn", "geom",
-                "io", "seed", "search",
+                "artifact", "run", "train", "eval", "export", "model", "quant", "data", "pose",
+                "nn", "geom", "io", "seed",
             ],
         ),
+        (
+            "study",
+            &["artifact", "run", "train", "model", "quant", "data", "pose", "nn", "io", "seed"],
+        ),
+        (
+            "bench",
+            &[
+                "artifact", "run", "train", "eval", "export", "synth", "model", "quant", "data",
+                "pose", "geom", "seed",
+            ],
+        ),
+        ("artifact", &["run", "train", "eval", "export", "model", "quant", "nn", "io"]),
+        ("run", &["train", "eval", "model", "quant", "data", "io"]),
         ("train", &["model", "quant", "data", "nn", "io", "seed", "geom"]),
         ("eval", &["model", "data", "pose", "io", "seed", "geom"]),
         ("export", &["model", "quant", "nn", "io", "seed"]),
-        ("search", &["quant", "nn", "seed"]),
         ("synth", &["data", "io", "geom", "seed"]),
         ("model", &["nn", "geom", "seed"]),
         ("quant", &["nn", "seed"]),

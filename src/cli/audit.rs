@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use super::args::ConfigSelect;
-use super::{print_json, print_text, select};
-use crate::experiment::{AuditRequest, Bits, FlowSource, audit_file};
+use super::print::{print_json, print_text};
+use super::shared::ConfigSelect;
+use super::shared::select;
+use crate::commands::{AuditRequest, audit_file};
+use crate::run::{Bits, FlowSource};
 
 /// Arguments of `mqat audit`.
 #[derive(Debug, Clone, Args)]

@@ -5,16 +5,18 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::args::ConfigSelect;
+use super::print::{print_json, print_text};
+use super::shared::ConfigSelect;
+use super::shared::select;
 use super::terminal::Progress;
-use super::{print_json, print_text, select};
-use crate::experiment::{
-    BenchProgress, BenchReport, Bits, DeviceChoice, EngineBenchRequest, EngineChoice, FlowSource,
-    ForwardBenchRequest, LoaderBenchRequest, NetworkSettings, PnpBenchRequest, Request, Rounds,
-    TrainStepRequest, bench_engine, bench_forward, bench_loader, bench_pnp, bench_train_step,
-    parse_weight_method,
+use crate::artifact::EngineChoice;
+use crate::bench::{
+    BenchProgress, BenchReport, EngineBenchRequest, ForwardBenchRequest, LoaderBenchRequest,
+    NetworkSettings, PnpBenchRequest, Rounds, TrainStepRequest, bench_engine, bench_forward,
+    bench_loader, bench_pnp, bench_train_step,
 };
 use crate::quant::WeightMethod;
+use crate::run::{Bits, DeviceChoice, FlowSource, Request, parse_weight_method};
 
 /// Arguments of `mqat bench`.
 #[derive(Debug, Clone, Args)]

@@ -4,7 +4,8 @@ use anyhow::Result;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::{Cli, print_text};
+use super::args::Cli;
+use super::print::print_text;
 
 pub(super) fn run(shell: Shell) -> Result<()> {
     let mut script = Vec::new();

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 
-use super::args::ConfigSelect;
 use super::onnx::OnnxArgs;
-use super::{print_json, print_text, select};
-use crate::experiment::{self, ExportRequest, export};
+use super::print::{print_json, print_text};
+use super::shared::ConfigSelect;
+use super::shared::select;
+use crate::commands;
+use crate::commands::{ExportRequest, export};
 use crate::export::packed::{self, PackOptions};
 
 /// Arguments of `mqat export`.
@@ -85,7 +87,7 @@ pub enum Weights {
     Quantized,
 }
 
-impl From<Format> for experiment::ExportFormat {
+impl From<Format> for commands::ExportFormat {
     fn from(format: Format) -> Self {
         match format {
             Format::Safetensors => Self::Safetensors,
@@ -96,7 +98,7 @@ impl From<Format> for experiment::ExportFormat {
     }
 }
 
-impl From<Weights> for experiment::ExportWeights {
+impl From<Weights> for commands::ExportWeights {
     fn from(weights: Weights) -> Self {
         match weights {
             Weights::Float => Self::Float,

@@ -14,9 +14,11 @@ mod inspect;
 mod onnx;
 mod plan;
 mod predict;
+mod print;
 mod report;
 mod score;
 mod search;
+mod shared;
 mod stop;
 mod synth;
 mod terminal;
@@ -27,23 +29,12 @@ mod view;
 
 pub use args::Cli;
 
-use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use args::{Command, ConfigSelect, Places};
+use anyhow::Result;
+use args::Command;
 use clap::Parser;
-use serde::Serialize;
-
-use crate::experiment::{Request, Select};
-
-/// How a command ended, when it did not fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    Done,
-    /// Stopped by a signal, everything saved.
-    Interrupted,
-}
+use stop::Ended;
 
 /// Runs a parsed command line; errors are printed once, here.
 pub fn run(cli: Cli) -> ExitCode {
@@ -107,46 +98,5 @@ pub fn answer_without_libtorch(args: Vec<String>) -> Option<i32> {
             })
         }
         Ok(_) => None,
-    }
-}
-
-/// Prints one JSON document on stdout.
-fn print_json(value: &impl Serialize) -> Result<()> {
-    // JSON has no control characters but line ends; whatever else is in its texts stays.
-    let text = serde_json::to_string_pretty(value).context("writing the JSON document")?;
-    print_raw(&text)
-}
-
-/// Prints text on stdout, without what acts on a terminal.
-fn print_text(text: &str) -> Result<()> {
-    print_raw(&terminal::visible(text))
-}
-
-fn print_raw(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
-        // The reader of a pipe went away: not our failure.
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("writing to stdout"),
-    }
-}
-
-fn select(args: ConfigSelect) -> Select {
-    Select {
-        problem: args.problem,
-        topology: args.topology,
-        config: args.config,
-        set: args.set,
-        seed: args.seed,
-    }
-}
-
-fn request(select: ConfigSelect, places: Places) -> Request {
-    Request {
-        select: self::select(select),
-        data: places.data,
-        logs: places.logs,
-        device: places.device,
-        skip_bad: places.skip_bad,
     }
 }

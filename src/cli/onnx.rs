@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::experiment::{OnnxOptions, Runtime};
+use crate::commands::{OnnxOptions, Runtime};
 use crate::export::onnx::{Carrier as Stored, Method};
 
 /// What an ONNX file is to be.

@@ -6,10 +6,12 @@ use std::str::FromStr;
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 
-use super::args::ConfigSelect;
-use super::{print_json, print_text, select};
-use crate::experiment::{Baseline, Bits, FlowSource, PlanRequest, parse_weight_method, plan};
+use super::print::{print_json, print_text};
+use super::shared::ConfigSelect;
+use super::shared::select;
+use crate::commands::{PlanRequest, plan};
 use crate::quant::WeightMethod;
+use crate::run::{Baseline, Bits, FlowSource, parse_weight_method};
 
 /// Which flow, instead of the config's.
 #[derive(Debug, Clone, Args)]

@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::args::{ConfigSelect, Places};
+use super::print::{print_json, print_text};
+use super::shared::request;
+use super::shared::{ConfigSelect, Places};
+use super::stop;
+use super::stop::Ended;
 use super::terminal::Progress;
-use super::{Ended, print_json, print_text, request, stop};
-use crate::experiment::{EngineChoice, Overlays, PredictProgress, PredictRequest, predict};
+use crate::artifact::EngineChoice;
+use crate::commands::{Overlays, PredictProgress, PredictRequest, predict};
 
 /// How often a job of unknown length says how far it is.
 const LINE_EVERY: Duration = Duration::from_secs(15);

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::args::{ConfigSelect, Places};
+use super::print::{print_json, print_text};
+use super::shared::request;
+use super::shared::{ConfigSelect, Places};
 use super::terminal::Jobs;
-use super::{print_json, print_text, request};
+use crate::commands::{ReportRequest, report};
 use crate::data::Split;
-use crate::experiment::{ReportRequest, report};
 
 /// Arguments of `mqat report`.
 #[derive(Debug, Clone, Args)]

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::args::ConfigSelect;
-use super::{print_json, print_text, select};
+use super::print::{print_json, print_text};
+use super::shared::ConfigSelect;
+use super::shared::select;
+use crate::commands::{ScoreRequest, score};
 use crate::data::Split;
 use crate::eval::ResultFormat;
-use crate::experiment::{Request, ScoreRequest, score};
+use crate::run::Request;
 
 /// Arguments of `mqat score`.
 #[derive(Debug, Clone, Args)]

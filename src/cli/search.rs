@@ -5,17 +5,21 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use super::args::{ConfigSelect, Places};
-use super::{Ended, print_json, print_text, request, stop};
-use crate::experiment::{
-    Budget, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, Target, TraceRequest, Walk,
-    parse_weight_method, search,
-};
+use super::print::{print_json, print_text};
+use super::shared::request;
+use super::shared::{ConfigSelect, Places};
+use super::stop;
+use super::stop::Ended;
 use crate::quant::WeightMethod;
-use crate::search::Division;
+use crate::run::parse_weight_method;
+use crate::study::Division;
+use crate::study::{
+    Budget, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, Target, TraceRequest, Walk,
+    search,
+};
 
 /// Arguments of `mqat search`.
 #[derive(Debug, Clone, Args)]
@@ -247,13 +251,14 @@ fn positive(text: &str) -> std::result::Result<usize, String> {
 }
 
 impl SearchArgs {
-    fn request(self) -> SearchRequest {
+    fn request(self) -> Result<SearchRequest> {
         let target = &self.target;
-        SearchRequest {
+        Ok(SearchRequest {
             target: (target.target_compression.map(Target::Compression))
                 .or(target.target_bytes.map(Target::Bytes))
                 .or(target.target_bits.map(Target::Bits)),
             run: request(self.select, self.places),
+            program: own_program()?,
             from: self.from,
             modules: self.modules.0,
             widths: self.bits,
@@ -296,13 +301,18 @@ impl SearchArgs {
             only: self.trials.only,
             list: self.trials.print_commands,
             out: self.out,
-        }
+        })
     }
+}
+
+/// This program, which trials are run with.
+pub(super) fn own_program() -> Result<PathBuf> {
+    std::env::current_exe().context("finding this program's own file")
 }
 
 pub(super) fn run(args: SearchArgs) -> Result<Ended> {
     let json = args.json;
-    let request = args.request();
+    let request = args.request()?;
     let stop = stop::flag()?;
     match search(&request, &stop)? {
         SearchEnd::Complete(report) => {

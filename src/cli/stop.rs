@@ -9,6 +9,14 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
+/// How a command ended, when it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    Done,
+    /// Stopped by a signal, everything saved.
+    Interrupted,
+}
+
 /// Exit code of a process that a signal stopped.
 const INTERRUPTED: i32 = 130;
 

@@ -1,14 +1,76 @@
 //! `mqat synth`.
 
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use anyhow::Result;
+use clap::Args;
 use serde_json::json;
 
-use super::args::SynthArgs;
+use super::print::{print_json, print_text};
 use super::terminal::Progress;
-use super::{print_json, print_text};
-use crate::synth::{self, SynthOptions};
+use crate::synth::{self, Attitude, Format, SynthOptions, parse_depth_range};
+
+/// Arguments of `mqat synth`.
+#[derive(Debug, Clone, Args)]
+pub struct SynthArgs {
+    /// The dataset's folder; must be empty or not there.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Number of training images.
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub train: usize,
+
+    /// Number of validation images.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub val: usize,
+
+    /// Number of test images.
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    pub test: usize,
+
+    /// Side of the square images, px; the camera is SwissCube's, scaled.
+    #[arg(long, default_value_t = 1024, value_name = "PX")]
+    pub size: u32,
+
+    /// Range of depths in mesh diameters (178.46 mm), as NEAR:FAR.
+    #[arg(long, default_value = "1d:10d", value_name = "NEAR:FAR", value_parser = parse_depth_range)]
+    pub depth: (f64, f64),
+
+    /// Attitudes: `full`, or within so many degrees of one nominal attitude.
+    #[arg(long, default_value = "full", value_name = "full|DEG")]
+    pub attitude: Attitude,
+
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+
+    /// Worker threads; the result does not depend on it [default: all cores].
+    #[arg(long, value_name = "J", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+
+    /// Image format: jpeg (quality 95), jpeg:QUALITY or png.
+    #[arg(long, default_value = "jpeg", value_name = "FORMAT")]
+    pub format: Format,
+
+    /// Write 16-bit depth images as well (BOP: depth/, 0.1 mm).
+    #[arg(long = "depth-png")]
+    pub depth_images: bool,
+
+    /// Replace a synthetic dataset that is there.
+    #[arg(long)]
+    pub overwrite: bool,
+
+    /// Do nothing when a finished dataset with these very settings is there, and make one anew whose rendering was cut
+    /// off.
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Print one JSON document on stdout; everything else goes to stderr.
+    #[arg(long)]
+    pub json: bool,
+}
 
 pub(super) fn run(args: &SynthArgs) -> Result<()> {
     let mut options = SynthOptions {

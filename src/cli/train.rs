@@ -3,13 +3,71 @@
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, bail};
+use clap::Args;
 
-use super::args::TrainArgs;
+use super::plan::FlowArgs;
+use super::print::{print_json, print_text};
+use super::search::own_program;
+use super::shared::{ConfigSelect, Places, request};
+use super::stop;
+use super::stop::Ended as CliEnded;
 use super::view::TrainView;
-use super::{Ended as CliEnded, print_json, print_text, request, stop};
-use crate::experiment::{
-    Ended, FlowSource, Request, SearchEnd, SearchRequest, TrainRequest, search, train,
-};
+use crate::commands::{Ended, TrainRequest, train};
+use crate::run::{FlowSource, Request};
+use crate::study::{SearchEnd, SearchRequest, search};
+use crate::train::ResumeFrom;
+
+/// Arguments of `mqat train`.
+#[derive(Debug, Clone, Args)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub select: ConfigSelect,
+
+    #[command(flatten)]
+    pub flow: FlowArgs,
+
+    #[command(flatten)]
+    pub places: Places,
+
+    /// Number of the experiment folder [default: one above the highest; with --resume the highest].
+    #[arg(long, value_name = "N")]
+    pub exp_id: Option<u32>,
+
+    /// Go on with an experiment: from its last checkpoint, its best, or the end of that epoch (counted from 1 over
+    /// all stages). The experiment's own config is used; --set may change it.
+    #[arg(long, value_name = "last|best|EPOCH", num_args = 0..=1, default_missing_value = "last")]
+    pub resume: Option<ResumeFrom>,
+
+    /// Write a checkpoint every so many epochs [default: the config's].
+    #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ckpt_every: Option<u32>,
+
+    /// Write a checkpoint every so many steps as well.
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub ckpt_every_steps: Option<u64>,
+
+    /// Epochs of every stage (schedules of quantization and learning rate are stretched or shrunk to fit); with --resume
+    /// of those that have not ended.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub epochs: Option<u32>,
+
+    /// Images of an update in every stage, whatever batch_size the config has for it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: Option<u32>,
+
+    /// Stop after so many steps in all, with a checkpoint.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_steps: Option<u64>,
+
+    /// Start from pretrained weights that lack layers or have other shapes, too: these begin with random values
+    /// (experiment.loose).
+    #[arg(long)]
+    pub loose: bool,
+
+    /// Print one JSON document on stdout when done; everything else goes to stderr.
+    #[arg(long)]
+    pub json: bool,
+}
 
 pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
     let stop = stop::flag()?;
@@ -72,7 +130,7 @@ fn hawq_flow(
     probes: Option<usize>,
     stop: &AtomicBool,
 ) -> Result<Option<FlowSource>> {
-    let mut request = SearchRequest::hawq(run, target)?;
+    let mut request = SearchRequest::hawq(run, own_program()?, target)?;
     request.trace.max_probes = probes.unwrap_or(request.trace.max_probes);
     Ok(match search(&request, stop)? {
         SearchEnd::Complete(_) => request.out.map(FlowSource::File),

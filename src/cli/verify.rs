@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::args::{ConfigSelect, Places};
+use super::print::{print_json, print_text};
+use super::shared::request;
+use super::shared::{ConfigSelect, Places};
 use super::terminal::Progress;
-use super::{print_json, print_text, request};
+use crate::commands::{Limits, VerifyRequest, verify};
 use crate::data::Split;
-use crate::experiment::{Limits, VerifyRequest, verify};
 
 /// Arguments of `mqat verify`.
 #[derive(Debug, Clone, Args)]

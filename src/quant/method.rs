@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::levels::{Grid, Spacing};
@@ -154,7 +154,7 @@ pub(crate) fn saved_epoch(epoch: Option<u32>) -> Tensor {
 }
 
 /// What a quantized layer says about itself.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SiteReport {
     /// The layer, for example `fpn.inner_convs.2`.
     pub name: String,
@@ -187,7 +187,7 @@ pub struct SiteReport {
 }
 
 /// What the quantizer of a layer's input says about itself.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ActivationReport {
     /// The method.
     pub method: String,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
 use super::levels::Grid;
@@ -17,7 +17,7 @@ const PREFIX: &str = "telemetry.";
 ///
 /// The level of a weight is the one that it has or, where it is not quantized yet, the nearest one. Shares are of
 /// all weights, 0 to 1.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Numbers {
     /// Share of weights that are frozen; null for methods that freeze none.
     pub share_frozen: Option<f64>,
@@ -40,7 +40,7 @@ pub struct Numbers {
 }
 
 /// A layer's numbers.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerTelemetry {
     /// The layer.
     pub name: String,
@@ -52,7 +52,7 @@ pub struct LayerTelemetry {
 }
 
 /// A module's numbers: shares over all of its weights, SQNR from its summed signal and noise.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModuleTelemetry {
     /// The module's pattern.
     pub module: String,

@@ -78,6 +78,13 @@ pub struct Best {
     pub value: f64,
     /// Updates behind the weights that reached it.
     pub global_step: u64,
+    /// What tells it from others of that value, more is better: objects found, and minus the loss; empty in files of
+    /// earlier versions.
+    #[serde(default)]
+    pub ties: Vec<f64>,
+    /// Validations since then that could have been better and were not.
+    #[serde(default)]
+    pub num_since: u32,
 }
 
 /// A module that carries quantizers, with what built them.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{EmaConfig, LrConfig, SgdConfig};
+use super::{EmaConfig, LrConfig, MonitorConfig, SgdConfig};
 use crate::quant::select::{self, Claim, Pattern};
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
 
@@ -24,6 +24,8 @@ pub struct TrainConfig {
     pub valid_every: u32,
     /// Stop after this many updates in all, with a checkpoint.
     pub max_steps: Option<u64>,
+    /// What chooses the best checkpoint, and when a stage ends early.
+    pub monitor: MonitorConfig,
     /// Average the weights of each stage and evaluate the average; `null` evaluates the weights themselves.
     pub ema: Option<EmaConfig>,
 }
@@ -39,6 +41,7 @@ impl Default for TrainConfig {
             keep: 3,
             valid_every: 1,
             max_steps: None,
+            monitor: MonitorConfig::default(),
             ema: None,
         }
     }
@@ -61,6 +64,7 @@ impl TrainConfig {
                 problems.push(format!("{at}.{key}: 0 is below 1"));
             }
         }
+        self.monitor.check(&format!("{at}.monitor"), problems);
         if let Some(ema) = &self.ema {
             let longest = self.stages.iter().map(|stage| stage.epochs).max().unwrap_or(0);
             ema.check(longest, &format!("{at}.ema"), problems);

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use super::checkpoint::{Best, EpochSums};
+use super::checkpoint::EpochSums;
 use super::ema::Ema;
 use super::prefetch::{BatchRequest, Prefetch, Prepared};
 use super::step::{Step, StepNumbers};
 use super::trainer::{Hooks, Outcome, Trainer};
-use super::{EpochRecord, LrPlace, StepRecord, TelemetryRecord, ValidRecord, ValidScore};
+use super::{EpochRecord, LrPlace, StepRecord, TelemetryRecord};
 
 impl Trainer {
     /// Does the rest of the current epoch; `Some` if the run is to stop, with its checkpoint written.
@@ -147,8 +147,7 @@ impl Trainer {
             epoch: self.position.epoch,
             batch: self.position.batch - 1,
             num_batches,
-            loss_cls: numbers.loss_cls,
-            loss_reg: numbers.loss_reg,
+            losses: [("cls", numbers.loss_cls), ("reg", numbers.loss_reg)].into(),
             loss: numbers.loss_cls + numbers.loss_reg,
             lr,
             grad_norm: numbers.grad_norm,
@@ -208,13 +207,12 @@ impl Trainer {
             epoch: self.position.epoch,
             num_epochs: stage.epochs,
             steps: sums.steps,
-            loss_cls: sums.loss_cls / steps,
-            loss_reg: sums.loss_reg / steps,
+            losses: [("cls", sums.loss_cls / steps), ("reg", sums.loss_reg / steps)].into(),
             loss: (sums.loss_cls + sums.loss_reg) / steps,
             grad_norm: sums.grad_norm / steps,
             positive_per_image: sums.num_positive as f64 / sums.images.max(1) as f64,
             lr,
-            inq_fraction: sums.fraction,
+            quantized_fraction: sums.fraction,
             share_frozen: self.share_frozen(),
             images_per_s: sums.images as f64 / sums.seconds.max(1e-9),
         }
@@ -235,53 +233,6 @@ impl Trainer {
             seconds: since.elapsed().as_secs_f64(),
             module,
         }))
-    }
-
-    /// Validates; whether the weights are the stage's best so far.
-    fn validate(&mut self, hooks: &mut Hooks<'_>) -> Result<bool> {
-        let score = self.evaluated(|| tch::no_grad(|| (hooks.validate)(&self.net, &self.position)));
-        let Some(score) = score.context("validating")? else { return Ok(false) };
-        let eligible = self.quantization_is_complete();
-        let best = eligible && self.is_best(&score);
-        if best {
-            self.best = Some(Best {
-                stage: self.position.stage,
-                name: score.name.clone(),
-                value: score.value,
-                global_step: self.position.global_step,
-            });
-        }
-        if !score.value.is_finite() {
-            let ValidScore { name, value, .. } = &score;
-            hooks.observer.message(&format!("the validation's {name} is {value}"))?;
-        }
-        hooks.observer.validation(&ValidRecord {
-            global_step: self.position.global_step,
-            global_epoch: self.position.global_epoch,
-            stage: self.position.stage,
-            stage_name: self.stage().label(),
-            score,
-            averaged: self.ema.is_some(),
-            eligible,
-            best,
-        })?;
-        Ok(best)
-    }
-
-    fn is_best(&self, score: &ValidScore) -> bool {
-        if score.value.is_nan() {
-            return false;
-        }
-        match &self.best {
-            Some(best) if best.stage == self.position.stage && best.name == score.name => {
-                if score.higher_is_better {
-                    score.value > best.value
-                } else {
-                    score.value < best.value
-                }
-            }
-            _ => true,
-        }
     }
 
     /// Writes a checkpoint and says that the run stops, if it was asked to.

@@ -16,10 +16,12 @@ mod fused;
 mod lr;
 mod observer;
 mod prefetch;
+mod record;
 mod rehearse;
 mod sgd;
 mod step;
 mod trainer;
+mod valid;
 
 #[cfg(test)]
 mod tests;
@@ -32,12 +34,14 @@ pub use config::{StageConfig, TrainConfig};
 pub use ema::EmaConfig;
 pub use folder::{CheckpointFolder, Found, ResumeFrom};
 pub use lr::{Decay, LrConfig, LrPlace};
-pub use observer::{
-    CheckpointRecord, EpochRecord, Observer, StageEnd, StageStart, StepRecord, TelemetryRecord,
-    ValidRecord, ValidScore,
-};
+pub use observer::Observer;
 pub(crate) use prefetch::Assigner;
 pub use prefetch::{BatchRequest, BatchSource, Batches, Task};
+pub use record::{
+    CheckpointRecord, Counts, EpochRecord, NamedLosses, Record, StageEnd, StageStart, StepRecord,
+    TelemetryRecord, ValidRecord, ValidScore,
+};
 pub use rehearse::Rehearsal;
 pub use sgd::{Sgd, SgdConfig};
 pub use trainer::{Hooks, Outcome, RunInfo, Trainer, Validate};
+pub use valid::{MonitorConfig, Monitored};

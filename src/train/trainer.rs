@@ -319,7 +319,7 @@ impl Trainer {
         }
         loop {
             self.begin_stage(hooks)?;
-            while self.position.epoch < self.stage().epochs {
+            while self.position.epoch < self.stage().epochs && !self.is_out_of_patience() {
                 if let Some(outcome) = self.stop_if_asked_between(hooks)? {
                     return Ok(outcome);
                 }

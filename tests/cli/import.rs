@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mqat::experiment::{Strictness, load_state_dict};
+use mqat::artifact::{Strictness, load_state_dict};
 use mqat::io::tensors;
 use mqat::model::{NetworkConfig, PoseNet};
 use serde_json::Value;

@@ -12,6 +12,7 @@ mod pipeline;
 mod predict;
 mod report;
 mod resume;
+mod robustness;
 mod score;
 mod search;
 mod support;

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
-use mqat::experiment::{
-    FileKind, Strictness, assembled_weight, inspect_file, load, load_state_dict, recognise_grid,
+use mqat::artifact::{
+    FileKind, Strictness, assembled_weight, load, load_state_dict, recognise_grid,
 };
+use mqat::commands::inspect_file;
 use mqat::model::{NetworkConfig, PoseNet, keys};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};

@@ -214,7 +214,7 @@ impl Observer for Recorder {
 fn valley(_: &PoseNet, position: &Position) -> Result<Option<ValidScore>> {
     let value = (position.global_epoch as f64 - 1.5).abs();
     let name = "valid_loss".to_owned();
-    Ok(Some(ValidScore { name, value, higher_is_better: false, details: vec![] }))
+    Ok(Some(ValidScore { name, value, higher_is_better: false, counts: None, details: vec![] }))
 }
 
 fn run(trainer: &mut Trainer, recorder: &mut Recorder) -> Result<Outcome> {

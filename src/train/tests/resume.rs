@@ -47,7 +47,10 @@ fn stopping_after_any_update_and_resuming_changes_no_bit() {
         assert_equal(&everything(&second), &expected, &format!("after {stop} updates"));
         assert_eq!(comparable(&recorder), comparable(&reference));
         let means = |r: &Recorder| -> Vec<_> {
-            r.epochs.iter().map(|e| (e.loss, e.grad_norm, e.inq_fraction, e.share_frozen)).collect()
+            r.epochs
+                .iter()
+                .map(|e| (e.loss, e.grad_norm, e.quantized_fraction, e.share_frozen))
+                .collect()
         };
         assert_eq!(means(&recorder), means(&reference), "after {stop} updates");
         assert_eq!(recorder.valid, reference.valid, "after {stop} updates");
@@ -65,7 +68,13 @@ fn a_moving_average_survives_stops_bit_for_bit() {
         let sum: f64 =
             net.state().iter().map(|(_, t)| t.abs().sum(Kind::Double).double_value(&[])).sum();
         let name = format!("epoch {}", position.global_epoch);
-        Ok(Some(ValidScore { name, value: sum, higher_is_better: true, details: vec![] }))
+        Ok(Some(ValidScore {
+            name,
+            value: sum,
+            higher_is_better: true,
+            counts: None,
+            details: vec![],
+        }))
     };
     let whole = tempfile::tempdir().unwrap();
     let mut reference = Recorder::default();

@@ -78,7 +78,7 @@ fn records_follow_the_schedules() {
     let folder = tempfile::tempdir().unwrap();
     let mut recorder = Recorder::default();
     run(&mut trainer(&three_stages(), folder.path()), &mut recorder).unwrap();
-    let fractions: Vec<_> = recorder.epochs.iter().map(|e| e.inq_fraction).collect();
+    let fractions: Vec<_> = recorder.epochs.iter().map(|e| e.quantized_fraction).collect();
     let expected = [None, None, Some(0.5), Some(0.8), Some(1.0), Some(1.0)];
     assert_eq!(fractions, expected);
     for (share, fraction) in recorder.epochs.iter().map(|e| e.share_frozen).zip(expected) {

@@ -535,7 +535,7 @@ impl<'a> Machine<'a, '_> {
         if follows(self.at) || slice(self.bytes, span).is_ascii() {
             return Ok(span);
         }
-        let is_begin = |(_, &byte): &(usize, &u8)| byte & 0xc0 != 0x80; // of a character in UTF-8
+        let is_begin = |at: &(usize, &u8)| at.1 & 0xc0 != 0x80; // of a character in UTF-8
         let mut begins = self.bytes[at..].iter().enumerate().filter(is_begin);
         match usize::try_from(len).ok().and_then(|len| begins.nth(len)) {
             Some((num_bytes, _)) if follows(at + num_bytes) => {

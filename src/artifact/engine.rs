@@ -1,0 +1,225 @@
+//! What runs a network: libtorch, or ONNX Runtime for an exported file.
+
+use std::io::Read;
+use std::path::Path;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tch::Tensor;
+
+use crate::eval::Engine;
+use crate::export::onnx::{
+    FileHead, META_KEY, OnnxSession, SessionOptions, looks_like_onnx, read_head,
+};
+use crate::io::open_file;
+use crate::model::{AnchorGrid, NetworkConfig, Outputs};
+use crate::run::config;
+
+/// What a user chooses to run networks with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EngineChoice {
+    /// ONNX Runtime for ONNX files, libtorch for all others.
+    #[default]
+    Auto,
+    /// libtorch.
+    Torch,
+    /// ONNX Runtime.
+    Ort,
+}
+
+impl FromStr for EngineChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "torch" | "libtorch" => Ok(Self::Torch),
+            "ort" | "onnxruntime" => Ok(Self::Ort),
+            _ => Err(format!("{text:?} is no engine, expected auto, torch or ort")),
+        }
+    }
+}
+
+impl EngineChoice {
+    /// Whether ONNX Runtime is to run a file.
+    ///
+    /// # Errors
+    /// If the file cannot be opened, or is not for the engine that was asked for.
+    pub fn is_ort(self, file: &Path) -> Result<bool> {
+        let at = file.display();
+        let onnx = is_onnx(file)?;
+        match self {
+            Self::Ort if !onnx => bail!(
+                "{at} is no ONNX file, which --engine ort runs: write one with `mqat export {at} --format onnx --out FILE`"
+            ),
+            Self::Torch if onnx => {
+                bail!(
+                    "{at} is an ONNX file, which libtorch does not run: use --engine ort or the checkpoint"
+                )
+            }
+            _ => Ok(onnx),
+        }
+    }
+}
+
+/// Whether a file is an ONNX model, by its name or first bytes.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn is_onnx(file: &Path) -> Result<bool> {
+    let at = file.display();
+    let mut head = Vec::with_capacity(3);
+    let opened = open_file(file)?;
+    opened.take(3).read_to_end(&mut head).with_context(|| format!("reading {at}"))?;
+    Ok(file.extension().is_some_and(|e| e == "onnx") || looks_like_onnx(&head))
+}
+
+/// What an ONNX file of this program carries beside its graph, as JSON.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OnnxMeta {
+    /// Version of the program that wrote it.
+    pub mqat_version: String,
+    /// Modules with quantized weights, as trained, with bits and levels.
+    pub quantized: Vec<String>,
+    /// How activations are rounded, for people.
+    pub activations: String,
+    /// Bits of integer activations; none where they are float.
+    pub activation_bits: Option<u32>,
+    /// The resolved config of the network.
+    pub config: Value,
+}
+
+impl OnnxMeta {
+    /// The entry of a file.
+    ///
+    /// # Errors
+    /// If the file is no ONNX file of a pose network, or was not written by this program.
+    pub fn of_file(path: &Path) -> Result<Self> {
+        Self::of(&read_head(path)?, path)
+    }
+
+    fn of(head: &FileHead, path: &Path) -> Result<Self> {
+        let at = path.display();
+        let text = head.metadata.get(META_KEY).with_context(|| {
+            format!("{at} has no metadata {META_KEY}: it was not written by `mqat export`")
+        })?;
+        serde_json::from_str(text).with_context(|| format!("{at}: metadata {META_KEY}"))
+    }
+
+    /// What the file is, for people: `fpn 2-bit (3 levels), ONNX, 8-bit activations`.
+    pub fn name(&self) -> String {
+        let weights = match self.quantized.as_slice() {
+            [] => "full precision".to_owned(),
+            modules => modules.join(" + "),
+        };
+        format!("{weights}, ONNX, {}", self.activations)
+    }
+}
+
+/// An ONNX file that was written by `mqat export`, in ONNX Runtime.
+pub struct OnnxEngine {
+    /// What the file carries.
+    pub meta: OnnxMeta,
+    session: OnnxSession,
+    network: NetworkConfig,
+}
+
+impl OnnxEngine {
+    /// Opens a file; `threads` 0 leaves their number to ONNX Runtime.
+    ///
+    /// # Errors
+    /// If the file is none of this program's, or ONNX Runtime is missing or refuses it.
+    pub fn open(path: &Path, threads: usize) -> Result<Self> {
+        Self::open_with(path, &SessionOptions { threads, ..SessionOptions::default() })
+    }
+
+    /// As [`OnnxEngine::open`], with more options.
+    ///
+    /// # Errors
+    /// As [`OnnxEngine::open`].
+    pub fn open_with(path: &Path, options: &SessionOptions) -> Result<Self> {
+        let at = path.display();
+        let meta = OnnxMeta::of_file(path)?;
+        let config = config::parse(meta.config.clone(), &format!("the config in {at}"))?;
+        let mut options = options.clone();
+        if meta.activation_bits.is_some_and(|bits| bits < 8) && options.exact_sums.is_none() {
+            options.exact_sums = Some(false); // two products of 7 and 8 bits fit 16 bits
+        }
+        let session = OnnxSession::open(path, &options)?;
+        let size = (config.input.height, config.input.width);
+        let head = session.head();
+        ensure!(
+            head.size == size && head.levels.len() == config.network.params.anchor_sizes.len(),
+            "{at} has {} levels for images of {:?} px (height, width), its config {} for {size:?}",
+            head.levels.len(),
+            head.size,
+            config.network.params.anchor_sizes.len()
+        );
+        Ok(Self { meta, session, network: config.network.params })
+    }
+
+    /// Logits and offsets for images `[n, 3, h, w]`, normalised as the config says; any `n`.
+    ///
+    /// # Errors
+    /// If the images have another size, or ONNX Runtime fails.
+    pub fn run(&self, images: &Tensor) -> Result<Outputs> {
+        self.session.run(images)
+    }
+
+    /// The session itself.
+    pub fn session(&self) -> &OnnxSession {
+        &self.session
+    }
+}
+
+impl Engine for OnnxEngine {
+    fn num_classes(&self) -> i64 {
+        self.session.head().num_classes as i64
+    }
+
+    fn grid(&self, width: usize, height: usize) -> AnchorGrid {
+        AnchorGrid::new(&self.network, width, height)
+    }
+
+    fn forward(&self, images: &Tensor) -> Result<Outputs> {
+        self.run(images)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn onnx_files_are_known_by_name_or_first_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            is_onnx(&path).unwrap()
+        };
+        assert!(check("a.onnx", b""));
+        assert!(check("b.bin", &[8, 8, 18, 4, b'm']));
+        assert!(!check("c.pth", b"PK\x03\x04"));
+        assert!(!check("d.pth", &[0x80, 2, 0x8a]));
+        assert!(!check("e.safetensors", &[8, 1, 0, 0, 0, 0, 0, 0, b'{']));
+        assert!(is_onnx(&folder.path().join("missing")).is_err());
+    }
+
+    #[test]
+    fn an_engine_refuses_files_of_another_kind() {
+        let folder = tempfile::tempdir().unwrap();
+        let [onnx, other] = ["a.onnx", "a.safetensors"].map(|name| folder.path().join(name));
+        for path in [&onnx, &other] {
+            std::fs::write(path, b"x").unwrap();
+        }
+        assert!(EngineChoice::Auto.is_ort(&onnx).unwrap());
+        assert!(!EngineChoice::Auto.is_ort(&other).unwrap());
+        let text = EngineChoice::Ort.is_ort(&other).unwrap_err().to_string();
+        assert!(text.contains("mqat export"), "{text}");
+        assert!(EngineChoice::Torch.is_ort(&onnx).is_err());
+        assert!("tensorrt".parse::<EngineChoice>().is_err());
+    }
+}

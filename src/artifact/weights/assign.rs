@@ -1,0 +1,441 @@
+//! Tensors into a network: what matches, what does not and why, and the error that says what to change.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+
+use anyhow::{Result, bail, ensure};
+use tch::{Kind, Tensor};
+
+use super::report::{Conversion, LoadReport, Unmatched, first_few};
+use crate::artifact::kind::Strictness;
+use crate::model::{NetworkConfig, PoseNet, keys};
+use crate::nn::Var;
+
+/// How far an anchor of the file may be off the config's, as a share of its size: half-precision files round them.
+const ANCHOR_TOLERANCE: f64 = 0.01;
+
+/// Copies tensors (under bare keys) into the network and fills the report. Nothing is copied when it fails.
+///
+/// Floating-point tensors of any width become f32, integers int64. Anchors are compared with the config's, not taken.
+///
+/// # Errors
+/// With [`Strictness::Strict`] if a tensor that an output depends on is missing, left over or of another shape; always
+/// if nothing at all fits, or a value is not finite.
+pub(super) fn assign(
+    net: &PoseNet,
+    tensors: &[(String, Tensor)],
+    strictness: Strictness,
+    report: &mut LoadReport,
+) -> Result<()> {
+    let by_name: HashMap<&str, &Tensor> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let vars = net.store.vars();
+    let mut copies: Vec<(&Var, Tensor)> = Vec::with_capacity(vars.len());
+    let mut converted: BTreeMap<(String, String), usize> = BTreeMap::new();
+    for var in &vars {
+        let Some(&value) = by_name.get(var.name.as_str()) else {
+            report.missing.push(missing(&var.name));
+            continue;
+        };
+        match fit(var, value) {
+            Err(why) => report.mismatched.push(Unmatched {
+                harmless: keys::root(&var.name) != Some("anchor_generator")
+                    && keys::harmless(&var.name).is_some(),
+                name: var.name.clone(),
+                why,
+            }),
+            Ok(fitting) => {
+                if value.kind() != var.tensor.kind() {
+                    let kinds = (dtype(value.kind()), dtype(var.tensor.kind()));
+                    *converted.entry(kinds).or_default() += 1;
+                }
+                copies.push((var, fitting));
+            }
+        }
+    }
+    let known: HashSet<&str> = vars.iter().map(|v| v.name.as_str()).collect();
+    for (name, tensor) in tensors.iter().filter(|(name, _)| !known.contains(name.as_str())) {
+        report.left_over.push(left_over(name, tensor));
+    }
+    let conversions = converted.into_iter();
+    report.converted =
+        conversions.map(|((from, to), num_tensors)| Conversion { from, to, num_tensors }).collect();
+    report.num_matched = copies.len();
+    judge(net, tensors, strictness, report)?;
+    for (var, value) in copies {
+        ensure_finite(&var.name, &value, &report.file)?;
+        tch::no_grad(|| var.tensor.shallow_clone().copy_(&value));
+    }
+    Ok(())
+}
+
+fn missing(name: &str) -> Unmatched {
+    let harmless = keys::harmless(name);
+    let why = harmless.unwrap_or("the file has no such tensor").to_owned();
+    Unmatched { name: name.to_owned(), why, harmless: harmless.is_some() }
+}
+
+fn left_over(name: &str, tensor: &Tensor) -> Unmatched {
+    // A single number outside of every module of the network is one of the training's.
+    let number = (keys::root(name).is_none() && tensor.numel() <= 1)
+        .then_some("a single number beside the network, which nothing reads");
+    let harmless = keys::harmless(name).or(number);
+    let why = match (harmless, keys::root(name)) {
+        (Some(why), _) => why.to_owned(),
+        (None, Some(root)) => format!("the {root} of the network has no such tensor"),
+        (None, None) => "it belongs to no module of the network".to_owned(),
+    };
+    Unmatched { name: name.to_owned(), why, harmless: harmless.is_some() }
+}
+
+/// The value as the variable's shape and kind; how it differs if it cannot be.
+fn fit(var: &Var, value: &Tensor) -> Result<Tensor, String> {
+    let (expected, found) = (var.tensor.size(), value.size());
+    // A scalar is stored with one dimension or with none.
+    let scalar = var.tensor.numel() == 1 && value.numel() == 1;
+    if expected != found && !scalar {
+        return Err(format!("{found:?} in the file, expected {expected:?}"));
+    }
+    let is_float = |t: &Tensor| t.is_floating_point();
+    let fits = match var.tensor.kind() {
+        Kind::Float => is_float(value),
+        _ => !is_float(value) && value.kind() != Kind::Bool,
+    };
+    if !fits {
+        return Err(format!(
+            "{} in the file, expected {}",
+            dtype(value.kind()),
+            dtype(var.tensor.kind())
+        ));
+    }
+    let value = tch::no_grad(|| value.detach().to_kind(var.tensor.kind()).reshape(&expected));
+    if keys::root(&var.name) == Some("anchor_generator") {
+        let corners = |t: &Tensor| -> Vec<f64> {
+            Vec::try_from(t.to_kind(Kind::Double).reshape([-1])).unwrap_or_default()
+        };
+        let (ours, theirs) = (corners(&var.tensor), corners(&value));
+        let size = ours.iter().fold(0.0f64, |m, c| m.max(c.abs()));
+        // NaN is near nothing.
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= ANCHOR_TOLERANCE * size;
+        if !ours.iter().zip(&theirs).all(near) {
+            return Err(format!(
+                "{theirs:?} in the file, and the config's are {ours:?}: set network.params.anchor_sizes and finest_level"
+            ));
+        }
+        return Ok(var.tensor.copy());
+    }
+    Ok(value)
+}
+
+/// The name of an element type, as PyTorch has it.
+pub(crate) fn dtype(kind: Kind) -> String {
+    match kind {
+        Kind::Double => "float64".to_owned(),
+        Kind::Float => "float32".to_owned(),
+        Kind::Half => "float16".to_owned(),
+        Kind::Int => "int32".to_owned(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+fn ensure_finite(name: &str, value: &Tensor, file: &Path) -> Result<()> {
+    if !value.is_floating_point() || bool::try_from(value.isfinite().all())? {
+        return Ok(());
+    }
+    let bad = value.isfinite().logical_not().reshape([-1]);
+    let index = bad.nonzero().int64_value(&[0, 0]);
+    bail!(
+        "{}: {name} holds {} at index {index} ({} values that are not finite): the network cannot compute with it",
+        file.display(),
+        value.reshape([-1]).double_value(&[index]),
+        bad.sum(Kind::Int64).int64_value(&[])
+    )
+}
+
+/// Refuses what does not fit, as far as asked.
+fn judge(
+    net: &PoseNet,
+    tensors: &[(String, Tensor)],
+    strictness: Strictness,
+    report: &LoadReport,
+) -> Result<()> {
+    let at = report.file.display();
+    let (matched, all) = (report.num_matched, tensors.len());
+    if strictness == Strictness::Loose {
+        ensure!(
+            matched > 0,
+            "{at}: none of its {all} tensors fits the network{}",
+            examples(tensors)
+        );
+        return Ok(());
+    }
+    if report.troubles().next().is_none() {
+        return Ok(());
+    }
+    let advice = advice(net, tensors, report);
+    let mut parts = Vec::new();
+    for (what, list) in [
+        ("missing", &report.missing),
+        ("left over", &report.left_over),
+        ("of another shape or kind", &report.mismatched),
+    ] {
+        let bad: Vec<&Unmatched> = list.iter().filter(|u| !u.harmless).collect();
+        let describe = |u: &&Unmatched| match what {
+            "of another shape or kind" => format!("{} ({})", u.name, u.why),
+            _ => u.name.clone(),
+        };
+        let names: Vec<String> = bad.iter().map(describe).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        if !names.is_empty() {
+            parts.push(format!("{} {what}: {}", names.len(), first_few(&names, 3)));
+        }
+    }
+    bail!("{at} does not fit the network: {advice}{}", parts.join("; "))
+}
+
+fn examples(tensors: &[(String, Tensor)]) -> String {
+    match tensors.first() {
+        None => ": it has none".to_owned(),
+        Some((name, tensor)) => format!(
+            ", whose keys begin with backbone, fpn and head; the file has for example {name} {:?}",
+            tensor.size()
+        ),
+    }
+}
+
+/// What to change, where that can be told from the tensors; ends with `": "` or is empty.
+fn advice(net: &PoseNet, tensors: &[(String, Tensor)], report: &LoadReport) -> String {
+    let ours = net.config();
+    let sizes = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
+    let Some(theirs) = shape_of(&sizes, ours) else {
+        return format!("its keys are not those of this network{}: ", examples(tensors));
+    };
+    if theirs != *ours {
+        if let Some(topology) = topology_of(&theirs) {
+            return format!("it is of topology {topology}: name it with --topology {topology}: ");
+        }
+        let difference = differences(ours, &theirs);
+        return format!("it is another topology; for its own set network.params.{difference}: ");
+    }
+    let bad = report.mismatched.iter().any(|u| u.name.starts_with("head."));
+    match num_classes_of(&sizes) {
+        Some(found) if bad && found != net.num_classes() => format!(
+            "head.cls_logits.weight knows {found} object class(es), and the config has {}: set data.N_CLASS to {} \
+             (classes and the background) with its MESH_DIAMETERS: ",
+            net.num_classes(),
+            found + 1
+        ),
+        _ => String::new(),
+    }
+}
+
+/// Shapes by bare key.
+pub(crate) type Sizes<'a> = HashMap<&'a str, Vec<i64>>;
+
+/// Object classes of the network that the tensors are of, if both prediction layers agree on them.
+pub(crate) fn num_classes_of(sizes: &Sizes) -> Option<i64> {
+    let channels = |name: &str| sizes.get(name).and_then(|s| s.first()).copied();
+    let classes = channels("head.cls_logits.weight")?;
+    (channels("head.pose_pred.weight")? == 16 * classes).then_some(classes)
+}
+
+/// The topology of that shape, if it is one with a name.
+pub(crate) fn topology_of(shape: &NetworkConfig) -> Option<&'static str> {
+    let is_it = |name: &&str| NetworkConfig::preset(name).is_some_and(|p| same_widths(&p, shape));
+    ["Widedepth", "WidedepthTiny"].into_iter().find(is_it)
+}
+
+/// The shape of the network that the tensors are of, as far as they tell it; the rest is that of `base`.
+pub(crate) fn shape_of(sizes: &Sizes, base: &NetworkConfig) -> Option<NetworkConfig> {
+    let out = |name: &str| sizes.get(name).and_then(|s| s.first()).copied();
+    let mut config = NetworkConfig {
+        stem_channels: out("backbone.features.init_block.conv.weight")?,
+        ..base.clone()
+    };
+    for stage in 0..config.stage_channels.len() {
+        let prefix = format!("backbone.features.stage{}.", stage + 1);
+        let units: HashSet<&str> = (sizes.keys())
+            .filter_map(|name| name.strip_prefix(&prefix)?.split('.').next())
+            .collect();
+        config.stage_units[stage] = units.len() as i64;
+        config.stage_channels[stage] =
+            out(&format!("{prefix}unit1.conv.weight")).unwrap_or(config.stage_channels[stage]);
+    }
+    let is_inner = |name: &&&str| name.starts_with("fpn.inner_convs.") && name.ends_with(".weight");
+    if let Some(width) = sizes.keys().find(is_inner).and_then(|name| out(name)) {
+        config.fpn_channels = width;
+    }
+    let is_tower = |name: &&&str| {
+        name.starts_with("head.cls_tower.") && name.ends_with(".weight") && sizes[**name].len() == 4
+    };
+    config.head_convs = sizes.keys().filter(is_tower).count() as i64;
+    config.head_channels = out("head.cls_tower.0.weight").unwrap_or(config.head_channels);
+    Some(config)
+}
+
+fn same_widths(a: &NetworkConfig, b: &NetworkConfig) -> bool {
+    (
+        a.stem_channels,
+        a.stage_channels,
+        a.stage_units,
+        a.fpn_channels,
+        a.head_channels,
+        a.head_convs,
+    ) == (
+        b.stem_channels,
+        b.stage_channels,
+        b.stage_units,
+        b.fpn_channels,
+        b.head_channels,
+        b.head_convs,
+    )
+}
+
+/// `stem_channels=16, fpn_channels=64`: what of `theirs` is not as in `ours`.
+fn differences(ours: &NetworkConfig, theirs: &NetworkConfig) -> String {
+    let value = |config: &NetworkConfig| serde_json::to_value(config).unwrap_or_default();
+    let (ours, theirs) = (value(ours), value(theirs));
+    let empty = serde_json::Map::new();
+    let all = theirs.as_object().unwrap_or(&empty).iter();
+    let parts: Vec<String> = all
+        .filter(|(key, value)| ours.get(key.as_str()) != Some(value))
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    parts.join(", network.params.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn tiny(num_classes: i64) -> PoseNet {
+        PoseNet::new(&NetworkConfig::widedepth_tiny(), num_classes, Device::Cpu, 3).unwrap()
+    }
+
+    fn copies(net: &PoseNet) -> Vec<(String, Tensor)> {
+        net.state().into_iter().map(|(n, t)| (n, t.detach().copy())).collect()
+    }
+
+    fn load(
+        net: &PoseNet,
+        tensors: &[(String, Tensor)],
+        strictness: Strictness,
+    ) -> Result<LoadReport> {
+        let mut report = LoadReport { file: "w.pth".into(), ..Default::default() };
+        assign(net, tensors, strictness, &mut report).map(|()| report)
+    }
+
+    fn error(net: &PoseNet, tensors: &[(String, Tensor)]) -> String {
+        load(net, tensors, Strictness::Strict).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn other_element_types_are_converted_and_told() {
+        let source = tiny(1);
+        let cast = |(name, t): (String, Tensor)| match t.kind() {
+            Kind::Float if name.starts_with("fpn.") => (name, t.to_kind(Kind::Half)),
+            Kind::Float if name.starts_with("head.") => (name, t.to_kind(Kind::Double)),
+            Kind::Int64 => (name, t.to_kind(Kind::Int)),
+            _ => (name, t),
+        };
+        let tensors: Vec<_> = copies(&source).into_iter().map(cast).collect();
+        let net = PoseNet::blank(source.config(), 1, Device::Cpu).unwrap();
+        let report = load(&net, &tensors, Strictness::Strict).unwrap();
+        let found: Vec<_> =
+            report.converted.iter().map(|c| (c.from.as_str(), c.to.as_str())).collect();
+        assert_eq!(found, [("float16", "float32"), ("float64", "float32"), ("int32", "int64")]);
+        let name = "head.cls_logits.weight";
+        assert!(net.store.get(name).unwrap().equal(&source.store.get(name).unwrap()));
+        assert!(report.missing.is_empty() && report.left_over.is_empty());
+    }
+
+    #[test]
+    fn what_no_output_depends_on_may_be_missing_or_left_over() {
+        let source = tiny(1);
+        let mut tensors = copies(&source);
+        tensors.retain(|(n, _)| {
+            !n.ends_with("num_batches_tracked") && !n.starts_with("anchor_generator")
+        });
+        tensors.push((
+            "backbone.output.weight".to_owned(),
+            Tensor::zeros([10, 3], (Kind::Float, Device::Cpu)),
+        ));
+        let net = PoseNet::blank(source.config(), 1, Device::Cpu).unwrap();
+        let report = load(&net, &tensors, Strictness::Strict).unwrap();
+        assert!(report.missing.iter().chain(&report.left_over).all(|u| u.harmless));
+        assert_eq!(report.left_over.len(), 1);
+        assert!(report.missing.len() > 5 && report.not_loaded().is_empty());
+    }
+
+    #[test]
+    fn another_number_of_classes_names_the_tensor_and_the_key() {
+        let (net, tensors) = (tiny(1), copies(&tiny(3)));
+        let text = error(&net, &tensors);
+        for part in
+            ["w.pth", "head.cls_logits.weight knows 3", "data.N_CLASS to 4", "[3, 64, 3, 3]"]
+        {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+        let before = net.store.get("fpn.inner_convs.2.weight").unwrap().copy();
+        assert!(before.equal(&net.store.get("fpn.inner_convs.2.weight").unwrap()));
+        let report = load(&net, &tensors, Strictness::Loose).unwrap();
+        assert_eq!(
+            report.not_loaded(),
+            [
+                "head.cls_logits.weight",
+                "head.cls_logits.bias",
+                "head.pose_pred.weight",
+                "head.pose_pred.bias"
+            ]
+        );
+    }
+
+    #[test]
+    fn another_topology_is_named() {
+        let config = NetworkConfig { fpn_channels: 32, ..NetworkConfig::widedepth_tiny() };
+        let net = PoseNet::blank(&config, 1, Device::Cpu).unwrap();
+        let text = error(&net, &copies(&tiny(1)));
+        assert!(text.contains("--topology WidedepthTiny"), "{text}");
+        let text = error(&tiny(1), &copies(&net));
+        assert!(text.contains("set network.params.fpn_channels=32"), "{text}");
+        let text = error(&tiny(1), &[("conv.weight".to_owned(), Tensor::from(1.0f32))]);
+        assert!(text.contains("its keys are not those of this network"), "{text}");
+        assert!(text.contains("conv.weight"), "{text}");
+        let foreign = [("conv.weight".to_owned(), Tensor::from(1.0f32))];
+        let text = load(&tiny(1), &foreign, Strictness::Loose).unwrap_err().to_string();
+        assert!(text.contains("none of its 1 tensors fits"), "{text}");
+    }
+
+    #[test]
+    fn anchors_of_other_sizes_are_refused() {
+        let config = NetworkConfig {
+            anchor_sizes: vec![16.0, 32.0, 64.0, 128.0, 256.0],
+            ..NetworkConfig::widedepth_tiny()
+        };
+        let net = PoseNet::blank(&config, 1, Device::Cpu).unwrap();
+        let text = error(&net, &copies(&tiny(1)));
+        assert!(text.contains("network.params.anchor_sizes"), "{text}");
+        // Rounded to 8 bits of mantissa they still are the config's.
+        let net = tiny(1);
+        let mut tensors = copies(&net);
+        for (name, tensor) in &mut tensors {
+            if name.starts_with("anchor_generator") {
+                *tensor = tensor.to_kind(Kind::BFloat16);
+            }
+        }
+        load(&net, &tensors, Strictness::Strict).unwrap();
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_refused() {
+        let net = tiny(1);
+        let mut tensors = copies(&net);
+        let (name, bias) = tensors.iter_mut().find(|(n, _)| n == "fpn.inner_convs.2.bias").unwrap();
+        let _ = bias.get(5).fill_(f64::NAN);
+        let name = name.clone();
+        for strictness in [Strictness::Strict, Strictness::Loose] {
+            let text = load(&net, &tensors, strictness).unwrap_err().to_string();
+            assert!(text.contains(&name) && text.contains("NaN at index 5"), "{text}");
+        }
+    }
+}

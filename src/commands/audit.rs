@@ -1,0 +1,368 @@
+//! `mqat audit`: whether a file's weights are quantized as they should be, tensor by tensor.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+use tch::{Device, Tensor};
+
+use crate::artifact::kind::{FileKind, Strictness, kind_of};
+use crate::artifact::network::blank_network;
+use crate::artifact::open::config_of_file;
+use crate::artifact::weights::{self, LoadedNetwork};
+use crate::io::tensors;
+use crate::quant::audit::{SpacingFound, ValuesFound, WeightAudit, audit, look_at_values};
+use crate::run::config::{Config, Select};
+use crate::run::flow::{self, Bits, FlowSource};
+use crate::run::layers::{LayerReport, layers};
+use crate::train::{CheckpointMeta, StageConfig};
+
+/// What `mqat audit` is asked.
+#[derive(Debug, Clone)]
+pub struct AuditRequest {
+    /// The file.
+    pub file: PathBuf,
+    /// The network, for files that do not carry their config.
+    pub select: Select,
+    /// The flow that the file is expected to have run to its end.
+    pub flow: Option<FlowSource>,
+    /// Bits that every convolution is expected to have.
+    pub bits: Option<Bits>,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub struct AuditReport {
+    /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
+    pub file: PathBuf,
+    /// Its kind.
+    pub kind: FileKind,
+    /// Whether there is no problem.
+    pub passed: bool,
+    /// Whether the moving average of the weights was looked at, which a checkpoint holds beside the last ones.
+    pub averaged: bool,
+    /// Where a checkpoint is.
+    pub stage: Option<String>,
+    /// Every convolution.
+    pub tensors: Vec<TensorAudit>,
+    /// What else is to be known.
+    pub notes: Vec<String>,
+}
+
+/// A convolution's weight.
+#[derive(Debug, Serialize)]
+pub struct TensorAudit {
+    /// The layer.
+    pub name: String,
+    /// Its weights.
+    pub num_weights: usize,
+    /// What the plan makes of it by now, `inq 2 bits (3 levels)` or `float`; null where there is no plan.
+    pub expected: Option<String>,
+    /// What its quantizer says and its weights are; null where it carries none.
+    pub quantized: Option<WeightAudit>,
+    /// What its values look like where it carries no quantizer.
+    pub values: Option<ValuesFound>,
+    /// What is wrong, a line each.
+    pub problems: Vec<String>,
+}
+
+/// Looks at every convolution of a file.
+///
+/// # Errors
+/// If the file cannot be read, or fits neither its network nor stands for itself; problems of its weights are no
+/// error, but [`AuditReport::passed`] is false.
+pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
+    let file = &request.file;
+    let kind = kind_of(file)?;
+    let config = config_of_file(file, &request.select)?;
+    let net = blank_network(&config, Device::Cpu)?;
+    let loaded = match weights::load(file, &net, Strictness::Strict) {
+        Ok(loaded) => loaded,
+        // A file of any other network still has values.
+        Err(err) if kind == FileKind::Safetensors => {
+            ensure!(
+                request.flow.is_none() && request.bits.is_none(),
+                "{err:#}; only a file that fits a network can be compared with --flow or --bits: name its --topology"
+            );
+            return audit_values(file, kind, format!("{err:#}"));
+        }
+        Err(err) => return Err(err),
+    };
+    let expected = expected(request, &config, loaded.meta.as_ref())?;
+    let size = [config.input.width, config.input.height];
+    let mut plan = layers(&net, &expected.stages, size)?;
+    if request.bits.is_some() {
+        // a width is asked for, no method
+        let all = plan.iter_mut().flat_map(|l| [l.weights.as_mut(), l.activations.as_mut()]);
+        all.flatten().for_each(|to| to.method = "any".to_owned());
+    }
+    let mut audits = Vec::new();
+    for quantizer in &loaded.quantizers {
+        audits.extend(audit(quantizer)?);
+    }
+    let mut rows = Vec::new();
+    for layer in plan.iter().filter(|l| l.kind == "conv") {
+        let quantized = audits.iter().position(|a| a.name == layer.name);
+        let quantized = quantized.map(|i| audits.swap_remove(i));
+        let weight = net.store.get(&format!("{}.weight", layer.name));
+        rows.push(row(layer, expected.is_known, quantized, weight.as_ref()));
+    }
+    Ok(report(request, kind, &loaded, rows, expected.notes))
+}
+
+/// What a file's layers should be.
+struct Expected {
+    /// The stages that are behind it.
+    stages: Vec<StageConfig>,
+    /// Whether a plan says so; if not, any values are right.
+    is_known: bool,
+    notes: Vec<String>,
+}
+
+fn expected(
+    request: &AuditRequest,
+    config: &Config,
+    meta: Option<&CheckpointMeta>,
+) -> Result<Expected> {
+    if let Some(bits) = request.bits {
+        let stage = flow::everything(bits);
+        return Ok(Expected { stages: vec![stage], is_known: true, notes: Vec::new() });
+    }
+    let mut config = config.clone();
+    if let Some(flow) = &request.flow {
+        flow.apply(&mut config)?;
+        let stages = config.train_config().stages;
+        return Ok(Expected { stages, is_known: true, notes: Vec::new() });
+    }
+    let Some(meta) = meta else {
+        let notes = vec![
+            "the file carries no plan: any values pass; say what is expected with --bits or --flow"
+                .to_owned(),
+        ];
+        return Ok(Expected { stages: Vec::new(), is_known: false, notes });
+    };
+    let stages = config.train_config().stages;
+    let num_begun = (meta.position.stage + 1).min(stages.len());
+    let to_come: Vec<String> = stages[num_begun..].iter().map(StageConfig::label).collect();
+    let notes = match to_come.as_slice() {
+        [] => Vec::new(),
+        _ => vec![format!("stages to come, whose layers are float so far: {}", to_come.join(", "))],
+    };
+    Ok(Expected { stages: stages[..num_begun].to_vec(), is_known: true, notes })
+}
+
+fn row(
+    layer: &LayerReport,
+    is_known: bool,
+    quantized: Option<WeightAudit>,
+    weight: Option<&Tensor>,
+) -> TensorAudit {
+    let mut problems = quantized.as_ref().map_or_else(Vec::new, |q| q.problems.clone());
+    let is_quantized = quantized.as_ref().is_some_and(|q| q.num_levels.is_some());
+    let values = match (is_quantized, weight) {
+        (false, Some(weight)) => Some(tch::no_grad(|| look_at_values(weight))),
+        _ => None,
+    };
+    if let Some(values) = &values {
+        problems.extend(values_problems(values));
+    }
+    if let (Some(plan), true) = (&layer.weights, is_known) {
+        match (&quantized, &values) {
+            (Some(q), _)
+                if q.num_levels.is_some_and(|n| n > plan.num_levels)
+                    || q.num_levels.is_some() && q.bits > plan.bits =>
+            {
+                let levels = q.num_levels.unwrap_or_default();
+                problems.push(format!(
+                    "has {} bits ({levels} levels), and {plan} are expected",
+                    q.bits
+                ));
+            }
+            (Some(q), _) if q.num_levels.is_some() => {}
+            (_, Some(values)) if values.num_values.is_none_or(|n| n > plan.num_levels as usize) => {
+                problems.push(format!("is float, and {plan} is expected"));
+            }
+            _ => {}
+        }
+    }
+    let inputs = quantized.as_ref().and_then(|q| q.inputs.as_ref());
+    if let (Some(plan), true) = (&layer.activations, is_known) {
+        match inputs {
+            None => problems.push(format!("has float inputs, and {plan} are expected")),
+            Some(i) if i.bits > plan.bits => {
+                problems.push(format!("has inputs of {} bits, and {plan} are expected", i.bits));
+            }
+            Some(_) => {}
+        }
+    }
+    TensorAudit {
+        name: layer.name.clone(),
+        num_weights: layer.num_weights,
+        expected: is_known.then(|| layer.weights_text()),
+        quantized,
+        values,
+        problems,
+    }
+}
+
+fn values_problems(values: &ValuesFound) -> Vec<String> {
+    let mut problems = Vec::new();
+    if values.num_not_finite > 0 {
+        problems.push(format!("{} weights are not finite", values.num_not_finite));
+    }
+    if values.spacing == SpacingFound::Constant {
+        problems.push("it has collapsed: every weight has one value".to_owned());
+    }
+    problems
+}
+
+fn report(
+    request: &AuditRequest,
+    kind: FileKind,
+    loaded: &LoadedNetwork,
+    tensors: Vec<TensorAudit>,
+    notes: Vec<String>,
+) -> AuditReport {
+    let stage = loaded.meta.as_ref().map(|meta| {
+        format!("{} ({}), epoch {}", meta.position.stage, meta.stage_name, meta.position.epoch)
+    });
+    AuditReport {
+        file: request.file.clone(),
+        kind,
+        passed: tensors.iter().all(|t| t.problems.is_empty()),
+        averaged: loaded.averaged,
+        stage,
+        tensors,
+        notes: notes.into_iter().chain(loaded.report.notes.iter().cloned()).collect(),
+    }
+}
+
+/// The values of every weight of four dimensions in a file that fits no known network.
+fn audit_values(file: &Path, kind: FileKind, why: String) -> Result<AuditReport> {
+    let mut rows = Vec::new();
+    for (name, tensor) in tensors::read(file)?.tensors {
+        if tensor.dim() != 4 || !tensor.is_floating_point() {
+            continue;
+        }
+        let values = tch::no_grad(|| look_at_values(&tensor));
+        rows.push(TensorAudit {
+            name,
+            num_weights: tensor.numel(),
+            expected: None,
+            quantized: None,
+            problems: values_problems(&values),
+            values: Some(values),
+        });
+    }
+    ensure!(!rows.is_empty(), "{} has no weight of four dimensions; {why}", file.display());
+    Ok(AuditReport {
+        file: file.to_owned(),
+        kind,
+        passed: rows.iter().all(|t| t.problems.is_empty()),
+        averaged: false,
+        stage: None,
+        tensors: rows,
+        notes: vec![format!("the file is looked at on its own, without a network: {why}")],
+    })
+}
+
+impl AuditReport {
+    /// For a terminal.
+    pub fn text(&self) -> String {
+        let mut out = format!("{}: {}", self.file.display(), self.kind.text());
+        if let Some(stage) = &self.stage {
+            let _ = write!(out, ", stage {stage}");
+        }
+        if self.averaged {
+            out.push_str("; the moving average of its weights");
+        }
+        let _ = writeln!(
+            out,
+            "\n\n{:<44} {:>9}  {:<26} {:<34} {:<10}",
+            "convolution", "weights", "expected", "found", "inputs"
+        );
+        for t in &self.tensors {
+            let expected = t.expected.as_deref().unwrap_or("-");
+            let _ = writeln!(
+                out,
+                "{:<44} {:>9}  {expected:<26} {:<34} {}",
+                t.name,
+                t.num_weights,
+                t.found(),
+                t.inputs()
+            );
+            for problem in &t.problems {
+                let _ = writeln!(out, "  problem: {problem}");
+            }
+        }
+        for note in &self.notes {
+            let _ = writeln!(out, "note: {note}");
+        }
+        let _ = writeln!(out, "\n{}", self.summary());
+        out
+    }
+
+    /// One line.
+    pub fn summary(&self) -> String {
+        let quantized = self.tensors.iter().filter(|t| t.is_quantized()).count();
+        let bad: BTreeSet<&str> = (self.tensors.iter())
+            .filter(|t| !t.problems.is_empty())
+            .map(|t| t.name.as_str())
+            .collect();
+        let count = self.tensors.len();
+        match bad.len() {
+            0 => format!(
+                "{count} convolutions: {quantized} quantized and on their levels, {} float; no problem",
+                count - quantized
+            ),
+            n => {
+                let first = bad.first().copied().unwrap_or_default();
+                format!("{n} of {count} convolutions have problems, the first: {first}")
+            }
+        }
+    }
+}
+
+impl TensorAudit {
+    fn is_quantized(&self) -> bool {
+        let by_values = self.values.as_ref().is_some_and(|v| v.num_values.is_some());
+        self.quantized.as_ref().is_some_and(|q| q.num_levels.is_some()) || by_values
+    }
+
+    fn found(&self) -> String {
+        let with_values = |n: Option<usize>| n.map_or(String::new(), |n| format!(", {n} in use"));
+        match (&self.quantized, &self.values) {
+            (Some(q), _) if q.num_levels.is_some() => format!(
+                "{} {} bits ({} levels{})",
+                q.method,
+                q.bits,
+                q.num_levels.unwrap_or_default(),
+                with_values(q.num_values)
+            ),
+            (_, Some(v)) => match (v.num_values, v.per_channel) {
+                (None, _) => "float".to_owned(),
+                (Some(n), per_channel) => {
+                    let spacing = match v.spacing {
+                        SpacingFound::Even => "evenly spaced",
+                        SpacingFound::PowersOfTwo => "powers of two",
+                        SpacingFound::Constant => "constant",
+                        SpacingFound::Uneven | SpacingFound::Float => "unevenly spaced",
+                    };
+                    let each = if per_channel { " a channel" } else { "" };
+                    format!("{n} values{each}, {spacing}")
+                }
+            },
+            _ => "float".to_owned(),
+        }
+    }
+
+    fn inputs(&self) -> String {
+        match self.quantized.as_ref().and_then(|q| q.inputs.as_ref()) {
+            Some(i) => format!("{} {} bits ({} levels)", i.method, i.bits, i.num_levels),
+            None => "float".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Commands: one file each, from a request to a report. `mqat search` and `mqat bench` are rooms of their own, below.
+//!
+//! Start at [`train()`] and [`test()`]. Nothing here parses arguments or draws bars: `cli` does, and hands over a request
+//! and a closure for the progress.
+
+mod audit;
+mod config;
+mod export;
+mod import;
+mod inspect;
+mod plan;
+mod predict;
+mod report;
+mod score;
+mod test;
+mod train;
+mod verify;
+
+pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
+pub use config::{config_schema, resolve_config};
+pub use export::onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target as Runtime};
+pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, PackReport, export};
+pub use import::{ImportReport, import};
+pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
+pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
+pub use predict::{
+    CameraReport, Latency, Overlays, PredictProgress, PredictReport, PredictRequest, predict,
+};
+pub use report::{Family, Group, Point, ReportRequest, ReportSummary, report};
+pub use score::{FileScore, ScoreReport, ScoreRequest, score};
+pub use test::{CheckpointReport, TestReport, TestRequest, test};
+pub use train::{Ended, TrainReport, TrainRequest, train};
+pub use verify::{
+    ArtefactReport, Detections, Limits, PoseDeviation, Spread, VerifyReport, VerifyRequest, verify,
+};

@@ -1,0 +1,301 @@
+//! From experiment folders to evaluated networks with their sizes.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tch::Device;
+
+use crate::artifact::network::blank_network;
+use crate::commands::test::CHECKPOINTS_FILE;
+use crate::data::Split;
+use crate::eval::Report;
+use crate::io;
+use crate::quant::size::Sizes;
+use crate::run::config::{self, Config, Select};
+use crate::run::folder::{Folder, Pick};
+use crate::run::home::Home;
+use crate::run::layers::{layers, sizes_after};
+use crate::train::{CheckpointMeta, StageConfig};
+
+/// Folders between a folder given and the experiments below it.
+const DEPTH: usize = 6;
+
+/// What a network is compared as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// No layer is quantized.
+    FullPrecision,
+    /// Modules one after another.
+    Modular,
+    /// All layers at once, with the same bits.
+    Uniform,
+    /// All layers at once, each with its own bits.
+    LayerWise,
+}
+
+impl Family {
+    /// In the order of the legend.
+    pub const ALL: [Self; 4] = [Self::FullPrecision, Self::Modular, Self::Uniform, Self::LayerWise];
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::FullPrecision => "full precision",
+            Self::Modular => "modular (MQAT)",
+            Self::Uniform => "uniform",
+            Self::LayerWise => "layer-wise (HAWQ-V3)",
+        })
+    }
+}
+
+/// One evaluated network.
+#[derive(Debug, Clone, Serialize)]
+pub struct Point {
+    /// Folder of its experiment.
+    #[serde(serialize_with = "crate::io::path_text")]
+    pub experiment: PathBuf,
+    /// Its file.
+    #[serde(serialize_with = "crate::io::path_text")]
+    pub checkpoint: PathBuf,
+    /// What it is: `fpn 2-bit (3 levels)`.
+    pub network: String,
+    /// What it is compared as.
+    pub family: Family,
+    /// The run's seed.
+    pub seed: u64,
+    /// Updates behind it.
+    pub global_step: u64,
+    /// Its size.
+    pub sizes: Sizes,
+    /// The scores.
+    pub report: Report,
+    /// Equal for runs that differ in nothing but their seed.
+    #[serde(skip)]
+    pub(super) key: String,
+    /// The evaluation's folder, and the network's place in it.
+    #[serde(skip)]
+    pub(super) place: (PathBuf, usize),
+}
+
+/// An experiment with its evaluated networks.
+pub(super) struct Experiment {
+    pub folder: Folder,
+    pub points: Vec<Point>,
+}
+
+/// What an experiment's path says: `LOGS/PROBLEM/TOPOLOGY/expNNN`.
+pub(super) struct Place {
+    pub logs: PathBuf,
+    pub problem: String,
+    pub topology: String,
+    pub id: u32,
+}
+
+impl Place {
+    pub(super) fn of(path: &Path) -> Result<Self> {
+        let absolute =
+            fs::canonicalize(path).with_context(|| format!("opening {}", path.display()))?;
+        let name = |p: Option<&Path>| {
+            p.and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned())
+        };
+        let above = |n: usize| absolute.ancestors().nth(n);
+        let id = name(above(0)).and_then(|n| n.strip_prefix("exp")?.parse().ok());
+        let (Some(id), Some(topology), Some(problem), Some(logs)) =
+            (id, name(above(1)), name(above(2)), above(3))
+        else {
+            bail!("{}: expected a folder LOGS/PROBLEM/TOPOLOGY/expNNN", path.display())
+        };
+        Ok(Self { logs: logs.to_owned(), problem, topology, id })
+    }
+}
+
+/// The folders of the experiments that are asked for.
+pub(super) fn find(experiments: &[String], select: &Select, home: &Home) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for text in experiments {
+        let path = Path::new(text);
+        if path.is_dir() {
+            let before = found.len();
+            below(path, DEPTH, &mut found)?;
+            ensure!(
+                found.len() > before,
+                "{text}: no experiment (a folder expNNN with a config.json) is there or below it"
+            );
+            continue;
+        }
+        let number = text.strip_prefix("exp").unwrap_or(text).parse::<u32>();
+        let Ok(id) = number else {
+            bail!(
+                "{text}: is neither a folder nor the number of an experiment (such as 3 or exp003)"
+            )
+        };
+        let folder = Folder::find(&home.logs, select.problem(), select.topology(), Pick::Id(id))?;
+        found.push(folder.path);
+    }
+    let mut seen = std::collections::HashSet::new();
+    found.retain(|path| seen.insert(path.clone()));
+    Ok(found)
+}
+
+/// Experiments in a folder, in the order of their paths; not below an experiment.
+fn below(path: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    if name.starts_with("exp") && path.join("config.json").is_file() {
+        found.push(path.to_owned());
+        return Ok(());
+    }
+    if depth == 0 {
+        return Ok(());
+    }
+    let reading = || format!("reading the folder {}", path.display());
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(path).with_context(reading)? {
+        entries.push(entry.with_context(reading)?.path());
+    }
+    entries.sort();
+    entries.iter().filter(|p| p.is_dir()).try_for_each(|p| below(p, depth - 1, found))
+}
+
+fn evaluation(path: &Path, split: Split) -> PathBuf {
+    path.join("eval").join(split.to_string())
+}
+
+/// Whether `mqat test` was run on the split.
+pub(super) fn is_evaluated(path: &Path, split: Split) -> bool {
+    evaluation(path, split).join("metrics.json").is_file()
+}
+
+/// Reads an experiment's evaluation; `None` if there is none.
+pub(super) fn open(path: &Path, split: Split) -> Result<Option<Experiment>> {
+    if !is_evaluated(path, split) {
+        return Ok(None);
+    }
+    let folder = Folder { path: path.to_owned(), id: Place::of(path)?.id };
+    let from = evaluation(path, split);
+    let reports: Vec<Report> = io::read_json(&from.join("metrics.json"))?;
+    let files = from.join(CHECKPOINTS_FILE);
+    ensure!(
+        files.is_file(),
+        "{} is missing: the evaluation was made by an older version; run `mqat test --all-stages` again",
+        files.display()
+    );
+    let checkpoints: Vec<PathBuf> = io::read_json(&files)?;
+    ensure!(
+        checkpoints.len() == reports.len(),
+        "{}: {} checkpoints, and metrics.json beside it has {} reports; run `mqat test` again",
+        files.display(),
+        checkpoints.len(),
+        reports.len()
+    );
+    let document: Value = io::read_json(&folder.config())?;
+    let config = config::parse(document, &folder.config().display().to_string())?;
+    let stages = config.train_config().stages;
+    let net = blank_network(&config, Device::Cpu)?;
+    let all = layers(&net, &stages, [config.input.width, config.input.height])?;
+    let mut points = Vec::new();
+    for (i, (report, checkpoint)) in reports.into_iter().zip(checkpoints).enumerate() {
+        let checkpoint = moved(&folder, checkpoint);
+        let meta = CheckpointMeta::of_file(&checkpoint)
+            .with_context(|| format!("{}: its checkpoint {i}", files.display()))?
+            .with_context(|| format!("{} says nothing of its stage", checkpoint.display()))?;
+        let stage = meta.position.stage;
+        let done = stages.get(..=stage).with_context(|| {
+            format!("{} is of stage {stage}, which the config has not", checkpoint.display())
+        })?;
+        points.push(Point {
+            experiment: path.to_owned(),
+            network: report.name.clone(),
+            family: family(done),
+            seed: meta.seed,
+            global_step: meta.position.global_step,
+            sizes: sizes_after(&all, &net, stage),
+            key: key(&config, done),
+            place: (from.clone(), i),
+            checkpoint,
+            report,
+        });
+    }
+    Ok(Some(Experiment { folder, points }))
+}
+
+/// A checkpoint of an experiment that may have been moved since.
+fn moved(folder: &Folder, checkpoint: PathBuf) -> PathBuf {
+    let own = checkpoint.file_name().map(|name| folder.checkpoints().join(name));
+    match own {
+        Some(own) if !checkpoint.is_file() && own.is_file() => own,
+        _ => checkpoint,
+    }
+}
+
+/// What stages make of a network.
+fn family(stages: &[StageConfig]) -> Family {
+    let quantizing: Vec<&StageConfig> = stages.iter().filter(|s| s.module.is_some()).collect();
+    match quantizing.as_slice() {
+        [] => Family::FullPrecision,
+        [one] if one.weights.as_ref().is_some_and(|w| !w.layer_bits.is_empty()) => {
+            Family::LayerWise
+        }
+        [one] if one.module.as_deref() == Some("*") => Family::Uniform,
+        _ => Family::Modular,
+    }
+}
+
+/// What decides the result, but for the seed.
+fn key(config: &Config, stages: &[StageConfig]) -> String {
+    let Config { network, data, input, training, .. } = config;
+    json!([network, data, input, training.loss, training.targets, stages]).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stages(json: Value) -> Vec<StageConfig> {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn families_are_told_by_their_stages() {
+        let full = json!({ "name": "full_precision" });
+        let fpn = json!({ "module": "fpn", "weights": { "bits": 2 } });
+        let all = json!({ "module": "*", "weights": { "method": "lsq", "bits": 4 } });
+        let layered =
+            json!({ "module": "*", "weights": { "bits": 4, "layer_bits": { "fpn": 2 } } });
+        assert_eq!(family(&stages(json!([full]))), Family::FullPrecision);
+        assert_eq!(family(&stages(json!([full, fpn]))), Family::Modular);
+        assert_eq!(family(&stages(json!([all]))), Family::Uniform);
+        assert_eq!(family(&stages(json!([full, layered]))), Family::LayerWise);
+    }
+
+    #[test]
+    fn runs_are_alike_whatever_their_seed() {
+        let mut a = Config::default();
+        let stages = a.train_config().stages;
+        let before = key(&a, &stages);
+        a.experiment.seed += 1;
+        assert_eq!(key(&a, &stages), before);
+        a.data.bs_train += 1;
+        assert_ne!(key(&a, &stages), before);
+    }
+
+    #[test]
+    fn a_place_is_read_off_the_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("P/T/exp012");
+        fs::create_dir_all(&path).unwrap();
+        let place = Place::of(&path).unwrap();
+        assert_eq!((place.problem.as_str(), place.topology.as_str(), place.id), ("P", "T", 12));
+        assert_eq!(place.logs, fs::canonicalize(dir.path()).unwrap());
+        assert!(Place::of(dir.path()).is_err());
+        fs::write(path.join("config.json"), "{}").unwrap();
+        let mut found = Vec::new();
+        below(dir.path(), DEPTH, &mut found).unwrap();
+        assert_eq!(found, [path]);
+    }
+}

@@ -1,0 +1,172 @@
+//! `mqat score`: poses from files, of this program or any other, over a split; no network.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use crate::commands::test::{Run, text_of, write_report};
+use crate::data::{Dataset, Split};
+use crate::eval::{
+    Report, ResultFile, ResultFormat, RunInfo, average_recalls, evaluate, read_predictions,
+};
+use crate::run::config::Config;
+use crate::run::request::Request;
+
+/// What `mqat score` is asked.
+#[derive(Debug, Clone)]
+pub struct ScoreRequest {
+    /// Config and places; no device is opened. With `skip_bad` bad lines are left out as bad images are.
+    pub run: Request,
+    /// Files of predictions; at least one.
+    pub predictions: Vec<PathBuf>,
+    /// Their format; none is told by each file's content.
+    pub format: Option<ResultFormat>,
+    /// The split.
+    pub split: Split,
+    /// Folder of the report.
+    pub out: Option<PathBuf>,
+    /// Whether overlays are drawn into it, which takes the images.
+    pub overlays: bool,
+}
+
+/// What `mqat score` found.
+#[derive(Debug, Serialize)]
+pub struct ScoreReport {
+    /// One for each file, in their order.
+    pub evaluations: Vec<FileScore>,
+    /// Folder with metrics.json, tables, plots and overlays.
+    #[serde(serialize_with = "crate::io::path_text")]
+    pub folder: Option<PathBuf>,
+}
+
+/// The evaluation of one file.
+#[derive(Debug, Serialize)]
+pub struct FileScore {
+    /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
+    pub predictions: PathBuf,
+    /// How it is written.
+    pub format: ResultFormat,
+    /// Poses in it.
+    pub num_predictions: usize,
+    /// Poses of a class in an image beyond the first there; the most confident of them counts.
+    pub num_repeats: usize,
+    /// Records that say that no pose was found.
+    pub num_no_pose: usize,
+    /// Lines that were left out.
+    pub num_bad_lines: usize,
+    /// Why, for the first ten.
+    pub bad_lines: Vec<String>,
+    /// Mean time that the file gives for an image, s.
+    pub mean_time_s: Option<f64>,
+    /// The scores.
+    pub report: Report,
+}
+
+impl ScoreReport {
+    /// The tables for a terminal.
+    pub fn text(&self) -> String {
+        text_of(&self.evaluations.iter().map(|e| &e.report).collect::<Vec<_>>())
+    }
+}
+
+/// Scores files of predictions as [`super::test()`] scores a network's.
+///
+/// # Errors
+/// If the config, the dataset or a file cannot be read, or a prediction is bad or does not fit the dataset.
+pub fn score(request: &ScoreRequest) -> Result<ScoreReport> {
+    ensure!(!request.predictions.is_empty(), "no file of predictions is named");
+    let home = request.run.home()?;
+    let mut config = request.run.select.resolve(&home)?;
+    if let Some(seed) = request.run.select.seed {
+        config.evaluation.seed = seed;
+    }
+    if !request.overlays {
+        config.evaluation.num_overlays = 0;
+    }
+    let dataset = request.run.open_split(&home, &config, request.split)?;
+    let (mut runs, mut files) = (Vec::new(), Vec::new());
+    for (i, path) in request.predictions.iter().enumerate() {
+        let mut file = read_predictions(path, request.format, &dataset, request.run.skip_bad)?;
+        tell(path, &file);
+        let name = name_of(&request.predictions, i);
+        runs.push(scored(&name, &mut file, &config, &dataset, request.split)?);
+        files.push(file);
+    }
+    if let Some(out) = &request.out {
+        write_report(out, &config, &dataset, &runs)?;
+    }
+    let evaluations = (request.predictions.iter().zip(files).zip(runs))
+        .map(|((path, file), run)| FileScore {
+            predictions: path.clone(),
+            format: file.format,
+            num_predictions: run.predictions.len(),
+            num_repeats: file.num_repeats,
+            num_no_pose: file.num_no_pose,
+            num_bad_lines: file.num_bad,
+            bad_lines: file.bad,
+            mean_time_s: file.mean_time_s,
+            report: run.evaluation.report,
+        })
+        .collect();
+    Ok(ScoreReport { evaluations, folder: request.out.clone() })
+}
+
+fn scored(
+    name: &str,
+    file: &mut ResultFile,
+    config: &Config,
+    dataset: &Dataset,
+    split: Split,
+) -> Result<Run> {
+    let info = RunInfo { name, list: config.data.list(split), left_out: &[], timing: None };
+    let predictions = std::mem::take(&mut file.predictions);
+    let mut evaluation = evaluate(dataset, &config.data, &predictions, &config.evaluation, info)
+        .with_context(|| format!("scoring {name}"))?;
+    evaluation.report.bop = Some(average_recalls(dataset, &config.data, &predictions, &[])?);
+    Ok(Run { predictions, evaluation })
+}
+
+/// Says what was read and what is odd about it.
+fn tell(path: &std::path::Path, file: &ResultFile) {
+    let (at, num) = (path.display(), file.predictions.len());
+    tracing::info!("{at}: {num} predictions ({})", file.format);
+    if num == 0 {
+        tracing::warn!("{at} holds no predictions: every object counts as missing");
+    }
+    if file.num_repeats > 0 {
+        tracing::warn!(
+            "{at}: {} predictions repeat the class of another one in their image; the most confident counts",
+            file.num_repeats
+        );
+    }
+    for bad in &file.bad {
+        tracing::warn!("left out: {bad}");
+    }
+    if file.num_bad > file.bad.len() {
+        tracing::warn!("{at}: {} bad lines in all are left out", file.num_bad);
+    }
+}
+
+/// A file's name without its ending; the whole path where another file has the same.
+fn name_of(paths: &[PathBuf], i: usize) -> String {
+    let stem = |path: &PathBuf| path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    let alike = paths.iter().filter(|p| stem(p) == stem(&paths[i])).count();
+    match stem(&paths[i]) {
+        Some(name) if alike == 1 => name,
+        _ => paths[i].display().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_equal_names_have_their_paths() {
+        let paths: Vec<PathBuf> = ["a/x.csv", "b/x.jsonl", "b/y.csv"].map(PathBuf::from).into();
+        let names: Vec<String> = (0..3).map(|i| name_of(&paths, i)).collect();
+        assert_eq!(names, ["a/x.csv", "b/x.jsonl", "y"]);
+    }
+}

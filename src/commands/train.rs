@@ -1,0 +1,423 @@
+//! `mqat train`: a run from its config to its last checkpoint.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use serde_json::Value;
+use tch::Device;
+
+use crate::artifact::network::new_network;
+use crate::artifact::pretrained::load_pretrained;
+use crate::data::{Dataset, Loader, LoaderOptions, Split};
+use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
+use crate::io;
+use crate::model::PoseNet;
+use crate::pose::EvalTable;
+use crate::run::config::{Config, hash};
+use crate::run::device::device_name;
+use crate::run::flow::FlowSource;
+use crate::run::folder::{Folder, Pick, Provenance, Start};
+use crate::run::home::Home;
+use crate::run::options::{infer_options, loader_options, task_of};
+use crate::run::overruled::Ruler;
+use crate::run::record::{CompletedStage, Recorder, make_plots_folder};
+use crate::run::request::{Request, is_synthetic, limited, thinned};
+use crate::run::{data_print, flow, overruled, starts};
+use crate::train::{
+    BatchRequest, BatchSource, Batches, Counts, Hooks, Monitored, Observer, Outcome, ResumeFrom,
+    RunInfo, TrainConfig, Trainer, ValidScore,
+};
+
+/// What `mqat train` is asked.
+#[derive(Debug, Clone)]
+pub struct TrainRequest {
+    /// Config, places, device.
+    pub run: Request,
+    /// A flow instead of the config's.
+    pub flow: Option<FlowSource>,
+    /// Number of the experiment.
+    pub exp_id: Option<u32>,
+    /// Go on with an experiment instead of starting one.
+    pub resume: Option<ResumeFrom>,
+    /// Checkpoints every so many epochs instead of the config's.
+    pub ckpt_every: Option<u32>,
+    /// Checkpoints every so many steps instead of the config's.
+    pub ckpt_every_steps: Option<u64>,
+    /// Epochs of every stage that has not ended instead of the config's; schedules are stretched.
+    pub epochs: Option<u32>,
+    /// Images of an update in every stage that has not ended instead of the config's.
+    pub batch_size: Option<usize>,
+    /// Stop after so many steps in all instead of the config's.
+    pub max_steps: Option<u64>,
+    /// Pretrained weights need not fill the whole network.
+    pub loose: bool,
+}
+
+/// What `mqat train` did.
+#[derive(Debug, Serialize)]
+pub struct TrainReport {
+    /// The experiment's folder.
+    #[serde(serialize_with = "crate::io::path_text")]
+    pub folder: PathBuf,
+    /// Its number.
+    pub exp_id: u32,
+    /// How it ended.
+    pub outcome: Ended,
+    /// The last checkpoint.
+    #[serde(serialize_with = "crate::io::path_text")]
+    pub checkpoint: PathBuf,
+    /// Updates of the run.
+    pub global_step: u64,
+    /// Whether the data are rendered.
+    pub synthetic_data: bool,
+    /// The stages that were completed by this process, with their layers' levels.
+    pub stages: Vec<CompletedStage>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// All stages are complete.
+    Finished,
+    /// It was asked to stop; resume it.
+    Interrupted,
+    /// The largest number of steps was reached.
+    MaxSteps,
+}
+
+/// Trains, or goes on with a run.
+///
+/// # Errors
+/// If the config, the dataset, the checkpoint or the device cannot be used, or the training fails; what was written
+/// until the last checkpoint stays and can be resumed.
+pub fn train(
+    request: &TrainRequest,
+    view: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<TrainReport> {
+    let mut home = request.run.home()?;
+    let config = config_of(request, &home)?;
+    if request.resume.is_some() {
+        home = request.run.home_of_run(&existing_folder(request, &home)?)?;
+    }
+    let device = request.run.open_device(&config)?;
+    let training = request.run.open_split(&home, &config, Split::Train)?;
+    let training = Arc::new(thinned(training, config.training.train_images));
+    let validation = request.run.open_split(&home, &config, Split::Valid)?;
+    let validation = limited(validation, config.training.valid_images);
+    ensure_batches(&config, &training)?;
+    let net = new_network(&config, device)?;
+    flow::check(&config, &net)?;
+    // A pretrained start is checked before a folder is made.
+    if request.resume.is_none() && config.experiment.pretrained {
+        load_pretrained(&net, &config)?;
+    }
+    let folder = open_folder(request, &home)?;
+    let _lock = folder.lock()?;
+    starts::remove_leftovers(&folder)?;
+    let document = serde_json::to_value(&config).context("writing the config as JSON")?;
+
+    let task = task_of(&config, &training)?;
+    let run = RunInfo {
+        seed: config.experiment.seed,
+        checkpoints: folder.checkpoints(),
+        config_hash: hash(&document),
+        config: document.clone(),
+        data: [(Split::Train, &*training), (Split::Valid, &*validation)]
+            .map(|(split, dataset)| (split.to_string(), data_print::of_split(dataset)))
+            .into(),
+    };
+    let size = (config.input.width, config.input.height);
+    let mut trainer = Trainer::new(net, saving(&config, request), task, size, run)?;
+    let mut recorder = Recorder::new(folder.clone(), view);
+    if let Some(from) = &request.resume
+        && trainer.resume(from, &mut recorder)?.is_none()
+        && config.experiment.pretrained
+    {
+        // It was killed before its first checkpoint and begins anew.
+        load_pretrained(trainer.net(), &config)?;
+    }
+    // A resume that is refused leaves the run as it was.
+    write_head(request, &folder, &config, &document, device, &training.root)?;
+    if request.resume.is_some() {
+        // The config of what was trained is that of a start that trains.
+        recorder.keep_config(document);
+    }
+    let synthetic_data = is_synthetic(&training.root);
+    let mut source = Source {
+        config: &config,
+        dataset: training,
+        validation: validation.clone(),
+        skip_bad: request.run.skip_bad,
+    };
+    let mut validate = |net: &PoseNet, _: &_| validate(net, &config, &validation, device, request);
+    let hooks =
+        Hooks { source: &mut source, validate: &mut validate, observer: &mut recorder, stop };
+    let outcome = trainer.run(hooks)?;
+    let global_step = trainer.position().global_step;
+    let (outcome, checkpoint) = match outcome {
+        Outcome::Finished { checkpoint } => (Ended::Finished, checkpoint),
+        Outcome::Interrupted { checkpoint } => (Ended::Interrupted, checkpoint),
+        Outcome::MaxSteps { checkpoint } => (Ended::MaxSteps, checkpoint),
+    };
+    Ok(TrainReport {
+        folder: folder.path.clone(),
+        exp_id: folder.id,
+        outcome,
+        checkpoint,
+        global_step,
+        synthetic_data,
+        stages: recorder.take_stages(),
+    })
+}
+
+/// The config of a new run, or that of the run to go on with; changed by the flags.
+fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
+    let select = &request.run.select;
+    let options = starts::StageOptions { epochs: request.epochs, batch_size: request.batch_size };
+    let mut num_ended = 0;
+    let mut config = match &request.resume {
+        None => {
+            let mut config = select.resolve(home)?;
+            if let Some(flow) = &request.flow {
+                flow.apply(&mut config)?;
+            }
+            config
+        }
+        Some(from) => {
+            ensure!(
+                select.config.is_none(),
+                "--resume goes on with the experiment's own config; leave --config out, and change values with --set"
+            );
+            let folder = existing_folder(request, home)?;
+            let path = folder.config();
+            ensure!(
+                path.exists(),
+                "{} is missing: the run was stopped before it began; start a new one without --resume",
+                path.display()
+            );
+            let document: Value = io::read_json(&path)?;
+            let at = path.display().to_string();
+            let mut config = select.apply(document.clone(), &at)?;
+            if let Some(flow) = &request.flow {
+                flow.ensure_same(&config)?;
+            }
+            if !select.set.is_empty() || options.epochs.is_some() || options.batch_size.is_some() {
+                let recorded = crate::run::config::parse(document, &at)?;
+                num_ended = starts::num_ended(&folder, from, &recorded)?;
+                config.data.bs_train = options.batch_size.unwrap_or(config.data.bs_train);
+                starts::keep_ended(&mut config, &recorded, num_ended)?;
+            }
+            config
+        }
+    };
+    if request.resume.is_some() {
+        config.experiment.seed = select.seed.unwrap_or(config.experiment.seed);
+        if let Some(before) = Provenance::of(&existing_folder(request, home)?)? {
+            ensure!(
+                before.seed == config.experiment.seed,
+                "the experiment's seed is {}, not {}; a resumed run keeps its seed",
+                before.seed,
+                config.experiment.seed
+            );
+        }
+    }
+    overruled::ensure_none(&select.set, &rulers(request), &config)?;
+    config.experiment.loose |= request.loose;
+    options.apply(&mut config, num_ended);
+    if options.epochs.is_some() && num_ended > 0 {
+        tracing::info!("--epochs leaves the {num_ended} stages alone that have ended");
+    }
+    let problems = config.problems();
+    ensure!(problems.is_empty(), "{}", problems.join("; "));
+    Ok(config)
+}
+
+/// The options that rule over keys of the config.
+fn rulers(request: &TrainRequest) -> Vec<Ruler<'static>> {
+    let steps = request.ckpt_every_steps.is_some();
+    vec![
+        Ruler::new(request.run.select.seed.is_some(), "--seed", |key| key == "experiment.seed"),
+        Ruler::of_batch_size(request.batch_size.is_some()),
+        Ruler::of_epochs(request.epochs.is_some()),
+        Ruler::new(request.ckpt_every.is_some(), "--ckpt-every", |k| k == "training.ckpt_every"),
+        Ruler::new(steps, "--ckpt-every-steps", |k| k == "training.ckpt_every_steps"),
+        Ruler::new(request.max_steps.is_some(), "--max-steps", |k| k == "training.max_steps"),
+        Ruler::new(request.loose, "--loose", |key| key == "experiment.loose"),
+    ]
+}
+
+/// The stages, with when to save and stop as the flags of this start say; these are no part of the run's config.
+fn saving(config: &Config, request: &TrainRequest) -> TrainConfig {
+    let mut train = config.train_config();
+    train.ckpt_every = request.ckpt_every.unwrap_or(train.ckpt_every);
+    train.ckpt_every_steps = request.ckpt_every_steps.or(train.ckpt_every_steps);
+    train.max_steps = request.max_steps.or(train.max_steps);
+    train
+}
+
+fn existing_folder(request: &TrainRequest, home: &Home) -> Result<Folder> {
+    let select = &request.run.select;
+    let pick = request.exp_id.map_or(Pick::Latest, Pick::Id);
+    Folder::find(&home.logs, select.problem(), select.topology(), pick)
+}
+
+fn open_folder(request: &TrainRequest, home: &Home) -> Result<Folder> {
+    let select = &request.run.select;
+    match request.resume {
+        Some(_) => existing_folder(request, home),
+        None => Folder::create(&home.logs, select.problem(), select.topology(), request.exp_id),
+    }
+}
+
+/// Writes the provenance, the config of this start, and for a new run the config of the run.
+fn write_head(
+    request: &TrainRequest,
+    folder: &Folder,
+    config: &Config,
+    document: &Value,
+    device: Device,
+    dataset: &Path,
+) -> Result<()> {
+    make_plots_folder(folder)?;
+    let resumed = request.resume.as_ref().map(|from| format!("{from:?}").to_lowercase());
+    let provenance = Provenance {
+        mqat: env!("CARGO_PKG_VERSION").to_owned(),
+        libtorch: crate::run::device::LIBTORCH_VERSION.to_owned(),
+        seed: config.experiment.seed,
+        device: device_name(device),
+        threads: tch::get_num_threads(),
+        dataset: std::path::absolute(dataset).unwrap_or_else(|_| dataset.to_owned()),
+        starts: Vec::new(),
+    };
+    let number = Provenance::of(folder)?.map_or(0, |before| before.starts.len());
+    let config = starts::record(folder, number, document)?;
+    let start = Start {
+        dataset: Some(provenance.dataset.to_string_lossy().into_owned()),
+        config: Some(config.to_string_lossy().into_owned()),
+        ..Start::now(resumed)
+    };
+    if request.resume.is_none() {
+        io::write_json(&folder.config(), document)?;
+    }
+    provenance.record(&folder.provenance(), start)?;
+    tracing::info!("experiment {}", folder.path.display());
+    Ok(())
+}
+
+/// Refuses stages whose batch is larger than the training split, before anything is written.
+fn ensure_batches(config: &Config, dataset: &Dataset) -> Result<()> {
+    let num_images = dataset.frames.len();
+    for stage in config.train_config().stages {
+        let batch_size = stage.batch_size.unwrap_or(config.data.bs_train);
+        ensure!(
+            batch_size <= num_images,
+            "the training split has {num_images} images, fewer than a batch of {batch_size} of stage {}; lower \
+             data.bs_train or the stage's batch_size",
+            stage.label()
+        );
+    }
+    Ok(())
+}
+
+/// The training split's batches.
+struct Source<'a> {
+    config: &'a Config,
+    dataset: Arc<Dataset>,
+    validation: Arc<Dataset>,
+    skip_bad: bool,
+}
+
+impl Source<'_> {
+    fn batch_size(&self, batch_size: Option<usize>) -> usize {
+        batch_size.unwrap_or(self.config.data.bs_train)
+    }
+}
+
+impl BatchSource for Source<'_> {
+    fn num_batches(&self, batch_size: Option<usize>) -> usize {
+        self.dataset.frames.len() / self.batch_size(batch_size)
+    }
+
+    fn open(&mut self, request: BatchRequest) -> Result<Batches> {
+        let batch_size = self.batch_size(request.batch_size);
+        let options = LoaderOptions {
+            epoch: request.epoch_key,
+            first_batch: request.first_batch,
+            skip_bad: self.skip_bad,
+            ..loader_options(self.config, batch_size)
+        };
+        let loader =
+            Loader::start(self.dataset.clone(), &self.config.input, &self.config.data, options)?;
+        Ok(Box::new(loader))
+    }
+
+    fn open_validation(&mut self) -> Result<Option<Batches>> {
+        let options = LoaderOptions {
+            augment: false,
+            shuffle: false,
+            replace_empty: false,
+            drop_last: false,
+            skip_bad: self.skip_bad,
+            ..loader_options(self.config, self.config.data.bs_valid)
+        };
+        let (input, data) = (&self.config.input, &self.config.data);
+        let loader = Loader::start(self.validation.clone(), input, data, options)?;
+        Ok(Some(Box::new(loader)))
+    }
+}
+
+/// Scores the network on the validation split; the headline chooses the best checkpoint.
+fn validate(
+    net: &PoseNet,
+    config: &Config,
+    dataset: &Arc<Dataset>,
+    device: Device,
+    request: &TrainRequest,
+) -> Result<Option<ValidScore>> {
+    let options = infer_options(config, device, request.run.skip_bad);
+    let inference = infer(net, dataset, &options, |_| ())?;
+    let info = EvalInfo {
+        name: "validation",
+        list: config.data.list(Split::Valid),
+        left_out: &inference.left_out,
+        timing: Some(inference.timing),
+    };
+    let evaluation =
+        evaluate(dataset, &config.data, &inference.predictions, &config.evaluation, info)?;
+    let table = &evaluation.report.table;
+    let Some(value) = evaluation.report.headline_percent else { return Ok(None) };
+    let last = table.bins.len().saturating_sub(1);
+    let mut details = Vec::new();
+    let medians = [
+        (Monitored::RotationError, &table.all.median_re_deg),
+        (Monitored::TranslationError, &table.all.median_te_mm),
+    ];
+    for (measure, of_bins) in medians {
+        if let (Some(name), Some(Some(median))) = (measure.detail(), of_bins.get(last)) {
+            details.push((name.to_owned(), *median));
+        }
+    }
+    for row in [EvalTable::HEADLINE, EvalTable::TRUE_ADI, "REP-5px"] {
+        for (i, bin) in table.bins.iter().enumerate() {
+            if let Some(percent) = table.all.recall(row, i).and_then(|r| r.percent) {
+                details.push((format!("{row} {}", bin.name), percent));
+            }
+        }
+    }
+    // The counts behind the headline, for intervals.
+    let found = table.all.num_found.last().copied().unwrap_or(0);
+    let recall = table.all.recall(EvalTable::HEADLINE, last);
+    let counts = recall.map(|r| Counts { correct: r.num_correct, objects: r.num_targets, found });
+    if let (Some(name), Some(counts)) = (Monitored::Found.detail(), counts)
+        && counts.objects > 0
+    {
+        details.push((name.to_owned(), 100.0 * counts.found as f64 / counts.objects as f64));
+    }
+    let name = EvalTable::HEADLINE.to_owned();
+    Ok(Some(ValidScore { name, value, higher_is_better: true, counts, details }))
+}

@@ -1,0 +1,603 @@
+//! `mqat verify A B`: whether two artefacts of one network still compute the same.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::artifact::engine::EngineChoice;
+use crate::artifact::kind::Strictness;
+use crate::artifact::open::open_engine;
+use crate::artifact::open::stored_config;
+use crate::data::{Dataset, Split};
+use crate::eval::{
+    Deviation, Evaluation, LevelDeviation, Pair, Prediction, Progress, RunInfo, SYNTHETIC_FILE,
+    evaluate, infer_pair,
+};
+use crate::pose::errors::{re_deg, te_mm};
+use crate::run::config::{Config, Select};
+use crate::run::home::Home;
+use crate::run::options::infer_options;
+use crate::run::request::{Request, limited};
+
+/// What is compared in percent of objects.
+const ADI: &str = "ADI-0.1d";
+/// Its limit, in diameters of the object.
+const ADI_DIAMETERS: f64 = 0.1;
+
+/// What `mqat verify` is asked.
+#[derive(Debug, Clone)]
+pub struct VerifyRequest {
+    /// Config, places, device.
+    pub run: Request,
+    /// The artefacts; the first one is the reference.
+    pub files: [PathBuf; 2],
+    /// The split.
+    pub split: Split,
+    /// How many of its images, from the first on; none takes all.
+    pub images: Option<usize>,
+    /// What may differ.
+    pub limits: Limits,
+}
+
+/// What may differ at most.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Limits {
+    /// Largest difference of a level's logits or offsets, as a share of the largest magnitude of that output in the
+    /// reference.
+    pub outputs: f64,
+    /// Share of detections that only one of the two makes.
+    pub changed: f64,
+    /// Difference of ADI-0.1d, percentage points.
+    pub adi_points: f64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { outputs: 1e-4, changed: 0.01, adi_points: 1.0 }
+    }
+}
+
+/// What `mqat verify` found.
+#[derive(Debug, Serialize)]
+pub struct VerifyReport {
+    /// True when no limit is exceeded.
+    pub passed: bool,
+    /// The limits that are exceeded, a line each.
+    pub failures: Vec<String>,
+    /// The limits.
+    pub limits: Limits,
+    /// The artefacts.
+    pub artefacts: [ArtefactReport; 2],
+    /// Images compared.
+    pub num_images: usize,
+    /// The split they are of.
+    pub split: String,
+    /// True when the dataset says that it was rendered.
+    pub synthetic_data: bool,
+    /// The outputs by level, finest first.
+    pub levels: Vec<LevelDeviation>,
+    /// Who finds what.
+    pub detections: Detections,
+    /// Poses of objects that both find; none when there is no such object.
+    pub poses: Option<PoseDeviation>,
+    /// ADI-0.1d of the second less that of the first, percentage points; none without true objects.
+    pub adi_difference_points: Option<f64>,
+    /// Objects whose verdict differs.
+    pub adi_verdicts: Verdicts,
+}
+
+/// True objects by who finds their pose within the limit of ADI-0.1d.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Verdicts {
+    /// Both.
+    pub both: usize,
+    /// The first alone: what the second loses.
+    pub only_first: usize,
+    /// The second alone: what it gains.
+    pub only_second: usize,
+    /// Neither.
+    pub neither: usize,
+}
+
+impl Verdicts {
+    /// Counts pairs of errors, in diameters.
+    fn of(pairs: impl Iterator<Item = [f64; 2]>) -> Self {
+        let mut verdicts = Self::default();
+        for errors in pairs {
+            let count = match errors.map(|e| e < ADI_DIAMETERS) {
+                [true, true] => &mut verdicts.both,
+                [true, false] => &mut verdicts.only_first,
+                [false, true] => &mut verdicts.only_second,
+                [false, false] => &mut verdicts.neither,
+            };
+            *count += 1;
+        }
+        verdicts
+    }
+
+    /// How probable so uneven changes are, or more uneven ones, if both were equally good (the exact sign test of
+    /// McNemar).
+    pub fn chance(&self) -> f64 {
+        let changed = self.only_first + self.only_second;
+        // Terms of the binomial distribution, by logarithms: 0.5^n is 0 in a double for 1,100 changes.
+        let mut ln = changed as f64 * 0.5f64.ln();
+        let mut sum = 0.0;
+        for i in 0..=self.only_first.min(self.only_second) {
+            sum += ln.exp();
+            ln += ((changed - i) as f64 / (i + 1) as f64).ln();
+        }
+        (2.0 * sum).min(1.0)
+    }
+}
+
+/// One of the two.
+#[derive(Debug, Clone, Serialize)]
+pub struct ArtefactReport {
+    /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
+    pub path: PathBuf,
+    /// What kind of file it is.
+    pub kind: String,
+    /// What the network is, for people.
+    pub name: String,
+    /// Size of the file.
+    pub bytes: u64,
+    /// ADI-0.1d over all objects, percent.
+    pub adi_percent: Option<f64>,
+}
+
+/// Detections, one at most for a class and image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Detections {
+    /// Made by both.
+    pub both: usize,
+    /// Made by the first alone.
+    pub only_first: usize,
+    /// Made by the second alone.
+    pub only_second: usize,
+    /// Those that only one makes over all.
+    pub share_changed: f64,
+}
+
+/// How far poses of the same object lie apart.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PoseDeviation {
+    /// Angle of the rotation between the two, degrees.
+    pub rotation_deg: Spread,
+    /// Distance of the translations, mm.
+    pub translation_mm: Spread,
+    /// The same over the object's distance.
+    pub translation_relative: Spread,
+}
+
+/// Some numbers in short.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The middle one.
+    pub median: f64,
+    /// 95 % are at most this.
+    pub p95: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// `None` without numbers.
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let last = values.len().checked_sub(1)?;
+        let at = |share: f64| values[(share * last as f64).ceil() as usize];
+        Some(Self { median: at(0.5), p95: at(0.95), max: values[last] })
+    }
+}
+
+/// Runs both artefacts over the same images and compares outputs, detections, poses and accuracy.
+///
+/// # Errors
+/// If a file cannot be read, the two are different networks, or the dataset cannot be read. Differences above a limit
+/// are no error here: see [`VerifyReport::passed`].
+pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport> {
+    let configs = configs(&request.files, &request.run.select)?;
+    ensure_same_network(&request.files, &configs)?;
+    let [config, other] = &configs;
+    let mut config = config.clone();
+    if let Some(seed) = request.run.select.seed {
+        config.evaluation.seed = seed;
+    }
+    let home = request.run.home()?;
+    let device = request.run.open_device(&config)?;
+    let dataset = request.run.open_split(&home, &config, request.split)?;
+    let dataset = limited(dataset, request.images);
+    let [first, second] = &request.files;
+    let open =
+        |file, config| open_engine(EngineChoice::Auto, file, config, device, Strictness::Strict);
+    let artefacts = [open(first, &config)?, open(second, other)?];
+    let options = infer_options(&config, device, request.run.skip_bad);
+    let engines = [artefacts[0].engine.as_ref(), artefacts[1].engine.as_ref()];
+    let pair = infer_pair(engines, &dataset, &options, progress)?;
+    let (mut reports, mut errors) = (Vec::with_capacity(2), Vec::with_capacity(2));
+    for (i, artefact) in artefacts.iter().enumerate() {
+        let path = request.files[i].clone();
+        let bytes =
+            std::fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?.len();
+        let evaluation = score(&config, &dataset, request.split, &pair, i)?;
+        let adi_percent = evaluation.report.headline_percent;
+        errors.push(evaluation.errors);
+        let (kind, name) = (artefact.kind.to_owned(), artefact.name.clone());
+        reports.push(ArtefactReport { path, kind, name, bytes, adi_percent });
+    }
+    let artefacts: [ArtefactReport; 2] =
+        reports.try_into().map_err(|_| anyhow::anyhow!("two artefacts have two reports"))?;
+    // Both lists are of the true objects in the dataset's order.
+    let pairs = errors[0].iter().zip(&errors[1]);
+    let verdicts = Verdicts::of(pairs.map(|(a, b)| [a.headline_diameters, b.headline_diameters]));
+    Ok(judge(request, &dataset, pair, artefacts, verdicts))
+}
+
+/// The config of each artefact: one that the user names, else its own; a file without takes the other's.
+fn configs(files: &[PathBuf; 2], select: &Select) -> Result<[Config; 2]> {
+    let named = select.config.is_some() || select.topology.is_some();
+    let stored = |file| stored_config(EngineChoice::Auto, file);
+    let stored = match named {
+        true => [None, None],
+        false => [stored(&files[0])?, stored(&files[1])?],
+    };
+    let of = |i: usize| {
+        let own = stored[i].as_ref().map(|config| (config, &files[i]));
+        let others = stored[1 - i].as_ref().map(|config| (config, &files[1 - i]));
+        let Some((document, file)) = own.or(others) else {
+            return select.resolve(&Home::find(None, None)?);
+        };
+        select.apply(document.clone(), &format!("the config in {}", file.display()))
+    };
+    Ok([of(0)?, of(1)?])
+}
+
+/// Refuses networks whose outputs cannot be compared.
+fn ensure_same_network(files: &[PathBuf; 2], configs: &[Config; 2]) -> Result<()> {
+    let [a, b] = configs;
+    let classes = [a.data.num_classes(), b.data.num_classes()];
+    let strides = configs.each_ref().map(|c| c.network.params.strides());
+    let anchors = [&a.network.params.anchor_sizes, &b.network.params.anchor_sizes];
+    let input = configs.each_ref().map(|c| (c.input.width, c.input.height));
+    let what = if classes[0] != classes[1] {
+        format!("{} and {} object classes", classes[0], classes[1])
+    } else if strides[0] != strides[1] {
+        format!("levels of strides {:?} and {:?}", strides[0], strides[1])
+    } else if anchors[0] != anchors[1] {
+        format!("anchors of {:?} and {:?} px", anchors[0], anchors[1])
+    } else if input[0] != input[1] {
+        let [(w, h), (v, g)] = input;
+        format!("inputs of {w} x {h} and {v} x {g} px")
+    } else if a.input != b.input {
+        "another internal camera or normalisation of images".to_owned()
+    } else {
+        return Ok(());
+    };
+    bail!(
+        "{} and {} are different networks, which cannot be compared: they have {what}",
+        files[0].display(),
+        files[1].display()
+    )
+}
+
+/// One artefact's poses against the true ones.
+fn score(
+    config: &Config,
+    dataset: &Arc<Dataset>,
+    split: Split,
+    pair: &Pair,
+    which: usize,
+) -> Result<Evaluation> {
+    let info = RunInfo {
+        name: if which == 0 { "first" } else { "second" },
+        list: config.data.list(split),
+        left_out: &pair.left_out,
+        timing: None,
+    };
+    let predictions = &pair.predictions[which];
+    evaluate(dataset, &config.data, predictions, &config.evaluation, info)
+}
+
+/// Puts the numbers together and holds them against the limits.
+fn judge(
+    request: &VerifyRequest,
+    dataset: &Dataset,
+    pair: Pair,
+    artefacts: [ArtefactReport; 2],
+    adi_verdicts: Verdicts,
+) -> VerifyReport {
+    let (detections, poses) = compare_poses(&pair.predictions);
+    let difference = match (artefacts[0].adi_percent, artefacts[1].adi_percent) {
+        (Some(a), Some(b)) => Some(b - a),
+        _ => None,
+    };
+    let failures = failures(&request.limits, &pair.levels, &detections, difference);
+    VerifyReport {
+        passed: failures.is_empty(),
+        failures,
+        limits: request.limits,
+        artefacts,
+        num_images: dataset.frames.len() - pair.left_out.len(),
+        split: request.split.to_string(),
+        synthetic_data: dataset.root.join(SYNTHETIC_FILE).exists(),
+        levels: pair.levels,
+        detections,
+        poses,
+        adi_difference_points: difference,
+        adi_verdicts,
+    }
+}
+
+/// A number in few digits.
+fn short(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        1e-3..1e5 => format!("{value:.4}"),
+        _ => format!("{value:.2e}"),
+    }
+}
+
+fn level_name(stride: i64) -> String {
+    format!("P{}", stride.max(1).ilog2())
+}
+
+/// What exceeds a limit.
+fn failures(
+    limits: &Limits,
+    levels: &[LevelDeviation],
+    detections: &Detections,
+    adi_points: Option<f64>,
+) -> Vec<String> {
+    let mut failures = Vec::new();
+    type Part = fn(&LevelDeviation) -> &Deviation;
+    let parts: [(&str, Part); 2] = [("logits", |l| &l.logits), ("offsets", |l| &l.offsets)];
+    for (what, part) in parts {
+        for level in levels.iter().filter(|level| part(level).num_not_finite > 0) {
+            failures.push(format!(
+                "{what} of {}: {} values are finite in one of the two only",
+                level_name(level.stride),
+                part(level).num_not_finite
+            ));
+        }
+        let beyond: Vec<_> = levels.iter().filter(|l| part(l).relative > limits.outputs).collect();
+        let worst = beyond.iter().max_by(|a, b| part(a).relative.total_cmp(&part(b).relative));
+        if let Some(worst) = worst {
+            failures.push(format!(
+                "{what} of {} of {} levels differ, most of all {} by {} of their scale, above {:e}",
+                beyond.len(),
+                levels.len(),
+                level_name(worst.stride),
+                short(part(worst).relative),
+                limits.outputs
+            ));
+        }
+    }
+    if detections.share_changed > limits.changed {
+        failures.push(format!(
+            "{:.2} % of the detections are made by one of the two only, above {:.2} %",
+            100.0 * detections.share_changed,
+            100.0 * limits.changed
+        ));
+    }
+    if let Some(points) = adi_points.filter(|points| points.abs() > limits.adi_points) {
+        failures
+            .push(format!("{ADI} differs by {points:+.2} points, above {:.2}", limits.adi_points));
+    }
+    failures
+}
+
+/// Matches predictions by image and class.
+fn compare_poses(predictions: &[Vec<Prediction>; 2]) -> (Detections, Option<PoseDeviation>) {
+    type ByPlace<'a> = BTreeMap<(&'a str, usize), &'a Prediction>;
+    let [first, second]: [ByPlace; 2] = predictions
+        .each_ref()
+        .map(|list| list.iter().map(|p| ((p.image.as_str(), p.class), p)).collect());
+    let (mut rotations, mut translations, mut relative) = (Vec::new(), Vec::new(), Vec::new());
+    let mut both = 0;
+    for (place, a) in &first {
+        let Some(b) = second.get(place) else { continue };
+        both += 1;
+        if let (Ok(a), Ok(b)) = (a.pose(), b.pose()) {
+            rotations.push(re_deg(&b, &a));
+            translations.push(te_mm(&b, &a));
+            relative.push(te_mm(&b, &a) / a.t_mm.norm());
+        }
+    }
+    let (only_first, only_second) = (first.len() - both, second.len() - both);
+    let all = (both + only_first + only_second).max(1);
+    let share_changed = (only_first + only_second) as f64 / all as f64;
+    let spreads = (Spread::of(rotations), Spread::of(translations), Spread::of(relative));
+    let poses = match spreads {
+        (Some(rotation_deg), Some(translation_mm), Some(translation_relative)) => {
+            Some(PoseDeviation { rotation_deg, translation_mm, translation_relative })
+        }
+        _ => None,
+    };
+    (Detections { both, only_first, only_second, share_changed }, poses)
+}
+
+impl VerifyReport {
+    /// For a terminal.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        for (letter, a) in ["A", "B"].iter().zip(&self.artefacts) {
+            let _ = writeln!(
+                out,
+                "{letter}  {}: {}, {}, {:.3} MB",
+                a.path.display(),
+                a.kind,
+                a.name,
+                a.bytes as f64 / 1e6
+            );
+        }
+        let synthetic = if self.synthetic_data { " (synthetic)" } else { "" };
+        let _ =
+            writeln!(out, "{} images of the {} split{synthetic}\n", self.num_images, self.split);
+        let _ = writeln!(
+            out,
+            "{:<6} {:>12} {:>12} {:>12}   {:>12} {:>12} {:>12}",
+            "level", "logits max", "mean", "of scale", "offsets max", "mean", "of scale"
+        );
+        for level in &self.levels {
+            let part = |d: &Deviation| {
+                format!(
+                    "{:>12} {:>12} {:>12}",
+                    short(d.max_abs),
+                    short(d.mean_abs),
+                    short(d.relative)
+                )
+            };
+            let _ = writeln!(
+                out,
+                "{:<6} {}   {}",
+                level_name(level.stride),
+                part(&level.logits),
+                part(&level.offsets)
+            );
+        }
+        self.poses_text(&mut out);
+        let _ = match self.failures.as_slice() {
+            [] => writeln!(out, "passed: A and B agree within the limits"),
+            failures => writeln!(out, "FAILED: {}", failures.join("; ")),
+        };
+        out
+    }
+
+    fn poses_text(&self, out: &mut String) {
+        let d = &self.detections;
+        let _ = writeln!(
+            out,
+            "\ndetections: {} by both, {} by A alone, {} by B alone: {:.2} % changed (limit {:.2} %)",
+            d.both,
+            d.only_first,
+            d.only_second,
+            100.0 * d.share_changed,
+            100.0 * self.limits.changed
+        );
+        let _ = match &self.poses {
+            None => writeln!(out, "poses: none that both find"),
+            Some(p) => {
+                let spread = |s: &Spread| {
+                    format!("{} / {} / {}", short(s.median), short(s.p95), short(s.max))
+                };
+                writeln!(
+                    out,
+                    "poses, median / 95 % / largest: rotation {} deg; translation {} mm, {} of the distance",
+                    spread(&p.rotation_deg),
+                    spread(&p.translation_mm),
+                    spread(&p.translation_relative)
+                )
+            }
+        };
+        let percent = |a: &ArtefactReport| {
+            a.adi_percent.map_or("none".to_owned(), |percent| format!("{percent:.2} %"))
+        };
+        let [a, b] = self.artefacts.each_ref().map(percent);
+        let points = self.adi_difference_points.map_or(String::new(), |points| {
+            format!(": {points:+.2} points (limit {:.2})", self.limits.adi_points)
+        });
+        let _ = writeln!(out, "{ADI}: A {a}, B {b}{points}");
+        let v = &self.adi_verdicts;
+        if v.only_first + v.only_second > 0 {
+            let _ = writeln!(
+                out,
+                "  B loses {} objects and gains {} of {} (sign test p = {:.2})",
+                v.only_first,
+                v.only_second,
+                v.both + v.only_first + v.only_second + v.neither,
+                v.chance()
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prediction(image: &str, turn_deg: f64, x_mm: f64) -> Prediction {
+        let (sin, cos) = turn_deg.to_radians().sin_cos();
+        Prediction {
+            image: image.to_owned(),
+            class: 0,
+            obj_id: None,
+            score: 0.5,
+            r: [cos, -sin, 0.0, sin, cos, 0.0, 0.0, 0.0, 1.0],
+            t_mm: [x_mm, 0.0, 1000.0],
+            inliers: 8,
+            residual_px: 1.0,
+        }
+    }
+
+    #[test]
+    fn detections_and_poses_are_matched_by_image_and_class() {
+        let first =
+            vec![prediction("a", 0.0, 0.0), prediction("b", 0.0, 0.0), prediction("c", 0.0, 0.0)];
+        let second =
+            vec![prediction("b", 2.0, 10.0), prediction("a", 0.0, 0.0), prediction("d", 0.0, 0.0)];
+        let (detections, poses) = compare_poses(&[first, second]);
+        let expected = Detections { both: 2, only_first: 1, only_second: 1, share_changed: 0.5 };
+        assert_eq!(detections, expected);
+        let poses = poses.unwrap();
+        assert!((poses.rotation_deg.max - 2.0).abs() < 1e-6, "{poses:?}");
+        assert!((poses.translation_mm.max - 10.0).abs() < 1e-9);
+        assert!((poses.translation_relative.max - 0.01).abs() < 1e-9);
+        let (none, poses) = compare_poses(&[Vec::new(), Vec::new()]);
+        assert_eq!((none.share_changed, poses), (0.0, None));
+    }
+
+    #[test]
+    fn a_spread_is_of_the_sorted_numbers() {
+        let s = Spread::of((1..=100).rev().map(f64::from).collect()).unwrap();
+        assert_eq!((s.median, s.p95, s.max), (51.0, 96.0, 100.0));
+        assert_eq!(Spread::of(vec![7.0]).unwrap(), Spread { median: 7.0, p95: 7.0, max: 7.0 });
+        assert_eq!(Spread::of(Vec::new()), None);
+    }
+
+    #[test]
+    fn verdicts_are_counted_in_pairs_and_tested_by_sign() {
+        let pairs = [[0.05, 0.05], [0.05, 0.1], [0.2, 0.09], [0.05, 1.0], [1.0, 1.0]];
+        let verdicts = Verdicts::of(pairs.into_iter());
+        let expected = Verdicts { both: 1, only_first: 2, only_second: 1, neither: 1 };
+        assert_eq!(verdicts, expected);
+        // Three changes: 2 against 1 or more uneven is every outcome.
+        assert!((verdicts.chance() - 1.0).abs() < 1e-12);
+        // 8 against 1: 2 (1 + 9) / 2^9.
+        let uneven = Verdicts { only_first: 8, only_second: 1, ..Verdicts::default() };
+        assert!((uneven.chance() - 20.0 / 512.0).abs() < 1e-12);
+        assert_eq!(Verdicts::default().chance(), 1.0);
+        let many = Verdicts { only_first: 2000, only_second: 2000, ..Verdicts::default() };
+        assert!((many.chance() - 1.0).abs() < 1e-6, "{}", many.chance());
+    }
+
+    #[test]
+    fn every_limit_has_its_own_failure() {
+        let limits = Limits::default();
+        let fine = LevelDeviation {
+            stride: 8,
+            logits: Deviation { relative: 1e-4, ..Default::default() },
+            offsets: Deviation::default(),
+        };
+        let none = Detections::default();
+        assert!(failures(&limits, &[fine], &none, Some(-1.0)).is_empty());
+        let mut level = fine;
+        level.stride = 32;
+        level.offsets.relative = 2e-4;
+        let text = failures(&limits, &[fine, level], &none, None).join("; ");
+        let expected =
+            "offsets of 1 of 2 levels differ, most of all P5 by 2.00e-4 of their scale, above 1e-4";
+        assert_eq!(text, expected);
+        let mut level = fine;
+        level.logits.num_not_finite = 3;
+        assert!(failures(&limits, &[level], &none, None)[0].contains("3 values are finite"));
+        let changed = Detections { share_changed: 0.02, ..none };
+        assert!(failures(&limits, &[fine], &changed, None)[0].contains("2.00 % of the detections"));
+        let text = failures(&limits, &[fine], &none, Some(-1.25)).join("; ");
+        assert_eq!(text, "ADI-0.1d differs by -1.25 points, above 1.00");
+    }
+}

@@ -1,0 +1,438 @@
+//! The whole config of an experiment: the rooms' sections put together, read, checked, resolved.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::data::{DataConfig, InputConfig};
+use crate::eval::EvalConfig;
+use crate::io;
+use crate::model::{LossConfig, NetworkConfig, TargetConfig};
+use crate::run::home::Home;
+use crate::run::{keys, published};
+use crate::train::{EmaConfig, MonitorConfig, StageConfig, TrainConfig};
+
+/// The problem that is meant when none is named.
+const DEFAULT_PROBLEM: &str = "SwissCube";
+/// The topology that is meant when none is named.
+const DEFAULT_TOPOLOGY: &str = "Widedepth";
+
+/// The configs that the program carries, for when no `problems/` folder is at hand.
+const EMBEDDED: [(&str, &str, &str); 2] = [
+    ("SwissCube", "Widedepth", include_str!("../../problems/SwissCube/Widedepth/config.json")),
+    (
+        "SwissCube",
+        "WidedepthTiny",
+        include_str!("../../problems/SwissCube/WidedepthTiny/config.json"),
+    ),
+];
+
+/// The config of an experiment. Every value has a default: the published setting of SwissCube / Widedepth.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Seed and start of the run.
+    pub experiment: ExperimentConfig,
+    /// Threads.
+    #[serde(rename = "RUNTIME")]
+    pub runtime: RuntimeConfig,
+    /// Dataset, batch sizes, augmentation.
+    pub data: DataConfig,
+    /// The image the network sees.
+    #[serde(rename = "INPUT")]
+    pub input: InputConfig,
+    /// The network.
+    pub network: NetworkSection,
+    /// Losses, targets, the full-precision stage, checkpoints.
+    pub training: TrainingSection,
+    /// The quantization flow.
+    pub quantize: QuantizeSection,
+    /// How poses are found and scored.
+    pub evaluation: EvalConfig,
+}
+
+/// Seed and start of the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExperimentConfig {
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Start from the weights of `url` instead of random ones.
+    pub pretrained: bool,
+    /// File of the pretrained weights (safetensors, PyTorch, a checkpoint), relative to the config's folder.
+    pub url: String,
+    /// Take what fits of `url` and start the rest of the network from random values, instead of refusing a file that
+    /// lacks layers.
+    pub loose: bool,
+}
+
+impl Default for ExperimentConfig {
+    fn default() -> Self {
+        Self { seed: 1, pretrained: false, url: String::new(), loose: false }
+    }
+}
+
+/// Threads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimeConfig {
+    /// Threads that read and warp images, 0 (in the training thread) to 256; at most as many as there are cores are
+    /// started.
+    #[serde(rename = "NUM_WORKERS")]
+    pub num_workers: usize,
+    /// Threads libtorch computes with; 0 takes one for each core. Sums, and so results, depend on it in the last bit.
+    #[serde(rename = "NUM_THREADS")]
+    pub num_threads: usize,
+}
+
+impl Default for RuntimeConfig {
+    fn default() -> Self {
+        Self { num_workers: 8, num_threads: 0 }
+    }
+}
+
+/// The network.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkSection {
+    /// The family: Darknet-53-like backbone, FPN and head.
+    pub class: NetworkClass,
+    /// Its shape.
+    pub params: NetworkConfig,
+}
+
+/// Network families.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum NetworkClass {
+    /// The Wide-Depth-Range network (Hu et al., CVPR 2021), full or narrow.
+    #[default]
+    Widedepth,
+}
+
+/// Losses, targets, the full-precision stage, checkpoints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainingSection {
+    /// Weights of the losses.
+    pub loss: LossConfig,
+    /// Which cells learn an object.
+    pub targets: TargetConfig,
+    /// The full-precision stage before the flow; `null` starts with the flow (from pretrained weights).
+    pub full_precision: Option<StageConfig>,
+    /// A checkpoint every so many epochs, 1 or more.
+    pub ckpt_every: u32,
+    /// A checkpoint every so many steps as well, 1 or more.
+    pub ckpt_every_steps: Option<u64>,
+    /// How many of the numbered checkpoints stay on disk, 1 or more.
+    pub keep: usize,
+    /// Validation every so many epochs, 1 or more, and at the end of a stage.
+    pub valid_every: u32,
+    /// Validate on the first so many images of the validation list; `null` takes all.
+    pub valid_images: Option<usize>,
+    /// Train on so many images, spread evenly over the training list; `null` takes all.
+    pub train_images: Option<usize>,
+    /// Stop after so many steps in all.
+    pub max_steps: Option<u64>,
+    /// What chooses the best checkpoint of a stage, and when a stage ends early.
+    pub monitor: MonitorConfig,
+    /// Average the weights and evaluate the average; `null` evaluates the weights themselves.
+    pub ema: Option<EmaConfig>,
+}
+
+impl Default for TrainingSection {
+    fn default() -> Self {
+        let train = TrainConfig::default();
+        Self {
+            loss: LossConfig::default(),
+            targets: TargetConfig::default(),
+            full_precision: Some(StageConfig::full_precision()),
+            ckpt_every: train.ckpt_every,
+            ckpt_every_steps: train.ckpt_every_steps,
+            keep: train.keep,
+            valid_every: train.valid_every,
+            valid_images: None,
+            train_images: None,
+            max_steps: train.max_steps,
+            monitor: train.monitor,
+            ema: train.ema,
+        }
+    }
+}
+
+/// The quantization flow.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct QuantizeSection {
+    /// One stage for each module, in order; a module stays quantized in the stages after its own.
+    pub flow: Vec<StageConfig>,
+}
+
+impl Config {
+    /// Every value outside its range, one line each with its dotted key.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        self.data.check("data", &mut problems);
+        self.input.check("INPUT", &mut problems);
+        self.network.params.check("network.params", &mut problems);
+        self.training.loss.check("training.loss", &mut problems);
+        self.training.targets.check("training.targets", &mut problems);
+        self.evaluation.check("evaluation", &mut problems);
+        if self.runtime.num_workers > 256 {
+            let n = self.runtime.num_workers;
+            problems.push(format!("RUNTIME.NUM_WORKERS: {n} is outside 0..=256"));
+        }
+        if self.runtime.num_threads > 1024 {
+            let n = self.runtime.num_threads;
+            problems.push(format!("RUNTIME.NUM_THREADS: {n} is outside 0..=1024"));
+        }
+        if self.experiment.pretrained && self.experiment.url.is_empty() {
+            problems.push(
+                "experiment.url: is empty, expected the file of the pretrained weights".into(),
+            );
+        }
+        if self.training.valid_images == Some(0) {
+            problems.push("training.valid_images: 0 is below 1; null takes all".into());
+        }
+        if self.training.train_images == Some(0) {
+            problems.push("training.train_images: 0 is below 1; null takes all".into());
+        }
+        let mut stages = Vec::new();
+        self.train_config().check("training", &mut stages);
+        problems.extend(stages.iter().map(|p| self.place_of_stage(p)));
+        problems
+    }
+
+    /// The stages and the saving, as the train room takes them.
+    pub fn train_config(&self) -> TrainConfig {
+        let t = &self.training;
+        TrainConfig {
+            stages: t.full_precision.iter().chain(&self.quantize.flow).cloned().collect(),
+            ckpt_every: t.ckpt_every,
+            ckpt_every_steps: t.ckpt_every_steps,
+            keep: t.keep,
+            valid_every: t.valid_every,
+            max_steps: t.max_steps,
+            monitor: t.monitor,
+            ema: t.ema.clone(),
+        }
+    }
+
+    /// Stages are numbered through in the train room; here they have two places.
+    fn place_of_stage(&self, problem: &str) -> String {
+        if problem.starts_with("training.stages: is empty") {
+            return "quantize.flow: is empty and training.full_precision is null, expected at least one stage"
+                .to_owned();
+        }
+        let Some((number, rest)) =
+            problem.strip_prefix("training.stages.").and_then(|r| r.split_once('.'))
+        else {
+            return problem.to_owned();
+        };
+        let Ok(number) = number.parse::<usize>() else { return problem.to_owned() };
+        match (self.training.full_precision.is_some(), number) {
+            (true, 0) => format!("training.full_precision.{rest}"),
+            (true, n) => format!("quantize.flow.{}.{rest}", n - 1),
+            (false, n) => format!("quantize.flow.{n}.{rest}"),
+        }
+    }
+}
+
+/// Which config a command works with, and what is changed in it.
+#[derive(Debug, Clone, Default)]
+pub struct Select {
+    /// The problem; `SwissCube` when it is not given.
+    pub problem: Option<String>,
+    /// The topology; `Widedepth` when it is not given.
+    pub topology: Option<String>,
+    /// A config file instead of the problem's.
+    pub config: Option<PathBuf>,
+    /// `KEY=VALUE` assignments.
+    pub set: Vec<String>,
+    /// Seed instead of the config's.
+    pub seed: Option<u64>,
+}
+
+impl Select {
+    /// The problem's name.
+    pub fn problem(&self) -> &str {
+        self.problem.as_deref().unwrap_or(DEFAULT_PROBLEM)
+    }
+
+    /// The topology's name.
+    pub fn topology(&self) -> &str {
+        self.topology.as_deref().unwrap_or(DEFAULT_TOPOLOGY)
+    }
+
+    /// Reads, changes and checks the config.
+    ///
+    /// # Errors
+    /// If there is no such config, it cannot be read, or values are outside their range: all of them are named.
+    pub fn resolve(&self, home: &Home) -> Result<Config> {
+        let (mut document, at, folder) = self.read(home)?;
+        if published::is_published(&document) {
+            let translated = published::translate(&document).with_context(|| at.clone())?;
+            tracing::info!(file = at, "a config of the published code, translated");
+            for note in translated.notes {
+                tracing::info!("{note}");
+            }
+            document = translated.document;
+        }
+        self.assign(&mut document)?;
+        if let Some(seed) = self.seed {
+            keys::merge(&mut document, json!({ "experiment": { "seed": seed } }));
+        }
+        let mut config = parse(document, &at)?;
+        // From here on the run may be anywhere: the place of the weights becomes absolute.
+        if config.experiment.pretrained {
+            let url = folder.join(&config.experiment.url);
+            let url = std::path::absolute(&url).unwrap_or(url);
+            config.experiment.url = url.display().to_string();
+        }
+        Ok(config)
+    }
+
+    /// Changes a config that a file or an experiment carries, and checks it; `at` names it in messages.
+    ///
+    /// # Errors
+    /// If an assignment names no key, or values are outside their range.
+    pub(crate) fn apply(&self, mut document: Value, at: &str) -> Result<Config> {
+        self.assign(&mut document)?;
+        parse(document, at)
+    }
+
+    fn assign(&self, document: &mut Value) -> Result<()> {
+        self.set.iter().try_for_each(|assignment| keys::set(document, assignment))
+    }
+
+    /// The document, what to call it in messages, and the folder its paths start at.
+    fn read(&self, home: &Home) -> Result<(Value, String, PathBuf)> {
+        if let Some(path) = &self.config {
+            let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
+            return Ok((io::read_json(path)?, path.display().to_string(), folder));
+        }
+        let folder = home.problem_dir(self.problem(), self.topology());
+        let path = folder.join("config.json");
+        if path.exists() {
+            return Ok((io::read_json(&path)?, path.display().to_string(), folder));
+        }
+        let embedded =
+            EMBEDDED.iter().find(|(p, t, _)| (*p, *t) == (self.problem(), self.topology()));
+        if let Some((problem, topology, text)) = embedded {
+            let at = format!("the built-in config of {problem}/{topology}");
+            let document = serde_json::from_str(text).with_context(|| format!("parsing {at}"))?;
+            return Ok((document, at, folder));
+        }
+        bail!(
+            "no config {}; problems there are: {}",
+            path.display(),
+            known_configs(&home.root.join("problems")).join(", ")
+        )
+    }
+}
+
+/// `PROBLEM/TOPOLOGY` of every config at hand, the built-in ones included.
+fn known_configs(problems: &Path) -> Vec<String> {
+    let folders = |dir: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|e| e.path()).filter(|p| p.is_dir()).collect()
+    };
+    let mut known: Vec<String> = EMBEDDED.iter().map(|(p, t, _)| format!("{p}/{t}")).collect();
+    for problem in folders(problems) {
+        for topology in folders(&problem).into_iter().filter(|t| t.join("config.json").exists()) {
+            if let Ok(name) = topology.strip_prefix(problems) {
+                known.push(name.display().to_string());
+            }
+        }
+    }
+    known.sort();
+    known.dedup();
+    known
+}
+
+/// Types and checks a document.
+///
+/// # Errors
+/// If keys are unknown, a value has the wrong type, or values are outside their range: `at` and all keys are named.
+pub fn parse(document: Value, at: &str) -> Result<Config> {
+    if !document.is_object() {
+        bail!("{at}: is no JSON object");
+    }
+    let unknown = keys::unknown_keys(&document, &schema());
+    if !unknown.is_empty() {
+        bail!("{at}: {}", unknown.join("; "));
+    }
+    let config: Config = serde_path_to_error::deserialize(document)
+        .map_err(|e| anyhow::anyhow!("{at}: {}: {}", keys::dotted(e.path()), e.inner()))?;
+    let problems = config.problems();
+    if !problems.is_empty() {
+        bail!("{at}: {}", problems.join("; "));
+    }
+    Ok(config)
+}
+
+/// The JSON schema of configs.
+pub fn schema() -> Value {
+    schemars::schema_for!(Config).to_value()
+}
+
+/// Tells configs apart; not a fingerprint against malice.
+pub(crate) fn hash(document: &Value) -> String {
+    let mut hasher = DefaultHasher::new();
+    document.to_string().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_embedded_configs_pass_and_the_default_does_too() {
+        for (problem, topology, text) in EMBEDDED {
+            let document = serde_json::from_str(text).unwrap();
+            parse(document, &format!("{problem}/{topology}")).unwrap();
+        }
+        assert_eq!(Config::default().problems(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_problem_is_named_with_its_dotted_key() {
+        let document = json!({
+            "data": { "bs_train": 0 },
+            "training": { "full_precision": { "epochs": 0 }, "loss": { "weight_cls": -1.0 } },
+            "quantize": { "flow": [{ "module": "fpn", "weights": { "bits": 2 }, "epochs": 0 }] }
+        });
+        let err = parse(document, "x.json").unwrap_err().to_string();
+        for key in [
+            "x.json: ",
+            "data.bs_train: ",
+            "training.full_precision.epochs: ",
+            "training.loss.weight_cls: ",
+            "quantize.flow.0.epochs: ",
+        ] {
+            assert!(err.contains(key), "{key} is missing in {err}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_type_names_its_key() {
+        let err =
+            parse(json!({ "data": { "bs_train": "many" } }), "x.json").unwrap_err().to_string();
+        assert!(err.starts_with("x.json: data.bs_train: "), "{err}");
+        let flow = json!([{ "module": "fpn", "weights": { "bits": 2 }, "epochs": "x" }]);
+        let err = parse(json!({ "quantize": { "flow": flow } }), "x").unwrap_err().to_string();
+        assert!(err.starts_with("x: quantize.flow.0.epochs: "), "{err}");
+    }
+
+    #[test]
+    fn a_resolved_config_reads_back_as_itself() {
+        let config = Config::default();
+        let document = serde_json::to_value(&config).unwrap();
+        assert_eq!(parse(document, "x").unwrap(), config);
+    }
+}

@@ -1,0 +1,137 @@
+//! Choosing the device, and loading CUDA only where there is a GPU.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Result, bail, ensure};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use tch::Device;
+
+/// The libtorch that the program is built for.
+pub const LIBTORCH_VERSION: &str = "2.11.0";
+
+/// What the user asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The first GPU if there is one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU; CUDA is not even loaded.
+    Cpu,
+    /// The GPU of that number; an error when it cannot be used.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => match text.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(index)) => Ok(Self::Cuda(index)),
+                _ => bail!("expected auto, cpu, cuda or cuda:N"),
+            },
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// Loads what the choice needs and returns the device. Call it before any other use of libtorch: libtorch asks
+    /// once whether CUDA is there and keeps the answer.
+    ///
+    /// # Errors
+    /// If CUDA was asked for by name and cannot be loaded, finds no driver, or has no GPU of that number.
+    pub fn open(self) -> Result<Device> {
+        let wanted = match self {
+            Self::Cpu => return Ok(Device::Cpu),
+            Self::Auto => None,
+            Self::Cuda(index) => Some(index),
+        };
+        match (load_cuda(), wanted) {
+            (Ok(()), _) => {}
+            (Err(why), None) => {
+                tracing::debug!(%why, "no CUDA, computing on the CPU");
+                return Ok(Device::Cpu);
+            }
+            (Err(why), Some(index)) => {
+                bail!("--device cuda:{index}: {why}; use --device cpu to compute without a GPU")
+            }
+        }
+        let num_devices = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+        match wanted {
+            None if num_devices == 0 => Ok(Device::Cpu),
+            None => Ok(Device::Cuda(0)),
+            Some(index) => {
+                ensure!(
+                    index < num_devices,
+                    "--device cuda:{index}: libtorch sees {num_devices} GPUs; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+                );
+                Ok(Device::Cuda(index))
+            }
+        }
+    }
+}
+
+/// Loads libtorch's CUDA half into the process, for good.
+fn load_cuda() -> Result<(), String> {
+    // The driver first: without one, the 0.2 s and 230 MiB of libtorch_cuda would be for nothing.
+    load("libcuda.so.1").map_err(|e| format!("no NVIDIA driver ({e})"))?;
+    let beside = format!("{}/libtorch_cuda.so", env!("MQAT_TORCH_LIB"));
+    load("libtorch_cuda.so")
+        .or_else(|_| load(&beside))
+        .map_err(|e| format!("this libtorch has no CUDA half, run setup.sh on this machine ({e})"))
+}
+
+fn load(name: &str) -> Result<(), String> {
+    // SAFETY: the driver's and libtorch's own initialisers run; nothing else of libtorch has run yet.
+    match unsafe { Library::open(Some(name), RTLD_NOW | RTLD_GLOBAL) } {
+        Ok(library) => {
+            // Unloading libtorch is not supported.
+            std::mem::forget(library);
+            Ok(())
+        }
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// How a device is written for people and in files.
+pub fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_read_as_it_is_written() {
+        for text in ["auto", "cpu", "cuda:0", "cuda:3"] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
+        }
+        assert_eq!("cuda".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
+        for text in ["gpu", "cuda:", "cuda:x", "CPU"] {
+            assert!(text.parse::<DeviceChoice>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_cpu_is_always_there() {
+        assert_eq!(DeviceChoice::Cpu.open().unwrap(), Device::Cpu);
+    }
+}

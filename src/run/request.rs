@@ -1,0 +1,114 @@
+//! From a request to what a command works with: folders, device, dataset.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tch::Device;
+
+use super::config::{Config, Select};
+use super::device::DeviceChoice;
+use super::folder::{Folder, Provenance};
+use super::home::Home;
+use super::options::num_cores;
+use crate::data::{Dataset, Split};
+use crate::eval::SYNTHETIC_FILE;
+
+/// What every command that computes is asked with.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// The config.
+    pub select: Select,
+    /// The dataset, or the folder of datasets, instead of the machine's.
+    pub data: Option<PathBuf>,
+    /// The root of experiments, instead of the machine's.
+    pub logs: Option<PathBuf>,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Count unreadable images and go on.
+    pub skip_bad: bool,
+}
+
+impl Request {
+    /// The folders of the machine, with the request's own.
+    pub(crate) fn home(&self) -> Result<Home> {
+        Home::find(self.data.as_deref(), self.logs.as_deref())
+    }
+
+    /// As [`Request::home`], for work on a run: where no dataset is named it is the run's own.
+    pub(crate) fn home_of_run(&self, folder: &Folder) -> Result<Home> {
+        let mut home = self.home()?;
+        if self.data.is_none()
+            && let Some(provenance) = Provenance::of(folder)?
+        {
+            home.data = provenance.dataset;
+        }
+        Ok(home)
+    }
+
+    /// Opens the device and sets libtorch's threads. Comes before any other use of libtorch.
+    pub(crate) fn open_device(&self, config: &Config) -> Result<Device> {
+        let device = self.device.open()?;
+        let cores = num_cores();
+        let threads = match config.runtime.num_threads {
+            0 => cores,
+            n => n,
+        };
+        tch::set_num_threads(i32::try_from(threads).context("RUNTIME.NUM_THREADS")?);
+        tracing::debug!(threads, ?device, "libtorch");
+        Ok(device)
+    }
+
+    /// Opens a split of the config's dataset.
+    pub(crate) fn open_split(&self, home: &Home, config: &Config, split: Split) -> Result<Dataset> {
+        let list = config.data.list(split);
+        let root = home.dataset(self.select.problem(), list)?;
+        let dataset = Dataset::open(&root, list, &config.data, &config.input, self.skip_bad)?;
+        let synthetic = if is_synthetic(&root) { " (synthetic)" } else { "" };
+        tracing::info!(
+            images = dataset.frames.len(),
+            classes = dataset.models.len(),
+            "{split} split of {}{synthetic}",
+            root.display()
+        );
+        if dataset.skipped.objects_without_mesh > 0 {
+            tracing::warn!(
+                "{list}: {} objects have no mesh in {} and are left out",
+                dataset.skipped.objects_without_mesh,
+                config.data.mesh_dir
+            );
+        }
+        for bad in &dataset.skipped.bad_images {
+            tracing::warn!("left out: {bad}");
+        }
+        Ok(dataset)
+    }
+}
+
+/// Whether a dataset says that it was rendered.
+pub(crate) fn is_synthetic(root: &Path) -> bool {
+    root.join(SYNTHETIC_FILE).exists()
+}
+
+/// So many images of a dataset, spread evenly over its list.
+pub(crate) fn thinned(mut dataset: Dataset, most: Option<usize>) -> Dataset {
+    let num_images = dataset.frames.len();
+    if let Some(most) = most.filter(|most| *most < num_images) {
+        // Position i / most of the way: the (i * n / most)-th image, for i below most.
+        let mut index = 0;
+        dataset.frames.retain(|_| {
+            let (before, up_to) = (index * most / num_images, (index + 1) * most / num_images);
+            index += 1;
+            up_to > before
+        });
+    }
+    dataset
+}
+
+/// The first `most` images of a dataset.
+pub(crate) fn limited(mut dataset: Dataset, most: Option<usize>) -> Arc<Dataset> {
+    if let Some(most) = most {
+        dataset.frames.truncate(most);
+    }
+    Arc::new(dataset)
+}

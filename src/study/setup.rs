@@ -1,0 +1,376 @@
+//! What all trials of a search share: the config without its stages, the modules, the folder, identities.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+use tch::Device;
+
+use super::request::{Budget, SearchRequest};
+use super::rows::LayerRow;
+use super::trial::{Trial, TrialPlace};
+use crate::artifact::network::blank_network;
+use crate::nn::Store;
+use crate::quant::{ActivationQuantConfig, WeightQuantConfig, levels, select};
+use crate::run::config::Config;
+use crate::run::flow::{Baseline, Bits, FlowSource, TextStage, Width};
+use crate::run::home::Home;
+use crate::run::stretch;
+use crate::train::StageConfig;
+
+/// A module of the search.
+#[derive(Debug, Clone)]
+pub(super) struct Module {
+    /// Its pattern.
+    pub pattern: String,
+    /// Learnt numbers in it: its layers' and those of the norms beside them.
+    pub num_parameters: usize,
+    /// Its convolutions that are quantized, by name, with their numbers of weights.
+    pub layers: Vec<(String, usize)>,
+}
+
+/// Of a layer's weights, and of its inputs where these are quantized.
+pub(super) type Quantizers = (WeightQuantConfig, Option<ActivationQuantConfig>);
+
+pub(super) struct Setup {
+    /// What every trial begins with: pretrained weights, no stages; its own flow is in `template`.
+    pub config: Config,
+    /// The flow of the user's config, where stages take their settings from.
+    template: Vec<StageConfig>,
+    pub home: Home,
+    /// Folder of the dataset.
+    pub data: PathBuf,
+    pub modules: Vec<Module>,
+    /// Where trials lie: in the search's folder.
+    pub place: TrialPlace,
+    request: SearchRequest,
+}
+
+impl Setup {
+    pub fn open(request: &SearchRequest) -> Result<Self> {
+        check_request(request)?;
+        let home = request.run.home()?;
+        let select = &request.run.select;
+        let mut config = select.resolve(&home)?;
+        start_from_full_precision(&mut config, request.from.as_deref())?;
+        let template = std::mem::take(&mut config.quantize.flow);
+        config.training.full_precision = None;
+        // A trial is measured at the end of each stage, and resumes from its last epoch.
+        config.training.valid_every = u32::MAX;
+        config.training.ckpt_every = 1;
+        config.training.keep = 1;
+        config.training.max_steps = None;
+        if request.jobs > 1 && config.runtime.num_threads == 0 {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            config.runtime.num_threads = (cores / request.jobs).max(1);
+        }
+        let data = home.dataset(select.problem(), &config.data.train)?;
+        let data = std::path::absolute(&data).unwrap_or(data);
+        let dir = request.dir.clone().unwrap_or_else(|| {
+            home.logs.join(select.problem()).join(select.topology()).join("search")
+        });
+        let dir = std::path::absolute(&dir).unwrap_or(dir);
+        let inputs = json!({
+            "weights": fingerprint(Path::new(&config.experiment.url))?,
+            "training": fingerprint(&data.join(&config.data.train))?,
+            "validation": fingerprint(&data.join(&config.data.valid))?,
+        });
+        let experiment = Path::new(select.problem()).join(select.topology());
+        let net = blank_network(&config, Device::Cpu)?;
+        let mut setup = Self {
+            config,
+            template,
+            home,
+            data,
+            modules: Vec::new(),
+            place: TrialPlace { dir, experiment, inputs },
+            request: request.clone(),
+        };
+        setup.modules = setup.find_modules(&net.store)?;
+        Ok(setup)
+    }
+
+    /// The search's modules in the network; none may share a layer with another.
+    fn find_modules(&self, store: &Store) -> Result<Vec<Module>> {
+        let mut modules: Vec<Module> = Vec::new();
+        for pattern in &self.request.modules {
+            let stage = self.stage_of(pattern, self.request.trial_bits)?;
+            let sites = select::sites(store, pattern, stage.first_layer, stage.last_layer)
+                .context("--modules")?;
+            let layers: Vec<_> = sites.iter().map(|s| (s.name.clone(), s.num_weights())).collect();
+            for (name, _) in &layers {
+                if let Some(other) =
+                    modules.iter().find(|m| m.layers.iter().any(|(n, _)| n == name))
+                {
+                    bail!(
+                        "--modules: {name} is in {} and in {pattern}; each layer may be in one",
+                        other.pattern
+                    );
+                }
+            }
+            modules.push(Module {
+                pattern: pattern.clone(),
+                num_parameters: num_parameters(store, pattern)?,
+                layers,
+            });
+        }
+        Ok(modules)
+    }
+
+    /// The width of trials.
+    pub fn trial_bits(&self) -> u32 {
+        self.request.trial_bits
+    }
+
+    /// How a layer is quantized; `None` outside of the modules.
+    pub fn quantizers(&self, layer: &str) -> Result<Option<Quantizers>> {
+        let module = self.modules.iter().find(|m| m.layers.iter().any(|(n, _)| n == layer));
+        let Some(module) = module else { return Ok(None) };
+        let stage = self.stage_of(&module.pattern, self.request.trial_bits)?;
+        Ok(stage.weights.map(|w| (w, stage.activations)))
+    }
+
+    /// The index of a module by its pattern.
+    pub fn module(&self, pattern: &str) -> Result<usize> {
+        let names: Vec<&str> = self.modules.iter().map(|m| m.pattern.as_str()).collect();
+        names.iter().position(|n| *n == pattern).with_context(|| {
+            format!(
+                "{pattern:?} is none of the search's modules ({}); name it in --modules",
+                names.join(", ")
+            )
+        })
+    }
+
+    /// The bits that the request gives, checked.
+    pub fn given_bits(&self, given: &[(String, u32)]) -> Result<Vec<(String, u32)>> {
+        for (pattern, _) in given {
+            self.module(pattern).context("--assign")?;
+        }
+        for module in &self.modules {
+            let times = given.iter().filter(|(pattern, _)| *pattern == module.pattern).count();
+            ensure!(times == 1, "--assign names {} {times} times, expected once", module.pattern);
+        }
+        Ok(given.to_vec())
+    }
+
+    /// The stage that quantizes a module, as long as the config says.
+    fn stage_of(&self, pattern: &str, bits: u32) -> Result<StageConfig> {
+        let template = self
+            .template
+            .iter()
+            .find(|stage| stage.module.as_deref() == Some(pattern))
+            .or(self.template.first());
+        let levels = template.and_then(|s| s.weights.as_ref()).and_then(|w| w.n_levels);
+        let inputs = template.and_then(|s| s.activations.as_ref());
+        let stage = TextStage {
+            module: pattern.to_owned(),
+            bits: Bits {
+                // The config's own number of levels where it is one of this width (4 levels at 2 bits).
+                weights: Some(Width {
+                    bits,
+                    n_levels: levels.filter(|&n| levels::bits_of(n) == bits),
+                }),
+                activations: inputs.map(width_of_inputs),
+            },
+            weight_method: self.request.method,
+            activation_method: None,
+        };
+        let mut config = self.config.clone();
+        config.quantize.flow = self.template.clone();
+        FlowSource::Text(vec![stage]).apply(&mut config)?;
+        let mut stage = config.quantize.flow.remove(0);
+        stage.first_layer &= !self.request.keep_first_layer;
+        stage.last_layer &= !self.request.keep_last_layer;
+        Ok(stage)
+    }
+
+    /// The stages that quantize these modules, as long as a plan is to train them.
+    pub fn plan_stages(&self, picks: &[(&str, u32)]) -> Result<Vec<StageConfig>> {
+        picks.iter().map(|(pattern, bits)| self.stage_of(pattern, *bits)).collect()
+    }
+
+    /// The same, as long as trials are.
+    pub fn stages(&self, picks: &[(&str, u32)]) -> Result<Vec<StageConfig>> {
+        let mut stages = self.plan_stages(picks)?;
+        if let Some(epochs) = self.request.budget.epochs {
+            stages.iter_mut().for_each(|s| stretch::stage(s, epochs));
+        }
+        Ok(stages)
+    }
+
+    /// One stage over all modules with the layers' own bits, as long as the flow's stages together.
+    pub fn layerwise_stage(&self, layers: &[LayerRow]) -> Result<StageConfig> {
+        let widest = layers.iter().map(|l| l.bits).max().context("no layer was chosen")?;
+        let mut config = self.config.clone();
+        let patterns: Vec<(&str, u32)> =
+            self.modules.iter().map(|m| (m.pattern.as_str(), widest)).collect();
+        config.quantize.flow = self.plan_stages(&patterns)?;
+        let method = config.quantize.flow[0].weights.as_ref().map(|w| w.method).unwrap_or_default();
+        let inputs = config.quantize.flow[0].activations.as_ref().map(width_of_inputs);
+        let bits =
+            Bits { weights: Some(Width { bits: widest, n_levels: None }), activations: inputs };
+        let (first_layer, last_layer) =
+            (config.quantize.flow[0].first_layer, config.quantize.flow[0].last_layer);
+        FlowSource::Baseline(Baseline::Uniform { method, bits }).apply(&mut config)?;
+        let mut stage = config.quantize.flow.remove(0);
+        stage.name = "layerwise".to_owned();
+        stage.module = Some(self.request.modules.join(","));
+        (stage.first_layer, stage.last_layer) = (first_layer, last_layer);
+        let weights = stage.weights.as_mut().context("the stage quantizes no weights")?;
+        weights.layer_bits = layers.iter().map(|l| (l.layer.clone(), l.bits)).collect();
+        (weights.bits, weights.n_levels) = (None, None);
+        Ok(stage)
+    }
+
+    /// A trial that quantizes these modules in this order, starting from `parent`, which has all but the last.
+    pub fn trial(&self, picks: &[(&str, u32)], parent: Option<Rc<Trial>>) -> Result<Rc<Trial>> {
+        let name: Vec<String> =
+            picks.iter().map(|(m, bits)| format!("{}-{bits}bit", plain(m))).collect();
+        Ok(Rc::new(self.with_stages(name.join("."), self.stages(picks)?, parent)?))
+    }
+
+    /// The trial that a module's stage is compared with: the same training without quantizing.
+    pub fn reference(&self, stage: &StageConfig) -> Result<Rc<Trial>> {
+        let stage = StageConfig {
+            name: "reference".to_owned(),
+            module: None,
+            weights: None,
+            activations: None,
+            ..stage.clone()
+        };
+        Ok(Rc::new(self.with_stages("reference".to_owned(), vec![stage], None)?))
+    }
+
+    fn with_stages(
+        &self,
+        name: String,
+        stages: Vec<StageConfig>,
+        parent: Option<Rc<Trial>>,
+    ) -> Result<Trial> {
+        let mut config = self.config.clone();
+        config.quantize.flow = stages;
+        config.training.train_images = self.train_images(&config).or(config.training.train_images);
+        let problems = config.problems();
+        ensure!(problems.is_empty(), "trial {name}: {}", problems.join("; "));
+        Trial::new(&self.place, name, config, parent)
+    }
+
+    /// Images of an epoch, where the budget limits them.
+    fn train_images(&self, config: &Config) -> Option<usize> {
+        let Budget { images, steps, .. } = self.request.budget;
+        let by_steps = steps.map(|steps| {
+            let stage = &config.quantize.flow[0];
+            let batch = stage.batch_size.unwrap_or(config.data.bs_train);
+            usize::try_from(steps.div_ceil(u64::from(stage.epochs))).unwrap_or(usize::MAX) * batch
+        });
+        images.or(by_steps)
+    }
+}
+
+fn check_request(request: &SearchRequest) -> Result<()> {
+    ensure!(
+        !request.modules.is_empty(),
+        "--modules is empty, expected patterns such as backbone,fpn,head"
+    );
+    ensure!(!request.widths.is_empty(), "--bits is empty, expected widths such as 2,4,8");
+    for bits in request.widths.iter().chain([&request.trial_bits]) {
+        ensure!((1..=8).contains(bits), "{bits} bits is outside 1..=8");
+    }
+    ensure!(
+        !(request.layerwise && request.walk.is_some()),
+        "--layerwise quantizes all modules in one stage: there are no --orders to try"
+    );
+    ensure!(
+        !request.layerwise || request.assign.is_empty(),
+        "--layerwise searches the bits of layers, and --assign gives those of modules; leave one out"
+    );
+    ensure!(
+        request.assign.is_empty() || request.walk.is_some() || request.out.is_some(),
+        "with --assign there are no bits to search; pass --orders to score orders, or --out to write the plan"
+    );
+    let TraceLimits { images, batch, probes, error } = TraceLimits::of(request);
+    ensure!(
+        images > 0 && batch > 0 && batch <= images,
+        "--trace-images is {images} and --trace-batch {batch}, expected 1 or more, and no more in a batch than there are"
+    );
+    ensure!(
+        probes >= 2,
+        "--trace-probes is {probes}, expected 2 or more: one has no standard error"
+    );
+    ensure!(error > 0.0, "--trace-error is {error}, expected more than 0");
+    Ok(())
+}
+
+struct TraceLimits {
+    images: usize,
+    batch: usize,
+    probes: usize,
+    error: f64,
+}
+
+impl TraceLimits {
+    fn of(request: &SearchRequest) -> Self {
+        let t = &request.trace;
+        Self { images: t.images, batch: t.batch, probes: t.max_probes, error: t.relative_error }
+    }
+}
+
+/// Trials start from weights that were trained in full precision: those of `from`, or the config's.
+fn start_from_full_precision(config: &mut Config, from: Option<&Path>) -> Result<()> {
+    if let Some(from) = from {
+        config.experiment.pretrained = true;
+        let from = std::path::absolute(from).unwrap_or_else(|_| from.to_owned());
+        config.experiment.url = from.display().to_string();
+    }
+    ensure!(
+        config.experiment.pretrained,
+        "a search starts from trained full-precision weights, and the config has none (experiment.pretrained is \
+         false); name a checkpoint with --from FILE, for example stage_0_full_precision.safetensors of a run"
+    );
+    let url = Path::new(&config.experiment.url);
+    ensure!(
+        url.is_file(),
+        "no file {} with the full-precision weights; put it there, or name a checkpoint with --from FILE",
+        url.display()
+    );
+    Ok(())
+}
+
+/// Learnt numbers under a pattern that a layer's keys are covered by; the unused classifier is left out.
+fn num_parameters(store: &Store, pattern: &str) -> Result<usize> {
+    let pattern = select::Pattern::parse(pattern)?;
+    let inside = |key: &str| {
+        let layer = key.rsplit_once('.').map_or(key, |(layer, _)| layer);
+        pattern.covers(layer) && !select::covers("backbone.output", layer)
+    };
+    Ok(store.parameters().iter().filter(|v| inside(&v.name)).map(|v| v.tensor.numel()).sum())
+}
+
+fn width_of_inputs(inputs: &ActivationQuantConfig) -> Width {
+    let by_levels = || levels::bits_of(inputs.n_levels.unwrap_or(levels::MAX_LEVELS));
+    Width { bits: inputs.bits.unwrap_or_else(by_levels), n_levels: inputs.n_levels }
+}
+
+/// A pattern as part of a file's name.
+fn plain(pattern: &str) -> String {
+    StageConfig { module: Some(pattern.to_owned()), ..StageConfig::default() }.label()
+}
+
+/// CRC-32C and length of a file: tells versions of it apart, not forgeries.
+fn fingerprint(path: &Path) -> Result<String> {
+    let doing = || format!("reading {}", path.display());
+    let mut file = fs::File::open(path).with_context(doing)?;
+    let (mut crc, mut length) = (0, 0u64);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).with_context(doing)?;
+        if n == 0 {
+            return Ok(format!("{crc:08x}-{length}"));
+        }
+        crc = crc32c::crc32c_append(crc, &buffer[..n]);
+        length += n as u64;
+    }
+}
