@@ -19,7 +19,8 @@
 //! pose        PnP, RANSAC, pose errors, recalls                uses geom
 //! nn          layers, their keys and quantizer slots           uses tch
 //! geom        cameras, rigid poses, affine maps; f64           uses nalgebra
-//! io          JSON, images, meshes, tensors, atomic writes     uses tch, std
+//! io          JSON, images, meshes, tensors, atomic writes     uses schema tch std
+//! schema      ranges, plain messages and tables of JSON types  uses serde, schemars (every room may use it)
 //! seed        random streams as a function of their place
 //! ```
 
@@ -37,6 +38,7 @@ pub mod nn;
 pub mod pose;
 pub mod quant;
 pub mod run;
+pub mod schema;
 pub mod seed;
 pub mod study;
 pub mod synth;

@@ -13,7 +13,7 @@ use crate::eval::Engine;
 use crate::export::onnx::{
     FileHead, META_KEY, OnnxSession, SessionOptions, looks_like_onnx, read_head,
 };
-use crate::io::open_file;
+use crate::io::{open_file, parse_json};
 use crate::model::{AnchorGrid, NetworkConfig, Outputs};
 use crate::run::config;
 
@@ -105,7 +105,7 @@ impl OnnxMeta {
         let text = head.metadata.get(META_KEY).with_context(|| {
             format!("{at} has no metadata {META_KEY}: it was not written by `mqat export`")
         })?;
-        serde_json::from_str(text).with_context(|| format!("{at}: metadata {META_KEY}"))
+        parse_json(text.as_bytes(), &format!("{at}: metadata {META_KEY}"))
     }
 
     /// What the file is, for people: `fpn 2-bit (3 levels), ONNX, 8-bit activations`.

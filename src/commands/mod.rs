@@ -17,7 +17,7 @@ mod train;
 mod verify;
 
 pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
-pub use config::{config_schema, resolve_config};
+pub use config::{config_schema, config_tables, renew_config_tables, resolve_config};
 pub use export::onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target as Runtime};
 pub use export::{ExportFormat, ExportReport, ExportRequest, ExportWeights, PackReport, export};
 pub use import::{ImportReport, import};

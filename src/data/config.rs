@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::geom::Camera;
+use crate::schema::{above_zero, below_one, check_ranges};
 
 /// One of the three lists of images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -54,14 +55,17 @@ impl FromStr for Split {
 pub struct DataConfig {
     /// Shift, rotate and scale the training images.
     pub augment: bool,
-    /// Images of a training batch, 1 or more.
+    /// Images of a training batch; a stage's `batch_size` wins.
+    #[schemars(range(min = 1))]
     pub bs_train: usize,
-    /// Images of an evaluation batch, 1 or more.
+    /// Images of an evaluation batch.
+    #[schemars(range(min = 1))]
     pub bs_valid: usize,
-    /// A cell whose confidence (sigmoid) is above this is a candidate; within 0 and 1.
+    /// A cell whose confidence (sigmoid) is above this is a candidate.
     #[serde(rename = "CONFIDENCE_TH")]
+    #[schemars(range(min = 0, max = 1))]
     pub confidence_threshold: f64,
-    /// List of the training images.
+    /// List of the training images, one path a line, relative to the dataset's root.
     #[serde(rename = "TRAIN")]
     pub train: String,
     /// List of the validation images.
@@ -70,26 +74,31 @@ pub struct DataConfig {
     /// List of the test images.
     #[serde(rename = "TEST")]
     pub test: String,
-    /// Folder of the meshes (`obj_000001.ply`, mm).
+    /// Folder of the meshes `obj_000001.ply` ..., mm; a class is the rank of its file name.
     #[serde(rename = "MESH_DIR")]
     pub mesh_dir: String,
     /// Corners of the meshes' boxes, `[class][8][3]`, mm.
     #[serde(rename = "BBOX_FILE")]
     pub bbox_file: String,
-    /// Diameter of each class's mesh, mm.
+    /// Diameter of each class's mesh, mm: one fewer than `N_CLASS`.
     #[serde(rename = "MESH_DIAMETERS")]
+    #[schemars(transform = above_zero)]
     pub mesh_diameters_mm: Vec<f64>,
     /// Classes including the background: one more than there are meshes.
     #[serde(rename = "N_CLASS")]
+    #[schemars(range(min = 2))]
     pub num_classes_with_background: usize,
-    /// Largest shift, share of the image's width and height; 0 to 1.
+    /// Largest shift, as a fraction of the image's width and height.
     #[serde(rename = "AUGMENTATION_SHIFT")]
+    #[schemars(range(min = 0, max = 1))]
     pub augmentation_shift: f64,
-    /// Scale factors lie within 1 +- this; 0 to 1.
+    /// Scale factors lie within 1 +- this. (At 1 an image could shrink to a point.)
     #[serde(rename = "AUGMENTATION_SCALE")]
+    #[schemars(range(min = 0), transform = below_one)]
     pub augmentation_scale: f64,
-    /// Largest rotation either way, degrees; 0 to 180.
+    /// Largest rotation either way, degrees.
     #[serde(rename = "AUGMENTATION_ROTATION")]
+    #[schemars(range(min = 0, max = 180))]
     pub augmentation_rotation_deg: f64,
     /// An instance with fewer visible pixels than this, at internal size, is dropped from a sample.
     #[serde(rename = "MIN_VISIBLE_PX")]
@@ -127,30 +136,14 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    /// Pushes `"{at}.KEY: ..."` for each value outside its range.
-    pub fn check(&self, at: &str, problems: &mut Vec<String>) {
+    /// Pushes `"{at}.KEY: ..."` for each value that does not fit another one, and each path that names nothing. Ranges are
+    /// checked by [`check_ranges`].
+    pub fn check_together(&self, at: &str, problems: &mut Vec<String>) {
         let mut need = |ok: bool, key: &str, what: String| {
             if !ok {
                 problems.push(format!("{at}.{key}: {what}"));
             }
         };
-        for (key, n) in [("bs_train", self.bs_train), ("bs_valid", self.bs_valid)] {
-            need(n >= 1, key, format!("{n} is outside 1.."));
-        }
-        for (key, value, high) in [
-            ("CONFIDENCE_TH", self.confidence_threshold, 1.0),
-            ("AUGMENTATION_SHIFT", self.augmentation_shift, 1.0),
-            ("AUGMENTATION_ROTATION", self.augmentation_rotation_deg, 180.0),
-        ] {
-            need((0.0..=high).contains(&value), key, format!("{value} is outside 0..={high}"));
-        }
-        let scale = self.augmentation_scale;
-        // At 1 an image could shrink to a point.
-        need(
-            (0.0..1.0).contains(&scale),
-            "AUGMENTATION_SCALE",
-            format!("{scale} is outside 0..1 (1 excluded)"),
-        );
         for (key, path) in [
             ("TRAIN", &self.train),
             ("VALID", &self.valid),
@@ -165,7 +158,6 @@ impl DataConfig {
             );
         }
         let n = self.num_classes_with_background;
-        need(n >= 2, "N_CLASS", format!("{n} is outside 2.. (the background and the objects)"));
         let diameters = &self.mesh_diameters_mm;
         need(
             diameters.len() + 1 == n,
@@ -176,10 +168,6 @@ impl DataConfig {
                 n.saturating_sub(1)
             ),
         );
-        for d in diameters {
-            let ok = d.is_finite() && *d > 0.0;
-            need(ok, "MESH_DIAMETERS", format!("{d} mm is outside 0.. (0 excluded)"));
-        }
         for &c in &self.symmetric_classes {
             let ok = c + 1 < n;
             need(ok, "SYMMETRIC_CLASSES", format!("{c} is outside 0..{}", n.saturating_sub(1)));
@@ -222,21 +210,25 @@ impl DataConfig {
 pub struct InputConfig {
     /// Width of the network's input, px; a multiple of `SIZE_DIVISIBLE`.
     #[serde(rename = "INTERNAL_WIDTH")]
+    #[schemars(range(min = 1, max = MAX_SIDE_PX))]
     pub width: usize,
     /// Height of the network's input, px; a multiple of `SIZE_DIVISIBLE`.
     #[serde(rename = "INTERNAL_HEIGHT")]
+    #[schemars(range(min = 1, max = MAX_SIDE_PX))]
     pub height: usize,
-    /// Internal camera, row-major K, px.
+    /// Internal camera, K row by row, px; images are warped to it.
     #[serde(rename = "INTERNAL_K")]
     pub k: [f64; 9],
     /// Mean of R, G, B, subtracted after division by 255.
     #[serde(rename = "PIXEL_MEAN")]
     pub pixel_mean: [f64; 3],
-    /// Deviation of R, G, B; above 0.
+    /// Deviation of R, G, B.
     #[serde(rename = "PIXEL_STD")]
+    #[schemars(transform = above_zero)]
     pub pixel_std: [f64; 3],
     /// What the internal width and height must be multiples of, px.
     #[serde(rename = "SIZE_DIVISIBLE")]
+    #[schemars(range(min = 1))]
     pub size_divisible: usize,
 }
 
@@ -258,16 +250,17 @@ impl Default for InputConfig {
 const MAX_SIDE_PX: usize = 16384;
 
 impl InputConfig {
-    /// Pushes `"{at}.KEY: ..."` for each value outside its range.
+    /// Pushes `"{at}.KEY: ..."` for each value outside its range, or that does not fit another one.
     pub fn check(&self, at: &str, problems: &mut Vec<String>) {
+        check_ranges(self, at, problems);
+        self.check_together(at, problems);
+    }
+
+    /// Pushes `"{at}.KEY: ..."` for each value that does not fit another one.
+    pub fn check_together(&self, at: &str, problems: &mut Vec<String>) {
         let divisor = self.size_divisible;
-        if divisor == 0 {
-            problems.push(format!("{at}.SIZE_DIVISIBLE: 0 is outside 1.."));
-        }
         for (key, side) in [("INTERNAL_WIDTH", self.width), ("INTERNAL_HEIGHT", self.height)] {
-            if side == 0 || side > MAX_SIDE_PX {
-                problems.push(format!("{at}.{key}: {side} is outside 1..={MAX_SIDE_PX}"));
-            } else if divisor > 0 && side % divisor != 0 {
+            if divisor > 0 && side % divisor != 0 {
                 problems.push(format!(
                     "{at}.{key}: {side} is not a multiple of SIZE_DIVISIBLE ({divisor})"
                 ));
@@ -275,16 +268,6 @@ impl InputConfig {
         }
         if let Err(e) = Camera::from_row_major(&self.k) {
             problems.push(format!("{at}.INTERNAL_K: {e:#}"));
-        }
-        for mean in self.pixel_mean {
-            if !mean.is_finite() {
-                problems.push(format!("{at}.PIXEL_MEAN: {mean} is not finite"));
-            }
-        }
-        for std in self.pixel_std {
-            if !std.is_finite() || std <= 0.0 {
-                problems.push(format!("{at}.PIXEL_STD: {std} is outside 0.. (0 excluded)"));
-            }
         }
     }
 
@@ -321,7 +304,8 @@ mod tests {
 
     fn problems_of(data: &DataConfig, input: &InputConfig) -> Vec<String> {
         let mut problems = Vec::new();
-        data.check("data", &mut problems);
+        check_ranges(data, "data", &mut problems);
+        data.check_together("data", &mut problems);
         input.check("INPUT", &mut problems);
         problems
     }
@@ -380,16 +364,16 @@ mod tests {
             "data.CONFIDENCE_TH: 1.5 is outside 0..=1",
             "data.TRAIN",
             "data.MESH_DIAMETERS: 2 diameters, expected 1",
-            "data.MESH_DIAMETERS: -1 mm",
+            "data.MESH_DIAMETERS.0: -1 is not above 0",
             "data.AUGMENTATION_SHIFT: -0.1",
             "data.AUGMENTATION_SCALE: 1 is outside",
-            "data.AUGMENTATION_ROTATION: NaN",
+            "data.AUGMENTATION_ROTATION: is not a finite number",
             "data.SYMMETRIC_CLASSES: 1 is outside 0..1",
             "INPUT.INTERNAL_WIDTH: 500 is not a multiple",
             "INPUT.INTERNAL_HEIGHT: 0",
             "INPUT.INTERNAL_K",
-            "INPUT.PIXEL_MEAN",
-            "INPUT.PIXEL_STD: 0",
+            "INPUT.PIXEL_MEAN.0: is not a finite number",
+            "INPUT.PIXEL_STD.0: 0 is not above 0",
         ] {
             let found = problems.iter().filter(|p| p.starts_with(key)).count();
             assert_eq!(found, 1, "{key} in {problems:#?}");

@@ -15,13 +15,15 @@ const MOST: usize = 1_000_000;
 pub struct EvalConfig {
     /// PnP: reprojection threshold at internal resolution and number of draws.
     pub ransac: RansacConfig,
-    /// Mesh vertices drawn with replacement, per class, that errors are averaged over; 1 or more.
+    /// Mesh vertices drawn with replacement, per class, that errors are averaged over.
+    #[schemars(range(min = 1, max = MOST))]
     pub num_vertices: usize,
     /// Seed of that draw and of RANSAC's.
     pub seed: u64,
-    /// `equal`: three equal widths of the evaluated set's depths (published code); `diameter`: 1d-4d-7d-10d (paper).
+    /// Depth bins of the scores.
     pub depth_bins: DepthBins,
-    /// Pictures of predicted and true boxes to write.
+    /// Pictures of predicted and true boxes that `mqat test` writes.
+    #[schemars(range(max = MOST))]
     pub num_overlays: usize,
 }
 
@@ -37,29 +39,16 @@ impl Default for EvalConfig {
     }
 }
 
-impl EvalConfig {
-    /// Pushes `"{at}.key: ..."` for each value outside its range.
-    pub fn check(&self, at: &str, problems: &mut Vec<String>) {
-        for (key, n, least) in
-            [("num_vertices", self.num_vertices, 1), ("num_overlays", self.num_overlays, 0)]
-        {
-            if n < least || n > MOST {
-                problems.push(format!("{at}.{key}: {n} is outside {least}..={MOST}"));
-            }
-        }
-        self.ransac.check(&format!("{at}.ransac"), problems);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::check_ranges;
 
     #[test]
     fn the_defaults_are_the_published_ones_and_have_no_problem() {
         let config = EvalConfig::default();
         let mut problems = Vec::new();
-        config.check("evaluation", &mut problems);
+        check_ranges(&config, "evaluation", &mut problems);
         assert_eq!(problems, Vec::<String>::new());
         assert_eq!(config.num_vertices, 1000);
         let text = serde_json::to_string(&config).unwrap();
@@ -73,7 +62,7 @@ mod tests {
         let config =
             EvalConfig { num_vertices: 0, num_overlays: MOST + 1, ..EvalConfig::default() };
         let mut problems = Vec::new();
-        config.check("evaluation", &mut problems);
+        check_ranges(&config, "evaluation", &mut problems);
         for key in ["num_vertices", "num_overlays"] {
             let start = format!("evaluation.{key}: ");
             assert_eq!(

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::result_file::Index;
 use crate::geom::Pose;
 use crate::io::write_atomic;
+use crate::schema::plain;
 
 /// One predicted pose; a line of a predictions file. An object that was not found has no line.
 ///
@@ -143,8 +144,8 @@ fn without_line(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
     match text.strip_suffix(&place) {
-        Some(what) => format!("{what} (column {})", error.column()),
-        None => text,
+        Some(what) => format!("{} (column {})", plain(what), error.column()),
+        None => plain(&text),
     }
 }
 
@@ -213,7 +214,7 @@ mod tests {
     fn a_bad_line_says_what_is_wrong() {
         let good = serde_json::to_string(&some("3.png")).unwrap();
         for (find, put, expected) in [
-            ("\"score\"", "\"scor\"", "missing field `score`"),
+            ("\"score\"", "\"scor\"", "lacks the key score"),
             ("-1.0", "-3.0", "class 0 in image 3.png: R is not a rotation"),
             ("-1.0", "1.0", "the determinant is -1"),
             ("\"class\":0,\"obj_id\":1,", "", "neither class (from 0) nor obj_id is given"),
@@ -223,7 +224,7 @@ mod tests {
             ("3.png", "x.png", "image x.png is not in the evaluated list"),
             ("1784.6", "1e999", "number out of range"),
             ("1784.6]", "1784.6,1]", "trailing characters"),
-            ("{", "", "invalid type"),
+            ("{", "", "expected a group of keys"),
         ] {
             let error = format!("{:#}", parse(&good.replacen(find, put, 1)).unwrap_err());
             assert!(error.contains(expected), "{put:?}: {error}");

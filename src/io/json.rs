@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{mistaken, read_file, write_atomic};
+use crate::schema::plain;
 
 /// The value that the JSON file holds.
 ///
@@ -28,7 +29,8 @@ pub fn parse_json<T: DeserializeOwned>(text: &[u8], at: &str) -> Result<T> {
     }
     let mut reader = serde_json::Deserializer::from_slice(text);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let path = error.path().to_string(); // "." at the top, "?" where the text ends inside a key
+        // "." at the top, "?" where the text ends inside a key.
+        let path = error.path().to_string().replace('[', ".").replace(']', "");
         let key = path.trim_end_matches('?').trim_end_matches('.');
         describe(at, Some(key).filter(|key| !key.is_empty()), error.inner())
     })?;
@@ -40,7 +42,7 @@ pub fn parse_json<T: DeserializeOwned>(text: &[u8], at: &str) -> Result<T> {
 fn describe(at: &str, key: Option<&str>, error: &serde_json::Error) -> anyhow::Error {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
-    let what = text.strip_suffix(&place).unwrap_or(&text);
+    let what = plain(text.strip_suffix(&place).unwrap_or(&text));
     let key = key.map(|key| format!("{key}: ")).unwrap_or_default();
     match error.line() {
         0 => anyhow!("{at}: {key}{what}"),
@@ -122,17 +124,17 @@ mod tests {
         let cases = [
             (
                 "{\n\"fpn\": {\"bits\": \"2\", \"rates\": []}}",
-                "a.json: line 2: fpn.bits: invalid type: string",
+                "a.json: line 2: fpn.bits: is the text \"2\", expected a whole number",
             ),
             (
                 "{\"fpn\": {\"bits\": 2,\n\"rates\": [1,\nnull]}}",
-                "a.json: line 3: fpn.rates[1]: invalid type: null",
+                "a.json: line 3: fpn.rates.1: is null, expected a number",
             ),
             (
                 "{\"fpn\": {\"bits\": 2, \"rate\": []}}",
-                "a.json: line 1: fpn.rate: unknown field `rate`, expected",
+                "a.json: line 1: fpn.rate: unknown key rate, expected",
             ),
-            ("{\"fpn\": {\"bits\": 2}}", "a.json: line 1: fpn: missing field `rates`"),
+            ("{\"fpn\": {\"bits\": 2}}", "a.json: line 1: fpn: lacks the key rates"),
             ("{\"fpn\": {\"bits\": 2", "a.json: line 1: fpn: EOF while parsing"),
             ("{}\n{}", "a.json: line 2: trailing characters"),
             ("", "a.json: line 1: EOF while parsing"),

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use super::{open_file, parse_json, write_atomic};
+use crate::schema::from_value;
 
 #[cfg(target_endian = "big")]
 compile_error!(
@@ -202,10 +203,10 @@ fn plan_reading(
     let mut planned = Vec::with_capacity(header.len());
     for (name, value) in header {
         if name == METADATA_KEY {
-            metadata = serde_json::from_value(value)
+            metadata = from_value(value)
                 .with_context(|| format!("header: {METADATA_KEY}: expected texts"))?;
         } else {
-            let entry = serde_json::from_value(value).map_err(anyhow::Error::from);
+            let entry = from_value(value);
             let tensor = entry.and_then(|entry| plan_tensor(&name, entry, data_bytes));
             planned.push(tensor.with_context(|| format!("tensor {name}"))?);
         }

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::schema::{check_ranges, even};
+
 /// Stages of the backbone; stage `k` has stride `2^k`.
 pub(crate) const NUM_STAGES: u32 = 5;
 /// The coarsest level there can be: P7.
@@ -15,26 +17,35 @@ const COARSEST_LEVEL: u32 = 7;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkConfig {
-    /// Channels of the backbone's first convolution, 1 or more.
+    /// Channels of the backbone's first convolution.
+    #[schemars(range(min = 1, max = 8192))]
     pub stem_channels: i64,
-    /// Channels of the backbone's 5 stages, even.
+    /// Channels of the backbone's 5 stages.
+    #[schemars(inner(range(min = 2, max = 8192)), transform = even)]
     pub stage_channels: [i64; NUM_STAGES as usize],
-    /// Units of the 5 stages, 1 or more: a stride-2 convolution, then residual pairs.
+    /// Units of the 5 stages: a stride-2 convolution, then residual pairs.
+    #[schemars(inner(range(min = 1, max = 64)))]
     pub stage_units: [i64; NUM_STAGES as usize],
     /// Whether the state holds the backbone's unused classifier (`backbone.output`, 1000 classes), as published
     /// checkpoints do.
     pub with_output_layer: bool,
-    /// Channels of every FPN level, 1 or more.
+    /// Channels of every FPN level.
+    #[schemars(range(min = 1, max = 8192))]
     pub fpn_channels: i64,
     /// Channels of the head's towers, a multiple of `group_norm_groups`.
+    #[schemars(range(min = 1, max = 8192))]
     pub head_channels: i64,
-    /// Convolutions of each of the head's two towers, 1..=8.
+    /// Convolutions of each of the head's two towers.
+    #[schemars(range(min = 1, max = 8))]
     pub head_convs: i64,
-    /// Groups of the towers' group norms, 1 or more.
+    /// Groups of the towers' group norms.
+    #[schemars(range(min = 1))]
     pub group_norm_groups: i64,
-    /// The finest level, 2..=5 (3: stride 8).
+    /// The finest level; level k has stride 2^k.
+    #[schemars(range(min = 2, max = 5))]
     pub finest_level: u32,
-    /// Anchor sizes, px of the internal image, from the finest level on: up to P5 at least, up to P7 at most.
+    /// Anchor sizes, px of the internal image, one a level, from the finest to P5, P6 or P7.
+    #[schemars(inner(range(min = 1)))]
     pub anchor_sizes: Vec<f64>,
 }
 
@@ -96,45 +107,31 @@ impl NetworkConfig {
         self.levels().map(|level| 1 << level).collect()
     }
 
-    /// Adds what is wrong, each with its place below `at`.
+    /// Adds each value outside its range, or that does not fit another one, with its place below `at`.
     pub fn check(&self, at: &str, problems: &mut Vec<String>) {
-        let mut require = |ok: bool, key: &str, value: &dyn std::fmt::Debug, expected: &str| {
-            if !ok {
-                problems.push(format!("{at}.{key}: {value:?} is outside {expected}"));
-            }
-        };
-        let channels = 1..=8192;
-        for (key, value) in [
-            ("stem_channels", self.stem_channels),
-            ("fpn_channels", self.fpn_channels),
-            ("head_channels", self.head_channels),
-        ] {
-            require(channels.contains(&value), key, &value, "1..=8192");
-        }
-        for (i, value) in self.stage_channels.iter().enumerate() {
-            let ok = channels.contains(value) && value % 2 == 0;
-            require(ok, &format!("stage_channels[{i}]"), value, "the even numbers of 2..=8192");
-        }
-        for (i, value) in self.stage_units.iter().enumerate() {
-            require((1..=64).contains(value), &format!("stage_units[{i}]"), value, "1..=64");
-        }
-        require((1..=8).contains(&self.head_convs), "head_convs", &self.head_convs, "1..=8");
+        check_ranges(self, at, problems);
+        self.check_together(at, problems);
+    }
+
+    /// Adds each value that does not fit another one, with its place below `at`.
+    pub fn check_together(&self, at: &str, problems: &mut Vec<String>) {
         let groups = self.group_norm_groups;
-        let ok = groups >= 1 && self.head_channels % groups == 0;
-        let expected = format!("the divisors of head_channels ({})", self.head_channels);
-        require(ok, "group_norm_groups", &groups, &expected);
-        let ok = (2..=NUM_STAGES).contains(&self.finest_level);
-        require(ok, "finest_level", &self.finest_level, "2..=5");
-        if ok {
-            let fewest = NUM_STAGES + 1 - self.finest_level;
-            let most = COARSEST_LEVEL + 1 - self.finest_level;
-            let ok = (fewest as usize..=most as usize).contains(&self.anchor_sizes.len());
-            let expected = format!("lists of {fewest} to {most} sizes (one a level, to P5..P7)");
-            require(ok, "anchor_sizes", &self.anchor_sizes, &expected);
+        if groups >= 1 && self.head_channels % groups != 0 {
+            problems.push(format!(
+                "{at}.group_norm_groups: {groups} is not a divisor of head_channels ({})",
+                self.head_channels
+            ));
         }
-        for (i, size) in self.anchor_sizes.iter().enumerate() {
-            let ok = size.is_finite() && *size >= 1.0;
-            require(ok, &format!("anchor_sizes[{i}]"), size, "1 px and more");
+        if !(2..=NUM_STAGES).contains(&self.finest_level) {
+            return;
+        }
+        let fewest = NUM_STAGES + 1 - self.finest_level;
+        let most = COARSEST_LEVEL + 1 - self.finest_level;
+        let n = self.anchor_sizes.len();
+        if !(fewest as usize..=most as usize).contains(&n) {
+            problems.push(format!(
+                "{at}.anchor_sizes: has {n} values, expected {fewest} to {most} (one a level, to P5..P7)"
+            ));
         }
     }
 }
@@ -174,13 +171,13 @@ mod tests {
         let found = problems(&config);
         for key in [
             "stem_channels: 0 is outside 1..=8192",
-            "stage_channels[1]: 127 is outside the even numbers",
-            "stage_units[4]: 0 is",
+            "stage_channels.1: 127 is not a multiple of 2",
+            "stage_units.4: 0 is outside 1..=64",
             "fpn_channels: -1 is",
             "head_convs: 9 is",
-            "group_norm_groups: 32 is outside the divisors of head_channels (250)",
-            "anchor_sizes: [32.0, 0.0] is outside lists of 3 to 5 sizes",
-            "anchor_sizes[1]: 0.0 is outside 1 px",
+            "group_norm_groups: 32 is not a divisor of head_channels (250)",
+            "anchor_sizes: has 2 values, expected 3 to 5",
+            "anchor_sizes.1: 0 is below 1",
         ] {
             let start = format!("network.{key}");
             assert!(found.iter().any(|p| p.starts_with(&start)), "{start} is not in {found:?}");

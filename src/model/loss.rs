@@ -22,37 +22,23 @@ const LIFT: f64 = 50.0;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {
-    /// Factor of the classification loss, 0 or more.
+    /// Factor of the classification (focal) loss.
+    #[schemars(range(min = 0))]
     pub weight_cls: f64,
-    /// Factor of the regression loss, 0 or more.
+    /// Factor of the 3D regression loss.
+    #[schemars(range(min = 0))]
     pub weight_reg: f64,
-    /// Share of the positive cells in the focal loss, 0..=1.
+    /// Weight of the positive cells in the focal loss.
+    #[schemars(range(min = 0, max = 1))]
     pub focal_alpha: f64,
-    /// Exponent of the focal loss, 0 or more.
+    /// Exponent of the focal loss.
+    #[schemars(range(min = 0))]
     pub focal_gamma: f64,
 }
 
 impl Default for LossConfig {
     fn default() -> Self {
         Self { weight_cls: 0.01, weight_reg: 0.1, focal_alpha: 0.25, focal_gamma: 2.0 }
-    }
-}
-
-impl LossConfig {
-    /// Adds what is wrong, each with its place below `at`.
-    pub fn check(&self, at: &str, problems: &mut Vec<String>) {
-        for (key, value) in [
-            ("weight_cls", self.weight_cls),
-            ("weight_reg", self.weight_reg),
-            ("focal_gamma", self.focal_gamma),
-        ] {
-            if !(value.is_finite() && value >= 0.0) {
-                problems.push(format!("{at}.{key}: {value} is outside 0 and more"));
-            }
-        }
-        if !(0.0..=1.0).contains(&self.focal_alpha) {
-            problems.push(format!("{at}.focal_alpha: {} is outside 0..=1", self.focal_alpha));
-        }
     }
 }
 
@@ -239,6 +225,7 @@ mod tests {
     use super::*;
     use crate::geom::{Pose, box_corners};
     use crate::model::{Draw, NetworkConfig, ObjectTarget, TargetConfig, assign};
+    use crate::schema::check_ranges;
 
     fn scene() -> (AnchorGrid, Camera) {
         let grid = AnchorGrid::new(&NetworkConfig::widedepth(), 64, 96);
@@ -353,12 +340,10 @@ mod tests {
     fn weights_out_of_range_are_named() {
         let mut problems = vec![];
         let config = LossConfig { weight_cls: -1.0, focal_alpha: 2.0, ..LossConfig::default() };
-        config.check("training", &mut problems);
-        LossConfig::default().check("training", &mut problems);
-        let expected = [
-            "training.weight_cls: -1 is outside 0 and more",
-            "training.focal_alpha: 2 is outside 0..=1",
-        ];
+        check_ranges(&config, "training", &mut problems);
+        check_ranges(&LossConfig::default(), "training", &mut problems);
+        let expected =
+            ["training.weight_cls: -1 is below 0", "training.focal_alpha: 2 is outside 0..=1"];
         assert_eq!(problems, expected);
     }
 }

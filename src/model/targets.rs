@@ -12,28 +12,18 @@ use crate::geom::{Camera, Corners, Pose, Vec2, Vec3};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TargetConfig {
-    /// Cells wanted for an object over all levels, 1..=1000.
+    /// Cells wanted for an object over all levels.
+    #[schemars(range(min = 1, max = 1000))]
     pub positive_num: u32,
-    /// How fast a level's share falls with the squared octaves between the object's and its anchors' size, 0 or more.
+    /// How fast a level's fraction of the cells falls with the squared octaves between the object's and its anchors'
+    /// size.
+    #[schemars(range(min = 0))]
     pub positive_lambda: f64,
 }
 
 impl Default for TargetConfig {
     fn default() -> Self {
         Self { positive_num: 10, positive_lambda: 1.0 }
-    }
-}
-
-impl TargetConfig {
-    /// Adds what is wrong, each with its place below `at`.
-    pub fn check(&self, at: &str, problems: &mut Vec<String>) {
-        if !(1..=1000).contains(&self.positive_num) {
-            problems.push(format!("{at}.positive_num: {} is outside 1..=1000", self.positive_num));
-        }
-        let lambda = self.positive_lambda;
-        if !(lambda.is_finite() && lambda >= 0.0) {
-            problems.push(format!("{at}.positive_lambda: {lambda} is outside 0 and more"));
-        }
     }
 }
 

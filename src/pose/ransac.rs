@@ -9,6 +9,7 @@ use super::correspondences::Correspondences;
 use super::fit::Fit;
 use super::{epnp, p3p};
 use crate::geom::{Camera, Pose, Vec2, Vec3};
+use crate::schema::{above_zero, below_one};
 use crate::seed;
 
 /// Samples drawn at least: with noise a sample without outliers need not be a good one.
@@ -19,15 +20,19 @@ const MIN_SAMPLES: u32 = 12;
 #[serde(deny_unknown_fields, default)]
 pub struct RansacConfig {
     /// An inlier's largest reprojection distance, px of the given camera.
+    #[schemars(transform = above_zero)]
     pub inlier_px: f64,
     /// Most samples of three points; fewer are drawn once the best pose is certain enough.
+    #[schemars(range(min = 1))]
     pub max_iterations: u32,
-    /// Wanted probability of one sample without outliers, in (0, 1).
+    /// Wanted probability of one sample without outliers.
+    #[schemars(transform = above_zero, transform = below_one)]
     pub confidence: f64,
     /// Whether poses are refined: least squares on the inliers, chosen anew, then a robust fit. Without it the
     /// answer is EPnP on the inliers of the best sample (or that sample's pose where it fits better).
     pub refine: bool,
-    /// Smallest share of inliers among the finite correspondences for an answer, in [0, 1].
+    /// Smallest fraction of inliers among the finite correspondences for an answer.
+    #[schemars(range(min = 0, max = 1))]
     pub min_inlier_share: f64,
 }
 
@@ -44,23 +49,14 @@ impl Default for RansacConfig {
 }
 
 impl RansacConfig {
-    /// Pushes a problem for each value outside its range, named `at.key`.
-    pub fn check(&self, at: &str, problems: &mut Vec<String>) {
-        if !(self.inlier_px > 0.0 && self.inlier_px.is_finite()) {
-            problems.push(format!("{at}.inlier_px: {} is not more than 0", self.inlier_px));
-        }
-        if self.max_iterations == 0 {
-            problems.push(format!("{at}.max_iterations: 0 is not 1 or more"));
-        }
-        if !(self.confidence > 0.0 && self.confidence < 1.0) {
-            problems.push(format!("{at}.confidence: {} is outside (0, 1)", self.confidence));
-        }
-        if !(0.0..=1.0).contains(&self.min_inlier_share) {
-            problems.push(format!(
-                "{at}.min_inlier_share: {} is outside [0, 1]",
-                self.min_inlier_share
-            ));
-        }
+    /// Whether every value is inside its range: asked for each pose, where the schema would be slow.
+    fn is_in_range(&self) -> bool {
+        self.inlier_px > 0.0
+            && self.inlier_px.is_finite()
+            && self.max_iterations >= 1
+            && self.confidence > 0.0
+            && self.confidence < 1.0
+            && (0.0..=1.0).contains(&self.min_inlier_share)
     }
 }
 
@@ -123,9 +119,7 @@ pub fn find_pose(
     config: &RansacConfig,
     seed: u64,
 ) -> Result<PnpSolution, NoPose> {
-    let mut problems = Vec::new();
-    config.check("", &mut problems);
-    if points.len() != pixels.len() || !problems.is_empty() {
+    if points.len() != pixels.len() || !config.is_in_range() {
         return Err(NoPose::NoConsensus);
     }
     let data = Correspondences::new(camera, points, pixels).ok_or(NoPose::TooFew)?;
@@ -272,6 +266,7 @@ mod tests {
     use super::*;
     use crate::geom::{box_corners, refine_pose};
     use crate::pose::errors;
+    use crate::schema::check_ranges;
     use nalgebra::Rotation3;
     use rand::seq::SliceRandom;
     use rayon::prelude::*;
@@ -608,7 +603,7 @@ mod tests {
             min_inlier_share: -0.1,
         };
         let mut problems = Vec::new();
-        broken.check("pnp", &mut problems);
+        check_ranges(&broken, "pnp", &mut problems);
         let expected = [
             "pnp.inlier_px: 0",
             "pnp.max_iterations: 0",
@@ -619,7 +614,28 @@ mod tests {
         for (problem, start) in problems.iter().zip(expected) {
             assert!(problem.starts_with(start), "{problem}");
         }
-        RansacConfig::default().check("pnp", &mut problems);
+        check_ranges(&RansacConfig::default(), "pnp", &mut problems);
         assert_eq!(problems.len(), expected.len());
+    }
+
+    #[test]
+    fn the_quick_check_agrees_with_the_ranges_of_the_schema() {
+        let good = RansacConfig::default();
+        for config in [
+            RansacConfig { inlier_px: 0.0, ..good.clone() },
+            RansacConfig { inlier_px: f64::NAN, ..good.clone() },
+            RansacConfig { max_iterations: 0, ..good.clone() },
+            RansacConfig { max_iterations: 1, ..good.clone() },
+            RansacConfig { confidence: 0.0, ..good.clone() },
+            RansacConfig { confidence: 1.0, ..good.clone() },
+            RansacConfig { min_inlier_share: -0.1, ..good.clone() },
+            RansacConfig { min_inlier_share: 1.0, ..good.clone() },
+            RansacConfig { min_inlier_share: 1.1, ..good.clone() },
+            good,
+        ] {
+            let mut problems = Vec::new();
+            check_ranges(&config, "pnp", &mut problems);
+            assert_eq!(config.is_in_range(), problems.is_empty(), "{config:?}: {problems:?}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use crate::io;
 use crate::model::{LossConfig, NetworkConfig, TargetConfig};
 use crate::run::home::Home;
 use crate::run::{keys, published};
+use crate::schema::{self, check_ranges};
 use crate::train::{EmaConfig, MonitorConfig, StageConfig, TrainConfig};
 
 /// The problem that is meant when none is named.
@@ -30,6 +31,21 @@ const EMBEDDED: [(&str, &str, &str); 2] = [
         "WidedepthTiny",
         include_str!("../../problems/SwissCube/WidedepthTiny/config.json"),
     ),
+];
+
+/// The sections that have a table of keys in docs/config.md.
+pub(crate) const TABLES: [&str; 11] = [
+    "experiment",
+    "RUNTIME",
+    "data",
+    "INPUT",
+    "network.params",
+    "training",
+    "quantize.flow.0",
+    "quantize.flow.0.lr.decay",
+    "quantize.flow.0.weights",
+    "quantize.flow.0.activations",
+    "evaluation",
 ];
 
 /// The config of an experiment. Every value has a default: the published setting of SwissCube / Widedepth.
@@ -60,11 +76,12 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExperimentConfig {
-    /// Seed of everything random.
+    /// Seed of everything random: initial weights, order and augmentation of images, drawn cells, random strategies.
     pub seed: u64,
     /// Start from the weights of `url` instead of random ones.
     pub pretrained: bool,
-    /// File of the pretrained weights (safetensors, PyTorch, a checkpoint), relative to the config's folder.
+    /// File of the full-precision weights (safetensors, PyTorch, a checkpoint), relative to the config's folder; needed
+    /// with `pretrained`.
     pub url: String,
     /// Take what fits of `url` and start the rest of the network from random values, instead of refusing a file that
     /// lacks layers.
@@ -81,12 +98,14 @@ impl Default for ExperimentConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RuntimeConfig {
-    /// Threads that read and warp images, 0 (in the training thread) to 256; at most as many as there are cores are
+    /// Threads that read and warp images; 0 does it in the training thread. At most as many as there are cores are
     /// started.
     #[serde(rename = "NUM_WORKERS")]
+    #[schemars(range(max = 256))]
     pub num_workers: usize,
     /// Threads libtorch computes with; 0 takes one for each core. Sums, and so results, depend on it in the last bit.
     #[serde(rename = "NUM_THREADS")]
+    #[schemars(range(max = 1024))]
     pub num_threads: usize,
 }
 
@@ -124,19 +143,26 @@ pub struct TrainingSection {
     pub targets: TargetConfig,
     /// The full-precision stage before the flow; `null` starts with the flow (from pretrained weights).
     pub full_precision: Option<StageConfig>,
-    /// A checkpoint every so many epochs, 1 or more.
+    /// A checkpoint every so many epochs; the end of a stage and a best epoch always write one.
+    #[schemars(range(min = 1))]
     pub ckpt_every: u32,
-    /// A checkpoint every so many steps as well, 1 or more.
+    /// Also a checkpoint every so many steps.
+    #[schemars(range(min = 1))]
     pub ckpt_every_steps: Option<u64>,
-    /// How many of the numbered checkpoints stay on disk, 1 or more.
+    /// How many of the numbered checkpoints stay on disk; those of stage ends and the best one stay too.
+    #[schemars(range(min = 1))]
     pub keep: usize,
-    /// Validation every so many epochs, 1 or more, and at the end of a stage.
+    /// Validation every so many epochs of a stage, and at its end.
+    #[schemars(range(min = 1))]
     pub valid_every: u32,
-    /// Validate on the first so many images of the validation list; `null` takes all.
+    /// Validate on the first so many images of `VALID`; `null` takes all.
+    #[schemars(range(min = 1))]
     pub valid_images: Option<usize>,
-    /// Train on so many images, spread evenly over the training list; `null` takes all.
+    /// Train on so many images, spread evenly over `TRAIN`; `null` takes all.
+    #[schemars(range(min = 1))]
     pub train_images: Option<usize>,
-    /// Stop after so many steps in all.
+    /// Stop, with a checkpoint, after so many steps in all.
+    #[schemars(range(min = 1))]
     pub max_steps: Option<u64>,
     /// What chooses the best checkpoint of a stage, and when a stage ends early.
     pub monitor: MonitorConfig,
@@ -176,33 +202,17 @@ impl Config {
     /// Every value outside its range, one line each with its dotted key.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        self.data.check("data", &mut problems);
-        self.input.check("INPUT", &mut problems);
-        self.network.params.check("network.params", &mut problems);
-        self.training.loss.check("training.loss", &mut problems);
-        self.training.targets.check("training.targets", &mut problems);
-        self.evaluation.check("evaluation", &mut problems);
-        if self.runtime.num_workers > 256 {
-            let n = self.runtime.num_workers;
-            problems.push(format!("RUNTIME.NUM_WORKERS: {n} is outside 0..=256"));
-        }
-        if self.runtime.num_threads > 1024 {
-            let n = self.runtime.num_threads;
-            problems.push(format!("RUNTIME.NUM_THREADS: {n} is outside 0..=1024"));
-        }
+        check_ranges(self, "", &mut problems);
+        self.data.check_together("data", &mut problems);
+        self.input.check_together("INPUT", &mut problems);
+        self.network.params.check_together("network.params", &mut problems);
         if self.experiment.pretrained && self.experiment.url.is_empty() {
             problems.push(
                 "experiment.url: is empty, expected the file of the pretrained weights".into(),
             );
         }
-        if self.training.valid_images == Some(0) {
-            problems.push("training.valid_images: 0 is below 1; null takes all".into());
-        }
-        if self.training.train_images == Some(0) {
-            problems.push("training.train_images: 0 is below 1; null takes all".into());
-        }
         let mut stages = Vec::new();
-        self.train_config().check("training", &mut stages);
+        self.train_config().check_together("training", &mut stages);
         problems.extend(stages.iter().map(|p| self.place_of_stage(p)));
         problems
     }
@@ -359,15 +369,7 @@ fn known_configs(problems: &Path) -> Vec<String> {
 /// # Errors
 /// If keys are unknown, a value has the wrong type, or values are outside their range: `at` and all keys are named.
 pub fn parse(document: Value, at: &str) -> Result<Config> {
-    if !document.is_object() {
-        bail!("{at}: is no JSON object");
-    }
-    let unknown = keys::unknown_keys(&document, &schema());
-    if !unknown.is_empty() {
-        bail!("{at}: {}", unknown.join("; "));
-    }
-    let config: Config = serde_path_to_error::deserialize(document)
-        .map_err(|e| anyhow::anyhow!("{at}: {}: {}", keys::dotted(e.path()), e.inner()))?;
+    let config: Config = schema::parse(document, at)?;
     let problems = config.problems();
     if !problems.is_empty() {
         bail!("{at}: {}", problems.join("; "));
@@ -377,7 +379,7 @@ pub fn parse(document: Value, at: &str) -> Result<Config> {
 
 /// The JSON schema of configs.
 pub fn schema() -> Value {
-    schemars::schema_for!(Config).to_value()
+    schema::schema_of::<Config>()
 }
 
 /// Tells configs apart; not a fingerprint against malice.
@@ -434,5 +436,84 @@ mod tests {
         let config = Config::default();
         let document = serde_json::to_value(&config).unwrap();
         assert_eq!(parse(document, "x").unwrap(), config);
+    }
+
+    /// A config with something at every place: each kind of section, stage and quantizer.
+    fn full_document() -> Value {
+        let mut config = Config::default();
+        config.training.ema = Some(EmaConfig::default());
+        let flow = [
+            json!({ "module": "fpn", "weights": { "bits": 2 } }),
+            json!({ "module": ["head"], "activations": { "bits": 8 },
+                "lr": { "decay": { "steps": { "at": [1, 2], "factor": 0.5 } } } }),
+            json!({ "module": "backbone", "weights": { "method": "lsq", "bits": 4 },
+                "lr": { "decay": { "cosine": { "to": 0.5 } } } }),
+        ];
+        let mut document = json!(config);
+        document["quantize"]["flow"] = json!(
+            flow.map(|stage| { json!(serde_json::from_value::<StageConfig>(stage).unwrap()) })
+        );
+        document
+    }
+
+    /// Pointers to every value of a document.
+    fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
+        found.push(at.to_owned());
+        match value {
+            Value::Object(map) => {
+                map.iter().for_each(|(key, v)| pointers(v, &format!("{at}/{key}"), found));
+            }
+            Value::Array(items) => {
+                items
+                    .iter()
+                    .enumerate()
+                    .for_each(|(i, v)| pointers(v, &format!("{at}/{i}"), found));
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn no_message_about_a_wrong_type_names_a_type_of_the_program() {
+        let document = full_document();
+        parse(document.clone(), "x").unwrap();
+        let mut places = Vec::new();
+        pointers(&document, "", &mut places);
+        let wrong = [
+            json!(null),
+            json!(true),
+            json!(-1),
+            json!(1.5),
+            json!(1e300),
+            json!("zz"),
+            json!([]),
+            json!([[true]]),
+            json!({}),
+            json!({ "zz": 1 }),
+        ];
+        let mut refused = 0;
+        for (place, value) in places.iter().flat_map(|p| wrong.iter().map(move |w| (p, w))) {
+            let mut document = document.clone();
+            *document.pointer_mut(place).unwrap() = value.clone();
+            let Err(error) = parse(document, "x") else { continue };
+            let text = format!("{error:#}");
+            refused += 1;
+            let camel = |word: &str| {
+                word.as_bytes()
+                    .windows(2)
+                    .any(|w| w[0].is_ascii_lowercase() && w[1].is_ascii_uppercase())
+            };
+            let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+            for word in words {
+                let types = [
+                    "struct", "tuple", "enum", "variant", "untagged", "usize", "u32", "u64", "f64",
+                ];
+                assert!(!types.contains(&word) && !camel(word), "{place} = {value}: {text}");
+            }
+            assert!(!text.contains("invalid type"), "{place} = {value}: {text}");
+            let section = place.split('/').nth(1).unwrap_or_default();
+            assert!(text.contains(section), "{place} = {value}: {text}");
+        }
+        assert!(refused > 5 * places.len(), "{refused} of {} places", places.len());
     }
 }

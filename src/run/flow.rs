@@ -18,7 +18,8 @@ use crate::quant::{ActivationMethod, ActivationQuantConfig, WeightMethod, Weight
 use crate::run::config::Config;
 use crate::run::folder::Start;
 use crate::run::layers::name_of;
-use crate::run::{keys, stretch};
+use crate::run::stretch;
+use crate::schema;
 use crate::train::{StageConfig, TrainConfig};
 
 /// Number of the layout of plan files that this version writes.
@@ -113,10 +114,7 @@ impl FlowPlan {
             (1..=u64::from(PLAN_FORMAT)).contains(&format),
             "{at}: format {format} is not known to this version, which reads up to {PLAN_FORMAT}"
         );
-        let unknown = keys::unknown_keys(&document, &schemars::schema_for!(Self).to_value());
-        ensure!(unknown.is_empty(), "{at}: {}", unknown.join("; "));
-        let plan: Self = serde_path_to_error::deserialize(document)
-            .map_err(|e| anyhow::anyhow!("{at}: {}: {}", e.path(), e.inner()))?;
+        let plan: Self = schema::parse(document, &at.to_string())?;
         let problems = plan.problems();
         ensure!(problems.is_empty(), "{at}: {}", problems.join("; "));
         Ok(plan)

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::schema;
 use crate::train::StageConfig;
 
 /// A translated config and what a user should know about the translation.
@@ -181,8 +182,7 @@ struct InqTraining {
 /// # Errors
 /// If a key is unknown, or a value asks for something this program does not do (folds, another optimizer).
 pub fn translate(document: &Value) -> Result<Translated> {
-    let p: Published = serde_path_to_error::deserialize(document)
-        .map_err(|e| anyhow::anyhow!("{}: {}", super::keys::dotted(e.path()), e.inner()))
+    let p: Published = schema::from_value(document.clone())
         .context("reading it as a config of the published code")?;
     refuse_what_we_do_not_do(&p)?;
     let fpn = p.network.quantize.fpn.as_ref().context(

@@ -70,6 +70,7 @@ fn moved(epoch: u32, from: u32, epochs: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::check_ranges;
 
     fn published() -> StageConfig {
         let weights = WeightQuantConfig { bits: Some(2), ..WeightQuantConfig::default() };
@@ -82,7 +83,8 @@ mod tests {
             let mut config = published();
             stage(&mut config, epochs);
             let mut problems = Vec::new();
-            config.check("stage", &mut problems);
+            check_ranges(&config, "stage", &mut problems);
+            config.check_together("stage", &mut problems);
             assert_eq!(problems, Vec::<String>::new(), "{epochs} epochs");
             assert_eq!(config.epochs, epochs);
         }
@@ -100,7 +102,8 @@ mod tests {
                 config.activations = Some(activations);
                 stage(&mut config, epochs);
                 let mut problems = Vec::new();
-                config.check("stage", &mut problems);
+                check_ranges(&config, "stage", &mut problems);
+                config.check_together("stage", &mut problems);
                 assert_eq!(problems, Vec::<String>::new(), "{weights} {epochs} epochs");
                 let start = config.activations.unwrap().quant_start_epoch;
                 assert_eq!(start == 0, epochs == 1, "{epochs} epochs");

@@ -8,12 +8,14 @@ use anyhow::{Result, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::schema::check_ranges;
+
 /// Nearest allowed depth, in diameters: closer, the camera would be inside the satellite's antennas.
 const NEAREST_D: f64 = 0.9;
 /// Farthest allowed depth, in diameters.
 const FARTHEST_D: f64 = 100.0;
 /// Smallest and largest image side, px.
-const SIZE_PX: std::ops::RangeInclusive<u32> = 32..=8192;
+const SIZE_PX: [u32; 2] = [32, 8192];
 
 /// The settings of one synthetic dataset.
 ///
@@ -32,9 +34,11 @@ pub struct SynthOptions {
     pub num_val: usize,
     /// Images for testing.
     pub num_test: usize,
-    /// Side of the square images, px, 32 to 8192. The camera is SwissCube's, scaled.
+    /// Side of the square images, px. The camera is SwissCube's, scaled.
+    #[schemars(range(min = SIZE_PX[0], max = SIZE_PX[1]))]
     pub size_px: u32,
-    /// Nearest and farthest depth, in mesh diameters (178.46 mm), 0.9 to 100.
+    /// Nearest and farthest depth, in mesh diameters (178.46 mm).
+    #[schemars(transform = depths)]
     pub depth_d: (f64, f64),
     /// Which attitudes to show.
     pub attitude: Attitude,
@@ -96,29 +100,10 @@ impl SynthOptions {
         if self.num_images() == 0 {
             problems.push("train, val and test are all 0, expected at least one image".to_owned());
         }
-        if !SIZE_PX.contains(&self.size_px) {
-            problems.push(format!(
-                "size: {} px is outside {}..={}",
-                self.size_px,
-                SIZE_PX.start(),
-                SIZE_PX.end()
-            ));
-        }
+        check_ranges(self, "", &mut problems);
         let (near, far) = self.depth_d;
-        if !(near >= NEAREST_D && far <= FARTHEST_D && near <= far) {
-            problems.push(format!(
-                "depth: {near}d:{far}d, expected {NEAREST_D}d <= near <= far <= {FARTHEST_D}d"
-            ));
-        }
-        if let Attitude::WithinDeg(deg) = self.attitude
-            && !(0.0..=180.0).contains(&deg)
-        {
-            problems.push(format!("attitude: {deg} is outside 0..=180 degrees"));
-        }
-        if let Format::Jpeg { quality } = self.format
-            && !(1..=100).contains(&quality)
-        {
-            problems.push(format!("format: jpeg quality {quality} is outside 1..=100"));
+        if near > far {
+            problems.push(format!("depth_d: {near}d:{far}d begins farther than it ends"));
         }
         ensure!(problems.is_empty(), "{}", problems.join("; "));
         Ok(())
@@ -145,6 +130,15 @@ impl SynthOptions {
     }
 }
 
+/// For the schema of the depths.
+fn depths(schema: &mut schemars::Schema) {
+    let items = schema.ensure_object().get_mut("prefixItems").and_then(|i| i.as_array_mut());
+    for item in items.into_iter().flatten() {
+        item["minimum"] = NEAREST_D.into();
+        item["maximum"] = FARTHEST_D.into();
+    }
+}
+
 /// Which attitudes the satellite takes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -153,7 +147,7 @@ pub enum Attitude {
     Full,
     /// Uniform over the rotations within so many degrees (geodesic, in-plane rotation included) of one
     /// nominal attitude, the same for all sequences and splits.
-    WithinDeg(f64),
+    WithinDeg(#[schemars(range(min = 0, max = 180))] f64),
 }
 
 impl fmt::Display for Attitude {
@@ -185,7 +179,8 @@ impl FromStr for Attitude {
 pub enum Format {
     /// Lossy, as the dataset's own images.
     Jpeg {
-        /// 1 to 100.
+        /// 100 is best.
+        #[schemars(range(min = 1, max = 100))]
         quality: u8,
     },
     /// Lossless.
@@ -278,9 +273,17 @@ mod tests {
             ..SynthOptions::default()
         };
         let message = bad.check().unwrap_err().to_string();
-        for word in ["out", "at least one image", "size", "depth", "attitude", "quality"] {
-            assert!(message.contains(word), "{word} is not in {message:?}");
+        for part in [
+            "out: ",
+            "at least one image",
+            "size_px: 8 is outside 32..=8192",
+            "depth_d.0: 0.1 is outside 0.9..=100",
+            "attitude.within_deg: is not a finite number",
+            "format.jpeg.quality: 0 is outside 1..=100",
+        ] {
+            assert!(message.contains(part), "{part} is not in {message:?}");
         }
+        assert_eq!(message.matches("; ").count(), 5, "{message}");
         let good = SynthOptions { out: "x".into(), ..SynthOptions::default() };
         assert!(good.check().is_ok());
     }

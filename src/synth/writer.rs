@@ -17,6 +17,7 @@ use crate::data::bop::{
 };
 use crate::geom::box_corners;
 use crate::io::{mesh::write_ply, picture, read_json, write_atomic, write_json};
+use crate::schema::from_value;
 
 /// Folder and list of each split, in the order of [`SynthOptions`]' counts.
 pub(super) const SPLITS: [&str; 3] = ["training", "validation", "testing"];
@@ -50,7 +51,7 @@ pub fn finished(root: &Path) -> Result<Option<SynthOptions>> {
     if description.renderer != RENDERER {
         return Ok(None);
     }
-    let options = serde_json::from_value(description.options);
+    let options = from_value(description.options);
     options.map(Some).with_context(|| format!("reading options of {}", path.display()))
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::StageConfig;
-use crate::io::tensors;
+use crate::io::{parse_json, tensors};
 use crate::model::PoseNet;
 use crate::nn::Store;
 use crate::quant::{ActivationQuantConfig, ModuleQuantizer, Telemetry, WeightQuantConfig};
@@ -358,8 +358,8 @@ fn read_meta(json: &str) -> Result<CheckpointMeta> {
         format: u32,
         mqat_version: String,
     }
-    let what = || format!("metadata {METADATA_KEY}");
-    let version: Version = serde_json::from_str(json).with_context(what)?;
+    let what = format!("metadata {METADATA_KEY}");
+    let version: Version = parse_json(json.as_bytes(), &what)?;
     ensure!(
         version.format <= FORMAT,
         "it has format {}, written by mqat {}, and this version reads up to {FORMAT}; \
@@ -367,7 +367,7 @@ fn read_meta(json: &str) -> Result<CheckpointMeta> {
         version.format,
         version.mqat_version
     );
-    serde_json::from_str(json).with_context(what)
+    parse_json(json.as_bytes(), &what)
 }
 
 /// Copies weights into a network's store; every key of the store must be there with its shape and kind.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{EmaConfig, LrConfig, MonitorConfig, SgdConfig};
 use crate::quant::select::{self, Claim, Pattern};
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
+use crate::schema::{above_zero, check_ranges};
 
 /// Settings of a training run. The default is the published fine-tuning with the FPN quantized.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -14,15 +15,20 @@ pub struct TrainConfig {
     /// The stages, in the order they run: a full-precision one if the network is not pretrained, then one for each
     /// module of the flow. A module that a stage has quantized stays quantized and frozen in the later ones.
     pub stages: Vec<StageConfig>,
-    /// A checkpoint every this many epochs, 1 or more; the end of a stage always writes one.
+    /// A checkpoint every so many epochs; the end of a stage and a best epoch always write one.
+    #[schemars(range(min = 1))]
     pub ckpt_every: u32,
-    /// Also a checkpoint every this many updates, 1 or more.
+    /// Also a checkpoint every so many steps.
+    #[schemars(range(min = 1))]
     pub ckpt_every_steps: Option<u64>,
-    /// How many of the numbered checkpoints stay on disk, 1 or more; those of stage ends and the best one stay too.
+    /// How many of the numbered checkpoints stay on disk; those of stage ends and the best one stay too.
+    #[schemars(range(min = 1))]
     pub keep: usize,
-    /// Validation every this many epochs, 1 or more, and at the end of a stage.
+    /// Validation every so many epochs of a stage, and at its end.
+    #[schemars(range(min = 1))]
     pub valid_every: u32,
-    /// Stop after this many updates in all, with a checkpoint.
+    /// Stop, with a checkpoint, after so many steps in all.
+    #[schemars(range(min = 1))]
     pub max_steps: Option<u64>,
     /// What chooses the best checkpoint, and when a stage ends early.
     pub monitor: MonitorConfig,
@@ -48,29 +54,23 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    /// Pushes a line for each value outside its range.
+    /// Pushes a line for each value outside its range, or that does not fit another one.
     pub fn check(&self, at: &str, problems: &mut Vec<String>) {
+        check_ranges(self, at, problems);
+        self.check_together(at, problems);
+    }
+
+    /// Pushes a line for each value that does not fit another one.
+    pub fn check_together(&self, at: &str, problems: &mut Vec<String>) {
         if self.stages.is_empty() {
             problems.push(format!("{at}.stages: is empty, expected at least one stage"));
         }
-        for (key, value) in [
-            ("ckpt_every", u64::from(self.ckpt_every)),
-            ("ckpt_every_steps", self.ckpt_every_steps.unwrap_or(1)),
-            ("keep", self.keep as u64),
-            ("valid_every", u64::from(self.valid_every)),
-            ("max_steps", self.max_steps.unwrap_or(1)),
-        ] {
-            if value == 0 {
-                problems.push(format!("{at}.{key}: 0 is below 1"));
-            }
-        }
-        self.monitor.check(&format!("{at}.monitor"), problems);
         if let Some(ema) = &self.ema {
             let longest = self.stages.iter().map(|stage| stage.epochs).max().unwrap_or(0);
-            ema.check(longest, &format!("{at}.ema"), problems);
+            ema.check_together(longest, &format!("{at}.ema"), problems);
         }
         for (i, stage) in self.stages.iter().enumerate() {
-            stage.check(&format!("{at}.stages.{i}"), problems);
+            stage.check_together(&format!("{at}.stages.{i}"), problems);
             let same = |other: &&StageConfig| stage.claims_surely(other);
             if let Some(other) = self.stages[..i].iter().find(same) {
                 problems.push(format!(
@@ -104,10 +104,11 @@ fn plain_name(pattern: &str) -> String {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StageConfig {
-    /// Name in logs and file names; empty takes the module's, or `full_precision`.
+    /// Name in logs and files, of letters, digits, `.`, `_`, `-`; empty takes the module's, or `full_precision`.
     pub name: String,
-    /// The module this stage quantizes: a path (`fpn`, `head.cls_tower`), a glob over path components
-    /// (`backbone.features.stage[1-3].*`; `*` is everything), or a list of these; `null` quantizes nothing new.
+    /// The module this stage quantizes: a path (`fpn`; `head` covers `head.cls_tower.0`, never `head2`), a glob over
+    /// path components (`backbone.features.stage[1-3].*`; `*` is everything), or a list of these; `null` quantizes
+    /// nothing new.
     #[serde(deserialize_with = "select::pattern_from_json")]
     #[schemars(with = "select::PatternSchema")]
     pub module: Option<String>,
@@ -119,15 +120,18 @@ pub struct StageConfig {
     pub first_layer: bool,
     /// Whether the network's last layers are quantized too, where the module holds them.
     pub last_layer: bool,
-    /// Epochs, 1 or more.
+    /// Epochs of the stage.
+    #[schemars(range(min = 1))]
     pub epochs: u32,
-    /// Images per update, 1 or more; `null` takes that of the data section.
+    /// Images of a step; `null` takes `data.bs_train`.
+    #[schemars(range(min = 1))]
     pub batch_size: Option<usize>,
     /// Learning rate.
     pub lr: LrConfig,
     /// Optimizer.
     pub optimizer: SgdConfig,
-    /// Gradients are scaled down to this norm where theirs is larger; above 0.
+    /// Largest L2 norm over all gradients; larger ones are scaled down to it.
+    #[schemars(transform = above_zero)]
     pub clip_norm: f64,
     /// Normalise by the running statistics of batch norms and leave them as they are. Off as published: also
     /// fine-tuning normalises by the batch and moves the statistics.
@@ -195,24 +199,16 @@ impl StageConfig {
         }
     }
 
-    /// Pushes a line for each value outside its range.
-    pub fn check(&self, at: &str, problems: &mut Vec<String>) {
+    /// Pushes a line for each value that does not fit another one, and each name or module that is not valid. Ranges
+    /// are checked by [`check_ranges`].
+    pub fn check_together(&self, at: &str, problems: &mut Vec<String>) {
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if !self.label().chars().all(plain) || self.label().starts_with('.') {
             let name = self.label();
             problems.push(format!("{at}.name: {name:?} is not of letters, digits, '.', '_', '-'"));
         }
-        if self.epochs == 0 {
-            problems.push(format!("{at}.epochs: 0 is below 1"));
-        }
-        if self.batch_size == Some(0) {
-            problems.push(format!("{at}.batch_size: 0 is below 1"));
-        }
-        if !(self.clip_norm > 0.0 && self.clip_norm.is_finite()) {
-            problems.push(format!("{at}.clip_norm: {} is not a number above 0", self.clip_norm));
-        }
-        self.lr.check(&format!("{at}.lr"), problems);
-        self.optimizer.check(&format!("{at}.optimizer"), problems);
+        self.lr.check_together(&format!("{at}.lr"), problems);
+        self.optimizer.check_together(&format!("{at}.optimizer"), problems);
         if let Some(Err(err)) = self.module.as_deref().map(Pattern::parse) {
             problems.push(format!("{at}.module: {err}"));
         }

@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
 use crate::nn::Store;
+use crate::schema::below_one;
 
 /// Exponential moving average of weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmaConfig {
-    /// Share of the average that an update keeps, 0 to 1 (excluded): 0.999 averages over about 1,000 updates.
+    /// Fraction of the average that a step keeps: 0.999 averages over about 1,000 steps.
+    #[schemars(range(min = 0), transform = below_one)]
     pub decay: f64,
     /// Epoch of each stage from which weights are averaged; before it the live weights are evaluated.
     pub from: u32,
@@ -24,11 +26,8 @@ impl Default for EmaConfig {
 }
 
 impl EmaConfig {
-    /// Pushes a line for each value outside its range; `epochs` is that of the longest stage.
-    pub fn check(&self, epochs: u32, at: &str, problems: &mut Vec<String>) {
-        if !(0.0..1.0).contains(&self.decay) {
-            problems.push(format!("{at}.decay: {} is outside 0 to 1 (excluded)", self.decay));
-        }
+    /// Pushes a line for a begin that no stage reaches; `epochs` is that of the longest stage.
+    pub fn check_together(&self, epochs: u32, at: &str, problems: &mut Vec<String>) {
         if self.from >= epochs {
             problems.push(format!(
                 "{at}.from: epoch {} is never reached, no stage has more than {epochs} epochs",

@@ -6,15 +6,18 @@ use std::f64::consts::PI;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::schema::above_zero;
+
 /// The learning rate of a stage: `base`, times the warm-up, times the decay.
 ///
 /// The default is the published fine-tuning of MQAT: 0.01 times a table of factors by epoch, no warm-up.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LrConfig {
-    /// Learning rate that the factors multiply, more than 0.
+    /// Learning rate that all factors multiply.
+    #[schemars(transform = above_zero)]
     pub base: f64,
-    /// Updates over which the rate rises linearly from `base / warmup_steps` to `base`; 0 is none.
+    /// Steps over which the rate rises linearly from `base / warmup_steps` to `base`; 0 is none.
     pub warmup_steps: u64,
     /// How the rate falls over the stage.
     pub decay: Decay,
@@ -28,17 +31,19 @@ pub enum Decay {
     Constant,
     /// Epoch of the stage (from 0) to factor. A factor multiplies the base rate, not the current one, and holds
     /// until the next entry; before the first entry the factor is 1.
-    Epochs(BTreeMap<u32, f64>),
-    /// Multiplied by `factor` once at each of the listed updates of the stage.
+    Epochs(#[schemars(transform = values_at_least_zero)] BTreeMap<u32, f64>),
+    /// Multiplied by `factor` once at each of the listed steps of the stage.
     Steps {
-        /// Numbers of updates after which the rate falls, ascending.
+        /// Numbers of steps after which the rate falls, ascending.
         at: Vec<u64>,
-        /// What each fall multiplies the rate by, more than 0 and at most 1.
+        /// What each fall multiplies the rate by.
+        #[schemars(transform = above_zero, range(max = 1))]
         factor: f64,
     },
     /// Half a cosine from 1 (at the end of the warm-up) to `to` (at the end of the stage).
     Cosine {
-        /// The last factor, 0 to 1.
+        /// The last factor.
+        #[schemars(range(min = 0, max = 1))]
         to: f64,
     },
 }
@@ -108,44 +113,30 @@ impl LrConfig {
         self.base * warmup * decay
     }
 
-    /// Pushes a line for each value outside its range.
-    pub fn check(&self, at: &str, problems: &mut Vec<String>) {
-        if !(self.base > 0.0 && self.base.is_finite()) {
-            problems.push(format!("{at}.base: {} is not a number above 0", self.base));
+    /// Pushes a line for each value that does not fit another one. Ranges are checked by
+    /// [`check_ranges`](crate::schema::check_ranges).
+    pub fn check_together(&self, at: &str, problems: &mut Vec<String>) {
+        if let Decay::Steps { at: steps, .. } = &self.decay
+            && steps.windows(2).any(|w| w[0] >= w[1])
+        {
+            problems.push(format!("{at}.decay.steps.at: {steps:?} is not ascending"));
         }
-        match &self.decay {
-            Decay::Constant => {}
-            Decay::Epochs(table) => {
-                for (epoch, factor) in table {
-                    if !(*factor >= 0.0 && factor.is_finite()) {
-                        problems.push(format!(
-                            "{at}.decay.epochs.{epoch}: {factor} is not a number of 0 or more"
-                        ));
-                    }
-                }
-            }
-            Decay::Steps { at: steps, factor } => {
-                if !(*factor > 0.0 && *factor <= 1.0) {
-                    problems.push(format!(
-                        "{at}.decay.steps.factor: {factor} is outside 0 (excluded) to 1"
-                    ));
-                }
-                if steps.windows(2).any(|w| w[0] >= w[1]) {
-                    problems.push(format!("{at}.decay.steps.at: {steps:?} is not ascending"));
-                }
-            }
-            Decay::Cosine { to } => {
-                if !(0.0..=1.0).contains(to) {
-                    problems.push(format!("{at}.decay.cosine.to: {to} is outside 0 to 1"));
-                }
-            }
-        }
+    }
+}
+
+/// For the schema of a map to numbers.
+fn values_at_least_zero(schema: &mut schemars::Schema) {
+    let object = schema.ensure_object();
+    let values = object.get_mut("patternProperties").and_then(|p| p.as_object_mut());
+    for value in values.into_iter().flat_map(|p| p.values_mut()) {
+        value["minimum"] = 0.into();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::check_ranges;
 
     fn place(epoch: u32, step: u64) -> LrPlace {
         LrPlace { epoch, step, num_steps: 110 }
@@ -200,16 +191,18 @@ mod tests {
     fn each_bad_value_is_named() {
         let problems = |decay| {
             let mut problems = Vec::new();
-            LrConfig { base: 0.0, warmup_steps: 0, decay }.check("lr", &mut problems);
+            let lr = LrConfig { base: 0.0, warmup_steps: 0, decay };
+            check_ranges(&lr, "lr", &mut problems);
+            lr.check_together("lr", &mut problems);
             problems
         };
-        assert_eq!(problems(Decay::Constant), ["lr.base: 0 is not a number above 0"]);
+        assert_eq!(problems(Decay::Constant), ["lr.base: 0 is not above 0"]);
         let table = Decay::Epochs([(3, -1.0)].into());
-        assert_eq!(problems(table)[1], "lr.decay.epochs.3: -1 is not a number of 0 or more");
+        assert_eq!(problems(table)[1], "lr.decay.epochs.3: -1 is below 0");
         let steps = problems(Decay::Steps { at: vec![5, 5], factor: 0.0 });
-        assert_eq!(steps[1], "lr.decay.steps.factor: 0 is outside 0 (excluded) to 1");
+        assert_eq!(steps[1], "lr.decay.steps.factor: 0 is outside 0..=1 (0 excluded)");
         assert_eq!(steps[2], "lr.decay.steps.at: [5, 5] is not ascending");
         let cosine = problems(Decay::Cosine { to: 1.5 });
-        assert_eq!(cosine[1], "lr.decay.cosine.to: 1.5 is outside 0 to 1");
+        assert_eq!(cosine[1], "lr.decay.cosine.to: 1.5 is outside 0..=1");
     }
 }

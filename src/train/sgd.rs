@@ -10,16 +10,19 @@ use tch::{COptimizer, Kind, Tensor};
 
 use super::fused::{self, Rule};
 use crate::quant::Learnt;
+use crate::schema::below_one;
 
 /// Settings of the optimizer. The default is the published fine-tuning of MQAT.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SgdConfig {
-    /// Share of the momentum kept from update to update, 0 (none) to 1 (excluded).
+    /// Fraction of the momentum kept from step to step; 0 is none.
+    #[schemars(range(min = 0), transform = below_one)]
     pub momentum: f64,
-    /// Look ahead along the momentum (needs one).
+    /// Nesterov momentum: look ahead along the momentum, which must be above 0.
     pub nesterov: bool,
-    /// L2 penalty added to the gradient, 0 or more.
+    /// L2 penalty added to the gradient.
+    #[schemars(range(min = 0))]
     pub weight_decay: f64,
 }
 
@@ -35,18 +38,11 @@ impl SgdConfig {
         Self { momentum: 0.9, nesterov: true, weight_decay: 1e-4 }
     }
 
-    /// Pushes a line for each value outside its range.
-    pub fn check(&self, at: &str, problems: &mut Vec<String>) {
-        if !(0.0..1.0).contains(&self.momentum) {
-            let momentum = self.momentum;
-            problems.push(format!("{at}.momentum: {momentum} is outside 0 to 1 (excluded)"));
-        }
+    /// Pushes a line for each value that does not fit another one. Ranges are checked by
+    /// [`check_ranges`](crate::schema::check_ranges).
+    pub fn check_together(&self, at: &str, problems: &mut Vec<String>) {
         if self.nesterov && self.momentum == 0.0 {
             problems.push(format!("{at}.nesterov: true needs a momentum above 0"));
-        }
-        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
-            let decay = self.weight_decay;
-            problems.push(format!("{at}.weight_decay: {decay} is not a number of 0 or more"));
         }
     }
 }
@@ -363,6 +359,7 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::check_ranges;
     use tch::nn::OptimizerConfig;
     use tch::{Device, nn};
 
@@ -579,14 +576,16 @@ mod tests {
     fn each_bad_setting_is_named() {
         let mut problems = Vec::new();
         let config = SgdConfig { momentum: 0.0, nesterov: true, weight_decay: -1.0 };
-        config.check("sgd", &mut problems);
-        SgdConfig { momentum: 1.0, ..SgdConfig::default() }.check("sgd", &mut problems);
+        config.check_together("sgd", &mut problems);
+        check_ranges(&config, "sgd", &mut problems);
+        let whole = SgdConfig { momentum: 1.0, ..SgdConfig::default() };
+        check_ranges(&whole, "sgd", &mut problems);
         assert_eq!(
             problems,
             [
                 "sgd.nesterov: true needs a momentum above 0",
-                "sgd.weight_decay: -1 is not a number of 0 or more",
-                "sgd.momentum: 1 is outside 0 to 1 (excluded)",
+                "sgd.weight_decay: -1 is below 0",
+                "sgd.momentum: 1 is outside 0..1 (1 excluded)",
             ]
         );
     }

@@ -19,8 +19,9 @@ use crate::model::{PoseNet, images_from_bytes, losses};
 pub struct MonitorConfig {
     /// What is compared. Equal values are told apart by the objects found, then by the validation loss.
     pub metric: Monitored,
-    /// End a stage after this many validations in a row without a better one, 1 or more; `null` trains all its epochs.
-    /// Counted from the first validation in which the stage's module is fully quantized.
+    /// End a stage after this many validations in a row without a better one, counted once its module is fully quantized;
+    /// `null` trains all its epochs. The next stage goes on from the last weights, not from the best.
+    #[schemars(range(min = 1))]
     pub patience: Option<u32>,
 }
 
@@ -63,15 +64,6 @@ impl Monitored {
         score.value = value;
         score.higher_is_better = self == Self::Found;
         score
-    }
-}
-
-impl MonitorConfig {
-    /// Pushes a line for each value outside its range.
-    pub(super) fn check(&self, at: &str, problems: &mut Vec<String>) {
-        if self.patience == Some(0) {
-            problems.push(format!("{at}.patience: 0 is below 1; null trains all epochs"));
-        }
     }
 }
 

@@ -14,6 +14,7 @@ use super::{Content, Dtype, PackedFile, PackedTensor};
 use crate::model::PoseNet;
 use crate::quant::size::{self, LayerSize};
 use crate::quant::{ModuleQuantizer, WeightCodes};
+use crate::schema::from_value;
 
 /// Where `meta` lists the tensors of the network that no output depends on, and that the file leaves out.
 const LEFT_OUT: &str = "left_out";
@@ -320,7 +321,7 @@ pub struct Unpacked {
 pub fn unpack(file: PackedFile, is_extra: impl Fn(&str) -> bool) -> Result<Unpacked> {
     let folded = file.meta.get(FOLDED).cloned().unwrap_or_else(|| Value::Array(Vec::new()));
     let folded: Vec<String> =
-        serde_json::from_value(folded).with_context(|| format!("header: meta.{FOLDED}"))?;
+        from_value(folded).with_context(|| format!("header: meta.{FOLDED}"))?;
     let (mut state, mut extra) = (Vec::new(), Vec::new());
     for tensor in file.tensors {
         let value = unpack_tensor(&tensor).with_context(|| format!("tensor {}", tensor.name))?;

@@ -244,9 +244,9 @@ fn each_bad_value_of_a_config_is_named() {
         "training.ckpt_every: 0 is below 1",
         "training.max_steps: 0 is below 1",
         "training.stages.0.name: \"a/b\" is not of letters",
-        "training.stages.0.clip_norm: 0 is not a number above 0",
+        "training.stages.0.clip_norm: 0 is not above 0",
         "training.stages.1.weights.schedule.2: fraction 1 is never reached",
-        "training.stages.1.lr.base: -1 is not a number above 0",
+        "training.stages.1.lr.base: -1 is not above 0",
         "training.stages.2.module: fpn.out_convs was quantized by stage fpn before",
         "training.stages.3.module: is null, but weights or activations are to be quantized",
         "training.stages.4.module: backbone, but neither weights nor activations",
@@ -318,7 +318,7 @@ fn an_average_that_never_begins_is_refused() {
     };
     assert_eq!(ema(0.9, 2), "");
     assert!(ema(0.9, 3).contains("training.ema.from: epoch 3 is never reached"), "{}", ema(0.9, 3));
-    assert!(ema(1.0, 0).contains("training.ema.decay: 1 is outside 0 to 1"));
+    assert!(ema(1.0, 0).contains("training.ema.decay: 1 is outside 0..1 (1 excluded)"));
 }
 
 #[test]
