@@ -143,9 +143,12 @@ pub fn read_head(path: &Path) -> Result<TensorHead> {
         .with_context(|| format!("reading the header of {}", path.display()))
 }
 
+/// A file at the first byte of its data, its tensors and metadata, and whether a checksum of the header was right.
+type Opened = (File, Vec<Planned>, BTreeMap<String, String>, bool);
+
 /// Opens a file and checks its header, also by its checksum where it has one; the file stands at the first byte of the
 /// data.
-fn open_planned(path: &Path) -> Result<(File, Vec<Planned>, BTreeMap<String, String>, bool)> {
+fn open_planned(path: &Path) -> Result<Opened> {
     let mut file = open_file(path)?;
     let meta = file.metadata()?;
     ensure!(meta.len() >= 8, "{} bytes, expected at least 8: the file is truncated", meta.len());

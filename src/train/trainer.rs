@@ -280,12 +280,12 @@ impl Trainer {
                 keys.truncate(MOST_KEYS);
                 keys.push(format!("{more} more"));
             }
-            if !keys.is_empty() {
-                all.push(format!(
-                    "the checkpoint was written with another configuration: {} differ",
-                    keys.join(", ")
-                ));
-            }
+            let which = if keys.is_empty() {
+                String::new()
+            } else {
+                format!(": {} differ", keys.join(", "))
+            };
+            all.push(format!("the checkpoint was written with another configuration{which}"));
         }
         for (split, theirs) in &meta.data {
             let ours = self.run.data.get(split);

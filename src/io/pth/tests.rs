@@ -81,12 +81,12 @@ fn objects_of_other_classes_are_noted_and_nothing_is_made_of_them() {
     assert_eq!(name(b"cpathlib\nPosixPath\n(X\x01\0\0\0/X\x03\0\0\0tmptR."), "pathlib.PosixPath");
     // enums and bound methods, named arguments, the classes of Python 2, subclasses of list and dict, a class by itself
     assert_eq!(
-        name(b"cbuiltins\ngetattr\ncmy.code\nMode\nX\x03\0\0\0oneb\x86R."),
+        name(b"cbuiltins\ngetattr\ncmy.code\nMode\nX\x03\0\0\0one\x86R."),
         "builtins.getattr"
     );
     assert_eq!(name(b"\x80\x04\x8c\x01m\x8c\x01C\x93)}\x92."), "m.C");
     assert_eq!(name(b"(K\x01im\nC\n}b."), "m.C");
-    assert_eq!(name(b"(cm\nC\nK\x01o(K\x01K\x02ub."), "m.C");
+    assert_eq!(name(b"(cm\nC\nK\x01o(K\x01K\x02u."), "m.C");
     assert_eq!(name(b"cm\nConfig\n)\x81(X\x01\0\0\0aK\x01u(K\x02e."), "m.Config");
     assert_eq!(name(b"ctorch.nn\nReLU\n."), "torch.nn.ReLU");
     assert_eq!(name(b"cm\n\x1b[2J\n."), "m.\\u{1b}[2J");
