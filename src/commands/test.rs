@@ -127,8 +127,11 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
         .or_else(|| folder.as_ref().map(|f| f.evaluation(&request.split.to_string())));
     if let Some(out) = &out {
         write_report(out, &config, &dataset, &runs)?;
-        let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone());
-        let paths: Vec<PathBuf> = files.iter().map(absolute).collect();
+        let absolute = |p: &PathBuf| {
+            let path = std::path::absolute(p).unwrap_or_else(|_| p.clone());
+            path.to_string_lossy().into_owned()
+        };
+        let paths: Vec<String> = files.iter().map(absolute).collect();
         io::write_json(&out.join(CHECKPOINTS_FILE), &paths)?;
     }
     let evaluations = runs

@@ -39,8 +39,12 @@ impl<'a> Ruler<'a> {
 /// # Errors
 /// If there is one: names the key and what rules.
 pub(crate) fn ensure_none(set: &[String], rulers: &[Ruler], config: &Config) -> Result<()> {
-    for assignment in set {
+    for (i, assignment) in set.iter().enumerate() {
         let key = assignment.split_once('=').map_or(assignment.as_str(), |(key, _)| key);
+        // Of several assignments of one key the last one counts.
+        if set[i + 1..].iter().any(|later| later.split_once('=').is_some_and(|(k, _)| k == key)) {
+            continue;
+        }
         for ruler in rulers {
             if let Some(option) = ruler.option.filter(|_| (ruler.rules)(key)) {
                 bail!("--set {assignment} is overruled by {option}: leave one of them out");

@@ -90,8 +90,18 @@ fn a_set_that_is_overruled_names_what_rules() {
     ]);
     train(&["--set", "training.max_steps=9"]).code(1).says(&["overruled by --max-steps"]);
     assert!(fs::read_dir(dir.path()).unwrap().next().is_none(), "nothing was made");
-    let plan =
-        run(&small("plan", &["--images", "64", "--batch-size", "2", "--json"])).code(0).json();
+    let plan = run(&[
+        "plan",
+        "--topology",
+        "WidedepthTiny",
+        "--images",
+        "64",
+        "--batch-size",
+        "2",
+        "--json",
+    ])
+    .code(0)
+    .json();
     for stage in plan["stages"].as_array().unwrap() {
         assert_eq!(stage["batch_size"], 2);
     }
@@ -234,9 +244,8 @@ fn what_is_no_file_is_refused_at_once_and_names_cannot_act() {
         ran.stderr()
     );
     // A timeline of billions of epochs takes no memory.
-    let plan = run(&small(
-        "plan",
-        &["--images", "64", "--set", "training.full_precision.epochs=4000000000", "--json"],
-    ));
+    let epochs = "training.full_precision.epochs=4000000000";
+    let plan =
+        run(&["plan", "--topology", "WidedepthTiny", "--images", "64", "--set", epochs, "--json"]);
     assert_eq!(plan.code(0).json()["stages"][0]["num_epochs"], 4_000_000_000_u32);
 }
