@@ -1,14 +1,14 @@
 //! What kind of file holds a network, and how much of a network it must fill.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 use crate::export::onnx::looks_like_onnx;
 use crate::export::packed;
+use crate::io::{mistaken_for_a_file, open_file};
 use crate::train::CheckpointMeta;
 
 /// What kind of file holds a network: told by its first bytes; an ONNX file by its name as well.
@@ -56,6 +56,29 @@ impl Strictness {
     }
 }
 
+/// How a file of weights is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// How much of the network it must fill.
+    pub strictness: Strictness,
+    /// What stands before the keys of the network, where a file of another program holds several; `None` takes off
+    /// what they all share.
+    pub strip_prefix: Option<String>,
+}
+
+impl Reading {
+    /// As options ask for.
+    pub fn new(is_loose: bool, strip_prefix: Option<String>) -> Self {
+        Self { strictness: Strictness::loose(is_loose), strip_prefix }
+    }
+}
+
+impl From<Strictness> for Reading {
+    fn from(strictness: Strictness) -> Self {
+        Self { strictness, strip_prefix: None }
+    }
+}
+
 /// Tells the kind of a file by its first bytes.
 ///
 /// # Errors
@@ -65,7 +88,7 @@ pub fn kind_of(path: &Path) -> Result<FileKind> {
         return Ok(FileKind::Onnx);
     }
     let at = path.display();
-    let mut file = File::open(path).with_context(|| format!("opening {at}"))?;
+    let mut file = open_file(path)?;
     let mut head = Vec::with_capacity(16);
     file.by_ref().take(16).read_to_end(&mut head).with_context(|| format!("reading {at}"))?;
     // A safetensors header begins after its length, and with a brace; no pickle or zip has one there.
@@ -77,6 +100,9 @@ pub fn kind_of(path: &Path) -> Result<FileKind> {
     }
     if head.starts_with(&packed::MAGIC) {
         return Ok(FileKind::Packed);
+    }
+    if let Some(what) = mistaken_for_a_file(path)? {
+        bail!("{at} {what}");
     }
     let is_zip = head.starts_with(b"PK\x03\x04");
     let is_pickle = matches!(head[..], [0x80, 2..=5, ..]);
@@ -95,7 +121,7 @@ pub fn kind_of(path: &Path) -> Result<FileKind> {
 pub fn is_onnx(file: &Path) -> Result<bool> {
     let at = file.display();
     let mut head = Vec::with_capacity(3);
-    let opened = File::open(file).with_context(|| format!("opening {at}"))?;
+    let opened = open_file(file)?;
     opened.take(3).read_to_end(&mut head).with_context(|| format!("reading {at}"))?;
     Ok(file.extension().is_some_and(|e| e == "onnx") || looks_like_onnx(&head))
 }

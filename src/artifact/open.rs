@@ -7,7 +7,7 @@ use serde_json::Value;
 use tch::Device;
 
 use super::engine::{EngineChoice, OnnxEngine, OnnxMeta};
-use super::kind::{FileKind, Strictness, kind_of};
+use super::kind::{FileKind, Reading, Strictness, kind_of};
 use super::name::run_name;
 use super::network::network_to_load;
 use super::weights::{self, LoadedNetwork};
@@ -132,41 +132,51 @@ impl Artifact {
     /// Its network in libtorch, with what came with the weights.
     ///
     /// # Errors
-    /// If it is an ONNX file, is damaged, or does not fit its config as far as `strictness` asks.
+    /// If it is an ONNX file, is damaged, or does not fit its config as far as `reading` asks.
     pub fn network(
         &self,
         device: Device,
-        strictness: Strictness,
+        reading: impl Into<Reading>,
         which: Stored,
     ) -> Result<(Box<dyn Network>, LoadedNetwork)> {
-        let net = network_to_load(&self.config, device, strictness)?;
-        let load = match which {
-            Stored::AsStored => weights::load_as_stored,
-            Stored::AsComputed => weights::load,
+        let reading = reading.into();
+        let net = network_to_load(&self.config, device, reading.strictness)?;
+        let loaded = match which {
+            Stored::AsStored => weights::load_as_stored(&self.file, net.as_ref(), reading),
+            Stored::AsComputed => weights::load(&self.file, net.as_ref(), reading),
         };
-        let loaded = load(&self.file, net.as_ref(), strictness)?;
-        Ok((net, loaded))
+        Ok((net, loaded?))
     }
 
     /// What runs it: libtorch on `device`, or ONNX Runtime on the CPU with `threads`.
     ///
     /// # Errors
     /// If it is damaged, does not fit its config, or ONNX Runtime is missing.
-    pub fn engine(&self, device: Device, strictness: Strictness, threads: usize) -> Result<Opened> {
+    pub fn engine(
+        &self,
+        device: Device,
+        reading: impl Into<Reading>,
+        threads: usize,
+    ) -> Result<Opened> {
+        let reading = reading.into();
         if self.kind == FileKind::Onnx {
-            return self.onnx_engine(strictness, threads);
+            return self.onnx_engine(&reading, threads);
         }
-        let (net, loaded) = self.network(device, strictness, Stored::AsComputed)?;
+        let (net, loaded) = self.network(device, reading, Stored::AsComputed)?;
         loaded.report.log();
         let averaged = if loaded.averaged { ", averaged weights" } else { "" };
         let name = run_name(&loaded.quantized, &loaded.quantizers) + averaged;
         Ok(Opened { name, engine: net, device, exact_sums: None })
     }
 
-    fn onnx_engine(&self, strictness: Strictness, threads: usize) -> Result<Opened> {
+    fn onnx_engine(&self, reading: &Reading, threads: usize) -> Result<Opened> {
         let at = self.file.display();
         ensure!(
-            strictness == Strictness::Strict,
+            reading.strip_prefix.is_none(),
+            "--strip-prefix cannot act: the ONNX file {at} has no keys of PyTorch; leave it out"
+        );
+        ensure!(
+            reading.strictness == Strictness::Strict,
             "--loose cannot act: no layer of the ONNX file {at} can be missing; leave it out"
         );
         let engine = OnnxEngine::open(&self.file, threads)?;

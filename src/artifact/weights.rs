@@ -7,6 +7,7 @@
 
 mod assign;
 mod grid;
+mod prefix;
 mod pytorch;
 mod report;
 mod state;
@@ -22,7 +23,7 @@ pub use grid::recognise_grid;
 pub use report::{Conversion, GridReport, InqLayerReport, LoadReport, OtherMember, Unmatched};
 pub use unwrap::assembled_weight;
 
-use super::kind::{FileKind, Strictness, kind_of};
+use super::kind::{FileKind, Reading, Strictness, kind_of};
 use super::packed;
 use crate::io::tensors;
 use crate::nn::Network;
@@ -68,8 +69,8 @@ pub fn meta_of(path: &Path) -> Result<Option<CheckpointMeta>> {
 ///
 /// # Errors
 /// If the file is broken or, as far as `strictness` asks, does not fit the network, which is then unchanged.
-pub fn load(path: &Path, net: &dyn Network, strictness: Strictness) -> Result<LoadedNetwork> {
-    let mut loaded = load_as_stored(path, net, strictness)?;
+pub fn load(path: &Path, net: &dyn Network, reading: impl Into<Reading>) -> Result<LoadedNetwork> {
+    let mut loaded = load_as_stored(path, net, reading)?;
     for quantizer in &mut loaded.quantizers {
         quantizer.bake().with_context(|| format!("loading {}", path.display()))?;
     }
@@ -83,20 +84,37 @@ pub fn load(path: &Path, net: &dyn Network, strictness: Strictness) -> Result<Lo
 pub(crate) fn load_as_stored(
     path: &Path,
     net: &dyn Network,
-    strictness: Strictness,
+    reading: impl Into<Reading>,
 ) -> Result<LoadedNetwork> {
+    let Reading { strictness, strip_prefix } = reading.into();
     let kind = kind_of(path)?;
-    match kind {
-        FileKind::Checkpoint => load_checkpoint(path, net, strictness),
-        FileKind::Safetensors | FileKind::PyTorch => {
-            load_state(read_state(path)?, kind, net, strictness)
+    match (kind, strip_prefix) {
+        (FileKind::Safetensors | FileKind::PyTorch, prefix) => {
+            let mut state = read_state(path)?;
+            let doing = || format!("loading {}", path.display());
+            let left_out = prefix
+                .map_or(Ok(Vec::new()), |p| prefix::take_off_named(&mut state.tensors, &p))
+                .with_context(doing)?;
+            if !left_out.is_empty() {
+                tracing::warn!(
+                    "{}: {} tensors outside --strip-prefix are left out: {}",
+                    path.display(),
+                    left_out.len(),
+                    report::first_few(&left_out.iter().map(String::as_str).collect::<Vec<_>>(), 3)
+                );
+            }
+            load_state(state, kind, net, strictness)
         }
-        FileKind::Packed => load_packed(path, net, strictness),
-        FileKind::Onnx => bail!(
+        (FileKind::Onnx, _) => bail!(
             "{} is an ONNX file, whose weights are not loaded into a network: name the file of weights that it was \
              exported from",
             path.display()
         ),
+        (_, Some(_)) => {
+            bail!("{} has this program's own keys: leave --strip-prefix out", path.display())
+        }
+        (FileKind::Checkpoint, None) => load_checkpoint(path, net, strictness),
+        (FileKind::Packed, None) => load_packed(path, net, strictness),
     }
 }
 
@@ -109,10 +127,13 @@ pub(crate) fn read_state(path: &Path) -> Result<StateDict<'_>> {
 }
 
 /// The INQ layers of a state dict, and what is to be known about its keys.
-pub(crate) fn inq_layers(state: StateDict) -> Result<(Vec<InqLayerReport>, Vec<String>)> {
+pub(crate) fn inq_layers(mut state: StateDict) -> Result<(Vec<InqLayerReport>, Vec<String>)> {
+    let prefix = prefix::take_off(&mut state.tensors);
     let unwrapped = unwrap::unwrap(state.tensors, Strictness::Loose)
         .with_context(|| format!("reading {}", state.path.display()))?;
-    Ok((unwrapped.inq.iter().map(grid::describe).collect(), unwrapped.notes))
+    let mut notes = unwrapped.notes;
+    notes.extend(prefix.note());
+    Ok((unwrapped.inq.iter().map(grid::describe).collect(), notes))
 }
 
 /// The topology of the network that a file without a config holds, told by its tensors; `None` if it is not one with a
@@ -210,12 +231,15 @@ fn load_packed(path: &Path, net: &dyn Network, strictness: Strictness) -> Result
 
 /// A state dict of other programs.
 fn load_state(
-    file: StateDict<'_>,
+    mut file: StateDict<'_>,
     kind: FileKind,
     net: &dyn Network,
     strictness: Strictness,
 ) -> Result<LoadedNetwork> {
-    let at = || format!("loading {}", file.path.display());
+    let path = file.path;
+    let at = || format!("loading {}", path.display());
+    let prefix = prefix::take_off(&mut file.tensors);
+    prefix.ensure_one().with_context(at)?;
     let mut tensors = file.tensors;
     if let Some(module) = keys::module_alone(tensors.iter().map(|(key, _)| key.as_str())) {
         tensors.iter_mut().for_each(|(key, _)| key.insert_str(0, module));
@@ -228,7 +252,7 @@ fn load_state(
         key_form: unwrapped.key_form,
         num_doubled: unwrapped.num_doubled,
         left_over: unwrapped.left_over,
-        notes: unwrapped.notes,
+        notes: prefix.note().into_iter().chain(unwrapped.notes).collect(),
         ..LoadReport::default()
     };
     assign::assign(net, &unwrapped.tensors, strictness, &mut report)?;

@@ -187,6 +187,7 @@ impl Run {
             seed: config.experiment.seed,
             checkpoints: folder.to_owned(),
             config: Value::Null,
+            data: Default::default(),
         };
         let trainer = Trainer::new(net, train, task, run)?;
         let mut rehearsal = Rehearsal::new(trainer, batch, epoch)?;

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, select};
-use crate::artifact::Strictness;
+use crate::artifact::Reading;
 use crate::commands::import;
 
 /// Arguments of `mqat import`.
@@ -28,14 +28,19 @@ pub struct ImportArgs {
     #[arg(long)]
     pub loose: bool,
 
+    /// What stands before the keys of the network to take, where the file holds several (student. of a distillation); what
+    /// all keys share is taken off without it.
+    #[arg(long, value_name = "PREFIX")]
+    pub strip_prefix: Option<String>,
+
     /// Print one JSON document on stdout.
     #[arg(long)]
     pub json: bool,
 }
 
 pub(super) fn run(args: ImportArgs) -> Result<()> {
-    let strictness = Strictness::loose(args.loose);
-    let report = import(&args.file, &select(args.select), &args.out, strictness)?;
+    let reading = Reading::new(args.loose, args.strip_prefix);
+    let report = import(&args.file, &select(args.select), &args.out, reading)?;
     if let [first, ..] = report.load.not_loaded()[..] {
         tracing::warn!(
             "{} tensors of the network are NOT from the file and have random values: {first}, ...",

@@ -8,6 +8,7 @@ mod bench;
 mod completions;
 mod config;
 mod export;
+mod failure;
 mod import;
 mod inspect;
 mod onnx;
@@ -39,7 +40,7 @@ use stop::Ended;
 /// Runs a parsed command line; errors are printed once, here.
 pub fn run(cli: Cli) -> ExitCode {
     terminal::start_log(cli.verbose, cli.quiet);
-    exit_code(dispatch(cli.command))
+    exit_code(failure::guarded(|| dispatch(cli.command)))
 }
 
 fn exit_code(ended: Result<Ended>) -> ExitCode {
@@ -47,7 +48,7 @@ fn exit_code(ended: Result<Ended>) -> ExitCode {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Interrupted) => ExitCode::from(130),
         Err(err) => {
-            eprintln!("mqat: {err:#}");
+            eprintln!("mqat: {}", failure::one_line(&err));
             ExitCode::FAILURE
         }
     }
@@ -79,7 +80,15 @@ fn dispatch(command: Command) -> Result<Ended> {
 ///
 /// For the launcher, which has no libtorch: nothing that is reachable from here may use it (`tests/cli/help.rs` looks).
 pub fn answer_without_libtorch(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let text = |arg: &OsString| arg.to_string_lossy().into_owned();
+    let is_odd = args.iter().map(text).any(|arg| terminal::visible(&arg) != arg);
     let answered = match Cli::try_parse_from(args) {
+        // The message repeats arguments.
+        Err(answer) if is_odd => {
+            eprint!("{}", terminal::visible(&answer.render().to_string()));
+            return Some(ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(1)));
+        }
         Err(answer) => {
             // A closed stdout (`mqat --help | head -1`) is no failure.
             drop(answer.print());

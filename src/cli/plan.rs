@@ -136,6 +136,10 @@ pub struct PlanArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub epochs: Option<u32>,
 
+    /// Images of an update in every stage, as of `mqat train`.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: Option<u32>,
+
     /// Also write the flow as a plan file, for --flow of other commands.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -151,6 +155,7 @@ pub(super) fn run(args: PlanArgs) -> Result<()> {
         flow: args.flow.source()?,
         data: args.data,
         epochs: args.epochs,
+        batch_size: args.batch_size.map(|n| n as usize),
         num_images: args.images,
         out: args.out,
     })?;

@@ -37,7 +37,7 @@ pub struct PredictArgs {
     /// Images (PNG, JPEG), folders of images, globs, lists of a dataset (.txt, one image a line), videos (by an installed
     /// ffmpeg).
     #[arg(value_name = "INPUT", required = true)]
-    pub inputs: Vec<String>,
+    pub inputs: Vec<PathBuf>,
 
     /// The network: a checkpoint, packed (.mqat) or ONNX file, safetensors, or a PyTorch file of the published code.
     #[arg(long, value_name = "FILE")]

@@ -1,5 +1,7 @@
 //! `mqat search`.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -385,12 +387,12 @@ pub(super) fn run(args: SearchArgs) -> Result<Ended> {
 
 /// This command line with `--only` for every trial that can be run now; the others are told as comments.
 fn commands(trials: &[ListedTrial]) -> String {
-    let own: Vec<String> = std::env::args()
+    let own: Vec<String> = std::env::args_os()
         .filter(|a| a != "--print-commands" && a != "--json")
         .map(|a| quoted(&a))
         .collect();
     let line = |t: &ListedTrial| {
-        let command = format!("{} --only {}", own.join(" "), quoted(&t.name));
+        let command = format!("{} --only {}", own.join(" "), quoted(OsStr::new(&t.name)));
         match (t.state, t.after.as_slice()) {
             ("running", _) => format!("# running: {}", t.name),
             (_, []) => command,
@@ -404,13 +406,21 @@ fn commands(trials: &[ListedTrial]) -> String {
 }
 
 /// For a shell.
-fn quoted(text: &str) -> String {
+fn quoted(text: &OsStr) -> String {
+    let Some(text) = text.to_str() else { return quoted_bytes(text.as_bytes()) };
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
         text.to_owned()
     } else {
         format!("'{}'", text.replace('\'', r"'\''"))
     }
+}
+
+/// Of what is no UTF-8: every odd byte by its number.
+fn quoted_bytes(bytes: &[u8]) -> String {
+    let plain = |b: u8| b.is_ascii_graphic() && b != b'\'' && b != b'\\';
+    let one = |&b: &u8| if plain(b) { char::from(b).to_string() } else { format!("\\x{b:02x}") };
+    format!("$'{}'", bytes.iter().map(one).collect::<String>())
 }
 
 #[cfg(test)]
@@ -432,9 +442,11 @@ mod tests {
 
     #[test]
     fn words_are_quoted_for_a_shell() {
+        let quoted = |text: &str| quoted(OsStr::new(text));
         assert_eq!(quoted("--set"), "--set");
         assert_eq!(quoted("a b"), "'a b'");
         assert_eq!(quoted("it's"), r"'it'\''s'");
         assert_eq!(quoted(""), "''");
+        assert_eq!(super::quoted(OsStr::from_bytes(b"a \xff'")), r"$'a\x20\xff\x27'");
     }
 }

@@ -5,24 +5,25 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use crate::run::{DeviceChoice, Request, Select};
+use crate::run::{DeviceChoice, Request, Select, folder_name};
 
 /// Which config, and what is changed in it.
 #[derive(Debug, Clone, Args)]
 pub struct ConfigNames {
     /// The problem: a folder of problems/ [default: SwissCube].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = folder_name)]
     pub problem: Option<String>,
 
     /// The topology: a folder of problems/PROBLEM/ [default: Widedepth].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = folder_name)]
     pub topology: Option<String>,
 
     /// A config file, instead of problems/PROBLEM/TOPOLOGY/config.json.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Change a config value, by dotted key; repeatable (--set data.bs_train=4 --set quantize.flow.0.epochs=10).
+    /// Change a config value, by dotted key; repeatable (--set data.bs_valid=4 --set quantize.flow.0.epochs=10).
+    /// `mqat train` and `mqat plan` refuse one that something else rules over.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }

@@ -31,11 +31,58 @@ pub fn start_log(verbose: u8, quiet: bool) {
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(AboveBars)
-        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_ansi(has_colors())
         .with_target(verbose > 0)
         .with_timer(SinceStart(Instant::now()))
         .try_init();
     debug_assert!(started.is_ok(), "the log is set up once");
+}
+
+/// The text without what acts on a terminal: control characters (of names in files, for example) and marks that turn the
+/// direction of writing are shown by their numbers. Line ends and tabs stay.
+pub(super) fn visible(text: &str) -> String {
+    escaped(text, false)
+}
+
+/// As [`visible`]; with `keep_colors` also sequences that only set colors and weight stay, as the log itself writes them.
+fn escaped(text: &str, keep_colors: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let length = match color_length(rest) {
+            Some(length) if keep_colors => {
+                out.push_str(&rest[..length]);
+                length
+            }
+            _ if acts(c) => {
+                out.extend(c.escape_unicode());
+                c.len_utf8()
+            }
+            _ => {
+                out.push(c);
+                c.len_utf8()
+            }
+        };
+        rest = &rest[length..];
+    }
+    out
+}
+
+fn acts(c: char) -> bool {
+    let turns =
+        matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    (c.is_control() && c != '\n' && c != '\t') || turns
+}
+
+/// Bytes of the sequence at the front that sets colors: `ESC [ numbers m`.
+fn color_length(text: &str) -> Option<usize> {
+    let numbers = text.strip_prefix("\x1b[")?;
+    let end = numbers.find(|c: char| !c.is_ascii_digit() && c != ';')?;
+    numbers[end..].starts_with('m').then_some("\x1b[".len() + end + 1)
+}
+
+fn has_colors() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
 struct SinceStart(Instant);
@@ -66,7 +113,8 @@ impl Write for Line {
 impl Drop for Line {
     fn drop(&mut self) {
         // A log that cannot be written must not stop the work.
-        bars().suspend(|| drop(io::stderr().write_all(&self.0)));
+        let text = escaped(&String::from_utf8_lossy(&self.0), has_colors());
+        bars().suspend(|| drop(io::stderr().write_all(text.as_bytes())));
     }
 }
 
@@ -100,7 +148,7 @@ impl Progress {
             )
             .unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = bars().add(ProgressBar::new(total).with_style(style));
-            bar.set_prefix(name.to_owned());
+            bar.set_prefix(visible(name));
             bar.set_position(done);
             bar.reset_eta();
             bar
@@ -134,7 +182,7 @@ impl Progress {
             };
             eprintln!(
                 "{}: {done}/{} {}, {rate:.1} {}/s, {left}{}{note}",
-                self.name,
+                visible(&self.name),
                 self.total,
                 self.unit,
                 self.unit,
@@ -174,5 +222,25 @@ impl Jobs {
         if let Some((_, bar)) = self.0 {
             bar.finish();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_acts_on_a_terminal_is_shown_by_number() {
+        let title = "a\u{1b}]0;mine\u{7}b\tc\nd\re";
+        assert_eq!(visible(title), "a\\u{1b}]0;mine\\u{7}b\tc\nd\\u{d}e");
+        assert_eq!(visible("\u{202e}gpj.exe \u{9b}2J"), "\\u{202e}gpj.exe \\u{9b}2J");
+        assert_eq!(visible("dätä [2] 中"), "dätä [2] 中");
+    }
+
+    #[test]
+    fn the_log_keeps_its_own_colors_alone() {
+        let line = "\u{1b}[33m WARN\u{1b}[0m x\u{1b}[2Jy\u{1b}[1;31";
+        assert_eq!(escaped(line, true), "\u{1b}[33m WARN\u{1b}[0m x\\u{1b}[2Jy\\u{1b}[1;31");
+        assert_eq!(escaped("\u{1b}[0m", false), "\\u{1b}[0m");
     }
 }

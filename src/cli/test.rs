@@ -34,6 +34,11 @@ pub struct TestArgs {
     #[arg(long)]
     pub all_stages: bool,
 
+    /// Evaluate the best checkpoint of the last stage by validation [default: the end of the last stage that is complete,
+    /// else the last checkpoint].
+    #[arg(long, conflicts_with_all = ["checkpoint", "all_stages"])]
+    pub best: bool,
+
     /// The split to evaluate.
     #[arg(long, default_value = "test", value_name = "train|valid|test")]
     pub split: Split,
@@ -52,6 +57,11 @@ pub struct TestArgs {
     /// Evaluate a file that lacks layers of the network, too: they have random values, and so have the results.
     #[arg(long)]
     pub loose: bool,
+
+    /// What stands before the keys of the network to take, where a file of another program holds several; what all keys
+    /// share is taken off without it.
+    #[arg(long, value_name = "PREFIX")]
+    pub strip_prefix: Option<String>,
 
     /// What runs the network: torch, ort (ONNX Runtime, for files of `mqat export --format onnx`), or auto by the file.
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
@@ -72,10 +82,12 @@ pub(super) fn run(args: TestArgs) -> Result<()> {
         checkpoints: args.checkpoint,
         exp_id: args.exp_id,
         all_stages: args.all_stages,
+        best: args.best,
         split: args.split,
         predictions: args.predictions,
         out: args.out,
         loose: args.loose,
+        strip_prefix: args.strip_prefix,
         engine: args.engine,
     };
     let mut jobs = Jobs::default();

@@ -46,9 +46,14 @@ pub struct TrainArgs {
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub ckpt_every_steps: Option<u64>,
 
-    /// Epochs of every stage (schedules of quantization and learning rate are stretched or shrunk to fit).
+    /// Epochs of every stage (schedules of quantization and learning rate are stretched or shrunk to fit); with --resume
+    /// of those that have not ended.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub epochs: Option<u32>,
+
+    /// Images of an update in every stage, whatever batch_size the config has for it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: Option<u32>,
 
     /// Stop after so many steps in all, with a checkpoint.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -88,6 +93,7 @@ pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
         ckpt_every: args.ckpt_every,
         ckpt_every_steps: args.ckpt_every_steps,
         epochs: args.epochs,
+        batch_size: args.batch_size.map(|n| n as usize),
         max_steps: args.max_steps,
         loose: args.loose,
     };

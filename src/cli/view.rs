@@ -5,15 +5,20 @@ use anyhow::Result;
 use super::terminal::Progress;
 use crate::quant::telemetry::Numbers;
 use crate::train::{
-    CheckpointRecord, Counts, EpochRecord, NamedLosses, Observer, StageEnd, StageStart, StepRecord,
-    TelemetryRecord, ValidRecord,
+    CheckpointRecord, Counts, EpochRecord, Monitored, NamedLosses, Observer, StageEnd, StageStart,
+    StepRecord, TelemetryRecord, ValidRecord, ValidScore,
 };
 
 /// Bars and log lines of a training run.
 #[derive(Default)]
 pub(super) struct TrainView {
     epoch: Option<Progress>,
+    /// A stage and its first loss that was seen.
+    begin: Option<(usize, f64)>,
 }
+
+/// How many times its begin the mean loss of an epoch is when training diverges.
+const DIVERGED: f64 = 3.0;
 
 impl TrainView {
     fn end_bar(&mut self) {
@@ -48,6 +53,9 @@ impl Observer for TrainView {
             positive = step.num_positive,
             "step"
         );
+        if self.begin.is_none_or(|(stage, _)| stage != step.stage) {
+            self.begin = Some((step.stage, step.loss));
+        }
         let done = step.batch as u64;
         let bar = self.epoch.get_or_insert_with(|| {
             let name = format!("{} epoch {}", step.stage_name, step.epoch);
@@ -73,6 +81,15 @@ impl Observer for TrainView {
             epoch.grad_norm,
             epoch.images_per_s,
         );
+        if let Some((_, begin)) = self.begin.filter(|(_, begin)| epoch.loss > DIVERGED * begin) {
+            tracing::warn!(
+                "the loss is {:.1} times what it was at the begin of stage {} ({begin:.4}): training diverges; stop it \
+                 and lower the learning rate (lr.base of the stage), now {:.1e}",
+                epoch.loss / begin,
+                epoch.stage_name,
+                epoch.lr
+            );
+        }
         Ok(())
     }
 
@@ -86,12 +103,19 @@ impl Observer for TrainView {
     }
 
     fn validation(&mut self, valid: &ValidRecord) -> Result<()> {
-        let best = if valid.best { ", best so far" } else { "" };
+        let is_percent = valid.score.name.contains("ADI") || valid.score.name.ends_with('%');
+        let best = match valid.best {
+            true if is_percent && valid.score.value == 0.0 => ", not one right yet",
+            true => ", best so far",
+            false => "",
+        };
         let averaged = if valid.averaged { " of the averaged weights" } else { "" };
         tracing::info!(
-            "validation: {} {:.1} %{averaged}{best}",
+            "validation: {} {:.1}{}{averaged}{best}{}",
             valid.score.name,
-            valid.score.value
+            valid.score.value,
+            if is_percent { " %" } else { "" },
+            measured(&valid.score)
         );
         for (name, value) in &valid.score.details {
             tracing::debug!("validation: {name} {value:.1}");
@@ -147,6 +171,22 @@ impl Observer for TrainView {
 fn losses_text(losses: &NamedLosses) -> String {
     let parts: Vec<String> = losses.iter().map(|(name, v)| format!("{name} {v:.4}")).collect();
     parts.join(", ")
+}
+
+/// What else a validation measured, for a line: objects found, median errors, the loss.
+fn measured(score: &ValidScore) -> String {
+    let counts = score.counts.map(|c| format!("found {} of {}", c.found, c.objects));
+    let detail = |measure: Monitored, decimals: usize| {
+        let name = measure.detail().filter(|name| *name != score.name)?;
+        Some(format!("{name} {:.decimals$}", score.detail(name)?))
+    };
+    let parts = [
+        counts,
+        detail(Monitored::RotationError, 1),
+        detail(Monitored::TranslationError, 1),
+        detail(Monitored::Loss, 4),
+    ];
+    parts.into_iter().flatten().map(|part| format!("; {part}")).collect()
 }
 
 /// The numbers that are known, in a line.

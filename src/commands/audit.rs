@@ -44,6 +44,7 @@ pub struct AuditRequest {
 #[derive(Debug, Serialize)]
 pub struct AuditReport {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub file: PathBuf,
     /// Its kind.
     pub kind: FileKind,

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tch::Device;
 
 use crate::artifact::name::module_names;
-use crate::artifact::{Asked, FileKind, LoadReport, Stored, Strictness, open};
+use crate::artifact::{Asked, FileKind, LoadReport, Reading, Stored, Strictness, open};
 use crate::run::{Home, Names, Select};
 use crate::train::{Checkpoint, CheckpointMeta, Imported};
 
@@ -15,6 +15,7 @@ use crate::train::{Checkpoint, CheckpointMeta, Imported};
 #[derive(Debug, Serialize)]
 pub struct ImportReport {
     /// The checkpoint that was written.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,
@@ -32,23 +33,18 @@ pub struct ImportReport {
 /// A checkpoint of this program keeps its own config, position and quantizers, and loses what only a resume needs.
 ///
 /// # Errors
-/// If the file is broken or does not fit the network of the config (with [`Strictness::Loose`]: not at all), or `out`
+/// If the file is broken or does not fit the network of the config (read loosely: not at all), or `out`
 /// is there already.
-pub fn import(
-    file: &Path,
-    select: &Select,
-    out: &Path,
-    strictness: Strictness,
-) -> Result<ImportReport> {
+pub fn import(file: &Path, select: &Select, out: &Path, reading: Reading) -> Result<ImportReport> {
     ensure!(!out.exists(), "{} already exists; remove it or name another file", out.display());
     ensure!(
-        select.seed.is_none() || strictness == Strictness::Loose,
+        select.seed.is_none() || reading.strictness == Strictness::Loose,
         "--seed cannot act: without --loose no layer begins with random values; leave it out"
     );
     let home = Home::find(None, None)?;
     let artifact = open(file, &Asked::weights(select, &home, Names::Config))?;
     let config = &artifact.config;
-    let (net, loaded) = artifact.network(Device::Cpu, strictness, Stored::AsStored)?;
+    let (net, loaded) = artifact.network(Device::Cpu, reading, Stored::AsStored)?;
     ensure!(
         loaded.kind != FileKind::Packed,
         "{} is packed, without the state that training goes on from; import the checkpoint it was made from",

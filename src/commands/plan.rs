@@ -15,7 +15,8 @@ use crate::run::config::{Config, Names, Select};
 use crate::run::flow::{self, FlowPlan, FlowSource, MadeBy};
 use crate::run::home::Home;
 use crate::run::layers::{LayerReport, layers, sizes_after, sizes_text};
-use crate::run::stretch;
+use crate::run::overruled::{self, Ruler};
+use crate::run::starts::StageOptions;
 use crate::train::{Decay, LrPlace, StageConfig};
 
 /// What `mqat plan` is asked.
@@ -29,6 +30,8 @@ pub struct PlanRequest {
     pub data: Option<PathBuf>,
     /// Epochs of every stage instead of the config's.
     pub epochs: Option<u32>,
+    /// Images of an update in every stage instead of the config's.
+    pub batch_size: Option<usize>,
     /// Training images, where the dataset is not at hand.
     pub num_images: Option<usize>,
     /// Where the flow is written as a plan file.
@@ -79,7 +82,9 @@ pub struct PlannedStage {
     pub batch_size: usize,
     /// Updates of an epoch.
     pub steps_per_epoch: Option<u64>,
-    /// Its epochs.
+    /// How many epochs it has.
+    pub num_epochs: u32,
+    /// Its epochs; of more than 10000 those at which something changes and some between them.
     pub epochs: Vec<PlannedEpoch>,
     /// Size once it is complete.
     pub sizes: Sizes,
@@ -130,9 +135,8 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
     if let Some(flow) = &request.flow {
         flow.apply(&mut config)?;
     }
-    if let Some(epochs) = request.epochs {
-        stretch::all(&mut config, epochs);
-    }
+    overruled::ensure_none(&request.select.set, &rulers(request), &config)?;
+    StageOptions { epochs: request.epochs, batch_size: request.batch_size }.apply(&mut config, 0);
     let problems = config.problems();
     ensure!(problems.is_empty(), "{}", problems.join("; "));
     let num_images = match request.num_images {
@@ -163,23 +167,33 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
                 last_layer: stage.last_layer,
                 batch_size,
                 steps_per_epoch,
+                num_epochs: stage.epochs,
                 epochs: epochs(stage, steps_per_epoch),
                 sizes: sizes_after(&layers, net.as_ref(), i),
             }
         })
         .collect();
-    let steps = |s: &PlannedStage| Some(s.steps_per_epoch? * s.epochs.len() as u64);
+    let steps = |s: &PlannedStage| s.steps_per_epoch?.checked_mul(u64::from(s.num_epochs));
     Ok(PlanReport {
         problem: request.select.problem().to_owned(),
         topology: request.select.topology().to_owned(),
         seed: config.experiment.seed,
         starts_from: config.experiment.pretrained.then(|| config.experiment.url.clone()),
         num_images,
-        num_steps: planned.iter().map(steps).sum(),
+        num_steps: planned.iter().map(steps).try_fold(0u64, |sum, n| sum.checked_add(n?)),
         sizes: sizes_after(&layers, net.as_ref(), stages.len()),
         stages: planned,
         layers,
     })
+}
+
+/// The options that rule over keys of the config.
+fn rulers(request: &PlanRequest) -> Vec<Ruler<'static>> {
+    vec![
+        Ruler::new(request.select.seed.is_some(), "--seed", |key| key == "experiment.seed"),
+        Ruler::of_batch_size(request.batch_size.is_some()),
+        Ruler::of_epochs(request.epochs.is_some()),
+    ]
 }
 
 /// Writes the flow as a file for `--flow`.
@@ -213,7 +227,8 @@ fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch
     };
     let schedule = stage.weights.as_ref().filter(|w| w.freezes()).map(|w| &w.schedule);
     let clears = stage.weights.as_ref().is_some_and(|w| w.clear_optim_state_on_step);
-    (0..stage.epochs)
+    listed(stage, steps)
+        .into_iter()
         .map(|epoch| PlannedEpoch {
             epoch,
             lr_first: lr(epoch, 0),
@@ -223,6 +238,40 @@ fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch
             clears_momentum: epoch == 0 || (clears && schedule.is_some_and(|s| s.steps_at(epoch))),
         })
         .collect()
+}
+
+/// Longest stage of which every epoch is listed.
+const MOST_LISTED: u32 = 10_000;
+/// Of a longer one, so many are listed besides those at which something changes.
+const SPREAD: u64 = 100;
+
+/// The epochs of a stage that a timeline lists: all, or of a long stage both sides of every change and some between.
+fn listed(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<u32> {
+    if stage.epochs <= MOST_LISTED {
+        return (0..stage.epochs).collect();
+    }
+    let of_step = |step: u64| {
+        let epoch = step / steps_per_epoch.unwrap_or(1).max(1);
+        u32::try_from(epoch).unwrap_or(u32::MAX)
+    };
+    let mut changes = vec![0, stage.epochs - 1, of_step(stage.lr.warmup_steps)];
+    match &stage.lr.decay {
+        Decay::Epochs(table) => changes.extend(table.keys()),
+        Decay::Steps { at, .. } => changes.extend(at.iter().map(|&step| of_step(step))),
+        Decay::Constant | Decay::Cosine { .. } => {}
+    }
+    changes.extend(stage.weights.iter().flat_map(|w| w.schedule.entries().map(|(at, _)| at)));
+    changes.extend(stage.activations.iter().map(|a| a.quant_start_epoch));
+    let spread = (0..SPREAD).map(|i| i * u64::from(stage.epochs) / SPREAD);
+    let mut epochs: Vec<u32> = changes
+        .into_iter()
+        .flat_map(|at| [at.saturating_sub(2), at.saturating_sub(1), at, at.saturating_add(1)])
+        .chain(spread.filter_map(|at| u32::try_from(at).ok()))
+        .filter(|&at| at < stage.epochs)
+        .collect();
+    epochs.sort_unstable();
+    epochs.dedup();
+    epochs
 }
 
 fn inputs(stage: &StageConfig, epoch: u32) -> Inputs {
@@ -248,14 +297,14 @@ impl PlanReport {
                     .to_owned()
             }
         };
-        let num_epochs: usize = self.stages.iter().map(|s| s.epochs.len()).sum();
+        let num_epochs: u64 = self.stages.iter().map(|s| u64::from(s.num_epochs)).sum();
         let start = self.starts_from.as_deref().unwrap_or("random weights");
         let _ = writeln!(
             out,
             "{}/{}: {}, {}, {images}\nseed {}, starts from {start}",
             self.problem,
             self.topology,
-            counted(self.stages.len(), "stage"),
+            counted(self.stages.len() as u64, "stage"),
             counted(num_epochs, "epoch"),
             self.seed
         );
@@ -321,7 +370,7 @@ impl PlannedStage {
             "\nstage {} {}: {what}; {} of{updates} {} images",
             self.stage,
             self.name,
-            counted(self.epochs.len(), "epoch"),
+            counted(u64::from(self.num_epochs), "epoch"),
             self.batch_size
         );
         for (first, last) in runs(&self.epochs) {
@@ -373,7 +422,7 @@ impl PlannedEpoch {
 }
 
 /// `1 epoch`, `2 epochs`.
-fn counted(count: usize, what: &str) -> String {
+fn counted(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
@@ -387,4 +436,33 @@ fn runs(epochs: &[PlannedEpoch]) -> Vec<(&PlannedEpoch, &PlannedEpoch)> {
         }
     }
     runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn stage(epochs: u32, decay: Decay) -> StageConfig {
+        let mut stage = StageConfig { epochs, ..StageConfig::full_precision() };
+        stage.lr.decay = decay;
+        stage
+    }
+
+    #[test]
+    fn a_stage_of_billions_of_epochs_is_listed_by_its_changes() {
+        let falls = BTreeMap::from([(1_000_000, 0.1), (3_000_000_000, 0.01)]);
+        let planned = epochs(&stage(u32::MAX, Decay::Epochs(falls)), Some(7));
+        assert!(planned.len() < 200, "{} epochs are listed", planned.len());
+        for at in [0, 999_999, 1_000_000, 2_999_999_999, 3_000_000_000, u32::MAX - 1] {
+            assert!(planned.iter().any(|e| e.epoch == at), "epoch {at} is not listed");
+        }
+        let falls: Vec<u32> = (planned.windows(2))
+            .filter(|pair| pair[0].lr_last != pair[1].lr_first)
+            .map(|pair| pair[1].epoch)
+            .collect();
+        assert!(falls.ends_with(&[1_000_000, 3_000_000_000]), "{falls:?}");
+        let all = epochs(&stage(30, Decay::Constant), None);
+        assert!(all.iter().map(|e| e.epoch).eq(0..30));
+    }
 }

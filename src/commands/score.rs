@@ -37,6 +37,7 @@ pub struct ScoreReport {
     /// One for each file, in their order.
     pub evaluations: Vec<FileScore>,
     /// Folder with metrics.json, tables, plots and overlays.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub folder: Option<PathBuf>,
 }
 
@@ -44,6 +45,7 @@ pub struct ScoreReport {
 #[derive(Debug, Serialize)]
 pub struct FileScore {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub predictions: PathBuf,
     /// How it is written.
     pub format: ResultFormat,

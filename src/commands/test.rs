@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use tch::Device;
 
-use crate::artifact::{Artifact, Asked, EngineChoice, Opened, Strictness, open};
+use crate::artifact::{Artifact, Asked, EngineChoice, Opened, Reading, open};
 use crate::data::{BadSample, Dataset, Purpose, Split};
 use crate::eval::{
     Comparison, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing,
@@ -22,7 +22,7 @@ use crate::run::folder::{Folder, Pick};
 use crate::run::home::Home;
 use crate::run::options::{decoder_for, infer_options};
 use crate::run::request::Request;
-use crate::train::{CheckpointFolder, CheckpointMeta};
+use crate::train::{CheckpointFolder, CheckpointMeta, ResumeFrom};
 
 /// Beside metrics.json: the files that its reports are of, in their order.
 pub(crate) const CHECKPOINTS_FILE: &str = "checkpoints.json";
@@ -38,6 +38,8 @@ pub struct TestRequest {
     pub exp_id: Option<u32>,
     /// The end of every stage, not only of the last.
     pub all_stages: bool,
+    /// The best checkpoint by validation, not the end of the last stage.
+    pub best: bool,
     /// The split.
     pub split: Split,
     /// Where predictions go: as BOP csv where the name ends in `.csv`, else as JSON lines.
@@ -46,6 +48,8 @@ pub struct TestRequest {
     pub out: Option<PathBuf>,
     /// Evaluate files that lack layers, too.
     pub loose: bool,
+    /// What stands before the keys of the network, where a file holds several.
+    pub strip_prefix: Option<String>,
     /// What runs the networks.
     pub engine: EngineChoice,
 }
@@ -56,6 +60,7 @@ pub struct TestReport {
     /// One for each checkpoint, in their order.
     pub evaluations: Vec<CheckpointReport>,
     /// Folder with metrics.json, tables, plots and overlays.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub folder: Option<PathBuf>,
 }
 
@@ -63,8 +68,10 @@ pub struct TestReport {
 #[derive(Debug, Serialize)]
 pub struct CheckpointReport {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub checkpoint: PathBuf,
     /// Where its predictions were written.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub predictions: Option<PathBuf>,
     /// The scores.
     pub report: Report,
@@ -115,8 +122,11 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
         .or_else(|| folder.as_ref().map(|f| f.evaluation(&request.split.to_string())));
     if let Some(out) = &out {
         write_report(out, config, &dataset, &runs)?;
-        let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone());
-        let paths: Vec<PathBuf> = files.iter().map(absolute).collect();
+        let absolute = |p: &PathBuf| {
+            let path = std::path::absolute(p).unwrap_or_else(|_| p.clone());
+            path.to_string_lossy().into_owned()
+        };
+        let paths: Vec<String> = files.iter().map(absolute).collect();
         io::write_json(&out.join(CHECKPOINTS_FILE), &paths)?;
     }
     let evaluations = runs
@@ -168,6 +178,15 @@ fn find_checkpoints(request: &TestRequest, home: &Home) -> Result<(Vec<PathBuf>,
     let pick = request.exp_id.map_or(Pick::Latest, Pick::Id);
     let folder = Folder::find(&home.logs, select.problem(), select.topology(), pick)?;
     let checkpoints = CheckpointFolder::existing(&folder.checkpoints())?;
+    if request.best {
+        let found = checkpoints.find(&ResumeFrom::Best)?;
+        let best = found.checkpoint.meta.best.map_or(String::new(), |best| {
+            format!(": {} {:.1} at update {}", best.name, best.value, best.global_step)
+        });
+        let stage = &found.checkpoint.meta.stage_name;
+        tracing::info!("evaluating {}, the best of stage {stage}{best}", found.path.display());
+        return Ok((vec![found.path], Some(folder)));
+    }
     let ends = checkpoints.stage_ends()?;
     if let (Some(end), Some((newest, _))) = (ends.last(), checkpoints.list()?.last()) {
         let end_step = CheckpointMeta::of_file(end)?.map_or(0, |m| m.position.global_step);
@@ -193,6 +212,9 @@ fn find_checkpoints(request: &TestRequest, home: &Home) -> Result<(Vec<PathBuf>,
             vec![last]
         }
     };
+    for file in &files {
+        tracing::info!("evaluating {} (--best takes the best by validation)", file.display());
+    }
     Ok((files, Some(folder)))
 }
 
@@ -241,8 +263,8 @@ fn evaluate_one(
 ) -> Result<Run> {
     let config = &artifact.config;
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-    let Opened { name, engine, device, .. } =
-        artifact.engine(device, Strictness::loose(request.loose), threads)?;
+    let reading = Reading::new(request.loose, request.strip_prefix.clone());
+    let Opened { name, engine, device, .. } = artifact.engine(device, reading, threads)?;
     tracing::info!("evaluating {} ({name})", artifact.file.display());
     let options = infer_options(config, device, request.run.skip_bad);
     let decoder = decoder_for(config, dataset)?;

@@ -22,12 +22,13 @@ use crate::run::flow::FlowSource;
 use crate::run::folder::{Folder, Pick, Provenance, Start};
 use crate::run::home::Home;
 use crate::run::options::{decoder_for, infer_options, loader_options, task_of};
+use crate::run::overruled::Ruler;
 use crate::run::record::{CompletedStage, Recorder, make_plots_folder};
 use crate::run::request::{Request, is_synthetic, limited, thinned};
-use crate::run::{flow, stretch};
+use crate::run::{data_print, flow, overruled, starts};
 use crate::train::{
-    BatchRequest, BatchSource, Batches, Counts, Hooks, Observer, Outcome, ResumeFrom, RunInfo,
-    TrainConfig, Trainer, ValidScore,
+    BatchRequest, BatchSource, Batches, Counts, Hooks, Monitored, Observer, Outcome, ResumeFrom,
+    RunInfo, TrainConfig, Trainer, ValidScore,
 };
 
 /// What `mqat train` is asked.
@@ -45,8 +46,10 @@ pub struct TrainRequest {
     pub ckpt_every: Option<u32>,
     /// Checkpoints every so many steps instead of the config's.
     pub ckpt_every_steps: Option<u64>,
-    /// Epochs of every stage instead of the config's; schedules are stretched.
+    /// Epochs of every stage that has not ended instead of the config's; schedules are stretched.
     pub epochs: Option<u32>,
+    /// Images of an update in every stage that has not ended instead of the config's.
+    pub batch_size: Option<usize>,
     /// Stop after so many steps in all instead of the config's.
     pub max_steps: Option<u64>,
     /// Pretrained weights need not fill the whole network.
@@ -57,12 +60,14 @@ pub struct TrainRequest {
 #[derive(Debug, Serialize)]
 pub struct TrainReport {
     /// The experiment's folder.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub folder: PathBuf,
     /// Its number.
     pub exp_id: u32,
     /// How it ended.
     pub outcome: Ended,
     /// The last checkpoint.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub checkpoint: PathBuf,
     /// Updates of the run.
     pub global_step: u64,
@@ -113,6 +118,7 @@ pub fn train(
     }
     let folder = open_folder(request, &home)?;
     let _lock = folder.lock()?;
+    starts::remove_leftovers(&folder)?;
     let document = serde_json::to_value(&config).context("writing the config as JSON")?;
 
     let task = task_of(&config, &training, config.experiment.seed)?;
@@ -120,6 +126,9 @@ pub fn train(
         seed: config.experiment.seed,
         checkpoints: folder.checkpoints(),
         config: document.clone(),
+        data: [(Split::Train, &*training), (Split::Valid, &*validation)]
+            .map(|(split, dataset)| (split.to_string(), data_print::of_split(dataset)))
+            .into(),
     };
     let mut trainer = Trainer::new(net, saving(&config, request), task, run)?;
     let mut recorder = Recorder::new(folder.clone(), view);
@@ -132,8 +141,17 @@ pub fn train(
     }
     // A resume that is refused leaves the run as it was.
     write_head(request, &folder, &config, &document, device, &training.root)?;
+    if request.resume.is_some() {
+        // The config of what was trained is that of a start that trains.
+        recorder.keep_config(document);
+    }
     let synthetic_data = is_synthetic(&training.root);
-    let mut source = Source { config: &config, dataset: training, skip_bad: request.run.skip_bad };
+    let mut source = Source {
+        config: &config,
+        dataset: training,
+        validation: validation.clone(),
+        skip_bad: request.run.skip_bad,
+    };
     let mut validate =
         |net: &dyn Network, _: &_| validate(net, &config, &validation, device, request);
     let hooks =
@@ -159,6 +177,8 @@ pub fn train(
 /// The config of a new run, or that of the run to go on with; changed by the flags.
 fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
     let select = &request.run.select;
+    let options = starts::StageOptions { epochs: request.epochs, batch_size: request.batch_size };
+    let mut num_ended = 0;
     let mut config = match &request.resume {
         None => {
             let mut config = select.resolve(home)?;
@@ -167,20 +187,29 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
             }
             config
         }
-        Some(_) => {
+        Some(from) => {
             ensure!(
                 select.config.is_none(),
                 "--resume goes on with the experiment's own config; leave --config out, and change values with --set"
             );
-            let path = existing_folder(request, home)?.config();
+            let folder = existing_folder(request, home)?;
+            let path = folder.config();
             ensure!(
                 path.exists(),
                 "{} is missing: the run was stopped before it began; start a new one without --resume",
                 path.display()
             );
-            let config = select.apply(io::read_json(&path)?, &path.display().to_string())?;
+            let document: Value = io::read_json(&path)?;
+            let at = path.display().to_string();
+            let mut config = select.apply(document.clone(), &at)?;
             if let Some(flow) = &request.flow {
                 flow.ensure_same(&config)?;
+            }
+            if !select.set.is_empty() || options.epochs.is_some() || options.batch_size.is_some() {
+                let recorded = crate::run::config::parse(document, &at)?;
+                num_ended = starts::num_ended(&folder, from, &recorded)?;
+                config.data.bs_train = options.batch_size.unwrap_or(config.data.bs_train);
+                starts::keep_ended(&mut config, &recorded, num_ended)?;
             }
             config
         }
@@ -203,13 +232,29 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
         !request.loose || config.experiment.pretrained,
         "--loose cannot act: the run starts from random weights (experiment.pretrained is false); leave it out"
     );
+    overruled::ensure_none(&select.set, &rulers(request), &config)?;
     config.experiment.loose |= request.loose;
-    if let Some(epochs) = request.epochs {
-        stretch::all(&mut config, epochs);
+    options.apply(&mut config, num_ended);
+    if options.epochs.is_some() && num_ended > 0 {
+        tracing::info!("--epochs leaves the {num_ended} stages alone that have ended");
     }
     let problems = config.problems();
     ensure!(problems.is_empty(), "{}", problems.join("; "));
     Ok(config)
+}
+
+/// The options that rule over keys of the config.
+fn rulers(request: &TrainRequest) -> Vec<Ruler<'static>> {
+    let steps = request.ckpt_every_steps.is_some();
+    vec![
+        Ruler::new(request.run.select.seed.is_some(), "--seed", |key| key == "experiment.seed"),
+        Ruler::of_batch_size(request.batch_size.is_some()),
+        Ruler::of_epochs(request.epochs.is_some()),
+        Ruler::new(request.ckpt_every.is_some(), "--ckpt-every", |k| k == "training.ckpt_every"),
+        Ruler::new(steps, "--ckpt-every-steps", |k| k == "training.ckpt_every_steps"),
+        Ruler::new(request.max_steps.is_some(), "--max-steps", |k| k == "training.max_steps"),
+        Ruler::new(request.loose, "--loose", |key| key == "experiment.loose"),
+    ]
 }
 
 /// The stages, with when to save and stop as the flags of this start say; these are no part of the run's config.
@@ -235,7 +280,7 @@ fn open_folder(request: &TrainRequest, home: &Home) -> Result<Folder> {
     }
 }
 
-/// Writes the provenance and the resolved config.
+/// Writes the provenance, the config of this start, and for a new run the config of the run.
 fn write_head(
     request: &TrainRequest,
     folder: &Folder,
@@ -255,8 +300,17 @@ fn write_head(
         dataset: std::path::absolute(dataset).unwrap_or_else(|_| dataset.to_owned()),
         starts: Vec::new(),
     };
-    provenance.record(&folder.provenance(), Start::now(resumed))?;
-    io::write_json(&folder.config(), document)?;
+    let number = Provenance::of(folder)?.map_or(0, |before| before.starts.len());
+    let config = starts::record(folder, number, document)?;
+    let start = Start {
+        dataset: Some(provenance.dataset.to_string_lossy().into_owned()),
+        config: Some(config.to_string_lossy().into_owned()),
+        ..Start::now(resumed)
+    };
+    if request.resume.is_none() {
+        io::write_json(&folder.config(), document)?;
+    }
+    provenance.record(&folder.provenance(), start)?;
     tracing::info!("experiment {}", folder.path.display());
     Ok(())
 }
@@ -280,6 +334,7 @@ fn ensure_batches(config: &Config, dataset: &Dataset) -> Result<()> {
 struct Source<'a> {
     config: &'a Config,
     dataset: Arc<Dataset>,
+    validation: Arc<Dataset>,
     skip_bad: bool,
 }
 
@@ -305,6 +360,20 @@ impl BatchSource for Source<'_> {
         let loader =
             Loader::start(self.dataset.clone(), &self.config.input, &self.config.data, options)?;
         Ok(Box::new(loader))
+    }
+
+    fn open_validation(&mut self) -> Result<Option<Batches>> {
+        let options = LoaderOptions {
+            augment: false,
+            shuffle: false,
+            replace_empty: false,
+            drop_last: false,
+            skip_bad: self.skip_bad,
+            ..loader_options(self.config, self.config.data.bs_valid)
+        };
+        let (input, data) = (&self.config.input, &self.config.data);
+        let loader = Loader::start(self.validation.clone(), input, data, options)?;
+        Ok(Some(Box::new(loader)))
     }
 }
 
@@ -332,7 +401,17 @@ fn validate(
         evaluate(dataset, &config.data, &inference.predictions, &config.evaluation, info)?;
     let table = &evaluation.report.table;
     let Some(value) = evaluation.report.headline_percent else { return Ok(None) };
+    let last = table.bins.len().saturating_sub(1);
     let mut details = Vec::new();
+    let medians = [
+        (Monitored::RotationError, &table.all.median_re_deg),
+        (Monitored::TranslationError, &table.all.median_te_mm),
+    ];
+    for (measure, of_bins) in medians {
+        if let (Some(name), Some(Some(median))) = (measure.detail(), of_bins.get(last)) {
+            details.push((name.to_owned(), *median));
+        }
+    }
     for row in [EvalTable::HEADLINE, EvalTable::TRUE_ADI, "REP-5px"] {
         for (i, bin) in table.bins.iter().enumerate() {
             if let Some(percent) = table.all.recall(row, i).and_then(|r| r.percent) {
@@ -342,9 +421,13 @@ fn validate(
     }
     // The counts behind the headline, for intervals.
     let found = table.all.num_found.last().copied().unwrap_or(0);
-    let last = table.bins.len().saturating_sub(1);
     let recall = table.all.recall(EvalTable::HEADLINE, last);
     let counts = recall.map(|r| Counts { correct: r.num_correct, objects: r.num_targets, found });
+    if let (Some(name), Some(counts)) = (Monitored::Found.detail(), counts)
+        && counts.objects > 0
+    {
+        details.push((name.to_owned(), 100.0 * counts.found as f64 / counts.objects as f64));
+    }
     let name = EvalTable::HEADLINE.to_owned();
     Ok(Some(ValidScore { name, value, higher_is_better: true, counts, details }))
 }

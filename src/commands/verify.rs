@@ -170,6 +170,7 @@ impl Verdicts {
 #[derive(Debug, Clone, Serialize)]
 pub struct ArtefactReport {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub path: PathBuf,
     /// What kind of file it is.
     pub kind: String,

@@ -104,7 +104,7 @@ pub fn read_predictions(
     skip_bad: bool,
 ) -> Result<ResultFile> {
     let at = path.display();
-    let file = File::open(path).with_context(|| format!("reading predictions {at}"))?;
+    let file = crate::io::open_stream(path).with_context(|| format!("reading predictions {at}"))?;
     let mut lines = Lines { reader: BufReader::new(file), path: path.to_owned(), number: 0 };
     let mut reader = Reader::new(SplitIndex::new(dataset), format);
     let mut text = String::new();

@@ -1,13 +1,13 @@
 //! JSON files whose errors say where.
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-use super::{without_mark, write_atomic};
+use super::{mistaken, read_file, without_mark, write_atomic};
 use crate::schema::plain;
 
 /// The value that the JSON file holds.
@@ -15,7 +15,7 @@ use crate::schema::plain;
 /// # Errors
 /// If the file cannot be read or does not fit `T`: names the file, the line and the dotted key.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let bytes = read_file(path)?;
     parse_json(&bytes, &path.display().to_string())
 }
 
@@ -25,6 +25,9 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// # Errors
 /// If `text` does not fit `T`: names `at`, the line and the dotted key.
 pub fn parse_json<T: DeserializeOwned>(text: &[u8], at: &str) -> Result<T> {
+    if let Some(what) = mistaken(text) {
+        bail!("{at} {what}");
+    }
     let text = without_mark(text).with_context(|| at.to_owned())?;
     let mut reader = serde_json::Deserializer::from_slice(&text);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
@@ -49,6 +52,34 @@ fn describe(at: &str, key: Option<&str>, error: &serde_json::Error) -> anyhow::E
     }
 }
 
+/// The dotted keys in which two documents differ, in their order: those that one of them lacks, too.
+pub fn differing_keys(a: &Value, b: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    compare(a, b, "", &mut found);
+    found
+}
+
+fn compare(a: &Value, b: &Value, at: &str, found: &mut Vec<String>) {
+    let below = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
+    let null = Value::Null;
+    match (a, b) {
+        (Value::Object(x), Value::Object(y)) => {
+            let new = y.keys().filter(|key| !x.contains_key(*key));
+            for key in x.keys().chain(new) {
+                let (x, y) = (x.get(key).unwrap_or(&null), y.get(key).unwrap_or(&null));
+                compare(x, y, &below(key), found);
+            }
+        }
+        (Value::Array(x), Value::Array(y)) if x.len() == y.len() => {
+            for (i, (x, y)) in x.iter().zip(y).enumerate() {
+                compare(x, y, &below(&i.to_string()), found);
+            }
+        }
+        _ if a == b => {}
+        _ => found.push(at.to_owned()),
+    }
+}
+
 /// Writes `value` as indented JSON with a final newline, [whole or not at all](write_atomic).
 ///
 /// # Errors
@@ -65,6 +96,7 @@ mod tests {
     use super::*;
     use serde::Deserialize;
     use std::collections::BTreeMap;
+    use std::fs;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -128,6 +160,14 @@ mod tests {
         assert!(error_of("\u{feff}{").starts_with("a.json: line 1: EOF"));
         let cut = parse_json::<Outer>(b"\xff\xfe{", "a.json").unwrap_err();
         assert!(format!("{cut:#}").starts_with("a.json: its byte order mark says UTF-16"));
+    }
+
+    #[test]
+    fn differences_are_named_by_their_keys() {
+        let a = serde_json::json!({ "x": { "y": 1, "z": [1, 2] }, "flow": [1], "same": null });
+        let b = serde_json::json!({ "x": { "y": 2, "z": [1, 3] }, "flow": [1, 2], "new": true });
+        assert_eq!(differing_keys(&a, &b), ["x.y", "x.z.1", "flow", "new"]);
+        assert!(differing_keys(&a, &a).is_empty());
     }
 
     #[test]

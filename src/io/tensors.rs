@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
-use super::{parse_json, write_atomic};
+use super::{open_file, parse_json, write_atomic};
 use crate::schema::from_value;
 
 #[cfg(target_endian = "big")]
@@ -28,6 +28,10 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 const METADATA_KEY: &str = "__metadata__";
 /// The metadata entry that holds the checksum of the data.
 const CHECKSUM_KEY: &str = "crc32c";
+/// The metadata entry that holds the checksum of the header itself, its own digits taken as zeros.
+const HEADER_CHECKSUM_KEY: &str = "header_crc32c";
+/// Begin of that entry's value, by which it is known when a damaged key hides it.
+const HEADER_CHECKSUM_MARK: &str = "header-";
 
 /// Names of the element types in a header, with what they are here.
 const DTYPES: [(&str, Kind); 10] = [
@@ -50,6 +54,8 @@ pub struct TensorFile {
     pub tensors: Vec<(String, Tensor)>,
     /// The free-text entries.
     pub metadata: BTreeMap<String, String>,
+    /// Whether a checksum of the header was there, and right; files of other programs and of earlier versions have none.
+    pub header_is_checked: bool,
 }
 
 impl TensorFile {
@@ -86,7 +92,7 @@ pub fn read(path: &Path) -> Result<TensorFile> {
 }
 
 fn read_inner(path: &Path) -> Result<TensorFile> {
-    let (mut file, planned, mut metadata) = open_planned(path)?;
+    let (mut file, planned, mut metadata, header_is_checked) = open_planned(path)?;
     let expected = metadata.remove(CHECKSUM_KEY);
     let (tensors, checksum) = read_planned(&mut file, planned)?;
     if let Some(expected) = expected {
@@ -95,7 +101,7 @@ fn read_inner(path: &Path) -> Result<TensorFile> {
             "the data have the CRC-32C {checksum}, expected {expected}: the file is damaged"
         );
     }
-    Ok(TensorFile { tensors, metadata })
+    Ok(TensorFile { tensors, metadata, header_is_checked })
 }
 
 /// A tensor of a file that was not read.
@@ -125,7 +131,7 @@ pub struct TensorHead {
 /// # Errors
 /// As [`read`], but for what only the numbers show.
 pub fn read_head(path: &Path) -> Result<TensorHead> {
-    let head = |(_, planned, metadata): (File, Vec<Planned>, _)| {
+    let head = |(_, planned, metadata, _): (File, Vec<Planned>, _, _)| {
         let info = |p: Planned| {
             let Planned { name, kind, shape, num_bytes, .. } = p;
             TensorInfo { name, kind, shape, num_bytes }
@@ -137,11 +143,14 @@ pub fn read_head(path: &Path) -> Result<TensorHead> {
         .with_context(|| format!("reading the header of {}", path.display()))
 }
 
-/// Opens a file and checks its header; the file stands at the first byte of the data.
-fn open_planned(path: &Path) -> Result<(File, Vec<Planned>, BTreeMap<String, String>)> {
-    let mut file = File::open(path)?;
+/// A file at the first byte of its data, its tensors and metadata, and whether a checksum of the header was right.
+type Opened = (File, Vec<Planned>, BTreeMap<String, String>, bool);
+
+/// Opens a file and checks its header, also by its checksum where it has one; the file stands at the first byte of the
+/// data.
+fn open_planned(path: &Path) -> Result<Opened> {
+    let mut file = open_file(path)?;
     let meta = file.metadata()?;
-    ensure!(meta.is_file(), "not a file");
     ensure!(meta.len() >= 8, "{} bytes, expected at least 8: the file is truncated", meta.len());
     let mut length = [0; 8];
     file.read_exact(&mut length)?;
@@ -154,9 +163,38 @@ fn open_planned(path: &Path) -> Result<(File, Vec<Planned>, BTreeMap<String, Str
     );
     let mut header = vec![0; usize::try_from(header_bytes)?];
     file.read_exact(&mut header)?;
-    let header: Map<String, Value> = parse_json(&header, "header")?;
-    let (planned, metadata) = plan_reading(header, available - header_bytes)?;
-    Ok((file, planned, metadata))
+    let entries: Map<String, Value> = parse_json(&header, "header")?;
+    let (planned, mut metadata) = plan_reading(entries, available - header_bytes)?;
+    let header_is_checked = check_header(header, &mut metadata)?;
+    Ok((file, planned, metadata, header_is_checked))
+}
+
+/// Compares the header with the checksum in its metadata, which is taken out of them; whether there is one.
+fn check_header(header: Vec<u8>, metadata: &mut BTreeMap<String, String>) -> Result<bool> {
+    let Some(found) = metadata.remove(HEADER_CHECKSUM_KEY) else {
+        let hidden = metadata.iter().find(|(_, text)| text.starts_with(HEADER_CHECKSUM_MARK));
+        if let Some((key, _)) = hidden {
+            bail!("the header's checksum is called {key:?}: the file is damaged");
+        }
+        return Ok(false);
+    };
+    let expected = header_checksum(header, &found);
+    ensure!(
+        expected.as_ref() == Some(&found),
+        "the header has the checksum {}, and names {found}: the file is damaged, or another program changed it and kept \
+         the metadata",
+        expected.as_deref().unwrap_or("that cannot be found again")
+    );
+    Ok(true)
+}
+
+/// The checksum of a header that has `text` in that place; `None` where it is not there, in the form that is written.
+fn header_checksum(mut header: Vec<u8>, text: &str) -> Option<String> {
+    let entry = format!("\"{HEADER_CHECKSUM_KEY}\":\"{text}\"");
+    let at = header.windows(entry.len()).position(|window| window == entry.as_bytes())?;
+    let end = at + entry.len() - 1;
+    header[end.checked_sub(8)?..end].fill(b'0');
+    Some(format!("{HEADER_CHECKSUM_MARK}{:08x}", crc32c::crc32c(&header)))
 }
 
 /// Checks the header against the number of data bytes before anything is allocated.
@@ -279,7 +317,7 @@ impl Write for Checksum {
 /// Writes a safetensors file, [whole or not at all](write_atomic), with the names in the order given.
 ///
 /// Contiguous CPU tensors are written from their own memory; others are copied one at a time. The metadata also get
-/// the CRC-32C of the data, which [`read`] checks and takes out again.
+/// the CRC-32C of the data and that of the header, which [`read`] checks and takes out again.
 ///
 /// # Errors
 /// If a name occurs twice or is reserved, an element type has no place in the format, or the file cannot be
@@ -338,6 +376,9 @@ fn header(
     metadata: &BTreeMap<String, String>,
 ) -> Result<Vec<u8>> {
     let mut map = Map::new();
+    let mut metadata = metadata.clone();
+    let blank = format!("{HEADER_CHECKSUM_MARK}{:08}", 0);
+    metadata.insert(HEADER_CHECKSUM_KEY.to_owned(), blank.clone());
     map.insert(METADATA_KEY.to_owned(), serde_json::to_value(metadata)?);
     for ((name, _), entry) in tensors.iter().zip(entries.into_values()) {
         ensure!(name != METADATA_KEY, "a tensor may not be named {METADATA_KEY}");
@@ -347,6 +388,12 @@ fn header(
     let mut json = serde_json::to_vec(&map)?;
     json.resize(json.len().next_multiple_of(8), b' ');
     ensure!(json.len() as u64 <= MAX_HEADER_BYTES, "the header has {} bytes, too many", json.len());
+    let checksum = header_checksum(json.clone(), &blank)
+        .context("the header has no place for its checksum")?;
+    let entry = format!("\"{HEADER_CHECKSUM_KEY}\":\"{blank}\"");
+    let at = json.windows(entry.len()).position(|window| window == entry.as_bytes());
+    let end = at.context("the header has no place for its checksum")? + entry.len() - 1;
+    json[end - checksum.len()..end].copy_from_slice(checksum.as_bytes());
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.append(&mut json);
     Ok(bytes)

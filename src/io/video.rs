@@ -94,6 +94,12 @@ impl Video {
             self.num_frames
         );
         ensure!(self.num_frames > 0, "{at}: ffmpeg found no frame in it{why}");
+        ensure!(
+            last.is_none(),
+            "{at}: it is damaged or cut off, by what ffmpeg says of it{why}; of {} frames that came out some may be \
+             broken, missing or numbered too low",
+            self.num_frames
+        );
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use crate::run::{keys, published};
 use crate::schema::{self, check_ranges};
 use crate::topology::Topology;
 use crate::topology::wdr::{LossConfig, TargetConfig};
-use crate::train::{EmaConfig, StageConfig, TrainConfig};
+use crate::train::{EmaConfig, MonitorConfig, StageConfig, TrainConfig};
 
 /// The problem that is meant when none is named.
 const DEFAULT_PROBLEM: &str = "SwissCube";
@@ -145,6 +145,8 @@ pub struct TrainingSection {
     /// Stop, with a checkpoint, after so many steps in all.
     #[schemars(range(min = 1))]
     pub max_steps: Option<u64>,
+    /// What chooses the best checkpoint of a stage, and when a stage ends early.
+    pub monitor: MonitorConfig,
     /// Average the weights and evaluate the average; `null` evaluates the weights themselves.
     pub ema: Option<EmaConfig>,
 }
@@ -163,6 +165,7 @@ impl Default for TrainingSection {
             valid_images: None,
             train_images: None,
             max_steps: train.max_steps,
+            monitor: train.monitor,
             ema: train.ema,
         }
     }
@@ -205,6 +208,7 @@ impl Config {
             keep: t.keep,
             valid_every: t.valid_every,
             max_steps: t.max_steps,
+            monitor: t.monitor,
             ema: t.ema.clone(),
         }
     }

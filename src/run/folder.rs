@@ -1,7 +1,8 @@
 //! The folder of a run: `LOGS/PROBLEM/TOPOLOGY/expNNN`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -33,7 +34,7 @@ impl Folder {
     /// # Errors
     /// If the folder with `id` is there already, or cannot be made.
     pub fn create(logs: &Path, problem: &str, topology: &str, id: Option<u32>) -> Result<Self> {
-        let parent = logs.join(problem).join(topology);
+        let parent = place(logs, problem, topology)?;
         fs::create_dir_all(&parent)
             .with_context(|| format!("making the folder {}", parent.display()))?;
         let mut next = match id {
@@ -64,7 +65,7 @@ impl Folder {
     /// # Errors
     /// If there is none; the message lists those there are.
     pub fn find(logs: &Path, problem: &str, topology: &str, pick: Pick) -> Result<Self> {
-        let parent = logs.join(problem).join(topology);
+        let parent = place(logs, problem, topology)?;
         let ids = if parent.is_dir() { ids(&parent)? } else { Vec::new() };
         let id = match pick {
             Pick::Latest => ids.last().copied(),
@@ -126,8 +127,19 @@ impl Folder {
     /// If another process holds it.
     pub fn lock(&self) -> Result<fs::File> {
         let path = self.path.join(".lock");
-        let file =
-            fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+        // A link that somebody put there is not followed, and nothing is emptied.
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        ensure!(
+            file.metadata().is_ok_and(|meta| meta.is_file()),
+            "{} is not a file: remove it",
+            path.display()
+        );
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(fs::TryLockError::WouldBlock) => {
@@ -141,6 +153,24 @@ impl Folder {
             }
         }
     }
+}
+
+fn place(logs: &Path, problem: &str, topology: &str) -> Result<PathBuf> {
+    Ok(logs.join(folder_name(problem)?).join(folder_name(topology)?))
+}
+
+/// The name of a problem or topology, if it is that of one folder: it stays below the folder it is looked for in.
+///
+/// # Errors
+/// If it is empty, `.` or `..`, longer than a file's name may be, or has a slash or a control character.
+pub fn folder_name(name: &str) -> Result<String> {
+    const MOST_BYTES: usize = 255;
+    let is_one = Path::new(name).components().eq([Component::Normal(name.as_ref())]);
+    ensure!(
+        is_one && name.len() <= MOST_BYTES && !name.chars().any(char::is_control),
+        "{name:?} is not the name of a folder: expected one name, without slashes and control characters"
+    );
+    Ok(name.to_owned())
 }
 
 fn name(id: u32) -> String {
@@ -177,6 +207,7 @@ pub struct Provenance {
     /// Threads libtorch computes with.
     pub threads: i32,
     /// Folder of the dataset.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub dataset: PathBuf,
     /// Every start of the run.
     pub starts: Vec<Start>,
@@ -191,6 +222,12 @@ pub struct Start {
     pub command: Vec<String>,
     /// The checkpoint it went on from.
     pub resumed_from: Option<String>,
+    /// Folder of the dataset of this start; none in files of earlier versions.
+    #[serde(default)]
+    pub dataset: Option<String>,
+    /// The file, in the run's folder, with the config of this start; none in files of earlier versions.
+    #[serde(default)]
+    pub config: Option<String>,
 }
 
 impl Start {
@@ -198,7 +235,9 @@ impl Start {
     pub fn now(resumed_from: Option<String>) -> Self {
         let unix_seconds =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Self { unix_seconds, command: std::env::args().collect(), resumed_from }
+        // Arguments need not be UTF-8.
+        let command = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        Self { unix_seconds, command, resumed_from, dataset: None, config: None }
     }
 }
 
@@ -252,6 +291,32 @@ mod tests {
         assert!(taken.contains("--resume"), "{taken}");
         let missing = Folder::find(logs, "P", "T", Pick::Id(3)).unwrap_err().to_string();
         assert!(missing.contains("exp000, exp007, exp008"), "{missing}");
+    }
+
+    #[test]
+    fn names_stay_below_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = dir.path().join("logs");
+        for name in ["..", ".", "", "../x", "/tmp/x", "a/b", "a/", "a\u{1b}[2J", "a\nb"] {
+            assert!(Folder::create(&logs, "P", name, None).is_err(), "{name:?}");
+            assert!(Folder::create(&logs, name, "T", None).is_err(), "{name:?}");
+            assert!(Folder::find(&logs, name, "T", Pick::Latest).is_err(), "{name:?}");
+        }
+        assert!(!logs.exists());
+        for name in ["SwissCube", "my objects", "dätä-2.1_x", "..hidden"] {
+            Folder::create(&logs, name, name, None).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_lock_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::create(dir.path(), "P", "T", None).unwrap();
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "text").unwrap();
+        std::os::unix::fs::symlink(&precious, folder.path.join(".lock")).unwrap();
+        assert!(folder.lock().is_err());
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "text");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 /// If `assignment` has no `=`, a part of the path is empty, goes through a number, text or list end.
 pub fn set(document: &mut Value, assignment: &str) -> Result<()> {
     let (dotted, text) = assignment.split_once('=').with_context(|| {
-        format!("--set {assignment}: expected KEY=VALUE, for example data.bs_train=4")
+        format!("--set {assignment}: expected KEY=VALUE, for example data.bs_valid=4")
     })?;
     let value = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
     let mut at = document;

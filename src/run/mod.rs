@@ -8,6 +8,7 @@
 //! Refused: unknown keys, values outside their range, flows that fit no layer of the network. It reads no weights.
 
 pub(crate) mod config;
+pub(crate) mod data_print;
 pub(crate) mod device;
 pub(crate) mod flow;
 pub(crate) mod folder;
@@ -15,9 +16,11 @@ pub(crate) mod home;
 mod keys;
 pub(crate) mod layers;
 pub(crate) mod options;
+pub(crate) mod overruled;
 mod published;
 pub(crate) mod record;
 pub(crate) mod request;
+pub(crate) mod starts;
 pub(crate) mod stretch;
 
 pub use config::{
@@ -28,7 +31,7 @@ pub use device::{DeviceChoice, LIBTORCH_VERSION};
 pub use flow::{
     Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
 };
-pub use folder::{Folder, Pick, Provenance, Start};
+pub use folder::{Folder, Pick, Provenance, Start, folder_name};
 pub use home::Home;
 pub use layers::{LayerReport, QuantizedTo};
 pub use record::CompletedStage;

@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::io::chart::{Chart, Series};
 use crate::io::events::EventWriter;
-use crate::io::write_atomic;
+use crate::io::{write_atomic, write_json};
 use crate::quant::SiteReport;
 use crate::run::folder::Folder;
 use crate::train::{
-    CheckpointRecord, Counts, EpochRecord, Observer, Record, StageEnd, StageStart, StepRecord,
-    TelemetryRecord, ValidRecord,
+    CheckpointRecord, Counts, EpochRecord, Monitored, Observer, Record, StageEnd, StageStart,
+    StepRecord, TelemetryRecord, ValidRecord,
 };
 
 /// Steps between two lines of steps in the files; the first steps are all written.
@@ -30,6 +31,7 @@ pub struct CompletedStage {
     /// Updates of the run at its end.
     pub global_step: u64,
     /// The checkpoint of its end.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub checkpoint: PathBuf,
     /// The layers of all modules that carry quantizers.
     pub layers: Vec<SiteReport>,
@@ -42,13 +44,28 @@ pub(crate) struct Recorder<'a> {
     metrics: Option<BufWriter<fs::File>>,
     events: Option<EventWriter>,
     stages: Vec<CompletedStage>,
+    /// The config of a resumed run, to be kept once it trains.
+    config: Option<Value>,
     /// The stage whose end was written by an earlier process, when a run is resumed right there.
     ended_before: Option<usize>,
 }
 
 impl<'a> Recorder<'a> {
     pub(crate) fn new(folder: Folder, view: &'a mut dyn Observer) -> Self {
-        Self { folder, view, metrics: None, events: None, stages: Vec::new(), ended_before: None }
+        Self {
+            folder,
+            view,
+            metrics: None,
+            events: None,
+            stages: Vec::new(),
+            config: None,
+            ended_before: None,
+        }
+    }
+
+    /// Keeps `config` as that of the run, once an update is done with it.
+    pub(crate) fn keep_config(&mut self, config: Value) {
+        self.config = Some(config);
     }
 
     /// The ends of the stages that this process completed.
@@ -117,6 +134,9 @@ impl Observer for Recorder<'_> {
     }
 
     fn step(&mut self, step: &StepRecord) -> Result<()> {
+        if let Some(config) = self.config.take() {
+            write_json(&self.folder.config(), &config)?;
+        }
         if step.global_step <= STEP_EVERY || step.global_step.is_multiple_of(STEP_EVERY) {
             self.line(&Record::Step(step.clone()))?;
             self.scalars(step.global_step, &[("train/loss", step.loss)])?;
@@ -174,8 +194,11 @@ impl Observer for Recorder<'_> {
         self.view.validation(valid)
     }
 
+    fn before_checkpoint(&mut self) -> Result<()> {
+        self.flush()
+    }
+
     fn checkpoint(&mut self, checkpoint: &CheckpointRecord) -> Result<()> {
-        self.flush()?;
         self.view.checkpoint(checkpoint)
     }
 
@@ -244,7 +267,7 @@ fn draw(folder: &Folder) -> Result<()> {
 }
 
 /// The charts of a run, each with its file's name.
-fn charts(records: &[Record]) -> [(&'static str, Chart); 4] {
+fn charts(records: &[Record]) -> [(&'static str, Chart); 5] {
     let headline = validations(records).next().map_or("score", |v| v.score.name.as_str());
     let scores = validations(records).map(|v| (v.global_step as f64, v.score.value)).collect();
     let rates = records.iter().filter_map(|record| match record {
@@ -270,6 +293,19 @@ fn charts(records: &[Record]) -> [(&'static str, Chart); 4] {
                 format!("{headline}, %"),
                 false,
                 vec![series(headline, scores)],
+            ),
+        ),
+        (
+            "validation_errors",
+            chart(
+                "Median errors of the poses found in validation",
+                "deg, mm".into(),
+                true,
+                [Monitored::RotationError, Monitored::TranslationError]
+                    .iter()
+                    .filter_map(|measure| measure.detail())
+                    .map(|name| series(name, measured(records, name)))
+                    .collect(),
             ),
         ),
         (
@@ -305,7 +341,15 @@ fn loss_curves(records: &[Record]) -> Vec<Series> {
             }
         }
     }
+    curves.push(Series { name: "validation, sum".to_owned(), points: measured(records, "loss") });
+    curves.retain(|curve| !curve.points.is_empty());
     curves
+}
+
+/// A detail of the validations over the updates.
+fn measured(records: &[Record], name: &str) -> Vec<(f64, f64)> {
+    let point = |v: &ValidRecord| Some((v.global_step as f64, v.score.detail(name)?));
+    validations(records).filter_map(point).collect()
 }
 
 fn epochs(records: &[Record]) -> impl Iterator<Item = &EpochRecord> {
@@ -403,7 +447,7 @@ mod tests {
         let losses = [("cls", &[(3.0, 2.0), (6.0, 2.0)][..]), ("edges", &[(3.0, 0.5), (6.0, 0.5)])];
         assert_eq!(points(0), losses);
         assert_eq!(points(1), [("score", &[][..])]);
-        assert_eq!(points(2), [("learning rate", &[(1.0, 0.01)][..])]);
-        assert_eq!(points(3), [("frozen", &[(3.0, 25.0), (6.0, 25.0)][..])]);
+        assert_eq!(points(3), [("learning rate", &[(1.0, 0.01)][..])]);
+        assert_eq!(points(4), [("frozen", &[(3.0, 25.0), (6.0, 25.0)][..])]);
     }
 }

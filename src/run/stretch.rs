@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use crate::quant::{
     ActivationMethod, ActivationQuantConfig, FractionSchedule, WeightMethod, WeightQuantConfig,
 };
-use crate::run::config::Config;
 use crate::train::{Decay, StageConfig};
 
 /// Gives `stage` `epochs` epochs; the epochs in its schedules move in proportion.
@@ -36,13 +35,6 @@ pub(crate) fn stage(stage: &mut StageConfig, epochs: u32) {
         activations(config, from, epochs);
     }
     stage.epochs = epochs;
-}
-
-/// Gives every stage of a config `epochs` epochs, see [`stage`].
-pub(crate) fn all(config: &mut Config, epochs: u32) {
-    for each in config.training.full_precision.iter_mut().chain(&mut config.quantize.flow) {
-        stage(each, epochs);
-    }
 }
 
 /// Moves what settings made for `from` epochs say of epochs, for `epochs`.

@@ -10,6 +10,7 @@ pub struct ListedTrial {
     /// Its name, for `--only`.
     pub name: String,
     /// Its folder.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub folder: PathBuf,
     /// `waiting`, `begun` (it goes on from its checkpoint), or `running` in another process.
     pub state: &'static str,

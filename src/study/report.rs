@@ -37,6 +37,7 @@ pub struct CurvatureReport {
 #[derive(Debug, Clone, Serialize)]
 pub struct SearchReport {
     /// The search's folder.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub folder: PathBuf,
     /// The seed.
     pub seed: u64,
@@ -61,6 +62,7 @@ pub struct SearchReport {
     /// The orders, when they were scored.
     pub orders: Option<OrdersReport>,
     /// The plan file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub plan: Option<PathBuf>,
 }
 

@@ -17,8 +17,10 @@ pub struct TrialReport {
     /// Hash of what decides its result.
     pub id: String,
     /// Its experiment.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub folder: PathBuf,
     /// The network at its end.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub checkpoint: PathBuf,
     /// What was measured on the validation split.
     pub metric: String,

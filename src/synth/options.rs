@@ -26,6 +26,7 @@ const SIZE_PX: [u32; 2] = [32, 8192];
 pub struct SynthOptions {
     /// Folder to write to.
     #[serde(skip)]
+    #[serde(serialize_with = "crate::io::path_text")]
     pub out: PathBuf,
     /// Images for training.
     pub num_train: usize,

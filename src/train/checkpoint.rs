@@ -78,6 +78,13 @@ pub struct Best {
     pub value: f64,
     /// Updates behind the weights that reached it.
     pub global_step: u64,
+    /// What tells it from others of that value, more is better: objects found, and minus the loss; empty in files of
+    /// earlier versions.
+    #[serde(default)]
+    pub ties: Vec<f64>,
+    /// Validations since then that could have been better and were not.
+    #[serde(default)]
+    pub num_since: u32,
 }
 
 /// A module that carries quantizers, with what built them.
@@ -156,6 +163,9 @@ pub struct CheckpointMeta {
     pub config_hash: String,
     /// The run's resolved configuration.
     pub config: serde_json::Value,
+    /// By what the data of the run are known again, by split; empty in files of earlier versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub data: BTreeMap<String, DataPrint>,
     /// Where the weights come from, when no run of this program trained them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<Imported>,
@@ -170,10 +180,44 @@ fn read_device<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     String::deserialize(from).map(|text| device_name_of(&text))
 }
 
+/// By what a split of a dataset is known again: checksums, which tell whether it changed and not how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataPrint {
+    /// Its images.
+    pub num_images: u64,
+    /// Of the names of the images in the order of the list.
+    pub list: String,
+    /// Of objects, poses and cameras.
+    pub annotations: String,
+    /// Of the sizes of the images' files.
+    pub file_sizes: String,
+}
+
+impl DataPrint {
+    /// What is not as in `other`, in words; `None` if nothing.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        let mut what = Vec::new();
+        if self.num_images != other.num_images {
+            what.push(format!("{} images, now {}", self.num_images, other.num_images));
+        }
+        for (name, ours, theirs) in [
+            ("another list", &self.list, &other.list),
+            ("other annotations", &self.annotations, &other.annotations),
+            ("image files of other sizes", &self.file_sizes, &other.file_sizes),
+        ] {
+            if ours != theirs {
+                what.push(name.to_owned());
+            }
+        }
+        (!what.is_empty()).then(|| what.join(", "))
+    }
+}
+
 /// The file of another program that weights were taken from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub file: PathBuf,
     /// The part of it that was taken.
     pub member: Option<String>,
@@ -202,6 +246,7 @@ impl CheckpointMeta {
             device: device_name(Device::Cpu),
             config_hash: String::new(),
             config,
+            data: BTreeMap::new(),
             imported: Some(imported),
         }
     }
@@ -299,6 +344,12 @@ fn read_parts(path: &Path) -> Result<(Option<CheckpointMeta>, Parts)> {
     let file = tensors::read(path).with_context(|| format!("reading checkpoint {at}"))?;
     let meta = file.metadata.get(METADATA_KEY).map(|json| read_meta(json));
     let meta = meta.transpose().with_context(|| format!("reading checkpoint {at}"))?;
+    if meta.is_some() && !file.header_is_checked {
+        tracing::warn!(
+            "{at}: an earlier version wrote it without a checksum of its header: damage to names, config or position \
+             would not be noticed"
+        );
+    }
     let mut parts = Parts::default();
     for (name, tensor) in file.tensors {
         if let Some(key) = name.strip_prefix(MOMENTUM) {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{EmaConfig, LrConfig, SgdConfig};
+use super::{EmaConfig, LrConfig, MonitorConfig, SgdConfig};
 use crate::quant::select::{self, Claim, Pattern};
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
 use crate::schema::{above_zero, check_ranges};
@@ -30,6 +30,8 @@ pub struct TrainConfig {
     /// Stop, with a checkpoint, after so many steps in all.
     #[schemars(range(min = 1))]
     pub max_steps: Option<u64>,
+    /// What chooses the best checkpoint, and when a stage ends early.
+    pub monitor: MonitorConfig,
     /// Average the weights of each stage and evaluate the average; `null` evaluates the weights themselves.
     pub ema: Option<EmaConfig>,
 }
@@ -45,6 +47,7 @@ impl Default for TrainConfig {
             keep: 3,
             valid_every: 1,
             max_steps: None,
+            monitor: MonitorConfig::default(),
             ema: None,
         }
     }

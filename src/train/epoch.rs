@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use super::checkpoint::{Best, EpochSums};
+use super::checkpoint::EpochSums;
 use super::ema::Ema;
 use super::prefetch::{BatchRequest, Prefetch};
 use super::step::{Step, StepNumbers};
 use super::trainer::{Hooks, Outcome, Trainer};
-use super::{EpochRecord, LrPlace, StepRecord, TelemetryRecord, ValidRecord, ValidScore};
+use super::{EpochRecord, LrPlace, StepRecord, TelemetryRecord};
 use crate::topology::Prepared;
 
 impl Trainer {
@@ -48,8 +48,9 @@ impl Trainer {
             self.count(&prepared, &numbers, seconds);
             let record = self.step_record(&prepared, &numbers, lr, num_batches, seconds);
             hooks.observer.step(&record)?;
-            let every = self.config.ckpt_every_steps;
-            if every.is_some_and(|every| self.position.global_step.is_multiple_of(every)) {
+            // That of the epoch's last update is written when the epoch is complete: one before it would tell the
+            // epoch's end a second time after a resume.
+            if self.is_save_due() && self.position.batch < num_batches {
                 self.save(hooks, false)?;
             }
         }
@@ -155,6 +156,12 @@ impl Trainer {
         }
     }
 
+    /// Whether a checkpoint is to be written after this update.
+    fn is_save_due(&self) -> bool {
+        let every = self.config.ckpt_every_steps;
+        every.is_some_and(|every| self.position.global_step.is_multiple_of(every))
+    }
+
     fn finish_epoch(&mut self, hooks: &mut Hooks<'_>, num_batches: usize) -> Result<()> {
         let epoch = self.position.epoch;
         if let Some(quantizer) = self.current_quantizer() {
@@ -176,7 +183,7 @@ impl Trainer {
         if last || done.is_multiple_of(self.config.valid_every) {
             best = self.validate(hooks)?;
         }
-        if last || best || done.is_multiple_of(self.config.ckpt_every) {
+        if last || best || done.is_multiple_of(self.config.ckpt_every) || self.is_save_due() {
             self.save(hooks, best)?;
         }
         Ok(())
@@ -225,54 +232,6 @@ impl Trainer {
             seconds: since.elapsed().as_secs_f64(),
             module,
         }))
-    }
-
-    /// Validates; whether the weights are the stage's best so far.
-    fn validate(&mut self, hooks: &mut Hooks<'_>) -> Result<bool> {
-        let score =
-            self.evaluated(|| tch::no_grad(|| (hooks.validate)(self.net.as_ref(), &self.position)));
-        let Some(score) = score.context("validating")? else { return Ok(false) };
-        let eligible = self.quantization_is_complete();
-        let best = eligible && self.is_best(&score);
-        if best {
-            self.best = Some(Best {
-                stage: self.position.stage,
-                name: score.name.clone(),
-                value: score.value,
-                global_step: self.position.global_step,
-            });
-        }
-        if !score.value.is_finite() {
-            let ValidScore { name, value, .. } = &score;
-            hooks.observer.message(&format!("the validation's {name} is {value}"))?;
-        }
-        hooks.observer.validation(&ValidRecord {
-            global_step: self.position.global_step,
-            global_epoch: self.position.global_epoch,
-            stage: self.position.stage,
-            stage_name: self.stage().label(),
-            score,
-            averaged: self.ema.is_some(),
-            eligible,
-            best,
-        })?;
-        Ok(best)
-    }
-
-    fn is_best(&self, score: &ValidScore) -> bool {
-        if score.value.is_nan() {
-            return false;
-        }
-        match &self.best {
-            Some(best) if best.stage == self.position.stage && best.name == score.name => {
-                if score.higher_is_better {
-                    score.value > best.value
-                } else {
-                    score.value < best.value
-                }
-            }
-            _ => true,
-        }
     }
 
     /// Writes a checkpoint and says that the run stops, if it was asked to.

@@ -159,7 +159,11 @@ impl CheckpointFolder {
             file.sync_all().with_context(doing)?;
         }
         fs::rename(&beside, &to).with_context(doing)?;
-        Ok(to)
+        // Of two links to one file a rename keeps both.
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(doing),
+            _ => Ok(to),
+        }
     }
 
     /// The checkpoint to go on from. With [`ResumeFrom::Last`] a newest file that cannot be read is passed over for

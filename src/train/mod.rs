@@ -21,13 +21,14 @@ mod rehearse;
 mod sgd;
 mod step;
 mod trainer;
+mod valid;
 
 #[cfg(test)]
 mod tests;
 
 pub use checkpoint::{
-    Best, Checkpoint, CheckpointMeta, EpochSums, Imported, Loaded, Position, QuantizedModule,
-    attach_all, config_hash, load_for_evaluation, load_weights,
+    Best, Checkpoint, CheckpointMeta, DataPrint, EpochSums, Imported, Loaded, Position,
+    QuantizedModule, attach_all, config_hash, load_for_evaluation, load_weights,
 };
 pub use config::{StageConfig, TrainConfig};
 pub use ema::EmaConfig;
@@ -42,3 +43,4 @@ pub use record::{
 pub use rehearse::Rehearsal;
 pub use sgd::{Sgd, SgdConfig};
 pub use trainer::{Hooks, Outcome, RunInfo, Trainer, Validate};
+pub use valid::{MonitorConfig, Monitored};

@@ -36,6 +36,11 @@ pub trait Observer {
         Ok(())
     }
 
+    /// A checkpoint is about to be written: what was told so far must not be lost once it is there.
+    fn before_checkpoint(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// A checkpoint was written.
     fn checkpoint(&mut self, _checkpoint: &CheckpointRecord) -> Result<()> {
         Ok(())

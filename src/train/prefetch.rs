@@ -33,6 +33,11 @@ pub trait BatchSource {
 
     /// Starts an epoch.
     fn open(&mut self, request: BatchRequest) -> Result<Batches>;
+
+    /// The images that validation looks at, each once, without augmentation; `None` where losses are not measured.
+    fn open_validation(&mut self) -> Result<Option<Batches>> {
+        Ok(None)
+    }
 }
 
 /// Prepared batches in order. Dropping it ends the thread.

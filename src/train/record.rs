@@ -99,6 +99,12 @@ impl NamedLosses {
     }
 }
 
+impl<'a> FromIterator<(&'a str, f64)> for NamedLosses {
+    fn from_iter<I: IntoIterator<Item = (&'a str, f64)>>(losses: I) -> Self {
+        Self(losses.into_iter().map(|(name, loss)| (name.to_owned(), loss)).collect())
+    }
+}
+
 impl<const N: usize> From<[(&str, f64); N]> for NamedLosses {
     fn from(losses: [(&str, f64); N]) -> Self {
         Self(losses.map(|(name, value)| (name.to_owned(), value)).into())
@@ -307,6 +313,7 @@ pub struct StageEnd {
     /// Updates of the run so far.
     pub global_step: u64,
     /// The checkpoint that stays.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub checkpoint: PathBuf,
     /// The layers of all modules that carry quantizers; all weights were found on their levels.
     pub sites: Vec<SiteReport>,

@@ -1,5 +1,6 @@
 //! The stages of a run, its state, and how it is saved and restored.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -8,10 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 use super::checkpoint::{self, Best, EpochSums, config_hash};
 use super::ema::Ema;
 use super::{
-    BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord, Observer,
-    Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd, StageStart, TrainConfig,
-    ValidScore,
+    BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord, DataPrint,
+    Observer, Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd, StageStart,
+    TrainConfig, ValidScore,
 };
+use crate::io::differing_keys;
 use crate::nn::{Network, device_name};
 use crate::quant::{ModuleQuantizer, SiteReport, Telemetry};
 use crate::topology::Task;
@@ -25,6 +27,8 @@ pub struct RunInfo {
     pub checkpoints: PathBuf,
     /// The resolved configuration, kept in every checkpoint.
     pub config: serde_json::Value,
+    /// By what the data are known again, by split; kept in every checkpoint.
+    pub data: BTreeMap<String, DataPrint>,
 }
 
 /// Measures the network after an epoch; `None` if there is nothing to measure by. Runs without gradients.
@@ -260,14 +264,35 @@ impl Trainer {
             }
         };
         compare("seed", &meta.seed.to_string(), &self.run.seed.to_string());
-        // The configurations themselves are compared: hashes of 0.1 are of another kind.
-        if meta.config != self.run.config {
-            compare("configuration", &config_hash(&meta.config), &config_hash(&self.run.config));
-        }
         compare("mqat version", &meta.mqat_version, env!("CARGO_PKG_VERSION"));
         compare("device", &meta.device, &self.device());
         let threads = tch::get_num_threads().to_string();
         compare("libtorch threads", &meta.num_threads.to_string(), &threads);
+        // The configurations themselves are compared: hashes of 0.1 are of another kind.
+        if meta.config != self.run.config {
+            const MOST_KEYS: usize = 8;
+            let mut keys = differing_keys(&meta.config, &self.run.config);
+            if keys.len() > MOST_KEYS {
+                let more = keys.len() - MOST_KEYS;
+                keys.truncate(MOST_KEYS);
+                keys.push(format!("{more} more"));
+            }
+            let which = if keys.is_empty() {
+                String::new()
+            } else {
+                format!(": {} differ", keys.join(", "))
+            };
+            all.push(format!("the checkpoint was written with another configuration{which}"));
+        }
+        for (split, theirs) in &meta.data {
+            let ours = self.run.data.get(split);
+            if let Some(what) = ours.and_then(|ours| theirs.difference(ours)) {
+                all.push(format!(
+                    "the checkpoint was written with another {split} split ({what}): the run goes on with other data \
+                     than it began with, and its batches are others"
+                ));
+            }
+        }
         all
     }
 
@@ -291,7 +316,7 @@ impl Trainer {
         }
         loop {
             self.begin_stage(hooks)?;
-            while self.position.epoch < self.stage().epochs {
+            while self.position.epoch < self.stage().epochs && !self.is_out_of_patience() {
                 if let Some(outcome) = self.stop_if_asked_between(hooks)? {
                     return Ok(outcome);
                 }
@@ -425,6 +450,7 @@ impl Trainer {
         {
             return Ok(path.clone());
         }
+        hooks.observer.before_checkpoint()?;
         let path = self.folder.save(&self.checkpoint())?;
         if best {
             self.folder.mark_best(&path)?;
@@ -455,6 +481,7 @@ impl Trainer {
             device: self.device(),
             config_hash: config_hash(&self.run.config),
             config: self.run.config.clone(),
+            data: self.run.data.clone(),
             imported: None,
         };
         Checkpoint {

@@ -241,9 +241,10 @@ fn with_value(file: &Path, name: &str, value: f32) -> Vec<u8> {
     let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
     let offset = header[name]["data_offsets"][0].as_u64().unwrap() as usize;
     bytes[8 + length + offset..][..4].copy_from_slice(&value.to_le_bytes());
-    // without the checksum, which would tell it before the audit does
-    let name = b"\"crc32c\"";
-    let at = bytes.windows(name.len()).position(|w| w == name).expect("files have a checksum");
-    bytes[at + 1] = b'x';
+    // without the checksums, which would tell it before the audit does
+    for text in ["\"crc32c\"", "\"header_crc32c\"", "\"header-"] {
+        let at = bytes.windows(text.len()).position(|w| w == text.as_bytes());
+        bytes[at.expect("files have checksums") + 1] = b'x';
+    }
     bytes
 }

@@ -14,6 +14,7 @@ mod pipeline;
 mod predict;
 mod report;
 mod resume;
+mod robustness;
 mod score;
 mod search;
 mod support;

@@ -67,7 +67,9 @@ fn a_study_becomes_one_table_one_chart_and_one_page() {
     assert_eq!(read("table.csv").lines().count(), 1 + 3 * 4);
     let page = read("index.html");
     assert!(
-        page.contains("A &lt;study&gt;") && page.contains("<svg") && !page.contains("src=\"http")
+        page.contains("A &lt;study&gt;")
+            && page.contains("data:image/svg+xml;base64,")
+            && !page.contains("src=\"http")
     );
     assert!(read("accuracy_over_compression.svg").contains("uniform"));
     assert!(fs::read(out.join("accuracy_over_compression.png")).unwrap().starts_with(b"\x89PNG"));

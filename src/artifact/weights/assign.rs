@@ -53,8 +53,8 @@ pub(super) fn assign(
         }
     }
     let known: HashSet<&str> = vars.iter().map(|v| v.name.as_str()).collect();
-    for (name, _) in tensors.iter().filter(|(name, _)| !known.contains(name.as_str())) {
-        report.left_over.push(left_over(name));
+    for (name, tensor) in tensors.iter().filter(|(name, _)| !known.contains(name.as_str())) {
+        report.left_over.push(left_over(name, tensor));
     }
     let conversions = converted.into_iter();
     report.converted =
@@ -74,8 +74,11 @@ fn missing(name: &str) -> Unmatched {
     Unmatched { name: name.to_owned(), why, harmless: harmless.is_some() }
 }
 
-fn left_over(name: &str) -> Unmatched {
-    let harmless = keys::harmless(name);
+fn left_over(name: &str, tensor: &Tensor) -> Unmatched {
+    // A single number outside of every module of the network is one of the training's.
+    let number = (keys::root(name).is_none() && tensor.numel() <= 1)
+        .then_some("a single number beside the network, which nothing reads");
+    let harmless = keys::harmless(name).or(number);
     let why = match (harmless, keys::root(name)) {
         (Some(why), _) => why.to_owned(),
         (None, Some(root)) => format!("the {root} of the network has no such tensor"),

@@ -28,13 +28,23 @@ pub(super) fn read(path: &Path) -> Result<StateDict<'_>> {
     let mut state = StateDict::of(path);
     let Some(member) = find(&file.value) else {
         let Some(parts) = file.value.as_dict() else {
-            bail!("{}: it holds {}, expected a state dict", path.display(), describe(&file.value));
+            bail!(
+                "{}: it holds {}, expected a state dict{}",
+                path.display(),
+                describe(&file.value),
+                advice([&file.value])
+            );
         };
-        let parts: Vec<String> = parts
+        let listed: Vec<String> = parts
             .iter()
             .map(|(key, value)| format!("{} ({})", name(key), describe(value)))
             .collect();
-        bail!("{}: none of its parts is a state dict: {}", path.display(), parts.join(", "));
+        bail!(
+            "{}: none of its parts is a state dict: {}{}",
+            path.display(),
+            listed.join(", "),
+            advice(parts.iter().map(|(_, value)| value))
+        );
     };
     let mut at = &file.value;
     for part in &member {
@@ -57,6 +67,16 @@ pub(super) fn read(path: &Path) -> Result<StateDict<'_>> {
     Ok(state)
 }
 
+/// What to do where the network was saved as an object, with its class.
+fn advice<'a>(values: impl IntoIterator<Item = &'a Value>) -> &'static str {
+    if values.into_iter().any(|value| matches!(value, Value::Opaque(_))) {
+        " (nothing was executed; a network that was saved as an object needs its class: if you trust the file, save its \
+         weights alone in Python, torch.save(model.state_dict(), \"weights.pth\"))"
+    } else {
+        ""
+    }
+}
+
 /// The path of the network's part: empty for the whole file. Parts with keys of the network come before other dicts
 /// of tensors, then go by [`MEMBERS`], then by their order.
 fn find(value: &Value) -> Option<Vec<String>> {
@@ -68,17 +88,36 @@ fn find(value: &Value) -> Option<Vec<String>> {
     };
     found
         .into_iter()
-        .min_by_key(|(path, knows)| (!knows, path.len().min(1) * (1 + rank(path))))
+        .min_by_key(|(path, known)| {
+            (std::cmp::Reverse(*known), path.len().min(1) * (1 + rank(path)))
+        })
         .map(|(path, _)| path)
 }
 
-/// Dicts that hold tensors, with whether these have keys of the network.
-fn collect(value: &Value, path: &mut Vec<String>, found: &mut Vec<(Vec<String>, bool)>) {
+/// How well keys are known: as of no network, of this one under a prefix of any name, or of this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Known {
+    Foreign,
+    Prefixed,
+    Own,
+}
+
+impl Known {
+    fn of(key: &Value) -> Self {
+        match key.as_str() {
+            Some(key) if keys::root(keys::bare(key)).is_some() => Self::Own,
+            Some(key) if keys::foreign_prefix(key).is_some() => Self::Prefixed,
+            _ => Self::Foreign,
+        }
+    }
+}
+
+/// Dicts that hold tensors, with how well the best of their keys is known.
+fn collect(value: &Value, path: &mut Vec<String>, found: &mut Vec<(Vec<String>, Known)>) {
     let Some(items) = value.as_dict() else { return };
     let tensors = items.iter().filter(|(_, v)| v.as_tensor().is_some());
-    let is_key = |key: &Value| key.as_str().is_some_and(|k| keys::root(keys::bare(k)).is_some());
-    let (num, known) =
-        tensors.fold((0, false), |(n, known), (key, _)| (n + 1, known || is_key(key)));
+    let (num, known) = tensors
+        .fold((0, Known::Foreign), |(n, known), (key, _)| (n + 1, known.max(Known::of(key))));
     if num > 0 {
         found.push((path.clone(), known));
     }
@@ -113,6 +152,7 @@ fn describe(value: &Value) -> String {
         Value::List(items) => format!("a list of {}", items.len()),
         Value::Tuple(items) => format!("a tuple of {}", items.len()),
         Value::Tensor(t) => describe_tensor(t),
+        Value::Opaque(name) => format!("an object that was not read, {name}"),
         other => other.type_name().to_owned(),
     }
 }

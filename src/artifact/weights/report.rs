@@ -14,6 +14,7 @@ const SHOWN: usize = 4;
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct LoadReport {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub file: PathBuf,
     /// The part of a nested PyTorch file that was taken, for example `model`.
     pub member: Option<String>,

@@ -93,6 +93,7 @@ impl ExportTarget {
 #[derive(Debug, Serialize)]
 pub struct ExportReport {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub path: PathBuf,
     /// What it is.
     pub format: ExportFormat,

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use prost::Message;
 use serde::Serialize;
@@ -23,9 +23,9 @@ use crate::eval::{
 use crate::export::onnx::graph::{Graph, Weight};
 use crate::export::onnx::plan::{self, Plan};
 use crate::export::onnx::{
-    BASE_OPSET, Calibration, Carrier, EmitOptions, INT2_OPSET, INT4_OPSET, LayerCheck, LayerSteps,
-    META_KEY, Method, PlannedGraph, Profile, RoundedValues, SessionOptions, calibrate, carrier_of,
-    correct_biases, emit, graph_of, rounded_values,
+    BASE_OPSET, Calibration, Carrier, EmitOptions, INT2_OPSET, INT4_OPSET, LAST_OPSET, LayerCheck,
+    LayerSteps, META_KEY, Method, PlannedGraph, Profile, RoundedValues, SessionOptions, calibrate,
+    carrier_of, correct_biases, emit, graph_of, rounded_values,
 };
 use crate::io;
 use crate::nn::{Engine, Preprocess};
@@ -380,20 +380,26 @@ fn opset_for(graph: &Graph, options: &OnnxOptions) -> Result<i64> {
             Weight::Float(_) => false,
         })
     };
-    let needed = match options.carrier {
-        Carrier::Int8 => BASE_OPSET,
-        Carrier::TrueBits if options.target == Target::Ort && any(-2, 1) => INT2_OPSET,
-        Carrier::TrueBits if any(-8, 7) => INT4_OPSET,
-        Carrier::TrueBits => BASE_OPSET,
+    let small = options.carrier == Carrier::TrueBits && any(-8, 7);
+    let best = if small && options.target == Target::Ort && any(-2, 1) {
+        INT2_OPSET
+    } else if small {
+        INT4_OPSET
+    } else {
+        BASE_OPSET
     };
-    match options.opset {
-        None => Ok(needed),
-        Some(opset) if opset >= needed => Ok(opset),
-        Some(opset) => bail!(
-            "opset {opset} has no integers of {} bits: pass --opset {needed} or later, or --carrier int8",
-            if needed == INT2_OPSET { 2 } else { 4 }
-        ),
-    }
+    let Some(opset) = options.opset else { return Ok(best) };
+    ensure!(
+        (BASE_OPSET..=LAST_OPSET).contains(&opset),
+        "--opset {opset} is outside {BASE_OPSET}..={LAST_OPSET}, the versions of ONNX's operators that are written"
+    );
+    // Integers of 2 bits are stored as ones of 4 where the opset has no others.
+    ensure!(
+        !small || opset >= INT4_OPSET,
+        "opset {opset} has no integers of 4 bits for --carrier true-bits: pass --opset {INT4_OPSET} or later, or \
+         --carrier int8"
+    );
+    Ok(opset)
 }
 
 /// What other programs need to know to use the file, one entry each, and the JSON for this one.
@@ -724,6 +730,8 @@ impl CheckReport {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
 
     fn difference(max_relative: f64) -> Difference {

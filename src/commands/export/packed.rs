@@ -23,6 +23,7 @@ use crate::train::{CheckpointMeta, Imported};
 #[derive(Debug, Serialize)]
 pub struct PackReport {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,

@@ -29,6 +29,7 @@ const OTHER: &str = "other";
 #[derive(Debug, Serialize)]
 pub struct FileReport {
     /// The file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub path: PathBuf,
     /// What kind it is.
     pub kind: FileKind,

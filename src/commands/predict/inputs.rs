@@ -1,8 +1,9 @@
 //! What `mqat predict` is given: images, folders, globs, lists of a dataset, videos.
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -11,8 +12,10 @@ use crate::io::video::is_video;
 
 /// Endings of the pictures that are read, and of others that people have.
 const PICTURES: [&str; 3] = ["jpeg", "jpg", "png"];
-const OTHER_PICTURES: [&str; 9] =
-    ["bmp", "exr", "heic", "pgm", "ppm", "raw", "tif", "tiff", "webp"];
+const OTHER_PICTURES: [&str; 17] = [
+    "avif", "bmp", "cr2", "dng", "exr", "heic", "heif", "jp2", "jxl", "nef", "pgm", "ppm", "raw",
+    "tga", "tif", "tiff", "webp",
+];
 /// The ending of a list of images.
 const LIST: &str = "txt";
 /// Folders from a list's upwards in which its images are looked for.
@@ -49,20 +52,20 @@ pub(super) struct Inputs {
 ///
 /// # Errors
 /// If an input is not there, is of a kind that is not read, or has no image.
-pub(super) fn find(given: &[String], recursive: bool) -> Result<Inputs> {
+pub(super) fn find(given: &[PathBuf], recursive: bool) -> Result<Inputs> {
     ensure!(!given.is_empty(), "no image, folder, glob, list or video is named");
     let mut found = Inputs { inputs: Vec::new(), list_root: None };
-    for text in given {
-        let path = Path::new(text);
+    for path in given {
         if path.is_dir() {
             found.inputs.push(Input::Pictures(pictures_in(path, recursive)?));
         } else if path.exists() {
             found.add_file(path)?;
-        } else if text.contains(['*', '?', '[']) {
-            found.add_glob(text)?;
+        } else if let Some(pattern) = path.to_str().filter(|text| is_glob(text)) {
+            found.add_glob(pattern)?;
         } else {
             bail!(
-                "there is no {text}: expected an image, a folder, a glob, a list (.txt) or a video"
+                "there is no {}: expected an image, a folder, a glob, a list (.txt) or a video",
+                path.display()
             );
         }
     }
@@ -93,8 +96,8 @@ impl Inputs {
     fn add_glob(&mut self, given: &str) -> Result<()> {
         let pattern = &with_literal_folders(given);
         let hidden = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
-        let paths =
-            glob::glob_with(pattern, hidden).with_context(|| format!("the glob {pattern}"))?;
+        let paths = glob::glob_with(&folders_as_they_are(pattern), hidden)
+            .with_context(|| format!("the glob {pattern}"))?;
         let paths: Result<Vec<PathBuf>, _> = paths.collect();
         let mut paths = paths.with_context(|| format!("reading what the glob {given} matches"))?;
         paths.sort_by(|a, b| natural(&a.to_string_lossy(), &b.to_string_lossy()));
@@ -144,6 +147,36 @@ impl Picture {
     }
 }
 
+fn is_glob(text: &str) -> bool {
+    text.contains(['*', '?', '['])
+}
+
+/// A glob in which the leading folders that are there under just these names are no patterns: `run[1]/*.png` looks into
+/// the folder `run[1]` where there is one.
+fn folders_as_they_are(pattern: &str) -> String {
+    let mut folder = PathBuf::new();
+    let mut rest = Path::new(pattern).components();
+    loop {
+        let mut ahead = rest.clone();
+        let Some(next) = ahead.next() else { return pattern.to_owned() };
+        let deeper = folder.join(next);
+        if !deeper.is_dir() || ahead.as_path().as_os_str().is_empty() {
+            break;
+        }
+        (folder, rest) = (deeper, ahead);
+    }
+    let is_plain = !folder
+        .components()
+        .any(|part| matches!(part, Component::Normal(name) if is_glob(&name.to_string_lossy())));
+    match folder.to_str() {
+        Some(folder) if !is_plain => {
+            let rest = rest.as_path();
+            Path::new(&glob::Pattern::escape(folder)).join(rest).to_string_lossy().into_owned()
+        }
+        _ => pattern.to_owned(),
+    }
+}
+
 fn has_ending(path: &Path, endings: &[&str]) -> bool {
     let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
     ending.is_some_and(|e| endings.contains(&e.as_str()))
@@ -163,7 +196,7 @@ fn begins_like_a_picture(path: &Path) -> Result<bool> {
 fn pictures_in(folder: &Path, recursive: bool) -> Result<Vec<Picture>> {
     let mut pictures = Vec::new();
     let mut num_other = 0;
-    walk(folder, recursive, &mut pictures, &mut num_other)?;
+    walk(folder, recursive, &mut Walk::default(), &mut pictures, &mut num_other)?;
     let at = folder.display();
     if num_other > 0 {
         tracing::warn!(
@@ -188,12 +221,29 @@ fn pictures_in(folder: &Path, recursive: bool) -> Result<Vec<Picture>> {
     Ok(pictures)
 }
 
+/// The folders that were looked at, by device and inode: links may lead to them again.
+#[derive(Default)]
+struct Walk(HashSet<(u64, u64)>);
+
+impl Walk {
+    /// Whether `path` leads somewhere for the first time.
+    fn is_new(&mut self, path: &Path) -> Result<bool> {
+        use std::os::unix::fs::MetadataExt;
+        let meta = fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(self.0.insert((meta.dev(), meta.ino())))
+    }
+}
+
 fn walk(
     folder: &Path,
     recursive: bool,
+    seen: &mut Walk,
     pictures: &mut Vec<Picture>,
     num_other: &mut usize,
 ) -> Result<()> {
+    if !seen.is_new(folder)? {
+        return Ok(());
+    }
     let reading = || format!("reading the folder {}", folder.display());
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder).with_context(reading)? {
@@ -209,9 +259,10 @@ fn walk(
         if path.is_dir() {
             // The other folders of a scene hold masks and depths.
             if recursive && (!is_scene || path.ends_with("rgb")) {
-                walk(&path, recursive, pictures, num_other)?;
+                walk(&path, recursive, seen, pictures, num_other)?;
             }
         } else if has_ending(&path, &PICTURES) {
+            // In a folder of links each of them is an image of its own.
             pictures.push(Picture::named(&path));
         } else {
             *num_other += usize::from(has_ending(&path, &OTHER_PICTURES));
@@ -294,8 +345,7 @@ mod tests {
     }
 
     fn found(folder: &Path, given: &[&str], recursive: bool) -> Result<Vec<String>> {
-        let given: Vec<String> =
-            given.iter().map(|g| folder.join(g).display().to_string()).collect();
+        let given: Vec<PathBuf> = given.iter().map(|g| folder.join(g)).collect();
         Ok(names(&find(&given, recursive)?, folder))
     }
 
@@ -352,6 +402,27 @@ mod tests {
     }
 
     #[test]
+    fn links_in_a_circle_give_each_image_once() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        touch(root, &["top/one/1.png", "top/two/2.png"]);
+        symlink("../../top", root.join("top/one/up")).unwrap();
+        symlink("../one", root.join("top/two/across")).unwrap();
+        assert_eq!(found(root, &["top"], true).unwrap(), ["top/one/1.png", "top/two/2.png"]);
+    }
+
+    #[test]
+    fn names_that_are_no_text_are_read() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+        touch(&odd, &["1.png"]);
+        let inputs = find(&[odd.clone(), odd.join("1.png")], false).unwrap();
+        assert_eq!(inputs.inputs.len(), 2);
+    }
+
+    #[test]
     fn of_a_scene_only_the_pictures_are_taken() {
         let dir = tempfile::tempdir().unwrap();
         let scene = "testing/seq_000000/000000";
@@ -374,8 +445,7 @@ mod tests {
         let text = "testing/rgb/000000.png\r\n\ntesting/rgb/000001.png\n";
         for list in ["data/testing.txt", "data/lists/part.txt"] {
             fs::write(dir.path().join(list), text).unwrap();
-            let given = dir.path().join(list).display().to_string();
-            let inputs = find(&[given], false).unwrap();
+            let inputs = find(&[dir.path().join(list)], false).unwrap();
             assert_eq!(inputs.list_root, Some(dir.path().join("data")));
             let Input::Pictures(pictures) = &inputs.inputs[0] else { panic!() };
             let names: Vec<_> = pictures.iter().map(|p| p.name.as_str()).collect();

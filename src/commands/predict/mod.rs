@@ -48,7 +48,7 @@ pub struct PredictRequest {
     /// The network: all that `mqat test` takes.
     pub checkpoint: PathBuf,
     /// Images, folders, globs, lists, videos.
-    pub inputs: Vec<String>,
+    pub inputs: Vec<PathBuf>,
     /// Look into the folders of folders.
     pub recursive: bool,
     /// The camera's file.
@@ -84,6 +84,7 @@ pub struct PredictProgress {
 #[derive(Debug, Serialize)]
 pub struct PredictReport {
     /// The file of the network.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub checkpoint: PathBuf,
     /// What it is, for people.
     pub network: String,
@@ -112,12 +113,15 @@ pub struct PredictReport {
     /// Pictures of a batch.
     pub batch: usize,
     /// JSON lines.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub predictions: PathBuf,
     /// BOP csv.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub csv: PathBuf,
     /// Whether `scene_id` and `im_id` are those of the pictures' paths; else they number the inputs and the pictures in each.
     pub ids_from_paths: bool,
     /// Pictures with the poses drawn in.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub overlays: Vec<PathBuf>,
 }
 
@@ -314,7 +318,7 @@ fn names_of(request: &PredictRequest) -> Result<Names> {
         );
     }
     let may_be_folder =
-        |input: &String| Path::new(input).is_dir() || input.contains(['*', '?', '[']);
+        |input: &PathBuf| input.is_dir() || input.to_string_lossy().contains(['*', '?', '[']);
     ensure!(
         !request.recursive || request.inputs.iter().any(may_be_folder),
         "--recursive cannot act: no INPUT is a directory; leave it out"
@@ -466,7 +470,7 @@ impl Results<'_> {
         Ok(PredictReport {
             checkpoint: request.checkpoint.clone(),
             network,
-            inputs: request.inputs.clone(),
+            inputs: request.inputs.iter().map(|path| path.display().to_string()).collect(),
             cameras,
             interrupted,
             num_images: written.num_images,

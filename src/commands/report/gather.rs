@@ -58,8 +58,10 @@ impl fmt::Display for Family {
 #[derive(Debug, Clone, Serialize)]
 pub struct Point {
     /// Folder of its experiment.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub experiment: PathBuf,
     /// Its file.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub checkpoint: PathBuf,
     /// What it is: `fpn 2-bit (3 levels)`.
     pub network: String,

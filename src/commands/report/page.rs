@@ -21,7 +21,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#262b33;max-w
     table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}\
     th,td{padding:.25rem .7rem;border-bottom:1px solid #e4e7eb;text-align:right;white-space:nowrap}\
     th:first-child,td:first-child,table.wide th:nth-child(2),table.wide td:nth-child(2){text-align:left}\
-    th{border-bottom:2px solid #969da6}figure{margin:1rem 0}svg,img{max-width:100%;height:auto}\
+    th{border-bottom:2px solid #969da6}figure{margin:1rem 0}img{max-width:100%;height:auto}\
     .row{display:flex;flex-wrap:wrap;gap:1rem}.row>*{flex:1 1 20rem;min-width:0}\
     .overlays img{flex:0 1 15rem}.note{color:#5f6772}.synthetic{background:#fff4d6;padding:.5rem 1rem}\
     summary{cursor:pointer;font-weight:600;margin:.8rem 0}";
@@ -126,13 +126,7 @@ fn network(point: &Point) -> Result<String> {
     html.push_str("<div class=\"row overlays\">");
     for path in overlays(&point.place.0.join(format!("overlays_{}", point.place.1)))? {
         let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        let _ = write!(
-            html,
-            "<img alt=\"{}\" src=\"data:image/png;base64,{}\">",
-            escape(&name),
-            STANDARD.encode(bytes)
-        );
+        html.push_str(&picture(&path, "image/png", &bytes));
     }
     html.push_str("</div>\n");
     Ok(html)
@@ -156,14 +150,21 @@ fn overlays(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok((0..num).map(|i| all[i * all.len() / num].clone()).collect())
 }
 
-/// A chart to stand in the page; `None` where there is no file.
+/// A chart to stand in the page, as a picture: scripts in a drawing from elsewhere do not run in one. `None` where there is
+/// no file.
 fn svg(path: &Path) -> Result<Option<String>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    let drawing = text.find("<svg").map_or("", |begin| &text[begin..]);
-    Ok(Some(drawing.to_owned()))
+    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(Some(picture(path, "image/svg+xml", &bytes)))
+}
+
+/// A picture that is part of the page.
+fn picture(path: &Path, kind: &str, bytes: &[u8]) -> String {
+    let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let data = STANDARD.encode(bytes);
+    format!("<img alt=\"{}\" src=\"data:{kind};base64,{data}\">", escape(&name))
 }
 
 fn table(class: &str, head: &[String], rows: &[Vec<String>]) -> String {
@@ -190,6 +191,19 @@ mod tests {
             html.contains("<th>a&lt;b</th>") && html.contains("<td>&quot;x&quot; &amp; y</td>")
         );
         assert!(html.starts_with("<table class=\"wide\">") && html.ends_with("</table>\n"));
+    }
+
+    #[test]
+    fn a_drawing_from_elsewhere_is_a_picture_without_its_script() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a\"onload=\"x.svg");
+        fs::write(&path, "<svg onload='a()'><script>b()</script></svg>").unwrap();
+        let html = svg(&path).unwrap().unwrap();
+        assert!(
+            html.starts_with("<img alt=\"a&quot;onload=&quot;x\" src=\"data:image/svg+xml;base64,")
+        );
+        assert!(!html.contains("<script") && !html.contains("a()"), "{html}");
+        assert!(svg(&dir.path().join("none.svg")).unwrap().is_none());
     }
 
     #[test]

@@ -49,7 +49,9 @@ pub struct ReportSummary {
     /// Every evaluated network.
     pub points: Vec<Point>,
     /// Experiments without an evaluation of the split.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub left_out: Vec<PathBuf>,
     /// Folder of what was written: index.html, table.md, table.csv, accuracy_over_compression.svg and .png, report.json.
+    #[serde(serialize_with = "crate::io::path_text")]
     pub folder: PathBuf,
 }

@@ -52,7 +52,10 @@ pub fn read_head(path: &Path) -> Result<FileHead> {
     let at = path.display();
     let size = std::fs::metadata(path).with_context(|| format!("opening {at}"))?.len();
     ensure!(size <= MAX_BYTES, "{at} has {size} bytes, an ONNX file has {MAX_BYTES} at most");
-    let bytes = std::fs::read(path).with_context(|| format!("reading {at}"))?;
+    let bytes = crate::io::read_file(path)?;
+    if let Some(what) = crate::io::mistaken(&bytes) {
+        bail!("{at} {what}");
+    }
     let model = match ModelHead::decode(bytes.as_slice()) {
         Ok(model) => model,
         Err(e) => bail!("{at} is truncated or no ONNX file: {e}"),

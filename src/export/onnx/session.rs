@@ -188,7 +188,7 @@ impl OnnxSession {
 
 /// The file with weights for the kernels of this CPU, and with further outputs.
 fn changed_model(path: &Path, exact_sums: bool, values: &[String]) -> Result<Vec<u8>> {
-    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let bytes = crate::io::read_file(path)?;
     let mut model = Model::decode(bytes.as_slice())?;
     if let Some(graph) = &mut model.graph {
         let widened = widen_weights(graph);

@@ -138,7 +138,7 @@ struct Opened {
 }
 
 fn open(path: &Path) -> Result<Opened> {
-    let file = File::open(path)?;
+    let file = crate::io::open_file(path)?;
     let meta = file.metadata()?;
     ensure!(meta.is_file(), "not a file");
     let mut preamble = Vec::with_capacity(PREAMBLE_BYTES);

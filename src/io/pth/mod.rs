@@ -10,12 +10,13 @@ mod parse;
 mod write;
 mod zip_out;
 
-use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tch::Tensor;
+
+use super::open_file;
 
 pub use parse::Data;
 pub use write::write;
@@ -42,12 +43,8 @@ pub struct PthFile {
 /// is one, the entry.
 pub fn read(path: &Path) -> Result<PthFile> {
     let doing = || format!("reading PyTorch file {}", path.display());
-    let file = File::open(path).with_context(doing)?;
-    let read = file.metadata().map_err(anyhow::Error::from).and_then(|meta| {
-        ensure!(meta.is_file(), "not a file");
-        read_from(BufReader::new(file))
-    });
-    read.with_context(doing)
+    let file = open_file(path).with_context(doing)?;
+    read_from(BufReader::new(file)).with_context(doing)
 }
 
 /// Reads a PyTorch file that lies in memory.

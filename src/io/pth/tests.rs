@@ -65,6 +65,61 @@ fn nothing_but_data_is_named() {
 }
 
 #[test]
+fn objects_of_other_classes_are_noted_and_nothing_is_made_of_them() {
+    let name = |pickle: &[u8]| match value(pickle) {
+        Value::Opaque(name) => name,
+        other => panic!("{} of {:?}", other.type_name(), String::from_utf8_lossy(pickle)),
+    };
+    // numpy.float32(1), as protocols 2 and 4 have it
+    let scalar = b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x02\0\0\0f4\x89\x88\x87R(K\x03X\x01\0\0\0<NNNJ\xff\xff\xff\xff\
+        J\xff\xff\xff\xffK\0tbC\x04\0\0\x80?\x86R.";
+    assert_eq!(name(scalar), "numpy.core.multiarray.scalar");
+    assert_eq!(
+        name(b"\x80\x04\x8c\x08argparse\x8c\x09Namespace\x93)\x81}\x8c\x02lr\x4b\x01sb."),
+        "argparse.Namespace"
+    );
+    assert_eq!(name(b"cpathlib\nPosixPath\n(X\x01\0\0\0/X\x03\0\0\0tmptR."), "pathlib.PosixPath");
+    // enums and bound methods, named arguments, the classes of Python 2, subclasses of list and dict, a class by itself
+    assert_eq!(
+        name(b"cbuiltins\ngetattr\ncmy.code\nMode\nX\x03\0\0\0one\x86R."),
+        "builtins.getattr"
+    );
+    assert_eq!(name(b"\x80\x04\x8c\x01m\x8c\x01C\x93)}\x92."), "m.C");
+    assert_eq!(name(b"(K\x01im\nC\n}b."), "m.C");
+    assert_eq!(name(b"(cm\nC\nK\x01o(K\x01K\x02u."), "m.C");
+    assert_eq!(name(b"cm\nConfig\n)\x81(X\x01\0\0\0aK\x01u(K\x02e."), "m.Config");
+    assert_eq!(name(b"ctorch.nn\nReLU\n."), "torch.nn.ReLU");
+    assert_eq!(name(b"cm\n\x1b[2J\n."), "m.\\u{1b}[2J");
+    let counts = value(b"ccollections\ndefaultdict\ncbuiltins\nint\n\x85R(X\x01\0\0\0aK\x07u.");
+    assert_eq!(counts.get("a").and_then(Value::as_int), Some(7));
+    // What is beside them is read as ever.
+    let beside = [b"}(X\x01\0\0\0bK\x02X\x01\0\0\0a", &scalar[..scalar.len() - 1], b"u."].concat();
+    assert_eq!(value(&beside).get("b").and_then(Value::as_int), Some(2));
+}
+
+#[test]
+fn what_runs_programs_or_may_be_a_weight_is_refused_wherever_it_stands() {
+    for (pickle, what) in [
+        (&b"}X\x01\0\0\0acsubprocess\nPopen\n(X\x02\0\0\0lstRs."[..], "subprocess.Popen"),
+        (b"cbuiltins\nexec\n.", "builtins.exec"),
+        (b"cimportlib\nimport_module\n.", "importlib.import_module"),
+        (b"(iposix\nsystem\n.", "posix.system"),
+        (b"ctorch._utils\n_rebuild_qtensor\n)R.", "torch._utils._rebuild_qtensor"),
+    ] {
+        let error = refusal(pickle);
+        assert!(error.contains(&format!("names {what}, which is not data")), "{error}");
+    }
+}
+
+#[test]
+fn texts_whose_writer_counted_characters_are_read() {
+    // four characters in five bytes, and the right count of the same text
+    for pickle in [b"X\x04\0\0\0na\xc3\xafz.", b"X\x05\0\0\0na\xc3\xafz."] {
+        assert!(matches!(value(pickle), Value::Str(text) if text == "naïz"));
+    }
+}
+
+#[test]
 fn plain_values_come_back() {
     assert!(matches!(value(b"N."), Value::None));
     assert!(matches!(value(b"\x89."), Value::Bool(false)));

@@ -50,6 +50,26 @@ pub fn root(bare: &str) -> Option<&'static str> {
     ROOTS.into_iter().find(|root| *root == first)
 }
 
+/// What stands before the network's part of a key under a name of someone's own: `student.` of
+/// `student.model.fpn.a`; `None` where the bare key is the network's already, or of another network. Known wrappers
+/// right before the network's part are none of it.
+pub fn foreign_prefix(key: &str) -> Option<&str> {
+    let mut begin = 0;
+    for part in key.split_inclusive('.') {
+        if ROOTS.contains(&part.trim_end_matches('.')) && part.ends_with('.') {
+            break;
+        }
+        begin += part.len();
+    }
+    let mut prefix = key.get(..begin).filter(|prefix| prefix.len() < key.len())?;
+    while let Some((wrapper, _)) = WRAPPERS.iter().find(|(wrapper, _)| {
+        prefix.strip_suffix(wrapper).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    }) {
+        prefix = &prefix[..prefix.len() - wrapper.len()];
+    }
+    (!prefix.is_empty()).then_some(prefix)
+}
+
 /// The key of the weight that an extra of an INQ layer belongs to.
 pub fn inq_extra(bare: &str) -> Option<(String, InqExtra)> {
     let (layer, leaf) = bare.rsplit_once('.')?;
@@ -73,10 +93,26 @@ pub fn follows_from(bare: &str) -> Option<&'static str> {
     (root(bare) == Some("anchor_generator"))
         .then_some("network.params.anchor_sizes and finest_level")
 }
+/// Last parts of the names of counters that programs register beside the weights: of averages of weights
+/// (`torch.optim.swa_utils`, `torch_ema`, `timm`) and of profilers (`thop`, `fvcore`).
+const COUNTERS: [&str; 9] = [
+    "n_averaged",
+    "num_averaged",
+    "num_updates",
+    "total_ops",
+    "total_params",
+    "total_flops",
+    "total_macs",
+    "__flops__",
+    "__params__",
+];
 
 /// Why the network's outputs do not depend on a tensor; `None` if they do.
 pub fn harmless(bare: &str) -> Option<&'static str> {
-    if bare.ends_with(".num_batches_tracked") {
+    let leaf = bare.rsplit('.').next().unwrap_or(bare);
+    if COUNTERS.contains(&leaf) {
+        Some("a counter that other programs keep beside the weights, which nothing reads")
+    } else if bare.ends_with(".num_batches_tracked") {
         Some("counts batches, which nothing reads; files from before PyTorch 0.4.1 have none")
     } else if bare.starts_with("backbone.output.") || bare.starts_with("backbone.fc.") {
         Some("the backbone's classifier, which the network does not use")
@@ -101,6 +137,23 @@ mod tests {
         assert_eq!(bare("module.model.head.scales.0.scale"), "head.scales.0.scale");
         assert_eq!(wrapping("module.model.backbone.x"), "module.model.");
         assert_eq!((bare("modules.fpn.a"), wrapping("fpn.a")), ("modules.fpn.a", ""));
+    }
+
+    #[test]
+    fn prefixes_of_any_name_are_told_from_the_network() {
+        for (key, prefix) in [
+            ("net.backbone.features.x", Some("net.")),
+            ("model.pose.fpn.a.bias", Some("model.pose.")),
+            ("pose.module.model.head.a", Some("pose.")),
+            ("supermodel.fpn.a", Some("supermodel.")),
+            ("model.fpn.a", None),
+            ("fpn.head.a", None),
+            ("net.conv.weight", None),
+            ("net.fpn", None),
+            ("n_averaged", None),
+        ] {
+            assert_eq!(foreign_prefix(key), prefix, "{key}");
+        }
     }
 
     #[test]
@@ -134,6 +187,8 @@ mod tests {
             "backbone.output.weight",
             "backbone.fc.bias",
             "anchor_generator.cell_anchors.0",
+            "n_averaged",
+            "head.cls_tower.0.total_ops",
         ] {
             assert!(harmless(key).is_some(), "{key}");
         }

@@ -162,6 +162,7 @@ fn trainer(config: &TrainConfig, folder: &Path) -> Trainer {
         checkpoints: folder.to_owned(),
         // When a process stops is no part of a run's configuration.
         config: serde_json::json!({"training": TrainConfig { max_steps: None, ..config.clone() }}),
+        data: Default::default(),
     };
     Trainer::new(toy_net(), config.clone(), task(), run).unwrap()
 }

@@ -200,14 +200,18 @@ fn another_seed_or_configuration_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let first = TrainConfig { max_steps: Some(1), ..config.clone() };
     run(&mut trainer(&first, folder.path()), &mut Recorder::default()).unwrap();
-    let run = RunInfo { seed: 12, checkpoints: folder.path().to_owned(), config: Value::Null };
+    let run = RunInfo {
+        seed: 12,
+        checkpoints: folder.path().to_owned(),
+        config: Value::Null,
+        data: Default::default(),
+    };
     let mut other = Trainer::new(toy_net(), config, task(), run).unwrap();
     let mut recorder = Recorder::default();
     other.resume(&ResumeFrom::Last, &mut recorder).unwrap();
     assert_eq!(recorder.messages.len(), 2, "{:?}", recorder.messages);
     assert!(recorder.messages[0].contains("seed 11, and this run has 12"));
-    assert!(recorder.messages[1].contains("configuration fnv1a:"), "{:?}", recorder.messages);
-    assert!(recorder.messages[1].contains(&format!("this run has {}", config_hash(&Value::Null))));
+    assert!(recorder.messages[1].contains("another configuration"));
 }
 
 #[test]

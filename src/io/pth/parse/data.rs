@@ -30,6 +30,9 @@ pub enum Data<T> {
     Dict(Vec<(Data<T>, Data<T>)>),
     /// The name of a `torch` constant or device: `torch.float32`, `cuda:0`.
     Name(String),
+    /// An object, class or function that is no data, by the name of its class or of what would make it:
+    /// `argparse.Namespace`. Nothing else is kept of it.
+    Opaque(String),
     /// A tensor or parameter.
     Tensor(T),
 }
@@ -95,6 +98,7 @@ impl<T> Data<T> {
             Self::Set(_) => "a set",
             Self::Dict(_) => "a dict",
             Self::Name(_) => "a name",
+            Self::Opaque(_) => "an object that is no data",
             Self::Tensor(_) => "a tensor",
         }
     }
@@ -111,6 +115,7 @@ impl<T> Data<T> {
             Self::Str(v) => Data::Str(v),
             Self::Bytes(v) => Data::Bytes(v),
             Self::Name(v) => Data::Name(v),
+            Self::Opaque(v) => Data::Opaque(v),
             Self::List(items) => Data::List(all(items)),
             Self::Tuple(items) => Data::Tuple(all(items)),
             Self::Set(items) => Data::Set(all(items)),

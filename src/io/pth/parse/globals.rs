@@ -1,4 +1,5 @@
-//! The names that a pickle may mention. Everything that is not here is refused.
+//! The names that a pickle may mention: those that stand for data, and those of other classes and functions, of which
+//! nothing is made but a note. Names that start programs or run code are refused.
 
 /// Element types that are read and written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -83,6 +84,8 @@ impl Element {
 pub(super) enum Global {
     /// `OrderedDict` and `Counter`: made from nothing, a dict or pairs.
     Dict,
+    /// `defaultdict`: made from what makes its missing values, which is dropped, and perhaps a dict or pairs.
+    DefaultDict,
     Set,
     /// `bytes` and `bytearray`.
     Bytes,
@@ -108,10 +111,11 @@ pub(super) enum Global {
 }
 
 impl Global {
-    /// What `module.name` stands for; `None` refuses it.
+    /// What `module.name` stands for as data; `None` for anything else.
     pub(super) fn find(module: &str, name: &str) -> Option<Self> {
         Some(match (module, name) {
             ("collections", "OrderedDict" | "Counter") => Self::Dict,
+            ("collections", "defaultdict") => Self::DefaultDict,
             ("builtins" | "__builtin__", "set" | "frozenset") => Self::Set,
             ("builtins" | "__builtin__", "bytearray" | "bytes") => Self::Bytes,
             ("_codecs", "encode") => Self::Encode,
@@ -147,4 +151,52 @@ impl Global {
             _ => None,
         }
     }
+}
+
+/// Modules whose functions start programs, load code or reach the network.
+const ACTING_MODULES: [&str; 26] = [
+    "_posixsubprocess",
+    "asyncio",
+    "bdb",
+    "code",
+    "codeop",
+    "commands",
+    "ctypes",
+    "http",
+    "imp",
+    "importlib",
+    "marshal",
+    "multiprocessing",
+    "nt",
+    "os",
+    "pdb",
+    "pip",
+    "popen2",
+    "posix",
+    "pty",
+    "runpy",
+    "shutil",
+    "socket",
+    "subprocess",
+    "sys",
+    "urllib",
+    "webbrowser",
+];
+/// Functions of `builtins` that run code or open files.
+const ACTING_BUILTINS: [&str; 9] =
+    ["__import__", "apply", "breakpoint", "compile", "eval", "exec", "execfile", "input", "open"];
+/// Modules of PyTorch whose functions build tensors: one that is not known cannot be told from a weight.
+const TENSOR_MODULES: [&str; 5] =
+    ["torch", "torch._tensor", "torch._utils", "torch.cuda", "torch.storage"];
+
+/// Whether a name that stands for no data may be passed over: an object of that class, or what that function would
+/// return, is noted and never made. Refused is what does nothing in a checkpoint but harm, and what a tensor of the
+/// network may be made by.
+pub(super) fn may_be_passed_over(module: &str, name: &str) -> bool {
+    let first = module.split('.').next().unwrap_or(module);
+    let acts = match first {
+        "builtins" | "__builtin__" => ACTING_BUILTINS.contains(&name),
+        first => ACTING_MODULES.contains(&first),
+    };
+    !acts && !TENSOR_MODULES.contains(&module)
 }

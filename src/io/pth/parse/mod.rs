@@ -19,6 +19,8 @@ pub use data::Data;
 pub use globals::Element;
 pub use tensor::{Storage, View};
 
+use crate::io::mistaken;
+
 /// Bytes that the tensors of any file may take.
 const BASE_TENSOR_BYTES: u64 = 64 << 20;
 /// Bytes that tensors may take for each byte of the file, besides: views that overlap, archives that are compressed.
@@ -135,12 +137,8 @@ fn refuse_others(head: &[u8], file_bytes: u64) -> Result<()> {
              torch.save(torch.load(FILE, weights_only=False), \"weights.pth\")"
         );
     }
-    if head.starts_with(b"version https://git-lfs") {
-        bail!("it is a pointer of Git LFS, not the file itself: run git lfs pull");
-    }
-    let text = head.trim_ascii_start();
-    if text.starts_with(b"<!") || text.starts_with(b"<html") {
-        bail!("it is a web page: the download went wrong");
+    if let Some(what) = mistaken(head) {
+        bail!("it {what}");
     }
     if let Some((length, rest)) = head.split_first_chunk::<8>()
         && rest.starts_with(b"{\"")

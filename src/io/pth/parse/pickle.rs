@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::globals::Global;
+use super::globals::{Global, may_be_passed_over};
 use super::tensor::Tables;
 
 /// Most bytes of one pickle that are looked at.
@@ -47,6 +47,10 @@ pub(super) enum Node {
     Dict(Vec<(Id, Id)>),
     Global(Global),
     Name(String),
+    /// A class or function that is no data: its module and name.
+    Foreign([Span; 2]),
+    /// What a class or function that is no data would make: nothing is kept of it but the name.
+    Opaque([Span; 2]),
     /// A part of a storage, by its place in [`Tables`].
     Storage(u32),
     /// A tensor, by its place in [`Tables`].
@@ -68,6 +72,8 @@ impl Node {
             Self::Dict(_) => "a dict",
             Self::Global(_) => "a class or function",
             Self::Name(_) => "a name",
+            Self::Foreign(_) => "a class or function that is no data",
+            Self::Opaque(_) => "an object that is no data",
             Self::Storage(_) => "a storage",
             Self::Tensor(_) => "a tensor",
         }
@@ -215,7 +221,7 @@ impl<'a> Machine<'a, '_> {
             b'G' => Node::Float(f64::from_be_bytes(self.take_array()?)),
             b'X' | 0x8c | 0x8d => {
                 let len = self.take_length(code, &[0x8c], &[0x8d])?;
-                let span = self.take_span(len)?;
+                let span = self.take_text(len)?;
                 let valid = std::str::from_utf8(slice(self.bytes, span)).is_ok();
                 ensure!(valid, "a text of {len} bytes is no UTF-8");
                 Node::Str(span)
@@ -275,22 +281,40 @@ impl<'a> Machine<'a, '_> {
                 let (module, name) = (self.take_line()?, self.take_line()?);
                 self.push_global(module, name)
             }
+            // An instance of a class of Python 2: the class by its name here, or below its arguments.
+            b'i' => {
+                let (module, name) = (self.take_line()?, self.take_line()?);
+                drop(self.pop_mark()?);
+                ensure!(self.is_foreign(module, name)?, "an instance of a class of data");
+                self.push(Node::Opaque([module, name]))
+            }
+            b'o' => {
+                let parts = self.pop_mark()?;
+                match parts.first().map(|&class| self.node(class)) {
+                    Some(&Node::Foreign(name)) => self.push(Node::Opaque(name)),
+                    other => bail!("an instance of {}", other.map_or("nothing", Node::type_name)),
+                }
+            }
+            // A new object with arguments by name.
+            0x92 => {
+                let parts = self.pop_many(3)?;
+                match self.node(parts[0]) {
+                    &Node::Foreign(name) => self.push(Node::Opaque(name)),
+                    other => bail!("a new object of {}", other.type_name()),
+                }
+            }
             0x93 => {
                 let pair = self.pop_many(2)?;
-                let bytes = self.bytes;
                 match (self.node(pair[0]), self.node(pair[1])) {
-                    (&Node::Str(module), &Node::Str(name)) => {
-                        self.push_global(text(bytes, module), text(bytes, name))
-                    }
+                    (&Node::Str(module), &Node::Str(name)) => self.push_global(module, name),
                     _ => bail!("a name is expected to be two texts"),
                 }
             }
-            b'i' => {
-                let (module, name) = (self.take_line()?, self.take_line()?);
-                Err(refusal(module, name))
-            }
             b'R' | 0x81 => {
                 let pair = self.pop_many(2)?;
+                if let &Node::Foreign(name) | &Node::Opaque(name) = self.node(pair[0]) {
+                    return self.push(Node::Opaque(name));
+                }
                 let Node::Tuple(args) = self.node(pair[1]) else {
                     bail!("a call has {} for arguments", self.node(pair[1]).type_name());
                 };
@@ -314,7 +338,7 @@ impl<'a> Machine<'a, '_> {
                 let node = self.persistent(id).with_context(|| self.place())?;
                 self.push(node)
             }
-            b'P' | b'o' | 0x92 | 0x82..=0x84 | 0x97 | 0x98 => {
+            b'P' | 0x82..=0x84 | 0x97 | 0x98 => {
                 bail!(
                     "opcode {code:#04x} is none that PyTorch writes for data; nothing was executed"
                 )
@@ -323,23 +347,41 @@ impl<'a> Machine<'a, '_> {
         }
     }
 
-    /// The state of an `OrderedDict` (`_metadata`) is taken off the stack and dropped; nothing else has one.
+    /// The state of an `OrderedDict` (`_metadata`) or of an object that is no data is taken off the stack and dropped;
+    /// nothing else has one.
     fn build(&mut self) -> Result<()> {
         let state = self.pop()?;
         let object = self.top()?;
         let (object, state) = (self.node(object), self.node(state));
         match (object, state) {
-            (Node::Dict(_), Node::Dict(_)) => Ok(()),
+            (Node::Dict(_), Node::Dict(_)) | (Node::Opaque(_), _) => Ok(()),
             _ => bail!("{} is given {} as its state", object.type_name(), state.type_name()),
         }
     }
 
-    fn push_global(&mut self, module: &str, name: &str) -> Result<()> {
-        let global = Global::find(module, name).ok_or_else(|| refusal(module, name))?;
-        self.push(match global {
-            Global::TorchName(name) => Node::Name(format!("torch.{name}")),
-            global => Node::Global(global),
-        })
+    fn push_global(&mut self, module: Span, name: Span) -> Result<()> {
+        let node = match Global::find(text(self.bytes, module), text(self.bytes, name)) {
+            Some(Global::TorchName(name)) => Node::Name(format!("torch.{name}")),
+            Some(global) => Node::Global(global),
+            None => {
+                self.is_foreign(module, name)?;
+                Node::Foreign([module, name])
+            }
+        };
+        self.push(node)
+    }
+
+    /// Whether a name stands for no data and may be passed over.
+    ///
+    /// # Errors
+    /// If it stands for no data and must not be.
+    fn is_foreign(&self, module: Span, name: Span) -> Result<bool> {
+        let (module, name) = (text(self.bytes, module), text(self.bytes, name));
+        if Global::find(module, name).is_some() {
+            return Ok(false);
+        }
+        ensure!(may_be_passed_over(module, name), refusal(module, name));
+        Ok(true)
     }
 
     /// Where in the state dict the machine is: the nearest text below on the stack.
@@ -355,6 +397,7 @@ impl<'a> Machine<'a, '_> {
         let target = self.top()?;
         match &mut self.nodes[target as usize] {
             Node::List(list) | Node::Set(list) => list.extend(items),
+            Node::Opaque(_) => {}
             other => bail!("items are added to {}", other.type_name()),
         }
         Ok(())
@@ -364,6 +407,7 @@ impl<'a> Machine<'a, '_> {
         let target = self.top()?;
         match &mut self.nodes[target as usize] {
             Node::Dict(dict) => dict.extend(items),
+            Node::Opaque(_) => {}
             other => bail!("entries are set in {}", other.type_name()),
         }
         Ok(())
@@ -482,6 +526,26 @@ impl<'a> Machine<'a, '_> {
         Ok(span)
     }
 
+    /// A text of `len` bytes. Writers of other languages count characters: where no instruction follows `len` bytes and
+    /// one follows `len` characters, these are meant.
+    fn take_text(&mut self, len: u64) -> Result<Span> {
+        let at = self.at;
+        let span = self.take_span(len)?;
+        let follows = |end: usize| self.bytes.get(end).is_some_and(|&code| is_instruction(code));
+        if follows(self.at) || slice(self.bytes, span).is_ascii() {
+            return Ok(span);
+        }
+        let is_begin = |at: &(usize, &u8)| at.1 & 0xc0 != 0x80; // of a character in UTF-8
+        let mut begins = self.bytes[at..].iter().enumerate().filter(is_begin);
+        match usize::try_from(len).ok().and_then(|len| begins.nth(len)) {
+            Some((num_bytes, _)) if follows(at + num_bytes) => {
+                self.at = at;
+                self.take_span(num_bytes as u64)
+            }
+            _ => Ok(span),
+        }
+    }
+
     fn take_array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let span = self.take_span(N as u64)?;
         Ok(slice(self.bytes, span).try_into()?)
@@ -510,15 +574,23 @@ impl<'a> Machine<'a, '_> {
         }
     }
 
-    fn take_line(&mut self) -> Result<&'a str> {
+    /// A line without its end: checked UTF-8.
+    fn take_line(&mut self) -> Result<Span> {
         let rest = &self.bytes[self.at..];
         let Some(len) = rest.iter().position(|&b| b == b'\n') else {
             self.ran_out = true;
             bail!("a name has no end: the file is truncated or damaged");
         };
+        std::str::from_utf8(&rest[..len]).context("a name is no UTF-8")?;
+        let span = Span { start: u32::try_from(self.at)?, len: u32::try_from(len)? };
         self.at += len + 1;
-        std::str::from_utf8(&rest[..len]).context("a name is no UTF-8")
+        Ok(span)
     }
+}
+
+/// Whether a byte is an instruction of any protocol.
+fn is_instruction(code: u8) -> bool {
+    b"().012BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}".contains(&code) || (0x80..=0x98).contains(&code)
 }
 
 /// What a call made: a new value, or one that was there.

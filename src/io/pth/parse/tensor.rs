@@ -109,6 +109,8 @@ impl Machine<'_, '_> {
         let node = match (global, args) {
             (Global::Dict, []) => Node::Dict(Vec::new()),
             (Global::Dict, &[source]) => Node::Dict(self.pairs_of(source)?),
+            (Global::DefaultDict, [] | [_]) => Node::Dict(Vec::new()),
+            (Global::DefaultDict, &[_, source]) => Node::Dict(self.pairs_of(source)?),
             (Global::Set, []) => Node::Set(Vec::new()),
             (Global::Set, &[source]) => Node::Set(self.items_of(source)?),
             (Global::Size, &[source]) => match self.node(source) {
@@ -162,7 +164,7 @@ impl Machine<'_, '_> {
             other => bail!("a tensor is rebuilt by {}", other.type_name()),
         };
         ensure!(
-            matches!(self.node(class), Node::Global(Global::TensorClass)),
+            matches!(self.node(class), Node::Global(Global::TensorClass) | Node::Foreign(_)),
             "a tensor is rebuilt as {}",
             self.node(class).type_name()
         );

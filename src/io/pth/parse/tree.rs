@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use anyhow::{Result, bail, ensure};
 
 use super::data::Data;
-use super::pickle::{Id, Node, Pickled};
+use super::pickle::{Id, Node, Pickled, shortened};
 
 /// Deepest nesting. Checkpoints reach about 6.
 const MAX_DEPTH: usize = 200;
@@ -22,6 +22,11 @@ const BYTES_PER_BYTE: usize = 64;
 pub(super) fn tree(pickled: &Pickled) -> Result<Data<usize>> {
     let bytes_left = BASE_BYTES + pickled.num_read.saturating_mul(BYTES_PER_BYTE);
     Builder { pickled, bytes_left }.value(pickled.root, 0)
+}
+
+/// How an object that is no data is called: at most so long, and without characters that act on a terminal.
+fn opaque_name(module: &str, name: &str) -> String {
+    shortened(&format!("{module}.{name}"))
 }
 
 struct Builder<'a> {
@@ -65,11 +70,16 @@ impl Builder<'_> {
                 Some(name) => Data::Name(name),
                 None => bail!("a class or function stands where data are expected"),
             },
+            Node::Foreign([module, name]) | Node::Opaque([module, name]) => {
+                let name = opaque_name(pickled.text(*module), pickled.text(*name));
+                self.charge(name.len())?;
+                Data::Opaque(name)
+            }
             Node::List(items) => Data::List(self.values(items, depth)?),
             Node::Tuple(items) => Data::Tuple(self.values(items, depth)?),
             Node::Set(items) => Data::Set(self.values(items, depth)?),
             Node::Dict(items) => Data::Dict(self.entries(items, depth)?),
-            Node::Storage(_) => bail!("a storage stands where a tensor is expected"),
+            Node::Storage(_) => Data::Opaque("torch storage".to_owned()),
             Node::Tensor(view) => Data::Tensor(*view as usize),
         })
     }
