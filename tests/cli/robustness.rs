@@ -124,7 +124,7 @@ fn signalled(logs: &Path, signal: i32, ignored: bool) -> (Option<i32>, String) {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    while let Some(line) = lines.next() {
+    for line in lines.by_ref() {
         let line = line.unwrap();
         said += &line;
         if line.contains("epoch 2/") {
