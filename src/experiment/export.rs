@@ -170,7 +170,7 @@ fn write_weights(exported: &Exported) -> Result<ExportReport> {
         ExportWeights::Float => ensure_float_exists(from, net, loaded)?,
         ExportWeights::Quantized => ensure_quantized(from, loaded)?,
     }
-    // Quantized weights were baked when they were loaded.
+    // Quantized weights were frozen to their levels when they were loaded.
     let state = net.state();
     let quantized = match weights {
         ExportWeights::Float => Vec::new(),

@@ -19,6 +19,7 @@ use super::weights::{FileKind, LoadedNetwork};
 use crate::export::packed::{self, Bytes, Unpacked};
 use crate::model::PoseNet;
 use crate::nn::Store;
+use crate::quant::Claim;
 use crate::quant::size::Sizes;
 use crate::train::{CheckpointMeta, Imported, QuantizedModule, attach_all};
 
@@ -158,8 +159,9 @@ fn description(loaded: &LoadedNetwork, from: &Path, config: Value) -> Checkpoint
 
 /// Modules whose inputs are quantized, without the quantizers of their weights.
 fn with_inputs_only(quantized: &[QuantizedModule]) -> Vec<QuantizedModule> {
-    let inputs = quantized.iter().filter(|module| module.activations.is_some());
-    inputs.map(|module| QuantizedModule { weights: None, ..module.clone() }).collect()
+    let inputs = quantized.iter().filter(|module| module.claim.activations.is_some());
+    let without_weights = |claim: &Claim| Claim { weights: None, ..claim.clone() };
+    inputs.map(|m| QuantizedModule { claim: without_weights(&m.claim), ..m.clone() }).collect()
 }
 
 /// The state of the quantizers of inputs.
@@ -168,7 +170,7 @@ fn input_state(net: &PoseNet, loaded: &LoadedNetwork) -> Result<Vec<(String, Ten
         for site in quantizer.report() {
             if let Some(inputs) = site.activations {
                 ensure!(
-                    inputs.quantizing || inputs.abs_max == Some(0.0),
+                    inputs.quantizing || inputs.max_level == Some(0.0),
                     "the inputs of {} are not quantized yet, finish the stage of {} first",
                     site.name,
                     quantizer.module()

@@ -208,8 +208,9 @@ fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch
         let num_steps = u64::from(stage.epochs) * steps;
         Some(stage.lr.at(LrPlace { epoch, step, num_steps }))
     };
-    let schedule = stage.weights.as_ref().filter(|w| w.freezes()).map(|w| &w.schedule);
-    let clears = stage.weights.as_ref().is_some_and(|w| w.clear_optim_state_on_step);
+    let scheme = stage.weights.as_ref().map(|weights| weights.settings.scheme());
+    let schedule = scheme.and_then(|scheme| scheme.schedule());
+    let clears = scheme.is_some_and(|scheme| scheme.clears_optimizer());
     (0..stage.epochs)
         .map(|epoch| PlannedEpoch {
             epoch,

@@ -148,7 +148,7 @@ pub fn meta_of(path: &Path) -> Result<Option<CheckpointMeta>> {
 pub fn load(path: &Path, net: &PoseNet, strictness: Strictness) -> Result<LoadedNetwork> {
     let mut loaded = load_as_stored(path, net, strictness)?;
     for quantizer in &mut loaded.quantizers {
-        quantizer.bake().with_context(|| format!("loading {}", path.display()))?;
+        quantizer.convert().with_context(|| format!("loading {}", path.display()))?;
     }
     Ok(loaded)
 }

@@ -2,17 +2,213 @@
 //!
 //! Source: Esser et al., *Learned Step Size Quantization*, ICLR 2020 (arXiv 1902.08153).
 
+use std::rc::Rc;
+
 use anyhow::{Context, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
+use super::activation::{ActivationRule, Calibrated, CalibratedActivation};
 use super::affine;
-use super::config::StepInit;
-use super::levels::Codes;
+use super::levels::{Codes, Spacing};
+use super::method::{ActivationQuantizer, LearntOptions, WeightQuantizer};
 use super::scale;
+use super::scheme::{ActivationContext, ActivationScheme, Settings, WeightContext, WeightScheme};
+use super::settings::{CalibrationConfig, RangeInit, check_learnt};
+use super::weight::{FakeWeight, LayerLevels, WeightRule};
+use crate::nn::Site;
 
-/// Updates do not take a learnt step below this: the levels would fall together, and a step of 0 or less
+/// No optimizer step takes a learnt step below this: the levels would fall together, and a step of 0 or less
 /// has no levels at all.
 pub const MIN_STEP: f64 = 1e-8;
+
+/// The integers that a learnt step is multiplied with, at b bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CodeRange {
+    /// -2^(b-1) to 2^(b-1) - 1: 2^b levels, as in the LSQ paper; 1 bit is -1 and 1.
+    #[default]
+    Full,
+    /// -(2^(b-1) - 1) to 2^(b-1) - 1: 2^b - 1 levels; 1 bit is -1 and 1.
+    Narrow,
+}
+
+/// Where a learnt step begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StepInit {
+    /// 2 mean|x| / sqrt(largest code), as in the LSQ paper.
+    #[default]
+    Mean,
+    /// The step of smallest squared quantization error.
+    Mse,
+}
+
+/// Settings of learnt steps (method `lsq`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LsqConfig {
+    /// Where the step begins.
+    pub init: StepInit,
+    /// The integers of b bits.
+    pub range: CodeRange,
+    /// Learning rate of the steps over that of the stage, 0 or more.
+    pub lr_factor: f64,
+    /// L2 penalty on the steps, 0 or more; that of the stage's optimizer leaves them alone.
+    pub weight_decay: f64,
+}
+
+impl Default for LsqConfig {
+    fn default() -> Self {
+        Self { init: StepInit::Mean, range: CodeRange::Full, lr_factor: 1.0, weight_decay: 0.0 }
+    }
+}
+
+impl LsqConfig {
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        check_learnt(self.lr_factor, self.weight_decay, &format!("{at}.lsq"), problems);
+    }
+
+    fn learnt(&self) -> LearntOptions {
+        LearntOptions { lr_factor: self.lr_factor, weight_decay: self.weight_decay, min: MIN_STEP }
+    }
+}
+
+/// Method `lsq` of weights.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct LsqWeights {
+    /// Settings of method `lsq`.
+    pub lsq: LsqConfig,
+}
+
+impl Settings for LsqWeights {
+    const NAME: &'static str = "lsq";
+    const SUMMARY: &'static str =
+        "Learnt step size: round, and learn the distance of the levels with the weights.";
+}
+
+impl WeightScheme for LsqWeights {
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        self.lsq.check(at, problems);
+    }
+
+    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>) -> Result<Spacing> {
+        Spacing::integers(bits, n_levels, self.lsq.range)
+    }
+
+    fn attach(&self, site: &Rc<Site>, context: &WeightContext) -> Result<Box<dyn WeightQuantizer>> {
+        Ok(Box::new(FakeWeight::attach(Self::NAME, site, context, self.clone())?))
+    }
+}
+
+impl WeightRule for LsqWeights {
+    fn range(
+        &self,
+        name: &str,
+        weight: &Tensor,
+        spacing: &Spacing,
+        per_channel: bool,
+    ) -> Result<Vec<f32>> {
+        let codes = spacing.multiples().context("a learnt step needs multiples of it")?;
+        initial_steps(name, weight, self.lsq.init, codes, per_channel)
+    }
+
+    fn forward(&self, weight: &Tensor, levels: &LayerLevels, _train: bool) -> Tensor {
+        let factor = gradient_factor(levels.num_weights(), levels.codes());
+        fake_quantize(weight, levels.scale(), levels.codes(), factor)
+            .expect("the steps are those of this weight")
+    }
+
+    fn quantize(&self, weight: &Tensor, levels: &LayerLevels) -> Tensor {
+        affine::quantize(weight, levels.scale(), levels.codes())
+    }
+
+    fn quantize_into(&self, out: &mut Tensor, weight: &Tensor, levels: &LayerLevels) {
+        affine::quantize_into(out, weight, levels.scale(), levels.codes());
+    }
+
+    fn has_backward(&self) -> bool {
+        true
+    }
+
+    fn backward(&self, weight: &Tensor, grad: &mut Tensor, levels: &LayerLevels) {
+        let by_step = affine::gradients(weight, grad, levels.scale(), levels.codes());
+        let factor = gradient_factor(levels.num_weights(), levels.codes());
+        add_gradient(levels.scale(), &(by_step * factor));
+    }
+
+    fn learnt(&self) -> Option<LearntOptions> {
+        Some(self.lsq.learnt())
+    }
+}
+
+/// Method `lsq` of activations.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct LsqActivations {
+    /// How the range is found (all methods but `ste`).
+    pub calibration: CalibrationConfig,
+    /// Settings of method `lsq`.
+    pub lsq: LsqConfig,
+}
+
+impl Settings for LsqActivations {
+    const NAME: &'static str = "lsq";
+    const SUMMARY: &'static str = "Learnt step size.";
+}
+
+impl ActivationScheme for LsqActivations {
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        self.lsq.check(at, problems);
+        if self.calibration.range != RangeInit::default() {
+            problems.push(format!(
+                "{at}.calibration.range: a learnt step begins as lsq.init says: set that one"
+            ));
+        }
+        self.calibration.check(at, problems);
+    }
+
+    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
+        match signed {
+            true => Spacing::integers(bits, n_levels, self.lsq.range),
+            false => Spacing::unsigned(bits, n_levels),
+        }
+    }
+
+    fn attach(
+        &self,
+        site: &Site,
+        context: &ActivationContext,
+    ) -> Result<Rc<dyn ActivationQuantizer>> {
+        let (calibration, rule) = (&self.calibration, self.clone());
+        Ok(Rc::new(CalibratedActivation::new(Self::NAME, site, context, calibration, rule)?))
+    }
+}
+
+impl ActivationRule for LsqActivations {
+    fn needs_sample(&self) -> bool {
+        self.lsq.init == StepInit::Mse
+    }
+
+    fn initial(&self, found: &Calibrated, codes: Codes) -> f32 {
+        match self.lsq.init {
+            StepInit::Mean => mean_step(found.mean, codes),
+            StepInit::Mse => found.best_scale(codes),
+        }
+    }
+
+    fn learnt(&self) -> Option<LearntOptions> {
+        Some(self.lsq.learnt())
+    }
+
+    fn forward(&self, x: &Tensor, parameter: &Tensor, codes: Codes, _train: bool) -> Tensor {
+        let per_image = x.numel() / x.size().first().map_or(1, |&n| n.max(1) as usize);
+        let factor = gradient_factor(per_image.max(1), codes);
+        fake_quantize(x, parameter, codes, factor).expect("one step fits any activations")
+    }
+}
 
 /// The factor of a step's gradient, `1 / sqrt(N Qp)`: `num_values` values share the step, `Qp` is the
 /// largest code (section 2.2).

@@ -5,9 +5,6 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor, no_grad};
 
 use super::affine;
-use super::config::{Granularity, StepInit};
-use super::levels::Codes;
-use super::schedule::FractionSchedule;
 use super::testing::{bits, channels_last, network, store, weights};
 use super::*;
 use crate::nn::{Site, Store};
@@ -30,13 +27,13 @@ fn weight_configs() -> Vec<WeightQuantConfig> {
                 r#"{{"method": "{method}", "bits": {width}, "granularity": "{granularity}"}}"#
             );
             let mut config = weight_config(&json);
-            match config.method {
-                WeightMethod::Inq => {
-                    config.schedule = FractionSchedule::new([(0, 0.5), (2, 1.0)]);
+            match &mut config.settings {
+                WeightSettings::Inq(inq) => {
+                    inq.schedule = FractionSchedule::new([(0, 0.5), (2, 1.0)]);
                 }
-                WeightMethod::Ana => config.ana.end_epoch = 2,
-                WeightMethod::Uniform => config.uniform.recalibrate = width == 2,
-                WeightMethod::Lsq if width == 4 => config.lsq.init = StepInit::Mse,
+                WeightSettings::Ana(ana) => ana.ana.end_epoch = 2,
+                WeightSettings::Uniform(uniform) => uniform.uniform.recalibrate = width == 2,
+                WeightSettings::Lsq(lsq) if width == 4 => lsq.lsq.init = StepInit::Mse,
                 _ => {}
             }
             all.push(config);
@@ -54,14 +51,20 @@ fn input_configs() -> Vec<ActivationQuantConfig> {
                 r#"{{"method": "{method}", "bits": {width}, "quant_start_epoch": {start}}}"#
             );
             let mut config: ActivationQuantConfig = serde_json::from_str(&json).unwrap();
-            if method != "ste" {
-                config.calibration.batches = 2;
-            }
-            config.ana.end_epoch = if method == "ana" { 3 } else { config.ana.end_epoch };
-            match (method, start) {
-                ("lsq", 2) => config.lsq.init = StepInit::Mse,
-                ("uniform" | "pact", 2) => config.calibration.range = RangeInit::Mse,
-                _ => {}
+            let range = if start == 2 { RangeInit::Mse } else { RangeInit::Max };
+            let calibration = CalibrationConfig { batches: 2, range };
+            match &mut config.settings {
+                ActivationSettings::Ste(_) => {}
+                ActivationSettings::Lsq(lsq) => {
+                    lsq.calibration.batches = 2;
+                    lsq.lsq.init = if start == 2 { StepInit::Mse } else { StepInit::Mean };
+                }
+                ActivationSettings::Uniform(uniform) => uniform.calibration = calibration,
+                ActivationSettings::Pact(pact) => pact.calibration = calibration,
+                ActivationSettings::Dorefa(dorefa) => dorefa.calibration.batches = 2,
+                ActivationSettings::Ana(ana) => {
+                    (ana.calibration.batches, ana.ana.end_epoch) = (2, 3);
+                }
             }
             all.push(config);
         }
@@ -74,7 +77,13 @@ fn attach(
     weights: Option<&WeightQuantConfig>,
     inputs: Option<&ActivationQuantConfig>,
 ) -> ModuleQuantizer {
-    ModuleQuantizer::attach("fpn", store, weights, inputs, true, true, 1).unwrap()
+    let claim = Claim {
+        weights: weights.cloned(),
+        activations: inputs.cloned(),
+        seed: 1,
+        ..Claim::of("fpn")
+    };
+    ModuleQuantizer::attach(&claim, store).unwrap()
 }
 
 /// An update by plain gradient descent of every layer of the module, the first one used twice.
@@ -211,15 +220,15 @@ fn codes_and_reports_are_those_of_the_weight_that_layers_compute_with() {
             });
             assert_eq!(layer.grid.spacing().num_levels(), num_levels);
             // a level is its code times the step in f32, whatever the method
-            let steps = layer.grid.steps().unwrap();
+            let steps = layer.grid.scale().unwrap();
             let steps = affine::by_channel(&values, &Tensor::from_slice(&steps));
             assert_eq!(bits(&(layer.codes.to_kind(Kind::Float) * steps + 0.0)), bits(&values));
         }
         for report in quantizer.report() {
-            assert_eq!(report.method, config.method.name());
+            assert_eq!(report.method, config.method().name());
             assert_eq!((report.num_levels, report.share_frozen), (Some(num_levels), 1.0));
             let num_scales = if config.per_channel() { 4 } else { 1 };
-            assert_eq!((report.scale.len(), report.step.len()), (num_scales, num_scales));
+            assert_eq!((report.scale.len(), report.max_level.len()), (num_scales, num_scales));
             assert_eq!(report.levels.len() as u32, num_levels);
             assert!((2..=num_levels as usize).contains(&report.levels_in_use), "{report:?}");
             let codes = report.codes.unwrap();
@@ -229,7 +238,7 @@ fn codes_and_reports_are_those_of_the_weight_that_layers_compute_with() {
 }
 
 #[test]
-fn a_baked_module_computes_the_same_bits_and_stays_so() {
+fn a_converted_module_computes_the_same_bits_and_stays_so() {
     for config in weight_configs() {
         let store = network();
         let mut quantizer = attach(&store, Some(&config), None);
@@ -237,7 +246,7 @@ fn a_baked_module_computes_the_same_bits_and_stays_so() {
         let effective: BTreeMap<_, _> = quantizer.effective_weights().into_iter().collect();
         let report = quantizer.report();
         for _ in 0..2 {
-            quantizer.bake().unwrap();
+            quantizer.convert().unwrap();
         }
         assert_eq!(quantizer.report(), report, "{config:?}");
         assert!(quantizer.parameters().is_empty() && quantizer.gradient_sources().is_empty());
@@ -260,7 +269,7 @@ fn a_baked_module_computes_the_same_bits_and_stays_so() {
         loaded.load_state(&state).unwrap();
         assert_eq!(loaded.report(), report);
         assert_eq!(everything(&second, &loaded), before);
-        if config.method != WeightMethod::Inq {
+        if config.method() != WeightMethod::Inq {
             let text = loaded.start_epoch(EPOCHS).unwrap_err().to_string();
             assert!(text.contains("resume from a checkpoint of its stage"), "{text}");
         }
@@ -282,7 +291,7 @@ fn before_the_first_epoch_a_layer_is_float() {
 
 #[test]
 fn within_an_update_and_outside_values_and_gradients_agree() {
-    for config in weight_configs().iter().filter(|c| c.method != WeightMethod::Inq) {
+    for config in weight_configs().iter().filter(|c| c.method() != WeightMethod::Inq) {
         let stores = [network(), network()];
         let grads: Vec<Vec<Vec<f32>>> = (0..2)
             .map(|i| {
@@ -449,7 +458,7 @@ fn layers_have_the_bits_that_are_theirs() {
     assert_eq!(found, [2, 8, 2]);
     let attach = |json: &str| {
         let config = weight_config(json);
-        let made = ModuleQuantizer::attach("fpn", &network(), Some(&config), None, true, true, 0);
+        let made = ModuleQuantizer::attach(&Claim::of("fpn").with_weights(&config), &network());
         made.err().map(|err| format!("{err:#}")).unwrap_or_default()
     };
     let text = attach(r#"{"bits": 2, "layer_bits": {"fpn.iner_convs.3": 8}}"#);
@@ -484,7 +493,7 @@ fn inputs_without_negative_values_get_unsigned_levels() {
             quantizer.begin_step().unwrap();
             assert_eq!(floats(&site.effective_input(&x, true)), floats(&x), "recorded as it is");
             let report = quantizer.report()[0].activations.clone().unwrap();
-            assert!(!report.quantizing && report.codes.is_none() && report.step.is_none());
+            assert!(!report.quantizing && report.codes.is_none() && report.scale.is_none());
             quantizer.begin_step().unwrap();
             let report = quantizer.report()[0].activations.clone().unwrap();
             assert!(report.quantizing && report.signed == Some(signed), "{method}");
@@ -495,13 +504,13 @@ fn inputs_without_negative_values_get_unsigned_levels() {
             };
             assert_eq!((report.codes.unwrap(), report.code_stride), expected, "{method}");
             let y = no_grad(|| site.effective_input(&(&x * 3.0), false));
-            let step = report.step.unwrap();
+            let step = report.scale.unwrap();
             for value in floats(&y) {
                 let code = value / step;
                 assert_eq!(code.round() * step, value, "{method}: {value} of step {step}");
             }
             if method != "lsq" {
-                assert!((report.abs_max.unwrap() - 1.0).abs() < 1e-6, "{method} {report:?}");
+                assert!((report.max_level.unwrap() - 1.0).abs() < 1e-6, "{method} {report:?}");
             }
         }
     }
@@ -593,8 +602,10 @@ fn noise_fades_from_epoch_to_epoch_and_evaluation_never_sees_it() {
 fn dorefa_follows_its_formula_and_its_scale_fits() {
     let w = weights(2, &[4, 3, 3, 3]);
     for unit_scale in [true, false] {
-        let mut config = weight_config(r#"{"method": "dorefa", "bits": 3}"#);
-        config.dorefa.unit_scale = unit_scale;
+        let json = format!(
+            r#"{{"method": "dorefa", "bits": 3, "dorefa": {{"unit_scale": {unit_scale}}}}}"#
+        );
+        let config = weight_config(&json);
         let store = store(&[("fpn.conv", w.shallow_clone())]);
         let mut quantizer = attach(&store, Some(&config), None);
         quantizer.start_epoch(0).unwrap();

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use mqat::nn::{Site, Store};
 use mqat::quant::{
-    CodeRange, Codes, Granularity, LsqConfig, ModuleQuantizer, Spacing, WeightMethod,
-    WeightQuantConfig, affine, lsq,
+    Claim, CodeRange, Codes, Granularity, ModuleQuantizer, Spacing, WeightQuantConfig, affine, lsq,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -116,15 +115,15 @@ fn quantizer(case: &Case) -> (Store, ModuleQuantizer) {
     path.site(Site::new("m.conv".to_owned(), &weight));
     let granularity =
         if case.scale.numel() > 1 { Granularity::Channel } else { Granularity::Tensor };
+    let lsq = lsq::LsqConfig { range: case.range, ..Default::default() };
     let config = WeightQuantConfig {
-        method: WeightMethod::Lsq,
+        settings: lsq::LsqWeights { lsq }.into(),
         bits: Some(case.bits),
         granularity,
-        lsq: LsqConfig { range: case.range, ..LsqConfig::default() },
         ..WeightQuantConfig::default()
     };
     let mut quantizer =
-        ModuleQuantizer::attach("m", &store, Some(&config), None, true, true, 0).unwrap();
+        ModuleQuantizer::attach(&Claim::of("m").with_weights(&config), &store).unwrap();
     quantizer.start_epoch(0).unwrap();
     let (name, step) = quantizer.parameters().remove(0);
     assert_eq!((name.as_str(), step.size()), ("quant.m.conv.weight_step", case.scale.size()));
