@@ -10,24 +10,23 @@ use serde_json::{Map, Value};
 
 use super::form::{self, Entry};
 use super::scheme::{ActivationScheme, Settings, WeightScheme};
-use super::{ana, dorefa, inq, lsq, pact, ste, uniform};
 
 macro_rules! methods {
     (
         $(#[$method_doc:meta])* $method:ident;
         $(#[$settings_doc:meta])* $settings:ident of $scheme:ident;
-        $($(#[$doc:meta])* $variant:ident($type:path),)+
+        $($variant:ident($type:path),)+
     ) => {
         $(#[$method_doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum $method {
-            $($(#[$doc])* $variant,)+
+            $(#[doc = concat!("See `", stringify!($type), "`.")] $variant,)+
         }
 
         $(#[$settings_doc])*
         #[derive(Debug, Clone, PartialEq)]
         pub enum $settings {
-            $($(#[$doc])* $variant($type),)+
+            $(#[doc = concat!("See [`", stringify!($type), "`].")] $variant($type),)+
         }
 
         impl $method {
@@ -157,16 +156,11 @@ methods! {
     WeightMethod;
     /// A weight method with its settings.
     WeightSettings of WeightScheme;
-    /// Incremental network quantization.
-    Inq(inq::InqWeights),
-    /// Learnt step size.
-    Lsq(lsq::LsqWeights),
-    /// Quantized at a scale that the weights give.
-    Uniform(uniform::UniformWeights),
-    /// DoReFa-Net.
-    Dorefa(dorefa::DorefaWeights),
-    /// Additive noise annealing.
-    Ana(ana::AnaWeights),
+    Inq(super::inq::InqWeights),
+    Lsq(super::lsq::LsqWeights),
+    Uniform(super::uniform::UniformWeights),
+    Dorefa(super::dorefa::DorefaWeights),
+    Ana(super::ana::AnaWeights),
 }
 
 methods! {
@@ -174,16 +168,10 @@ methods! {
     ActivationMethod;
     /// An activation method with its settings.
     ActivationSettings of ActivationScheme;
-    /// The published one.
-    Ste(ste::SteActivations),
-    /// Learnt step size.
-    Lsq(lsq::LsqActivations),
-    /// Over the calibrated range.
-    Uniform(uniform::UniformActivations),
-    /// Parameterized clipping.
-    Pact(pact::PactActivations),
-    /// DoReFa-Net.
-    Dorefa(dorefa::DorefaActivations),
-    /// Additive noise annealing.
-    Ana(ana::AnaActivations),
+    Ste(super::ste::SteActivations),
+    Lsq(super::lsq::LsqActivations),
+    Uniform(super::uniform::UniformActivations),
+    Pact(super::pact::PactActivations),
+    Dorefa(super::dorefa::DorefaActivations),
+    Ana(super::ana::AnaActivations),
 }

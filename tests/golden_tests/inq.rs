@@ -437,7 +437,7 @@ fn odd_situations_come_out_as_in_the_original_or_better() {
     layer.step(0);
     assert!(f32s(&layer.weight()).iter().all(|v| v.to_bits() == 0));
     assert_eq!(
-        f64::from(layer.quantizer.report()[0].scale[0]),
+        f64::from(layer.quantizer.report()[0].max_level[0]),
         number(&odd["zeros"]["result"]["s"])
     );
 
