@@ -7,10 +7,12 @@
 use std::cell::{Cell, RefCell};
 
 use anyhow::{Context, Result, ensure};
+use rand::Rng;
 use tch::{Device, Kind, Tensor, no_grad};
 use tracing::{info, warn};
 
 use super::affine;
+use super::inq::fnv1a;
 use super::levels::{Codes, Spacing};
 use super::lsq;
 use super::method::{
@@ -21,10 +23,14 @@ use super::scheme::ActivationContext;
 use super::settings::{CalibrationConfig, RangeInit};
 use super::ste::check_order;
 use crate::nn::{ActivationSlot, Site};
+use crate::seed;
 
-/// Values kept for the range of smallest error, and how many a forward pass adds at most.
+/// Values kept for the range of smallest error.
 const SAMPLE: i64 = 8192;
-const SAMPLE_PER_CALL: i64 = 1024;
+/// The unit in which the sizes of calls weigh their means; calls that an earlier version recorded count as one.
+const MEAN_UNIT: i64 = 1024;
+/// Purpose of this file's random streams.
+const STREAM_SAMPLE: u64 = 0x0061_6374;
 
 /// What the quantizer does with activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,11 +60,14 @@ impl Mode {
 struct Record {
     largest: Tensor,
     smallest: Tensor,
-    /// Sum of the calls' mean magnitudes.
+    /// Sum of the calls' mean magnitudes, each times its number of values over [`MEAN_UNIT`].
     sum_mean: Tensor,
     calls: i64,
+    /// Values that were seen.
+    num_values: i64,
     batches: i64,
-    /// Some of the values, NaN where there is none yet; empty where none are needed.
+    /// Some of the values, each of those seen with the same probability, NaN where there is none yet; empty where none are
+    /// needed.
     sample: Tensor,
 }
 
@@ -185,6 +194,7 @@ impl CalibratedActivation {
                 smallest: scalar(f64::INFINITY),
                 sum_mean: scalar(0.0),
                 calls: 0,
+                num_values: 0,
                 batches: 0,
                 sample: Tensor::full([sample], f64::NAN, (Kind::Float, device)),
             }),
@@ -214,16 +224,33 @@ impl CalibratedActivation {
             let x = x.detach().to_kind(Kind::Float);
             record.largest = record.largest.maximum(&x.max());
             record.smallest = record.smallest.minimum(&x.min());
-            record.sum_mean += x.abs().mean(Kind::Float);
+            let now = x.numel() as i64;
+            record.sum_mean += x.abs().mean(Kind::Float) * (now as f64 / MEAN_UNIT as f64);
             if record.sample.numel() > 0 {
-                let flat = x.reshape([-1]);
-                let stride = (flat.size()[0] + SAMPLE_PER_CALL - 1) / SAMPLE_PER_CALL;
-                let some = flat.slice(0, None, None, stride);
-                let at = record.calls * SAMPLE_PER_CALL % SAMPLE;
-                record.sample.narrow(0, at, some.size()[0]).copy_(&some);
+                let (slots, indices) = self.replaced(record.calls, record.num_values, now);
+                let on_device = |of: &[i64]| Tensor::from_slice(of).to_device(x.device());
+                let values = x.reshape([-1]).index_select(0, &on_device(&indices));
+                let _ = record.sample.index_copy_(0, &on_device(&slots), &values);
             }
             record.calls += 1;
+            record.num_values += now;
         });
+    }
+
+    /// Places of the sample that a call of `now` values replaces after `before` values, and which value each takes: every
+    /// place holds each value seen so far with the same probability. A function of seed, layer and call.
+    fn replaced(&self, call: i64, before: i64, now: i64) -> (Vec<i64>, Vec<i64>) {
+        let place = [STREAM_SAMPLE, fnv1a(&self.name), call as u64];
+        let mut rng = seed::stream(self.context.seed, &place);
+        let chance = now as f64 / (before + now) as f64;
+        let mut replaced = (Vec::new(), Vec::new());
+        for slot in 0..SAMPLE {
+            if rng.random::<f64>() < chance {
+                replaced.0.push(slot);
+                replaced.1.push(rng.random_range(0..now));
+            }
+        }
+        replaced
     }
 
     /// Ends the recording and begins to quantize.
@@ -237,7 +264,7 @@ impl CalibratedActivation {
                  was recorded"
             );
             let value = |tensor: &Tensor| tensor.double_value(&[]);
-            let mean = value(&record.sum_mean) / record.calls as f64;
+            let mean = value(&record.sum_mean) * MEAN_UNIT as f64 / record.num_values as f64;
             (value(&record.largest), value(&record.smallest), mean)
         };
         for reached in [largest, smallest] {
@@ -355,6 +382,7 @@ impl ActivationQuantizer for CalibratedActivation {
             ("act_smallest", record.smallest.copy()),
             ("act_sum_mean", record.sum_mean.copy()),
             ("act_calls", Tensor::from(record.calls)),
+            ("act_num_values", Tensor::from(record.num_values)),
             ("act_batches", Tensor::from(record.batches)),
         ];
         if record.sample.numel() > 0 {
@@ -392,6 +420,7 @@ impl ActivationQuantizer for CalibratedActivation {
         record.smallest = scalar("act_smallest")?;
         record.sum_mean = scalar("act_sum_mean")?;
         record.calls = state.counter("act_calls")?;
+        record.num_values = state.counter_or("act_num_values", record.calls * MEAN_UNIT)?;
         record.batches = state.counter("act_batches")?;
         if record.sample.numel() > 0 {
             let sample = state.tensor("act_sample", Kind::Float, &[SAMPLE])?;
@@ -444,5 +473,76 @@ impl ActivationQuantizer for CalibratedActivation {
     fn convert(&self) {
         self.rests.set(true);
         let _ = self.parameter.shallow_clone().set_requires_grad(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::testing::weights;
+
+    struct Sampled;
+
+    impl ActivationRule for Sampled {
+        fn needs_sample(&self) -> bool {
+            true
+        }
+    }
+
+    fn recorder() -> CalibratedActivation {
+        let weight = Tensor::zeros([1, 1, 1, 1], (Kind::Float, Device::Cpu));
+        let spacing = Spacing::uniform(Some(4), None).unwrap();
+        let context = ActivationContext {
+            signed: spacing.clone(),
+            unsigned: spacing,
+            quant_start_epoch: 0,
+            seed: 3,
+        };
+        let site = Site::new("m.conv".to_owned(), &weight);
+        let calibration = CalibrationConfig { range: RangeInit::Mse, ..Default::default() };
+        let quantizer =
+            CalibratedActivation::new("uniform", &site, &context, &calibration, Sampled).unwrap();
+        quantizer.start_epoch(0).unwrap();
+        quantizer
+    }
+
+    fn sample(quantizer: &CalibratedActivation) -> Vec<f32> {
+        Vec::try_from(&quantizer.record.borrow().sample).unwrap()
+    }
+
+    #[test]
+    fn the_range_does_not_depend_on_whether_the_batch_divides_the_map() {
+        // the border is much smaller than the rest, as padding and sky are
+        let step = |batch: i64| {
+            let quantizer = recorder();
+            for call in 0..4 {
+                let x = weights(call, &[batch, 32, 16, 16]);
+                let _ = x.narrow(2, 0, 1).g_mul_scalar_(0.01);
+                quantizer.forward(&x, true);
+            }
+            quantizer.settle().unwrap();
+            quantizer.parameter.double_value(&[0])
+        };
+        let (a, b) = (step(15), step(16));
+        assert!((a / b - 1.0).abs() < 0.03, "{a} {b}");
+    }
+
+    #[test]
+    fn calls_count_by_their_size_and_the_sample_is_a_function_of_the_seed() {
+        let run = || {
+            let quantizer = recorder();
+            for (value, count) in [(1.0, 60_000), (2.0, 20_000)] {
+                quantizer.forward(&Tensor::full([count], value, (Kind::Float, Device::Cpu)), true);
+            }
+            quantizer
+        };
+        let quantizer = run();
+        let values = sample(&quantizer);
+        let fraction = values.iter().filter(|v| **v == 2.0).count() as f64 / values.len() as f64;
+        assert!((fraction - 0.25).abs() < 0.02, "{fraction}");
+        assert_eq!(sample(&run()), values);
+        let record = quantizer.record.borrow();
+        let mean = record.sum_mean.double_value(&[]) * MEAN_UNIT as f64 / record.num_values as f64;
+        assert!((mean - 1.25).abs() < 1e-5, "{mean}");
     }
 }

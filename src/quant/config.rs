@@ -258,12 +258,13 @@ impl ActivationQuantConfig {
     }
 
     /// Makes the quantizer of what goes into a layer.
-    pub(super) fn attach(&self, site: &Site) -> Result<Rc<dyn ActivationQuantizer>> {
+    pub(super) fn attach(&self, site: &Site, seed: u64) -> Result<Rc<dyn ActivationQuantizer>> {
         let at = || format!("quantizing the activations of {}", site.name);
         let context = ActivationContext {
             signed: self.spacing(true).with_context(at)?,
             unsigned: self.spacing(false).with_context(at)?,
             quant_start_epoch: self.quant_start_epoch,
+            seed,
         };
         self.settings.scheme().attach(site, &context)
     }

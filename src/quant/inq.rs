@@ -306,7 +306,7 @@ pub fn num_frozen_at(fraction: f64, num_weights: usize) -> usize {
 }
 
 /// FNV-1a, 64 bit: a name as a place of a random stream.
-fn fnv1a(name: &str) -> u64 {
+pub(super) fn fnv1a(name: &str) -> u64 {
     name.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |h, c| (h ^ u64::from(c)).wrapping_mul(0x0100_0000_01b3))
 }

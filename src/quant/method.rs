@@ -198,6 +198,17 @@ impl SavedState<'_> {
         Ok(i64::try_from(&self.tensor(field, Kind::Int64, &[])?)?)
     }
 
+    /// A saved counter that files of earlier versions lack.
+    ///
+    /// # Errors
+    /// Names it if it is something else.
+    pub fn counter_or(&self, field: &str, default: i64) -> Result<i64> {
+        match self.tensors.contains_key(format!("{}.{field}", self.prefix).as_str()) {
+            true => self.counter(field),
+            false => Ok(default),
+        }
+    }
+
     /// A saved epoch, -1 for none.
     ///
     /// # Errors

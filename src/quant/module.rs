@@ -80,7 +80,7 @@ impl ModuleQuantizer {
         for (site, config) in sites.iter().cloned().zip(own) {
             let weight = config.map(|config| config.attach(&site, *seed)).transpose()?;
             let activations =
-                activations.as_ref().map(|config| config.attach(&site)).transpose()?;
+                activations.as_ref().map(|config| config.attach(&site, *seed)).transpose()?;
             layers.push(LayerQuantizers { site, weight, activations });
         }
         let clears_optimizer =

@@ -120,6 +120,8 @@ pub struct ActivationContext {
     pub unsigned: Spacing,
     /// Epoch of the stage from which activations are quantized.
     pub quant_start_epoch: u32,
+    /// Seed of the run.
+    pub seed: u64,
 }
 
 /// What the settings of an activation method decide.

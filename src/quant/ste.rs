@@ -304,8 +304,12 @@ mod tests {
     fn slot(quant_start_epoch: u32) -> SteActivation {
         let weight = Tensor::zeros([1, 1, 1, 1], (Kind::Float, Device::Cpu));
         let spacing = Spacing::uniform(Some(2), None).unwrap();
-        let context =
-            ActivationContext { signed: spacing.clone(), unsigned: spacing, quant_start_epoch };
+        let context = ActivationContext {
+            signed: spacing.clone(),
+            unsigned: spacing,
+            quant_start_epoch,
+            seed: 0,
+        };
         SteActivation::new(&Site::new("m.conv".to_owned(), &weight), &context)
     }
 

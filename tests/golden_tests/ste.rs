@@ -16,8 +16,12 @@ const TOLERANCE: f64 = 1e-6;
 fn slot(n_levels: u32, quant_start_epoch: u32) -> SteActivation {
     let weight = Tensor::zeros([1, 1, 1, 1], (Kind::Float, Device::Cpu));
     let spacing = Spacing::uniform(None, Some(n_levels)).unwrap();
-    let context =
-        ActivationContext { signed: spacing.clone(), unsigned: spacing, quant_start_epoch };
+    let context = ActivationContext {
+        signed: spacing.clone(),
+        unsigned: spacing,
+        quant_start_epoch,
+        seed: 0,
+    };
     SteActivation::new(&Site::new("m.conv".to_owned(), &weight), &context)
 }
 
