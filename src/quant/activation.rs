@@ -518,7 +518,7 @@ mod tests {
             for call in 0..4 {
                 let x = weights(call, &[batch, 32, 16, 16]);
                 let _ = x.narrow(2, 0, 1).g_mul_scalar_(0.01);
-                quantizer.forward(&x, true);
+                let _ = quantizer.forward(&x, true);
             }
             quantizer.settle().unwrap();
             quantizer.parameter.double_value(&[0])
@@ -531,8 +531,9 @@ mod tests {
     fn calls_count_by_their_size_and_the_sample_is_a_function_of_the_seed() {
         let run = || {
             let quantizer = recorder();
-            for (value, count) in [(1.0, 60_000), (2.0, 20_000)] {
-                quantizer.forward(&Tensor::full([count], value, (Kind::Float, Device::Cpu)), true);
+            for (value, count) in [(1.0, 60_000i64), (2.0, 20_000)] {
+                let _ = quantizer
+                    .forward(&Tensor::full([count], value, (Kind::Float, Device::Cpu)), true);
             }
             quantizer
         };

@@ -309,7 +309,8 @@ impl JsonSchema for WeightQuantConfig {
         let common = WeightKeys::json_schema(generator);
         let method = generator.subschema_for::<WeightMethod>();
         let default = WeightMethod::default().name();
-        form::schema(generator, common, method, default, WeightMethod::ENTRIES)
+        let about = "Weight quantization of a module.";
+        form::schema(generator, about, common, method, default, WeightMethod::ENTRIES)
     }
 }
 
@@ -347,7 +348,8 @@ impl JsonSchema for ActivationQuantConfig {
         let common = ActivationKeys::json_schema(generator);
         let method = generator.subschema_for::<ActivationMethod>();
         let default = ActivationMethod::default().name();
-        form::schema(generator, common, method, default, ActivationMethod::ENTRIES)
+        let about = "Activation quantization of a module: what goes into its convolutions.";
+        form::schema(generator, about, common, method, default, ActivationMethod::ENTRIES)
     }
 }
 

@@ -138,6 +138,7 @@ fn foreign(key: &str, method: &str, of: &[&Entry], own: Option<&Entry>) -> Strin
 /// The schema of the whole object, from that of the shared keys and of `method`.
 pub(super) fn schema(
     generator: &mut SchemaGenerator,
+    description: &str,
     common: Schema,
     method: Schema,
     default_method: &str,
@@ -154,5 +155,10 @@ pub(super) fn schema(
             }
         }
     }
-    json_schema!({ "type": "object", "properties": properties, "additionalProperties": false })
+    json_schema!({
+        "description": description,
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": false
+    })
 }

@@ -479,6 +479,16 @@ mod tests {
     use super::*;
     use crate::quant::testing::{bits, channels_last, weights};
 
+    /// Levels that are neither even nor powers of two.
+    #[derive(Debug)]
+    struct Cubes;
+
+    impl LevelShape for Cubes {
+        fn levels(&self, range: f32) -> Vec<f32> {
+            (-4..=4i8).map(|i| range * (f32::from(i) / 4.0).powi(3)).collect()
+        }
+    }
+
     fn grids() -> Vec<Grid> {
         let uniform =
             [2, 3, 4, 15, 16, 31, 255, 256].map(|num_levels| Spacing::Uniform { num_levels });
@@ -486,7 +496,9 @@ mod tests {
         let integers = [(-2, 1), (-1, 1), (-128, 127), (0, 1), (0, 255)];
         let integers = integers.map(|(lowest, highest)| Spacing::Integers { lowest, highest });
         let mut grids = Vec::new();
-        for spacing in uniform.into_iter().chain(powers).chain(integers) {
+        for spacing in
+            uniform.into_iter().chain(powers).chain(integers).chain([Spacing::shaped(Cubes)])
+        {
             for scale in [vec![1.0], vec![0.3712345], vec![0.01, 0.7, 1.9]] {
                 grids.push(Grid::new(spacing.clone(), scale).unwrap());
             }
