@@ -15,9 +15,9 @@ use super::settings::QuantInit;
 const GRID_POINTS: usize = 1000;
 /// Lower end of the search, as published.
 const GRID_MIN: f64 = 1e-6;
-/// How far the search goes beyond max |W|, in its points: the published refinement is not bounded by
-/// max |W| and sometimes ends up to 2.5 % above it.
-const POINTS_BEYOND_MAX: usize = 50;
+/// How far the search goes beyond max |W|, in its points: to twice max |W|. Of many levels the highest may well stay unused
+/// where that brings outliers onto levels; the published refinement is not bounded by max |W| either.
+const POINTS_BEYOND_MAX: usize = GRID_POINTS;
 /// The best points of the even search that are refined: the error has many local minima.
 const NUM_REFINED: usize = 8;
 /// Golden-section steps of a refinement: 0.618^40 = 4e-9 of two points' distance.
@@ -156,7 +156,7 @@ impl Magnitudes {
 
     /// The largest level of smallest loss; `None` when all magnitudes are zero.
     ///
-    /// An even search over `[1e-6, 1.05 max |W|]`, then golden sections around its best points.
+    /// An even search over `[1e-6, 2 max |W|]`, then golden sections around its best points.
     pub fn fit(&self, norm: Norm, num_levels: u32) -> Option<Fit> {
         search(self.max(), &|max_level| self.loss(norm, num_levels, max_level))
     }
@@ -171,7 +171,7 @@ impl Magnitudes {
     }
 }
 
-/// The largest level up to `1.05 max` of smallest loss; `None` when `max` is zero.
+/// The largest level up to `2 max` of smallest loss; `None` when `max` is zero.
 fn search(max: f32, loss: &(dyn Fn(f64) -> f64 + Sync)) -> Option<Fit> {
     if max < ZERO {
         return None;
@@ -519,9 +519,43 @@ mod tests {
                 let fit = magnitudes.fit(norm, num_levels).unwrap();
                 let max = f64::from(magnitudes.max());
                 let loss = |i: i32| magnitudes.loss(norm, num_levels, f64::from(i) * 1e-5 * max);
-                let best = (1..105_000).map(loss).fold(f64::INFINITY, f64::min);
+                let best = (1..200_000).map(loss).fold(f64::INFINITY, f64::min);
                 assert!(fit.loss <= best * (1.0 + 1e-4), "{norm:?} {num_levels}: {fit:?} {best}");
                 assert_eq!(fit.loss, magnitudes.loss(norm, num_levels, fit.max_level));
+            }
+        }
+    }
+
+    #[test]
+    fn outliers_may_take_the_largest_level_beyond_them() {
+        // 15 levels above 0: with a largest level of 1.125, and so a scale of 0.075, every outlier is a level
+        let mut values = vec![0.001f32; 200];
+        values.extend([0.75, 1.05, -0.75, -1.05, 0.15, 0.3]);
+        let fit = Magnitudes::new(&values).fit(Norm::L2, 31).unwrap();
+        let at_max = Magnitudes::new(&values).loss(Norm::L2, 31, 1.05);
+        assert!((fit.max_level - 1.125).abs() < 1e-5, "{fit:?}");
+        assert!(fit.loss < at_max && fit.loss < 0.0142, "{fit:?} {at_max}");
+    }
+
+    /// Evenly spaced levels as a shape of their own.
+    #[derive(Debug)]
+    struct Seven;
+
+    impl crate::quant::LevelShape for Seven {
+        fn levels(&self, range: f32) -> Vec<f32> {
+            Spacing::Uniform { num_levels: 7 }.levels(range)
+        }
+    }
+
+    #[test]
+    fn levels_of_any_shape_get_the_range_of_least_error() {
+        let w = weights(6, &[5, 4, 3, 3]);
+        let even = Spacing::Uniform { num_levels: 7 };
+        for per_channel in [false, true] {
+            let expected = least_error("w", &w, &even, per_channel).unwrap();
+            let found = least_error("w", &w, &Spacing::shaped(Seven), per_channel).unwrap();
+            for (found, expected) in found.into_iter().zip(expected) {
+                assert!((found / expected - 1.0).abs() < 1e-4, "{found} {expected}");
             }
         }
     }
