@@ -38,11 +38,22 @@ pub enum CodeRange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StepInit {
-    /// 2 mean|x| / sqrt(largest code), as in the LSQ paper.
-    #[default]
+    /// 2 mean|x| / sqrt(largest code), as in the LSQ paper: at 8 bits about 5 times the step of smallest error.
     Mean,
     /// The step of smallest squared quantization error.
+    #[default]
     Mse,
+}
+
+/// Which values count as clipped: they pass no gradient, and by the step their derivative is the outermost code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Clip {
+    /// Those at or beyond the outermost level, as in the LSQ paper (equation 3).
+    #[default]
+    BeforeRounding,
+    /// Those that round to a code beyond the outermost one, half a step further out, as in PyTorch's operator.
+    AfterRounding,
 }
 
 /// Settings of learnt steps (method `lsq`).
@@ -53,6 +64,8 @@ pub struct LsqConfig {
     pub init: StepInit,
     /// The integers of b bits.
     pub range: CodeRange,
+    /// Which values count as clipped in the gradient.
+    pub clip: Clip,
     /// Learning rate of the steps over that of the stage, 0 or more.
     pub lr_factor: f64,
     /// L2 penalty on the steps, 0 or more; that of the stage's optimizer leaves them alone.
@@ -61,11 +74,22 @@ pub struct LsqConfig {
 
 impl Default for LsqConfig {
     fn default() -> Self {
-        Self { init: StepInit::Mean, range: CodeRange::Full, lr_factor: 1.0, weight_decay: 0.0 }
+        Self {
+            init: StepInit::Mse,
+            range: CodeRange::Full,
+            clip: Clip::BeforeRounding,
+            lr_factor: 1.0,
+            weight_decay: 0.0,
+        }
     }
 }
 
 impl LsqConfig {
+    /// The default of version 0.1, which files of other methods hold.
+    fn former_default() -> Self {
+        Self { init: StepInit::Mean, ..Self::default() }
+    }
+
     fn check(&self, at: &str, problems: &mut Vec<String>) {
         check_learnt(self.lr_factor, self.weight_decay, &format!("{at}.lsq"), problems);
     }
@@ -87,9 +111,24 @@ impl Settings for LsqWeights {
     const NAME: &'static str = "lsq";
     const SUMMARY: &'static str =
         "Learnt step size: round, and learn the distance of the levels with the weights.";
+
+    fn former_defaults() -> Vec<Self> {
+        vec![Self { lsq: LsqConfig::former_default() }]
+    }
 }
 
 impl WeightScheme for LsqWeights {
+    /// Where training begins.
+    fn expected_range(
+        &self,
+        name: &str,
+        weight: &Tensor,
+        spacing: &Spacing,
+        per_channel: bool,
+    ) -> Result<Vec<f32>> {
+        self.range(name, weight, spacing, per_channel)
+    }
+
     fn check(&self, at: &str, problems: &mut Vec<String>) {
         self.lsq.check(at, problems);
     }
@@ -117,7 +156,7 @@ impl WeightRule for LsqWeights {
 
     fn forward(&self, weight: &Tensor, levels: &LayerLevels, _train: bool) -> Tensor {
         let factor = gradient_factor(levels.num_weights(), levels.codes());
-        fake_quantize(weight, levels.scale(), levels.codes(), factor)
+        fake_quantize(weight, levels.scale(), levels.codes(), factor, self.lsq.clip)
             .expect("the steps are those of this weight")
     }
 
@@ -134,7 +173,8 @@ impl WeightRule for LsqWeights {
     }
 
     fn backward(&self, weight: &Tensor, grad: &mut Tensor, levels: &LayerLevels) {
-        let by_step = affine::gradients(weight, grad, levels.scale(), levels.codes());
+        let (scale, codes) = (levels.scale(), levels.codes());
+        let by_step = affine::gradients(weight, grad, scale, codes, self.lsq.clip);
         let factor = gradient_factor(levels.num_weights(), levels.codes());
         add_gradient(levels.scale(), &(by_step * factor));
     }
@@ -157,6 +197,10 @@ pub struct LsqActivations {
 impl Settings for LsqActivations {
     const NAME: &'static str = "lsq";
     const SUMMARY: &'static str = "Learnt step size.";
+
+    fn former_defaults() -> Vec<Self> {
+        vec![Self { lsq: LsqConfig::former_default(), ..Self::default() }]
+    }
 }
 
 impl ActivationScheme for LsqActivations {
@@ -206,7 +250,8 @@ impl ActivationRule for LsqActivations {
     fn forward(&self, x: &Tensor, parameter: &Tensor, codes: Codes, _train: bool) -> Tensor {
         let per_image = x.numel() / x.size().first().map_or(1, |&n| n.max(1) as usize);
         let factor = gradient_factor(per_image.max(1), codes);
-        fake_quantize(x, parameter, codes, factor).expect("one step fits any activations")
+        fake_quantize(x, parameter, codes, factor, self.lsq.clip)
+            .expect("one step fits any activations")
     }
 }
 
@@ -218,8 +263,8 @@ pub fn gradient_factor(num_values: usize, codes: Codes) -> f64 {
 
 /// The nearest multiple of the step that `codes` has, differentiable in `x` and `step`.
 ///
-/// The gradient of `x` passes where `x` rounds to one of the codes; that of the step is the code minus
-/// `x / step` there and the outermost code elsewhere, times `factor`.
+/// The gradient of `x` passes where `x` is not clipped; that of the step is the code minus `x / step` there and the outermost
+/// code elsewhere, times `factor`.
 ///
 /// # Shapes
 /// - `x`: f32, `[channels, ...]` where there is a step for each channel
@@ -227,11 +272,21 @@ pub fn gradient_factor(num_values: usize, codes: Codes) -> f64 {
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn fake_quantize(x: &Tensor, step: &Tensor, codes: Codes, factor: f64) -> Result<Tensor> {
+pub fn fake_quantize(
+    x: &Tensor,
+    step: &Tensor,
+    codes: Codes,
+    factor: f64,
+    clip: Clip,
+) -> Result<Tensor> {
     let Codes { lowest, highest, stride } = codes;
     if stride != 1 {
-        return Ok(composed(x, step, codes, factor));
+        return Ok(composed(x, step, codes, factor, clip));
     }
+    let x = &match clip {
+        Clip::BeforeRounding if x.requires_grad() || step.requires_grad() => beyond(x, step, codes),
+        _ => x.shallow_clone(),
+    };
     let zero_point = no_grad(|| step.detach().zeros_like());
     let (low, high) = (i64::from(lowest), i64::from(highest));
     let rounded = if step.numel() == 1 {
@@ -249,13 +304,25 @@ pub fn fake_quantize(x: &Tensor, step: &Tensor, codes: Codes, factor: f64) -> Re
     rounded.context("rounding to a learnt step")
 }
 
+/// `x`, with values at or beyond the outermost level moved a step further out, so that libtorch's operator, which clips after
+/// rounding, takes them as clipped. No quantized value changes.
+fn beyond(x: &Tensor, step: &Tensor, codes: Codes) -> Tensor {
+    let shift = no_grad(|| {
+        let (x, step) = (x.detach(), affine::by_channel(x, &step.detach()));
+        let above = x.ge_tensor(&(&step * f64::from(codes.highest))).to_kind(Kind::Float);
+        let below = x.le_tensor(&(&step * f64::from(codes.lowest))).to_kind(Kind::Float);
+        (above - below) * step
+    });
+    x + shift
+}
+
 /// As [`fake_quantize`], for any codes.
-fn composed(x: &Tensor, step: &Tensor, codes: Codes, factor: f64) -> Tensor {
+fn composed(x: &Tensor, step: &Tensor, codes: Codes, factor: f64, clip: Clip) -> Tensor {
     let value = affine::quantize(x, step, codes);
     if !(x.requires_grad() || step.requires_grad()) {
         return value;
     }
-    let (inside, by_step) = affine::masks(x, step, codes);
+    let (inside, by_step) = affine::masks(x, step, codes, clip);
     let step = affine::by_channel(x, &(step * factor));
     // both add exactly 0
     value + (x - x.detach()) * inside + (&step - step.detach()) * by_step

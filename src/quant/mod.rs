@@ -59,7 +59,7 @@ pub use claim::Claim;
 pub use config::{ActivationQuantConfig, WeightQuantConfig};
 pub use inq::{InqWeight, QuantStrategy};
 pub use levels::{Codes, Grid, LevelShape, Spacing};
-pub use lsq::{CodeRange, StepInit};
+pub use lsq::{Clip, CodeRange, StepInit};
 pub use method::{
     ActivationQuantizer, ActivationReport, Learnt, LearntOptions, SavedState, SiteReport,
     WeightQuantizer, WeightStep, saved_epoch,

@@ -36,7 +36,9 @@ fn weight_configs() -> Vec<WeightQuantConfig> {
                 }
                 WeightSettings::Ana(ana) => ana.ana.end_epoch = 2,
                 WeightSettings::Uniform(uniform) => uniform.uniform.recalibrate = width == 2,
-                WeightSettings::Lsq(lsq) if width == 4 => lsq.lsq.init = StepInit::Mse,
+                WeightSettings::Lsq(lsq) if width == 4 => {
+                    (lsq.lsq.init, lsq.lsq.clip) = (StepInit::Mean, Clip::AfterRounding);
+                }
                 _ => {}
             }
             all.push(config);
@@ -363,19 +365,61 @@ fn the_kernel_and_libtorchs_operators_give_the_same_bits() {
             assert_eq!(bits(&affine::quantize(&last, &step, codes)), bits(&fast));
 
             let grad = weights(6, &w.size());
-            let (mut a, mut b) = (grad.copy(), Tensor::cat(&[&grad, &grad], 1).narrow(1, 0, 5));
-            let sum_fast = affine::gradients(&w, &mut a, &step, codes);
-            let sum_plain = affine::gradients(&strided, &mut b, &step, codes);
-            assert_eq!(bits(&a), bits(&b), "{codes:?}");
-            let difference = (&sum_fast - sum_plain).abs().max().double_value(&[]);
-            assert!(difference <= 1e-4 * sum_fast.abs().max().double_value(&[]).max(1.0));
+            for clip in [Clip::BeforeRounding, Clip::AfterRounding] {
+                let (mut a, mut b) = (grad.copy(), Tensor::cat(&[&grad, &grad], 1).narrow(1, 0, 5));
+                let sum_fast = affine::gradients(&w, &mut a, &step, codes, clip);
+                let sum_plain = affine::gradients(&strided, &mut b, &step, codes, clip);
+                assert_eq!(bits(&a), bits(&b), "{codes:?}");
+                let difference = (&sum_fast - sum_plain).abs().max().double_value(&[]);
+                assert!(difference <= 1e-4 * sum_fast.abs().max().double_value(&[]).max(1.0));
+            }
         }
     }
 }
 
 #[test]
-fn a_learnt_step_has_the_gradient_of_the_paper_in_f64() {
-    // LSQ, equation 3: round(v) - v inside, the outermost code outside
+fn the_gradient_of_a_learnt_step_is_equation_3_worked_by_hand() {
+    // step 0.5, codes -2..=1: v = x / step = -4.2, -2.3, -2, -1.2, 0.4, 0.9, 1, 1.3, 1.8
+    let x = Tensor::from_slice(&[-2.1f32, -1.15, -1.0, -0.6, 0.2, 0.45, 0.5, 0.65, 0.9]);
+    let codes = Codes { lowest: -2, highest: 1, stride: 1 };
+    let step = Tensor::from_slice(&[0.5f32]);
+    for (clip, by_step, passes) in [
+        (
+            Clip::BeforeRounding,
+            [-2.0, -2.0, -2.0, 0.2, -0.4, 0.1, 1.0, 1.0, 1.0],
+            [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0],
+        ),
+        (
+            Clip::AfterRounding,
+            [-2.0, 0.3, 0.0, 0.2, -0.4, 0.1, 0.0, -0.3, 1.0],
+            [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
+        ),
+    ] {
+        for i in 0..9 {
+            let one = x.narrow(0, i, 1);
+            let (by_step, passes): (f32, f32) = (by_step[i as usize], passes[i as usize]);
+            // in one pass, and by libtorch
+            let mut grad = one.ones_like();
+            let sum = affine::gradients(&one, &mut grad, &step, codes, clip);
+            let (leaf, learnt) =
+                (one.copy().set_requires_grad(true), step.copy().set_requires_grad(true));
+            let y = lsq::fake_quantize(&leaf, &learnt, codes, 1.0, clip).unwrap();
+            assert_eq!(floats(&y), floats(&affine::quantize(&one, &step, codes)));
+            y.sum(Kind::Float).backward();
+            for (found, expected) in [
+                (floats(&sum)[0], by_step),
+                (floats(&learnt.grad())[0], by_step),
+                (floats(&grad)[0], passes),
+                (floats(&leaf.grad())[0], passes),
+            ] {
+                assert!((found - expected).abs() < 1e-5, "{clip:?} {i}: {found} {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_learnt_step_has_the_gradient_of_the_definition_in_f64() {
     let w = weights(8, &[4, 7, 3, 3]);
     let grad = weights(9, &w.size());
     for (step, codes) in [
@@ -383,22 +427,27 @@ fn a_learnt_step_has_the_gradient_of_the_paper_in_f64() {
         (0.4, Codes { lowest: -1, highest: 1, stride: 1 }),
         (0.02, Codes { lowest: -128, highest: 127, stride: 1 }),
     ] {
-        let values: Vec<f32> = Vec::try_from(w.reshape([-1])).unwrap();
-        let grads: Vec<f32> = Vec::try_from(grad.reshape([-1])).unwrap();
-        let (mut by_step, mut by_weight) = (0.0, Vec::new());
-        for (&w, &g) in values.iter().zip(&grads) {
-            let v = f64::from(w) / f64::from(step);
-            let (low, high) = (f64::from(codes.lowest), f64::from(codes.highest));
-            let rounded = v.round_ties_even();
-            let inside = (low..=high).contains(&rounded);
-            let d = if inside { rounded - v } else { rounded.clamp(low, high) };
-            by_step += f64::from(g) * d;
-            by_weight.push(if inside { g } else { 0.0 });
+        for clip in [Clip::BeforeRounding, Clip::AfterRounding] {
+            let values: Vec<f32> = Vec::try_from(w.reshape([-1])).unwrap();
+            let grads: Vec<f32> = Vec::try_from(grad.reshape([-1])).unwrap();
+            let (mut by_step, mut by_weight) = (0.0, Vec::new());
+            for (&w, &g) in values.iter().zip(&grads) {
+                let v = f64::from(w) / f64::from(step);
+                let (low, high) = (f64::from(codes.lowest), f64::from(codes.highest));
+                let rounded = v.round_ties_even();
+                let inside = match clip {
+                    Clip::BeforeRounding => v > low && v < high,
+                    Clip::AfterRounding => (low..=high).contains(&rounded),
+                };
+                let d = if inside { rounded - v } else { rounded.clamp(low, high) };
+                by_step += f64::from(g) * d;
+                by_weight.push(if inside { g } else { 0.0 });
+            }
+            let mut found = grad.copy();
+            let sum = affine::gradients(&w, &mut found, &Tensor::from_slice(&[step]), codes, clip);
+            assert_eq!(Vec::<f32>::try_from(found.reshape([-1])).unwrap(), by_weight);
+            assert!((sum.double_value(&[0]) / by_step - 1.0).abs() < 1e-4, "{sum:?} {by_step}");
         }
-        let mut found = grad.copy();
-        let sum = affine::gradients(&w, &mut found, &Tensor::from_slice(&[step]), codes);
-        assert_eq!(Vec::<f32>::try_from(found.reshape([-1])).unwrap(), by_weight);
-        assert!((sum.double_value(&[0]) / by_step - 1.0).abs() < 1e-4, "{sum:?} {by_step}");
     }
 }
 

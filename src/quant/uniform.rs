@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::activation::{ActivationRule, CalibratedActivation};
 use super::affine;
 use super::levels::Spacing;
-use super::lsq;
+use super::lsq::{self, Clip};
 use super::method::{ActivationQuantizer, WeightQuantizer};
 use super::scale;
 use super::scheme::{ActivationContext, ActivationScheme, Settings, WeightContext, WeightScheme};
@@ -86,7 +86,7 @@ impl WeightRule for UniformWeights {
     }
 
     fn forward(&self, weight: &Tensor, levels: &LayerLevels, _train: bool) -> Tensor {
-        lsq::fake_quantize(weight, levels.scale(), levels.codes(), 0.0)
+        lsq::fake_quantize(weight, levels.scale(), levels.codes(), 0.0, Clip::AfterRounding)
             .expect("the scales are those of this weight")
     }
 
@@ -103,7 +103,8 @@ impl WeightRule for UniformWeights {
     }
 
     fn backward(&self, weight: &Tensor, grad: &mut Tensor, levels: &LayerLevels) {
-        let _ = affine::gradients(weight, grad, levels.scale(), levels.codes());
+        let (scale, codes) = (levels.scale(), levels.codes());
+        let _ = affine::gradients(weight, grad, scale, codes, Clip::AfterRounding);
     }
 }
 
