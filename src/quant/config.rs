@@ -465,7 +465,7 @@ mod tests {
             |json: &str| serde_json::from_str::<WeightQuantConfig>(json).unwrap_err().to_string();
         for (json, text) in [
             (
-                r#"{"bits": 2, "lsq": {"init": "mse"}}"#,
+                r#"{"bits": 2, "lsq": {"range": "narrow"}}"#,
                 "lsq: is a setting of lsq, and the method is inq, which knows quant_init_method, \
                  quant_strategy, schedule, clear_optim_state_on_step: remove lsq or change the method",
             ),
@@ -520,6 +520,8 @@ mod tests {
                 WeightQuantConfig { bits: Some(2), ..WeightQuantConfig::of(*method) }
             );
         }
+        let earlier = weights(r#"{"bits": 2, "lsq": {"init": "mean", "range": "full"}}"#);
+        assert_eq!(earlier.method(), WeightMethod::Inq, "a default of version 0.1");
         let written = serde_json::to_value(ActivationQuantConfig::default()).unwrap();
         let keys: Vec<&String> = written.as_object().unwrap().keys().collect();
         let expected = [
