@@ -7,7 +7,7 @@
 
 use anyhow::Result;
 use mqat::nn::{Conv2d, ConvShape, Fill, Layer, Path, Store, leaky_relu};
-use mqat::quant::{ModuleQuantizer, WeightMethod, WeightQuantConfig};
+use mqat::quant::{Claim, ModuleQuantizer, WeightMethod, WeightQuantConfig};
 use mqat::train::{Sgd, SgdConfig};
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -60,13 +60,8 @@ fn main() -> Result<()> {
     let mut sgd = Sgd::new(&SgdConfig::default(), parameters)?;
 
     // LSQ: 3-bit weights with a learnt step size, in all layers below `body`; `head` stays float.
-    let config = WeightQuantConfig {
-        method: WeightMethod::Lsq,
-        bits: Some(3),
-        ..WeightQuantConfig::default()
-    };
-    let mut quantizer =
-        ModuleQuantizer::attach("body", &store, Some(&config), None, true, true, 1)?;
+    let weights = WeightQuantConfig { bits: Some(3), ..WeightQuantConfig::of(WeightMethod::Lsq) };
+    let mut quantizer = ModuleQuantizer::attach(&Claim::of("body").with_weights(&weights), &store)?;
     for epoch in 0..EPOCHS {
         quantizer.start_epoch(epoch)?;
         sgd.set_learnt(quantizer.learnt(), quantizer.gradient_sources())?;
@@ -86,7 +81,7 @@ fn main() -> Result<()> {
     }
 
     // From now on the weights themselves are quantized, and the layers run as float ones.
-    quantizer.bake()?;
+    quantizer.convert()?;
     quantizer.assert_on_grid()?;
     for layer in quantizer.report() {
         println!(

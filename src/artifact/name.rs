@@ -24,7 +24,8 @@ pub(crate) fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuanti
         }
         text
     };
-    let quantizer_of = |i: usize| quantizers.iter().find(|q| q.module() == quantized[i].module);
+    let quantizer_of =
+        |i: usize| quantizers.iter().find(|q| q.module() == quantized[i].claim.module);
     let named: Vec<String> = (names.iter().enumerate())
         .map(|(i, name)| format!("{name}{}", quantizer_of(i).map_or_else(String::new, partly)))
         .collect();
@@ -34,11 +35,11 @@ pub(crate) fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuanti
 /// Quantized modules, each with its bits and levels.
 pub(crate) fn module_names(quantized: &[QuantizedModule]) -> Vec<String> {
     let name = |module: &QuantizedModule| {
-        let mut text = module.module.clone();
-        if let Some(weights) = &module.weights {
+        let mut text = module.claim.module.clone();
+        if let Some(weights) = &module.claim.weights {
             text += &format!(" {}", weights.describe());
         }
-        if let Some(activations) = &module.activations {
+        if let Some(activations) = &module.claim.activations {
             text += &format!(", inputs {}", activations.describe());
         }
         text

@@ -13,6 +13,7 @@ use tch::Tensor;
 use super::tensor::TensorReport;
 use crate::export::packed::{self, Unpacked};
 use crate::nn::Store;
+use crate::quant::Claim;
 use crate::train::{CheckpointMeta, QuantizedModule, attach_all};
 
 /// The entry of the file's `meta` that holds the checkpoint's description.
@@ -24,8 +25,9 @@ const QUANT: &str = "quant.";
 
 /// Modules whose inputs are quantized, without the quantizers of their weights.
 pub(crate) fn with_inputs_only(quantized: &[QuantizedModule]) -> Vec<QuantizedModule> {
-    let inputs = quantized.iter().filter(|module| module.activations.is_some());
-    inputs.map(|module| QuantizedModule { weights: None, ..module.clone() }).collect()
+    let inputs = quantized.iter().filter(|module| module.claim.activations.is_some());
+    let without_weights = |claim: &Claim| Claim { weights: None, ..claim.clone() };
+    inputs.map(|m| QuantizedModule { claim: without_weights(&m.claim), ..m.clone() }).collect()
 }
 
 /// A packed file as the network's tensors, with what the file says of itself.

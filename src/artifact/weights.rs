@@ -72,7 +72,7 @@ pub fn meta_of(path: &Path) -> Result<Option<CheckpointMeta>> {
 pub fn load(path: &Path, net: &dyn Network, reading: impl Into<Reading>) -> Result<LoadedNetwork> {
     let mut loaded = load_as_stored(path, net, reading)?;
     for quantizer in &mut loaded.quantizers {
-        quantizer.bake().with_context(|| format!("loading {}", path.display()))?;
+        quantizer.convert().with_context(|| format!("loading {}", path.display()))?;
     }
     Ok(loaded)
 }

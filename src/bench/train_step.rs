@@ -10,7 +10,7 @@ use super::report::{BenchReport, object, resize};
 use super::rounds::{Progress, Rounds, Subject, measure, timed};
 use crate::artifact::network::new_network;
 use crate::data::{Batch, Dataset, Loader, LoaderOptions};
-use crate::quant::{WeightMethod, WeightQuantConfig};
+use crate::quant::{FractionSchedule, WeightMethod};
 use crate::run::config::{Config, Names};
 use crate::run::flow::{self, Baseline, Bits, FlowSource};
 use crate::run::folder::Start;
@@ -150,13 +150,13 @@ fn runs(request: &TrainStepRequest, config: &Config) -> Result<Vec<Run>> {
 
 /// The epoch of a stage that tells most: with INQ the first one that has half of the weights frozen or more.
 fn telling_epoch(stage: &StageConfig) -> u32 {
-    let half = |weights: &WeightQuantConfig| {
-        let entries = weights.schedule.entries();
-        let mut reached = entries.filter(|(_, fraction)| *fraction >= 0.5);
-        reached.next().map_or(0, |(epoch, _)| epoch)
+    let schedule = stage.weights.as_ref().and_then(|weights| weights.settings.scheme().schedule());
+    let reached = |schedule: &FractionSchedule| {
+        let mut entries = schedule.entries();
+        entries.find(|(_, fraction)| *fraction >= 0.5).map(|(epoch, _)| epoch)
     };
-    let weights = stage.weights.as_ref().filter(|w| w.method == WeightMethod::Inq).map_or(0, half);
-    weights.min(stage.epochs.saturating_sub(1))
+    let half = schedule.and_then(reached).unwrap_or(0);
+    half.min(stage.epochs.saturating_sub(1))
 }
 
 impl Run {
@@ -254,12 +254,12 @@ mod tests {
 
     #[test]
     fn the_epoch_has_half_of_the_weights_frozen() {
-        let weights = WeightQuantConfig { bits: Some(4), ..WeightQuantConfig::default() };
+        let weights = crate::quant::WeightQuantConfig { bits: Some(4), ..Default::default() };
         let mut stage = StageConfig::mqat("fpn", weights);
         assert_eq!(telling_epoch(&stage), 9); // published: 0.4 from epoch 5, 0.6 from epoch 9
         stage.epochs = 3;
         assert_eq!(telling_epoch(&stage), 2);
-        stage.weights.as_mut().unwrap().method = WeightMethod::Lsq;
+        stage.weights.as_mut().unwrap().settings = WeightMethod::Lsq.settings();
         assert_eq!(telling_epoch(&stage), 0);
     }
 }

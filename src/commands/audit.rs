@@ -181,10 +181,10 @@ fn onnx_row(layer: &LayerReport, is_known: bool, stored: StoredWeight) -> Tensor
         method: "integers".to_owned(),
         bits: layer.activations.as_ref().map_or(STORED_BITS, |plan| plan.bits.min(STORED_BITS)),
         num_levels: layer.activations.as_ref().map_or(1 << STORED_BITS, |plan| plan.num_levels),
-        abs_max: None,
+        max_level: None,
         quantizing: true,
         signed: None,
-        step: None,
+        scale: None,
         codes: None,
         code_stride: 1,
     });

@@ -225,8 +225,9 @@ fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch
         let num_steps = u64::from(stage.epochs) * steps;
         Some(stage.lr.at(LrPlace { epoch, step, num_steps }))
     };
-    let schedule = stage.weights.as_ref().filter(|w| w.freezes()).map(|w| &w.schedule);
-    let clears = stage.weights.as_ref().is_some_and(|w| w.clear_optim_state_on_step);
+    let scheme = stage.weights.as_ref().map(|weights| weights.settings.scheme());
+    let schedule = scheme.and_then(|scheme| scheme.schedule());
+    let clears = scheme.is_some_and(|scheme| scheme.clears_optimizer());
     listed(stage, steps)
         .into_iter()
         .map(|epoch| PlannedEpoch {
@@ -260,7 +261,8 @@ fn listed(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<u32> {
         Decay::Steps { at, .. } => changes.extend(at.iter().map(|&step| of_step(step))),
         Decay::Constant | Decay::Cosine { .. } => {}
     }
-    changes.extend(stage.weights.iter().flat_map(|w| w.schedule.entries().map(|(at, _)| at)));
+    let schedule = stage.weights.as_ref().and_then(|w| w.settings.scheme().schedule());
+    changes.extend(schedule.iter().flat_map(|s| s.entries().map(|(at, _)| at)));
     changes.extend(stage.activations.iter().map(|a| a.quant_start_epoch));
     let spread = (0..SPREAD).map(|i| i * u64::from(stage.epochs) / SPREAD);
     let mut epochs: Vec<u32> = changes

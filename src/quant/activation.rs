@@ -1,29 +1,38 @@
-//! Inputs of layers, quantized over a range that a calibration finds: all activation methods but `ste`.
+//! Activations that are quantized over a range which a calibration finds: all activation methods but `ste`.
 //!
-//! While recording, inputs pass as they are. Where no recorded input is negative the levels are unsigned.
+//! [`CalibratedActivation`] carries what the methods share (recording, state, reports); an [`ActivationRule`] is what a
+//! method adds to it. While recording, activations pass as they are. Where no recorded activation is negative the levels
+//! are unsigned.
 
 use std::cell::{Cell, RefCell};
 
 use anyhow::{Context, Result, ensure};
+use rand::Rng;
 use tch::{Device, Kind, Tensor, no_grad};
 use tracing::{info, warn};
 
 use super::affine;
-use super::ana::{self, Widths};
-use super::config::{ActivationMethod, ActivationQuantConfig, RangeInit, StepInit};
+use super::inq::fnv1a;
 use super::levels::{Codes, Spacing};
 use super::lsq;
-use super::method::{ActivationQuantizer, ActivationReport, Learnt, SavedState, saved_epoch};
-use super::pact;
+use super::method::{
+    ActivationQuantizer, ActivationReport, Learnt, LearntOptions, SavedState, saved_epoch,
+};
 use super::scale;
+use super::scheme::ActivationContext;
+use super::settings::{CalibrationConfig, RangeInit};
 use super::ste::check_order;
 use crate::nn::{ActivationSlot, Site};
+use crate::seed;
 
-/// Values kept for the range of smallest error, and how many a forward pass adds at most.
+/// Values kept for the range of smallest error.
 const SAMPLE: i64 = 8192;
-const SAMPLE_PER_CALL: i64 = 1024;
+/// The unit in which the sizes of calls weigh their means; calls that an earlier version recorded count as one.
+const MEAN_UNIT: i64 = 1024;
+/// Purpose of this file's random streams.
+const STREAM_SAMPLE: u64 = 0x0061_6374;
 
-/// What the quantizer does with inputs.
+/// What the quantizer does with activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Passes them; recording has not begun.
@@ -34,7 +43,7 @@ enum Mode {
     Calibrating,
     /// Quantizes.
     Quantizing,
-    /// Passes them for good: every recorded input was 0.
+    /// Passes them for good: every recorded activation was 0.
     Dead,
 }
 
@@ -51,42 +60,132 @@ impl Mode {
 struct Record {
     largest: Tensor,
     smallest: Tensor,
-    /// Sum of the calls' mean magnitudes.
+    /// Sum of the calls' mean magnitudes, each times its number of values over [`MEAN_UNIT`].
     sum_mean: Tensor,
     calls: i64,
+    /// Values that were seen.
+    num_values: i64,
     batches: i64,
-    /// Some of the values, NaN where there is none yet; empty where none are needed.
+    /// Some of the values, each of those seen with the same probability, NaN where there is none yet; empty where none are
+    /// needed.
     sample: Tensor,
 }
 
-/// The quantizer of one layer's input.
-pub(crate) struct CalibratedActivation {
+/// What a calibration found.
+#[derive(Debug)]
+pub struct Calibrated {
+    /// The largest magnitude.
+    pub max: f32,
+    /// The mean magnitude.
+    pub mean: f64,
+    /// The scale of the levels that the calibration chose (`calibration.range`).
+    pub scale: f32,
+    sample: Vec<f32>,
+}
+
+impl Calibrated {
+    /// The scale of least squared error on a sample of the values; only for rules that
+    /// [need one](ActivationRule::needs_sample).
+    pub fn best_scale(&self, codes: Codes) -> f32 {
+        let by_max = || (f64::from(self.max) / f64::from(codes.highest)) as f32;
+        scale::best_step(&self.sample, codes).unwrap_or_else(by_max)
+    }
+}
+
+/// How a method quantizes activations; [`CalibratedActivation`] does the rest.
+///
+/// It has one parameter: the scale, or a number that the scale follows from. By default it is the scale that the
+/// calibration found, values go to the nearest level, and the gradient passes between the outermost levels.
+pub trait ActivationRule {
+    /// Whether the parameter begins by the values themselves, whatever `calibration.range` says.
+    fn needs_sample(&self) -> bool {
+        false
+    }
+
+    /// The parameter after the calibration, above 0.
+    fn initial(&self, found: &Calibrated, codes: Codes) -> f32 {
+        let _ = codes;
+        found.scale
+    }
+
+    /// The name of the parameter in files.
+    fn parameter_name(&self) -> &'static str {
+        "act_step"
+    }
+
+    /// The scale that a parameter stands for.
+    fn scale(&self, parameter: f32, codes: Codes) -> f32 {
+        let _ = codes;
+        parameter
+    }
+
+    /// How the parameter is learnt, if it is.
+    fn learnt(&self) -> Option<LearntOptions> {
+        None
+    }
+
+    /// Before training of an epoch, and after a resume within it.
+    fn start_epoch(&self, epoch: u32) {
+        let _ = epoch;
+    }
+
+    /// The quantized activations, differentiable in `x` and in a learnt parameter.
+    ///
+    /// # Shapes
+    /// - `x` and the result: any shape, f32
+    /// - `parameter`: `[1]`, f32
+    fn forward(&self, x: &Tensor, parameter: &Tensor, codes: Codes, train: bool) -> Tensor {
+        let _ = train;
+        clamp_and_round(x, parameter, codes)
+    }
+}
+
+/// The quantizer of what goes into one layer.
+pub struct CalibratedActivation {
+    method: &'static str,
     name: String,
-    config: ActivationQuantConfig,
+    context: ActivationContext,
+    calibration: CalibrationConfig,
+    rule: Box<dyn ActivationRule>,
     mode: Cell<Mode>,
     epoch: Cell<Option<u32>>,
     record: RefCell<Record>,
     /// Known after the calibration.
     signed: Cell<Option<bool>>,
-    /// The step (`lsq`: learnt), or for `pact` the clipping level, which is learnt; `[1]`.
+    /// The parameter of the rule, `[1]`.
     parameter: Tensor,
-    baked: Cell<bool>,
+    /// Learns nothing any more.
+    rests: Cell<bool>,
 }
 
 impl CalibratedActivation {
-    /// A quantizer for the input of `site`, to be plugged in with `Site::set_input_slot`.
+    /// A quantizer for the activations that go into `site`, to be plugged in with `Site::set_input_slot`. `method` names
+    /// it in reports.
     ///
     /// # Errors
-    /// If the config's `bits` and `n_levels` are no valid width.
-    pub fn new(site: &Site, config: &ActivationQuantConfig) -> Result<Self> {
-        config.spacing(true).with_context(|| format!("quantizing the input of {}", site.name))?;
+    /// If levels of the context are no multiples of a scale.
+    pub fn new(
+        method: &'static str,
+        site: &Site,
+        context: &ActivationContext,
+        calibration: &CalibrationConfig,
+        rule: impl ActivationRule + 'static,
+    ) -> Result<Self> {
+        for spacing in [&context.signed, &context.unsigned] {
+            ensure!(
+                spacing.multiples().is_some(),
+                "quantizing the activations of {}: {spacing:?} has no scale",
+                site.name
+            );
+        }
         let device = site.weight.device();
         let scalar = |value: f64| Tensor::full([] as [i64; 0], value, (Kind::Float, device));
-        let needs_sample = config.calibration.range == RangeInit::Mse
-            || (config.method == ActivationMethod::Lsq && config.lsq.init == StepInit::Mse);
+        let needs_sample = calibration.range == RangeInit::Mse || rule.needs_sample();
         let sample = if needs_sample { SAMPLE } else { 0 };
         let parameter = Tensor::ones([1], (Kind::Float, device));
+        rule.start_epoch(0);
         Ok(Self {
+            method,
             name: site.name.clone(),
             mode: Cell::new(Mode::Idle),
             epoch: Cell::new(None),
@@ -95,23 +194,28 @@ impl CalibratedActivation {
                 smallest: scalar(f64::INFINITY),
                 sum_mean: scalar(0.0),
                 calls: 0,
+                num_values: 0,
                 batches: 0,
                 sample: Tensor::full([sample], f64::NAN, (Kind::Float, device)),
             }),
             signed: Cell::new(None),
-            parameter: parameter.set_requires_grad(learns(config.method)),
-            baked: Cell::new(false),
-            config: config.clone(),
+            parameter: parameter.set_requires_grad(rule.learnt().is_some()),
+            rests: Cell::new(false),
+            context: context.clone(),
+            calibration: calibration.clone(),
+            rule: Box::new(rule),
         })
     }
 
-    fn spacing(&self) -> Spacing {
-        let signed = self.signed.get().unwrap_or(true);
-        self.config.spacing(signed).expect("checked when the quantizer was made")
+    fn spacing(&self) -> &Spacing {
+        match self.signed.get() {
+            Some(false) => &self.context.unsigned,
+            _ => &self.context.signed,
+        }
     }
 
     fn codes(&self) -> Codes {
-        self.spacing().multiples().expect("all these levels are multiples of a step")
+        self.spacing().multiples().expect("checked when the quantizer was made")
     }
 
     fn record(&self, x: &Tensor) {
@@ -120,16 +224,33 @@ impl CalibratedActivation {
             let x = x.detach().to_kind(Kind::Float);
             record.largest = record.largest.maximum(&x.max());
             record.smallest = record.smallest.minimum(&x.min());
-            record.sum_mean += x.abs().mean(Kind::Float);
+            let now = x.numel() as i64;
+            record.sum_mean += x.abs().mean(Kind::Float) * (now as f64 / MEAN_UNIT as f64);
             if record.sample.numel() > 0 {
-                let flat = x.reshape([-1]);
-                let stride = (flat.size()[0] + SAMPLE_PER_CALL - 1) / SAMPLE_PER_CALL;
-                let some = flat.slice(0, None, None, stride);
-                let at = record.calls * SAMPLE_PER_CALL % SAMPLE;
-                record.sample.narrow(0, at, some.size()[0]).copy_(&some);
+                let (slots, indices) = self.replaced(record.calls, record.num_values, now);
+                let on_device = |of: &[i64]| Tensor::from_slice(of).to_device(x.device());
+                let values = x.reshape([-1]).index_select(0, &on_device(&indices));
+                let _ = record.sample.index_copy_(0, &on_device(&slots), &values);
             }
             record.calls += 1;
+            record.num_values += now;
         });
+    }
+
+    /// Places of the sample that a call of `now` values replaces after `before` values, and which value each takes: every
+    /// place holds each value seen so far with the same probability. A function of seed, layer and call.
+    fn replaced(&self, call: i64, before: i64, now: i64) -> (Vec<i64>, Vec<i64>) {
+        let place = [STREAM_SAMPLE, fnv1a(&self.name), call as u64];
+        let mut rng = seed::stream(self.context.seed, &place);
+        let chance = now as f64 / (before + now) as f64;
+        let mut replaced = (Vec::new(), Vec::new());
+        for slot in 0..SAMPLE {
+            if rng.random::<f64>() < chance {
+                replaced.0.push(slot);
+                replaced.1.push(rng.random_range(0..now));
+            }
+        }
+        replaced
     }
 
     /// Ends the recording and begins to quantize.
@@ -139,22 +260,22 @@ impl CalibratedActivation {
             let record = self.record.borrow();
             ensure!(
                 record.calls > 0,
-                "the input range of {name} cannot be set: no training batch passed the layer while it \
+                "the activation range of {name} cannot be set: no training batch passed the layer while it \
                  was recorded"
             );
             let value = |tensor: &Tensor| tensor.double_value(&[]);
-            let mean = value(&record.sum_mean) / record.calls as f64;
+            let mean = value(&record.sum_mean) * MEAN_UNIT as f64 / record.num_values as f64;
             (value(&record.largest), value(&record.smallest), mean)
         };
         for reached in [largest, smallest] {
             ensure!(
                 reached.is_finite(),
-                "the input of {name} reached {reached} while its range was recorded"
+                "the activations of {name} reached {reached} while their range was recorded"
             );
         }
         let abs_max = largest.max(-smallest);
         if abs_max == 0.0 {
-            warn!(layer = %name, "every recorded input is 0: the layer's input stays unquantized");
+            warn!(layer = %name, "every recorded activation is 0: the layer's activations stay unquantized");
             self.mode.set(Mode::Dead);
             return Ok(());
         }
@@ -163,74 +284,36 @@ impl CalibratedActivation {
         let _ = no_grad(|| self.parameter.shallow_clone().fill_(f64::from(parameter)));
         self.mode.set(Mode::Quantizing);
         let levels = self.spacing().num_levels();
-        info!(layer = %name, signed = smallest < 0.0, levels, parameter, "input range found");
+        info!(layer = %name, signed = smallest < 0.0, levels, parameter, "activation range found");
         Ok(())
     }
 
-    /// The step, or the clipping level, from what was recorded.
-    fn initial_parameter(&self, abs_max: f32, mean: f64) -> f32 {
+    /// The parameter of the rule, from what was recorded.
+    fn initial_parameter(&self, max: f32, mean: f64) -> f32 {
         let codes = self.codes();
-        let best = || {
-            let sample = self.record.borrow().sample.to_device(Device::Cpu);
-            let mut values: Vec<f32> = Vec::try_from(&sample).expect("one dimension");
-            values.retain(|v| !v.is_nan());
-            scale::best_step(&values, codes)
+        let mut sample: Vec<f32> =
+            Vec::try_from(&self.record.borrow().sample.to_device(Device::Cpu))
+                .expect("one dimension");
+        sample.retain(|v| !v.is_nan());
+        let mut found = Calibrated { max, mean, scale: 0.0, sample };
+        found.scale = match self.calibration.range {
+            RangeInit::Max => (f64::from(max) / f64::from(codes.highest)) as f32,
+            RangeInit::Mse => found.best_scale(codes),
         };
-        let step_of = |top: f32| (f64::from(top) / f64::from(codes.highest)) as f32;
-        let step = match self.config.calibration.range {
-            RangeInit::Max => step_of(abs_max),
-            RangeInit::Mse => best().unwrap_or_else(|| step_of(abs_max)),
-        };
-        let top_of = |step: f32| step * codes.highest as f32;
-        let found = match self.config.method {
-            ActivationMethod::Lsq => match self.config.lsq.init {
-                StepInit::Mean => lsq::mean_step(mean, codes),
-                StepInit::Mse => best().unwrap_or_else(|| step_of(abs_max)),
-            },
-            ActivationMethod::Pact => self.config.pact.init.map_or(top_of(step), |top| top as f32),
-            ActivationMethod::Dorefa if self.config.dorefa.unit_scale => step_of(1.0),
-            _ => step,
-        };
-        found.max(lsq::MIN_STEP as f32)
-    }
-
-    fn widths(&self) -> Widths {
-        let ana = &self.config.ana;
-        // counted from the stage's begin, as those of weights
-        let share = ana.share_at(self.epoch.get().unwrap_or(0));
-        let backward = if ana.anneal_backward { share } else { 1.0 };
-        Widths { forward: ana.forward_width * share, backward: ana.backward_width * backward }
-    }
-
-    fn quantized(&self, x: &Tensor, train: bool) -> Tensor {
-        let (parameter, codes) = (&self.parameter, self.codes());
-        match self.config.method {
-            ActivationMethod::Lsq => {
-                let per_image = x.numel() / x.size().first().map_or(1, |&n| n.max(1) as usize);
-                let factor = lsq::gradient_factor(per_image.max(1), codes);
-                lsq::fake_quantize(x, parameter, codes, factor).expect("one step fits any input")
-            }
-            ActivationMethod::Pact => pact::clip_and_round(x, parameter, codes),
-            ActivationMethod::Ana if train => ana::staircase(x, parameter, codes, self.widths()),
-            _ => clamp_and_round(x, parameter, codes),
-        }
+        self.rule.initial(&found, codes).max(lsq::MIN_STEP as f32)
     }
 }
 
-fn learns(method: ActivationMethod) -> bool {
-    matches!(method, ActivationMethod::Lsq | ActivationMethod::Pact)
-}
-
-/// Rounds to the multiples of a step; the gradient passes between the outermost levels.
-fn clamp_and_round(x: &Tensor, step: &Tensor, codes: Codes) -> Tensor {
-    let value = affine::quantize(x, step, codes);
+/// To the nearest multiple of a scale; the gradient passes between the outermost levels.
+pub(super) fn clamp_and_round(x: &Tensor, scale: &Tensor, codes: Codes) -> Tensor {
+    let value = affine::quantize(x, scale, codes);
     if !x.requires_grad() {
         return value;
     }
     let outside = no_grad(|| {
         let x = x.detach();
-        let low = step * f64::from(codes.lowest);
-        let high = step * f64::from(codes.highest);
+        let low = scale * f64::from(codes.lowest);
+        let high = scale * f64::from(codes.highest);
         x.lt_tensor(&low).logical_or(&x.gt_tensor(&high))
     });
     let passed = x.masked_fill(&outside, 0.0);
@@ -243,7 +326,7 @@ impl ActivationSlot for CalibratedActivation {
             self.record(x);
         }
         match self.mode.get() {
-            Mode::Quantizing => self.quantized(x, train),
+            Mode::Quantizing => self.rule.forward(x, &self.parameter, self.codes(), train),
             _ => x.shallow_clone(),
         }
     }
@@ -259,12 +342,13 @@ impl ActivationQuantizer for CalibratedActivation {
             self.settle()?;
         }
         if self.mode.get() == Mode::Idle {
-            if epoch >= self.config.quant_start_epoch {
+            if epoch >= self.context.quant_start_epoch {
                 self.mode.set(Mode::Calibrating);
-            } else if epoch + 1 == self.config.quant_start_epoch {
+            } else if epoch + 1 == self.context.quant_start_epoch {
                 self.mode.set(Mode::Recording);
             }
         }
+        self.rule.start_epoch(epoch);
         self.epoch.set(Some(epoch));
         Ok(())
     }
@@ -278,7 +362,7 @@ impl ActivationQuantizer for CalibratedActivation {
             return Ok(());
         }
         let batches = self.record.borrow().batches;
-        if batches >= i64::from(self.config.calibration.batches) {
+        if batches >= i64::from(self.calibration.batches) {
             return self.settle();
         }
         self.record.borrow_mut().batches += 1;
@@ -289,15 +373,16 @@ impl ActivationQuantizer for CalibratedActivation {
         let record = self.record.borrow();
         let signed = self.signed.get().map_or(-1, i64::from);
         let mut state = vec![
-            (self.parameter_field(), self.parameter.detach()),
+            (self.rule.parameter_name(), self.parameter.detach()),
             ("act_signed", Tensor::from(signed)),
             ("act_mode", Tensor::from(self.mode.get() as i64)),
             ("act_epoch", saved_epoch(self.epoch.get())),
-            ("act_baked", Tensor::from(i64::from(self.baked.get()))),
+            ("act_baked", Tensor::from(i64::from(self.rests.get()))),
             ("act_largest", record.largest.copy()),
             ("act_smallest", record.smallest.copy()),
             ("act_sum_mean", record.sum_mean.copy()),
             ("act_calls", Tensor::from(record.calls)),
+            ("act_num_values", Tensor::from(record.num_values)),
             ("act_batches", Tensor::from(record.batches)),
         ];
         if record.sample.numel() > 0 {
@@ -307,7 +392,7 @@ impl ActivationQuantizer for CalibratedActivation {
     }
 
     fn load_state(&self, state: &SavedState) -> Result<()> {
-        let parameter = state.tensor(self.parameter_field(), Kind::Float, &[1])?;
+        let parameter = state.tensor(self.rule.parameter_name(), Kind::Float, &[1])?;
         let mode = state.counter("act_mode")?;
         let mode =
             usize::try_from(mode).ok().and_then(|i| Mode::ALL.get(i)).with_context(|| {
@@ -322,10 +407,10 @@ impl ActivationQuantizer for CalibratedActivation {
             *mode != Mode::Quantizing || (value.is_finite() && value > 0.0 && signed.is_some()),
             "{}.{} is {value}",
             state.prefix,
-            self.parameter_field()
+            self.rule.parameter_name()
         );
         let epoch = state.epoch("act_epoch")?;
-        let baked = state.counter("act_baked")? != 0;
+        let rests = state.counter("act_baked")? != 0;
         let mut record = self.record.borrow_mut();
         let device = self.parameter.device();
         let scalar = |field| {
@@ -335,6 +420,7 @@ impl ActivationQuantizer for CalibratedActivation {
         record.smallest = scalar("act_smallest")?;
         record.sum_mean = scalar("act_sum_mean")?;
         record.calls = state.counter("act_calls")?;
+        record.num_values = state.counter_or("act_num_values", record.calls * MEAN_UNIT)?;
         record.batches = state.counter("act_batches")?;
         if record.sample.numel() > 0 {
             let sample = state.tensor("act_sample", Kind::Float, &[SAMPLE])?;
@@ -344,8 +430,9 @@ impl ActivationQuantizer for CalibratedActivation {
         self.mode.set(*mode);
         self.signed.set(signed);
         self.epoch.set(epoch);
-        if baked {
-            self.bake();
+        self.rule.start_epoch(epoch.unwrap_or(0));
+        if rests {
+            self.convert();
         }
         Ok(())
     }
@@ -354,10 +441,7 @@ impl ActivationQuantizer for CalibratedActivation {
         let (spacing, codes) = (self.spacing(), self.codes());
         let known = self.mode.get() == Mode::Quantizing;
         let value = known.then(|| self.parameter.double_value(&[0]) as f32);
-        let step = value.map(|value| match self.config.method {
-            ActivationMethod::Pact => value / codes.highest as f32,
-            _ => value,
-        });
+        let scale = value.map(|value| self.rule.scale(value, codes));
         let record = self.record.borrow();
         let seen = || {
             let (high, low) = (record.largest.double_value(&[]), record.smallest.double_value(&[]));
@@ -365,52 +449,102 @@ impl ActivationQuantizer for CalibratedActivation {
         };
         let top = codes.highest.max(-codes.lowest) as f32;
         ActivationReport {
-            method: self.config.method.name().to_owned(),
+            method: self.method.to_owned(),
             bits: spacing.bits(),
             num_levels: spacing.num_levels(),
-            abs_max: step.map(|step| step * top).or_else(|| (record.calls > 0).then(seen)),
+            max_level: scale.map(|scale| scale * top).or_else(|| (record.calls > 0).then(seen)),
             quantizing: known,
             signed: self.signed.get(),
-            step,
+            scale,
             codes: known.then_some([codes.lowest, codes.highest]),
             code_stride: codes.stride,
         }
     }
 
     fn learnt(&self) -> Vec<Learnt> {
-        let (lr_factor, weight_decay, min) = match self.config.method {
-            ActivationMethod::Lsq => {
-                (self.config.lsq.lr_factor, self.config.lsq.weight_decay, lsq::MIN_STEP)
+        match self.rule.learnt() {
+            Some(options) if !self.rests.get() => {
+                vec![options.of(self.rule.parameter_name(), &self.parameter)]
             }
-            ActivationMethod::Pact => {
-                (self.config.pact.lr_factor, self.config.pact.weight_decay, pact::MIN_ALPHA)
-            }
-            _ => return Vec::new(),
-        };
-        if self.baked.get() {
-            return Vec::new();
+            _ => Vec::new(),
         }
-        let tensor = self.parameter.shallow_clone();
-        vec![Learnt {
-            name: self.parameter_field().to_owned(),
-            tensor,
-            lr_factor,
-            weight_decay,
-            min,
-        }]
     }
 
-    fn bake(&self) {
-        self.baked.set(true);
+    fn convert(&self) {
+        self.rests.set(true);
         let _ = self.parameter.shallow_clone().set_requires_grad(false);
     }
 }
 
-impl CalibratedActivation {
-    fn parameter_field(&self) -> &'static str {
-        match self.config.method {
-            ActivationMethod::Pact => "act_alpha",
-            _ => "act_step",
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::SiteKind;
+    use crate::quant::testing::weights;
+
+    struct Sampled;
+
+    impl ActivationRule for Sampled {
+        fn needs_sample(&self) -> bool {
+            true
         }
+    }
+
+    fn recorder() -> CalibratedActivation {
+        let weight = Tensor::zeros([1, 1, 1, 1], (Kind::Float, Device::Cpu));
+        let spacing = Spacing::uniform(Some(4), None).unwrap();
+        let context = ActivationContext {
+            signed: spacing.clone(),
+            unsigned: spacing,
+            quant_start_epoch: 0,
+            seed: 3,
+        };
+        let site = Site::new("m.conv".to_owned(), SiteKind::Conv, &weight);
+        let calibration = CalibrationConfig { range: RangeInit::Mse, ..Default::default() };
+        let quantizer =
+            CalibratedActivation::new("uniform", &site, &context, &calibration, Sampled).unwrap();
+        quantizer.start_epoch(0).unwrap();
+        quantizer
+    }
+
+    fn sample(quantizer: &CalibratedActivation) -> Vec<f32> {
+        Vec::try_from(&quantizer.record.borrow().sample).unwrap()
+    }
+
+    #[test]
+    fn the_range_does_not_depend_on_whether_the_batch_divides_the_map() {
+        // the border is much smaller than the rest, as padding and sky are
+        let step = |batch: i64| {
+            let quantizer = recorder();
+            for call in 0..4 {
+                let x = weights(call, &[batch, 32, 16, 16]);
+                let _ = x.narrow(2, 0, 1).g_mul_scalar_(0.01);
+                let _ = quantizer.forward(&x, true);
+            }
+            quantizer.settle().unwrap();
+            quantizer.parameter.double_value(&[0])
+        };
+        let (a, b) = (step(15), step(16));
+        assert!((a / b - 1.0).abs() < 0.03, "{a} {b}");
+    }
+
+    #[test]
+    fn calls_count_by_their_size_and_the_sample_is_a_function_of_the_seed() {
+        let run = || {
+            let quantizer = recorder();
+            for (value, count) in [(1.0, 60_000i64), (2.0, 20_000)] {
+                let _ = quantizer
+                    .forward(&Tensor::full([count], value, (Kind::Float, Device::Cpu)), true);
+            }
+            quantizer
+        };
+        let quantizer = run();
+        let values = sample(&quantizer);
+        let fraction = values.iter().filter(|v| **v == 2.0).count() as f64 / values.len() as f64;
+        assert!((fraction - 0.25).abs() < 0.02, "{fraction}");
+        assert_eq!(sample(&run()), values);
+        let record = quantizer.record.borrow();
+        let mean = record.sum_mean.double_value(&[]) * MEAN_UNIT as f64 / record.num_values as f64;
+        assert!((mean - 1.25).abs() < 1e-5, "{mean}");
     }
 }

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::levels::Codes;
+use super::lsq::Clip;
 use crate::nn::{are_disjoint, floats, floats_mut, is_dense, same_layout};
 
 /// Values of one task, where rows are not channels.
@@ -31,11 +32,24 @@ struct Rounding {
     inverse_stride: f32,
     /// A code that values are counted from: 0, or 1 where codes are odd.
     origin: f32,
+    /// Values in steps at or beyond these are outside, whatever they round to.
+    below: f32,
+    above: f32,
 }
 
 impl Rounding {
     fn new(step: f32, codes: Codes) -> Self {
+        Self::clipping(step, codes, Clip::AfterRounding)
+    }
+
+    fn clipping(step: f32, codes: Codes, clip: Clip) -> Self {
+        let (below, above) = match clip {
+            Clip::BeforeRounding => (codes.lowest as f32, codes.highest as f32),
+            Clip::AfterRounding => (f32::NEG_INFINITY, f32::INFINITY),
+        };
         Self {
+            below,
+            above,
             inverse: 1.0 / step,
             step,
             lowest: codes.lowest as f32,
@@ -65,7 +79,7 @@ impl Rounding {
     fn gradient(&self, x: f32, g: f32) -> (f32, bool) {
         let (v, code) = self.code(x);
         let clamped = clamp(code, self.lowest, self.highest);
-        let inside = code == clamped;
+        let inside = (code == clamped) & (v > self.below) & (v < self.above);
         (g * if inside { clamped - v } else { clamped }, inside)
     }
 }
@@ -110,16 +124,22 @@ pub(crate) fn quantize_into(out: &mut Tensor, x: &Tensor, step: &Tensor, codes: 
     });
 }
 
-/// Turns `grad`, the gradient of the levels, into that of `x` in place (0 where `x` rounds to a code
-/// outside the grid), and returns that of each step, `[1]` or `[channels]`, without a factor.
+/// Turns `grad`, the gradient of the levels, into that of `x` in place (0 where `x` is clipped), and returns that of each
+/// step, `[1]` or `[channels]`, without a factor.
 ///
-/// By the step the derivative of a level is the code minus `x / step`, outside the outermost code
-/// (Esser et al., *Learned Step Size Quantization*, ICLR 2020, equation 3).
-pub(crate) fn gradients(x: &Tensor, grad: &mut Tensor, step: &Tensor, codes: Codes) -> Tensor {
+/// By the step the derivative of a level is the code minus `x / step`, and the outermost code where `x` is clipped: with
+/// [`Clip::BeforeRounding`] this is equation 3 of Esser et al., *Learned Step Size Quantization*, ICLR 2020.
+pub(crate) fn gradients(
+    x: &Tensor,
+    grad: &mut Tensor,
+    step: &Tensor,
+    codes: Codes,
+    clip: Clip,
+) -> Tensor {
     let num_steps = step.numel();
     if x.numel() == 0 || !(is_sliceable(x, num_steps) && is_alike(x, grad)) {
         return no_grad(|| {
-            let (inside, by_step) = masks(x, step, codes);
+            let (inside, by_step) = masks(x, step, codes, clip);
             let by_step = (&*grad * by_step).reshape([num_steps as i64, -1]);
             let sums = by_step.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
             let _ = grad.masked_fill_(&inside.eq(0.0), 0.0);
@@ -134,7 +154,10 @@ pub(crate) fn gradients(x: &Tensor, grad: &mut Tensor, step: &Tensor, codes: Cod
         .par_chunks(row)
         .zip(grads.par_chunks_mut(row))
         .enumerate()
-        .map(|(i, (x, g))| row_gradient(&Rounding::new(steps[i.min(num_steps - 1)], codes), x, g))
+        .map(|(i, (x, g))| {
+            let step = steps[i.min(num_steps - 1)];
+            row_gradient(&Rounding::clipping(step, codes, clip), x, g)
+        })
         .collect();
     // rows in their order: the sum does not depend on how they were shared out
     let sums: Vec<f32> = match num_steps {
@@ -185,11 +208,16 @@ fn rounded(x: &Tensor, step: &Tensor, codes: Codes) -> (Tensor, Tensor) {
 }
 
 /// By libtorch operators: 1 where the gradient passes, and the derivative by the step.
-pub(crate) fn masks(x: &Tensor, step: &Tensor, codes: Codes) -> (Tensor, Tensor) {
+pub(crate) fn masks(x: &Tensor, step: &Tensor, codes: Codes, clip: Clip) -> (Tensor, Tensor) {
     no_grad(|| {
         let (code, clamped) = rounded(x, step, codes);
-        let inside = code.eq_tensor(&clamped);
         let v = x.detach() * by_channel(x, &step.detach()).reciprocal();
+        let inside = match clip {
+            Clip::AfterRounding => code.eq_tensor(&clamped),
+            Clip::BeforeRounding => {
+                v.gt(f64::from(codes.lowest)).logical_and(&v.lt(f64::from(codes.highest)))
+            }
+        };
         let by_step = (&clamped - v).where_self(&inside, &clamped);
         (inside.to_kind(Kind::Float), by_step)
     })

@@ -5,11 +5,247 @@
 //! `[-w, w]`, is the ramp `clamp((x - t) / 2w + 1/2, 0, 1)`; the gradient is that of a ramp with a width
 //! of its own.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
+use anyhow::Result;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
+use super::activation::{ActivationRule, CalibratedActivation};
 use super::affine;
-use super::levels::Codes;
+use super::levels::{Codes, Spacing};
+use super::method::{ActivationQuantizer, WeightQuantizer};
+use super::scale;
+use super::schedule::moved;
+use super::scheme::{ActivationContext, ActivationScheme, Settings, WeightContext, WeightScheme};
+use super::settings::{CalibrationConfig, QuantInit};
 use super::surrogate::straight_through;
+use super::weight::{FakeWeight, LayerLevels, WeightRule};
+use crate::nn::Site;
+
+/// Settings of additive noise annealing (method `ana`).
+///
+/// Widths are half-widths of the uniform noise, in distances of neighbouring levels: at 0.5 the
+/// staircase is smoothed to a straight line, at 0 it is the staircase itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AnaConfig {
+    /// Width of the noise that the forward pass averages over at epoch 0, 0 to 8.
+    pub forward_width: f64,
+    /// Width of the noise that the gradient averages over at epoch 0, above 0 to 8.
+    pub backward_width: f64,
+    /// Epoch of the stage from which the forward width is 0; it falls linearly until then.
+    pub end_epoch: u32,
+    /// Whether the backward width falls likewise, to 0: nothing is learnt through the quantizer then.
+    pub anneal_backward: bool,
+}
+
+impl Default for AnaConfig {
+    fn default() -> Self {
+        Self { forward_width: 0.5, backward_width: 0.5, end_epoch: 20, anneal_backward: false }
+    }
+}
+
+impl AnaConfig {
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        let (forward, backward) = (self.forward_width, self.backward_width);
+        if !(0.0..=8.0).contains(&forward) {
+            problems.push(format!("{at}.ana.forward_width: {forward} is outside 0..=8"));
+        }
+        if !(backward > 0.0 && backward <= 8.0) {
+            problems
+                .push(format!("{at}.ana.backward_width: {backward} is not above 0 and up to 8"));
+        }
+    }
+
+    fn check_epochs(&self, epochs: u32, at: &str, problems: &mut Vec<String>) {
+        if self.end_epoch >= epochs {
+            problems.push(format!(
+                "{at}.ana.end_epoch: {} is never reached, the stage has only epochs 0..{epochs}: without \
+                 an epoch free of noise the network is not trained as it will be used",
+                self.end_epoch
+            ));
+        }
+    }
+
+    fn stretch(&mut self, from: u32, to: u32) {
+        self.end_epoch = moved(self.end_epoch, from, to);
+    }
+
+    /// The fraction of the first width that is left in an epoch.
+    pub(crate) fn fraction_at(&self, epoch: u32) -> f64 {
+        if epoch >= self.end_epoch {
+            0.0
+        } else {
+            1.0 - f64::from(epoch) / f64::from(self.end_epoch)
+        }
+    }
+
+    fn widths_at(&self, epoch: u32) -> Widths {
+        let fraction = self.fraction_at(epoch);
+        let backward = if self.anneal_backward { fraction } else { 1.0 };
+        Widths { forward: self.forward_width * fraction, backward: self.backward_width * backward }
+    }
+}
+
+/// Method `ana` of weights.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct AnaWeights {
+    /// How the levels are spaced and scaled (methods `inq`, `uniform`, `ana`).
+    pub quant_init_method: QuantInit,
+    /// Settings of method `ana`.
+    pub ana: AnaConfig,
+}
+
+impl Settings for AnaWeights {
+    const NAME: &'static str = "ana";
+    const SUMMARY: &'static str =
+        "Additive noise annealing: staircases that are smoothed by noise, which fades away.";
+}
+
+impl WeightScheme for AnaWeights {
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        self.quant_init_method.check_even(Self::NAME, at, problems);
+        self.ana.check(at, problems);
+    }
+
+    fn check_epochs(&self, epochs: u32, at: &str, problems: &mut Vec<String>) {
+        self.ana.check_epochs(epochs, at, problems);
+    }
+
+    fn stretch(&mut self, from: u32, to: u32) {
+        self.ana.stretch(from, to);
+    }
+
+    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>) -> Result<Spacing> {
+        Spacing::uniform(bits, n_levels)
+    }
+
+    fn is_per_channel(&self) -> bool {
+        self.quant_init_method.is_per_channel()
+    }
+
+    fn expected_range(
+        &self,
+        name: &str,
+        weight: &Tensor,
+        spacing: &Spacing,
+        per_channel: bool,
+    ) -> Result<Vec<f32>> {
+        scale::ranges_by(name, weight, self.quant_init_method, spacing, per_channel)
+    }
+
+    fn attach(&self, site: &Rc<Site>, context: &WeightContext) -> Result<Box<dyn WeightQuantizer>> {
+        let rule = AnnealedWeight { settings: self.clone(), noise: Noise::new(&self.ana) };
+        Ok(Box::new(FakeWeight::attach(Self::NAME, site, context, rule)?))
+    }
+}
+
+/// Method `ana` of activations.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct AnaActivations {
+    /// How the range is found (all methods but `ste`).
+    pub calibration: CalibrationConfig,
+    /// Settings of method `ana`.
+    pub ana: AnaConfig,
+}
+
+impl Settings for AnaActivations {
+    const NAME: &'static str = "ana";
+    const SUMMARY: &'static str = "Additive noise annealing.";
+}
+
+impl ActivationScheme for AnaActivations {
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        self.ana.check(at, problems);
+        self.calibration.check(at, problems);
+    }
+
+    fn check_epochs(&self, epochs: u32, at: &str, problems: &mut Vec<String>) {
+        self.ana.check_epochs(epochs, at, problems);
+    }
+
+    fn stretch(&mut self, from: u32, to: u32) {
+        self.ana.stretch(from, to);
+    }
+
+    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
+        match signed {
+            true => Spacing::uniform(bits, n_levels),
+            false => Spacing::unsigned(bits, n_levels),
+        }
+    }
+
+    fn attach(
+        &self,
+        site: &Site,
+        context: &ActivationContext,
+    ) -> Result<Rc<dyn ActivationQuantizer>> {
+        let (calibration, rule) = (&self.calibration, Noise::new(&self.ana));
+        Ok(Rc::new(CalibratedActivation::new(Self::NAME, site, context, calibration, rule)?))
+    }
+}
+
+/// The noise of the epoch under way.
+struct Noise {
+    config: AnaConfig,
+    widths: Cell<Widths>,
+}
+
+impl Noise {
+    fn new(config: &AnaConfig) -> Self {
+        Self { config: config.clone(), widths: Cell::new(config.widths_at(0)) }
+    }
+}
+
+struct AnnealedWeight {
+    settings: AnaWeights,
+    noise: Noise,
+}
+
+impl WeightRule for AnnealedWeight {
+    fn range(
+        &self,
+        name: &str,
+        weight: &Tensor,
+        spacing: &Spacing,
+        per_channel: bool,
+    ) -> Result<Vec<f32>> {
+        self.settings.expected_range(name, weight, spacing, per_channel)
+    }
+
+    fn start_epoch(&self, epoch: u32) {
+        self.noise.widths.set(self.noise.config.widths_at(epoch));
+    }
+
+    fn forward(&self, weight: &Tensor, levels: &LayerLevels, train: bool) -> Tensor {
+        match train {
+            true => staircase(weight, levels.scale(), levels.codes(), self.noise.widths.get()),
+            false => self.quantize(weight, levels),
+        }
+    }
+
+    fn quantize(&self, weight: &Tensor, levels: &LayerLevels) -> Tensor {
+        affine::quantize(weight, levels.scale(), levels.codes())
+    }
+}
+
+impl ActivationRule for Noise {
+    fn start_epoch(&self, epoch: u32) {
+        self.widths.set(self.config.widths_at(epoch));
+    }
+
+    fn forward(&self, x: &Tensor, parameter: &Tensor, codes: Codes, train: bool) -> Tensor {
+        match train {
+            true => staircase(x, parameter, codes, self.widths.get()),
+            false => super::activation::clamp_and_round(x, parameter, codes),
+        }
+    }
+}
 
 /// Half-widths of the noise, in distances of neighbouring levels.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -15,7 +15,7 @@ pub struct WeightAudit {
     pub name: String,
     /// Its weights.
     pub num_weights: usize,
-    /// Method of its weights; `float` where only inputs are quantized.
+    /// Method of its weights; `float` where only activations are quantized.
     pub method: String,
     /// Bits of a weight, 32 for float.
     pub bits: u32,
@@ -27,9 +27,11 @@ pub struct WeightAudit {
     pub num_off_grid: usize,
     /// Share of weights that are frozen; null for methods that freeze none.
     pub share_frozen: Option<f64>,
-    /// Smallest and largest scale.
+    /// Smallest and largest scale: a level is an integer code times it. Null where levels are no multiples of one.
     pub scale: Option<[f32; 2]>,
-    /// The quantizer of its inputs.
+    /// Smallest and largest of the channels' largest levels.
+    pub max_level: Option<[f32; 2]>,
+    /// The quantizer of its activations.
     pub inputs: Option<ActivationReport>,
     /// What is wrong, a line each; empty when all is well.
     pub problems: Vec<String>,
@@ -75,6 +77,7 @@ impl WeightAudit {
             num_off_grid: 0,
             share_frozen: None,
             scale: None,
+            max_level: None,
             inputs,
             problems: Vec::new(),
         }
@@ -91,7 +94,7 @@ impl WeightAudit {
             self.problems.push("has no levels yet".to_owned());
             return Ok(());
         };
-        self.scales(grid.scale());
+        self.scales(&grid);
         let off = grid.on_grid(&used)?.logical_not().logical_and(&quantized).reshape([-1]);
         self.num_off_grid = count(&off) as usize;
         if self.num_off_grid > 0 {
@@ -136,10 +139,15 @@ impl WeightAudit {
         Ok(frozen)
     }
 
-    fn scales(&mut self, scale: &[f32]) {
-        let low = scale.iter().copied().fold(f32::INFINITY, f32::min);
-        let high = scale.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        self.scale = Some([low, high]);
+    fn scales(&mut self, grid: &Grid) {
+        let ends = |values: &[f32]| {
+            let low = values.iter().copied().fold(f32::INFINITY, f32::min);
+            let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            [low, high]
+        };
+        self.scale = grid.scale().map(|scale| ends(&scale));
+        self.max_level = Some(ends(&grid.max_level()));
+        let scale = grid.range();
         let bad = scale.iter().filter(|s| !(s.is_finite() && **s > 0.0)).count();
         if bad > 0 {
             self.problems.push(format!("{bad} of {} scales are not positive", scale.len()));
@@ -148,8 +156,7 @@ impl WeightAudit {
 
     /// Counts the levels in use; all weights are known to be on one.
     fn values(&mut self, grid: &Grid, used: &Tensor, quantized: &Tensor) -> Result<()> {
-        let (channels, levels) =
-            (grid.scale().len() as i64, i64::from(grid.spacing().num_levels()));
+        let (channels, levels) = (grid.num_ranges() as i64, i64::from(grid.spacing().num_levels()));
         let channel = Tensor::arange(channels, (Kind::Int64, used.device())) * levels;
         let index = grid.index(used)?.reshape([channels, -1]) + channel.reshape([-1, 1]);
         let index = index.masked_select(&quantized.reshape([channels, -1]));
@@ -171,13 +178,15 @@ impl WeightAudit {
 
     fn inputs(&mut self) {
         let Some(inputs) = &self.inputs else { return };
-        match inputs.abs_max {
+        match inputs.max_level {
             Some(max) if !(max.is_finite() && max >= 0.0) => {
-                self.problems.push(format!("the range of its inputs is {max}"));
+                self.problems.push(format!("the range of its activations is {max}"));
             }
-            // an input that is always 0 is left as it is
+            // activations that are always 0 are left as it is
             Some(0.0) => {}
-            _ if !inputs.quantizing => self.problems.push("its inputs are still float".to_owned()),
+            _ if !inputs.quantizing => {
+                self.problems.push("its activations are still float".to_owned())
+            }
             _ => {}
         }
     }
@@ -317,20 +326,25 @@ mod tests {
 
     use super::*;
     use crate::nn::Store;
-    use crate::quant::config::{QuantInit, WeightQuantConfig};
+    use crate::quant::inq::InqWeights;
     use crate::quant::schedule::FractionSchedule;
     use crate::quant::testing::{network, weights};
+    use crate::quant::{Claim, QuantInit, WeightQuantConfig};
 
     fn quantized(fraction_at_1: bool) -> (Store, ModuleQuantizer) {
         let store = network();
-        let config = WeightQuantConfig {
-            bits: Some(2),
+        let settings = InqWeights {
             quant_init_method: QuantInit::UniformL2OptPerChannel,
             schedule: FractionSchedule::new([(0, 0.5), (1, 1.0)]),
             ..Default::default()
         };
-        let mut quantizer =
-            ModuleQuantizer::attach("fpn", &store, Some(&config), None, true, true, 1).unwrap();
+        let config =
+            WeightQuantConfig { bits: Some(2), settings: settings.into(), ..Default::default() };
+        let mut quantizer = ModuleQuantizer::attach(
+            &Claim { seed: 1, ..Claim::of("fpn").with_weights(&config) },
+            &store,
+        )
+        .unwrap();
         for epoch in 0..=u32::from(fraction_at_1) {
             quantizer.start_epoch(epoch).unwrap();
         }

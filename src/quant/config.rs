@@ -1,128 +1,119 @@
 //! What can be set about quantizers. Names and defaults are those of the published configuration.
+//!
+//! In JSON the settings of all methods stand beside each other in one object (`form.rs`); here a config holds the settings
+//! of its own method alone.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
-use anyhow::Result;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Map, Value};
 
+use super::form;
 use super::levels::Spacing;
-use super::schedule::FractionSchedule;
+use super::method::{ActivationQuantizer, WeightQuantizer};
+use super::registry::{ActivationMethod, ActivationSettings, WeightMethod, WeightSettings};
+use super::scheme::{ActivationContext, WeightContext};
 use super::select::Pattern;
-pub use super::settings::{
-    ActivationMethod, AnaConfig, CalibrationConfig, CodeRange, DorefaConfig, Granularity,
-    LsqConfig, PactConfig, QuantInit, QuantStrategy, RangeInit, StepInit, UniformConfig,
-    WeightMethod,
-};
+use super::settings::Granularity;
+use crate::nn::Site;
 
 /// Weight quantization of a module.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct WeightQuantConfig {
-    /// The method.
-    pub method: WeightMethod,
+    /// The method with its settings.
+    pub settings: WeightSettings,
+    /// Bits per weight, 1 to 8. One of `bits` and `n_levels` must be set, unless `layer_bits` covers every layer.
+    pub bits: Option<u32>,
+    /// Number of levels, 2 to 256, where it is not the one of `bits`.
+    pub n_levels: Option<u32>,
+    /// Bits of single layers, by path or glob.
+    pub layer_bits: BTreeMap<String, u32>,
+    /// What has a scale of its own.
+    pub granularity: Granularity,
+}
+
+/// Activation quantization of a module: what goes into its convolutions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ActivationQuantConfig {
+    /// The method with its settings.
+    pub settings: ActivationSettings,
+    /// Bits per value, 1 to 8. One of `bits` and `n_levels` must be set.
+    pub bits: Option<u32>,
+    /// Number of levels, 2 to 256, where it is not the one of `bits`.
+    pub n_levels: Option<u32>,
+    /// Epoch of the stage from which activations are quantized.
+    pub quant_start_epoch: u32,
+}
+
+/// The keys of weights that all methods share, as they stand in a config.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+struct WeightKeys {
     /// Bits per weight, 1 to 8: b bits are 2^b - 1 evenly spaced levels (1 bit: 2 levels); 2^b levels
     /// for `dorefa` and for `lsq` with its full range; 2^(b-1) + 1 levels for powers of two. One of
     /// `bits` and `n_levels` must be set, unless `layer_bits` covers every layer.
-    pub bits: Option<u32>,
+    bits: Option<u32>,
     /// Number of levels, 2 to 256, where it is not the one of `bits`.
-    pub n_levels: Option<u32>,
+    n_levels: Option<u32>,
     /// Bits of single layers, 1 to 8, in place of `bits` and `n_levels`, by path or glob as in `module`
     /// (`backbone.features.stage1`, `**.conv1.conv`). A layer's own path goes before other patterns; a
     /// pattern that matches no layer of the module, or two that give a layer different bits, are errors.
-    pub layer_bits: BTreeMap<String, u32>,
-    /// What has a scale (a step) of its own.
-    pub granularity: Granularity,
-    /// How the levels are spaced and scaled (methods `inq`, `uniform`, `ana`).
-    pub quant_init_method: QuantInit,
-    /// Which weights are frozen next (method `inq`).
-    pub quant_strategy: QuantStrategy,
-    /// From an epoch of the stage on, the share of weights that is frozen; must end at 1 (method `inq`).
-    #[schemars(with = "BTreeMap<String, f64>")]
-    pub schedule: FractionSchedule,
-    /// Whether the optimizer forgets its momentum at each step of the schedule (method `inq`).
-    pub clear_optim_state_on_step: bool,
-    /// Settings of method `lsq`.
-    pub lsq: LsqConfig,
-    /// Settings of method `uniform`.
-    pub uniform: UniformConfig,
-    /// Settings of method `dorefa`.
-    pub dorefa: DorefaConfig,
-    /// Settings of method `ana`.
-    pub ana: AnaConfig,
+    layer_bits: BTreeMap<String, u32>,
+    /// What has a scale of its own.
+    granularity: Granularity,
 }
 
-/// Activation quantization of a module: the inputs of its convolutions.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ActivationQuantConfig {
-    /// The method.
-    pub method: ActivationMethod,
+/// The keys of activations that all methods share, as they stand in a config.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+struct ActivationKeys {
     /// Bits per value, 1 to 8: b bits are 2^b - 1 levels (1 bit: 2 levels), and 2^b where the levels are
     /// unsigned, for `dorefa`, and for `lsq` with its full range. One of `bits` and `n_levels` must be
     /// set.
-    pub bits: Option<u32>,
+    bits: Option<u32>,
     /// Number of levels, 2 to 256, where it is not the one of `bits`.
-    pub n_levels: Option<u32>,
-    /// Epoch of the stage from which inputs are quantized; the epoch before it records them. 0 records
+    n_levels: Option<u32>,
+    /// Epoch of the stage from which activations are quantized; the epoch before it records them. 0 records
     /// at the begin of epoch 0: `ste` throughout it, while already quantizing; the others for some
-    /// batches ([`CalibrationConfig::batches`]).
-    pub quant_start_epoch: u32,
-    /// How the range is found (all methods but `ste`).
-    pub calibration: CalibrationConfig,
-    /// Settings of method `lsq`.
-    pub lsq: LsqConfig,
-    /// Settings of method `pact`.
-    pub pact: PactConfig,
-    /// Settings of method `dorefa`.
-    pub dorefa: DorefaConfig,
-    /// Settings of method `ana`.
-    pub ana: AnaConfig,
+    /// batches (`calibration.batches`).
+    quant_start_epoch: u32,
 }
 
-impl Default for WeightQuantConfig {
-    /// The published setting, without a bit width: that must be chosen.
+impl Default for ActivationKeys {
     fn default() -> Self {
-        Self {
-            method: WeightMethod::Inq,
-            bits: None,
-            n_levels: None,
-            layer_bits: BTreeMap::new(),
-            granularity: Granularity::Tensor,
-            quant_init_method: QuantInit::UniformL2Opt,
-            quant_strategy: QuantStrategy::Magnitude,
-            schedule: FractionSchedule::default(),
-            clear_optim_state_on_step: true,
-            lsq: LsqConfig::default(),
-            uniform: UniformConfig::default(),
-            dorefa: DorefaConfig::default(),
-            ana: AnaConfig::default(),
-        }
+        Self { bits: None, n_levels: None, quant_start_epoch: 1 }
     }
 }
 
 impl WeightQuantConfig {
+    /// A method at its default settings, without a width: that must be chosen.
+    pub fn of(method: WeightMethod) -> Self {
+        Self { settings: method.settings(), ..Self::default() }
+    }
+
+    /// The method.
+    pub fn method(&self) -> WeightMethod {
+        self.settings.method()
+    }
+
     /// This width and granularity with another method, at the default settings of that method.
     pub fn with_method(&self, method: WeightMethod) -> Self {
-        Self {
-            method,
-            bits: self.bits,
-            n_levels: self.n_levels,
-            layer_bits: self.layer_bits.clone(),
-            granularity: self.granularity,
-            ..Self::default()
-        }
+        Self { settings: method.settings(), ..self.clone() }
     }
 
     /// Method (where it is not INQ), bits and levels for people: `2-bit (3 levels)`, `lsq 2- to 8-bit`.
     pub fn describe(&self) -> String {
-        let method = match self.method {
+        let method = match self.method() {
             WeightMethod::Inq => String::new(),
-            other => format!("{} ", other.name()),
+            other => format!("{other} "),
         };
         let own = self.spacing().ok();
-        let bits = self.layer_bits.values().copied().chain(own.map(Spacing::bits));
-        match (own, bits.clone().min(), bits.max()) {
+        let bits = self.layer_bits.values().copied().chain(own.as_ref().map(Spacing::bits));
+        match (&own, bits.clone().min(), bits.max()) {
             (Some(spacing), Some(low), Some(high)) if low == high => {
                 format!("{method}{low}-bit ({} levels)", spacing.num_levels())
             }
@@ -134,8 +125,12 @@ impl WeightQuantConfig {
 
     /// Whether each output channel has a scale of its own.
     pub fn per_channel(&self) -> bool {
-        self.granularity == Granularity::Channel
-            || self.quant_init_method == QuantInit::UniformL2OptPerChannel
+        self.granularity == Granularity::Channel || self.settings.scheme().is_per_channel()
+    }
+
+    /// How many scales a layer of so many output channels has.
+    pub fn num_scales(&self, num_channels: usize) -> usize {
+        if self.per_channel() { num_channels } else { 1 }
     }
 
     /// The spacing of the levels, of layers that `layer_bits` does not name.
@@ -143,15 +138,7 @@ impl WeightQuantConfig {
     /// # Errors
     /// If `bits` and `n_levels` are missing, out of range or contradict each other.
     pub fn spacing(&self) -> Result<Spacing> {
-        let (bits, n_levels) = (self.bits, self.n_levels);
-        match (self.method, self.quant_init_method) {
-            (WeightMethod::Inq, QuantInit::PowerOfTwo) => Spacing::power_of_two(bits, n_levels),
-            (WeightMethod::Inq | WeightMethod::Uniform | WeightMethod::Ana, _) => {
-                Spacing::uniform(bits, n_levels)
-            }
-            (WeightMethod::Dorefa, _) => Spacing::all_codes(bits, n_levels),
-            (WeightMethod::Lsq, _) => Spacing::integers(bits, n_levels, self.lsq.range),
-        }
+        self.settings.scheme().spacing(self.bits, self.n_levels)
     }
 
     /// Adds a line for every problem.
@@ -162,67 +149,39 @@ impl WeightQuantConfig {
             problems.push(format!("{at}.{}: {err}", width_key(self.bits, self.n_levels)));
         }
         for (pattern, &bits) in &self.layer_bits {
-            let own = Self { bits: Some(bits), n_levels: None, ..self.clone() };
-            if let Err(err) = own.spacing() {
+            if let Err(err) = self.settings.scheme().spacing(Some(bits), None) {
                 problems.push(format!("{at}.layer_bits.{pattern}: {err}"));
             }
             if let Err(err) = Pattern::parse(pattern) {
                 problems.push(format!("{at}.layer_bits.{pattern}: {err:#}"));
             }
         }
-        self.check_unused(at, problems);
-        match self.method {
-            WeightMethod::Inq => self.schedule.check(&format!("{at}.schedule"), problems),
-            WeightMethod::Lsq => self.lsq.check(&format!("{at}.lsq"), problems),
-            WeightMethod::Ana => self.ana.check(&format!("{at}.ana"), problems),
-            WeightMethod::Uniform | WeightMethod::Dorefa => {}
-        }
-    }
-
-    /// A line for every setting that the method would ignore.
-    fn check_unused(&self, at: &str, problems: &mut Vec<String>) {
-        use WeightMethod::{Ana, Dorefa, Inq, Lsq, Uniform};
-        let default = Self::default();
-        let given = [
-            (
-                "quant_init_method",
-                self.quant_init_method != default.quant_init_method,
-                &[Inq, Uniform, Ana][..],
-            ),
-            ("quant_strategy", self.quant_strategy != default.quant_strategy, &[Inq]),
-            ("schedule", self.schedule != default.schedule, &[Inq]),
-            (
-                "clear_optim_state_on_step",
-                self.clear_optim_state_on_step != default.clear_optim_state_on_step,
-                &[Inq],
-            ),
-            ("lsq", self.lsq != default.lsq, &[Lsq]),
-            ("uniform", self.uniform != default.uniform, &[Uniform]),
-            ("dorefa", self.dorefa != default.dorefa, &[Dorefa]),
-            ("ana", self.ana != default.ana, &[Ana]),
-        ];
-        for (key, _, of) in
-            given.into_iter().filter(|(_, given, of)| *given && !of.contains(&self.method))
-        {
-            let of: Vec<&str> = of.iter().map(|method| method.name()).collect();
-            problems.push(unused(at, key, self.method.name(), &of));
-        }
-        if matches!(self.method, Uniform | Ana) && self.quant_init_method == QuantInit::PowerOfTwo {
-            problems.push(format!(
-                "{at}.quant_init_method: power-of-two is for method inq alone, and the method is {}",
-                self.method.name()
-            ));
-        }
+        self.settings.scheme().check(at, problems);
     }
 
     /// Adds a line for what does not fit a stage of that many epochs.
     pub fn check_epochs(&self, epochs: u32, at: &str, problems: &mut Vec<String>) {
-        match self.method {
-            WeightMethod::Inq => {
-                self.schedule.check_epochs(epochs, &format!("{at}.schedule"), problems);
-            }
-            WeightMethod::Ana => self.ana.check_epochs(epochs, &format!("{at}.ana"), problems),
-            WeightMethod::Lsq | WeightMethod::Uniform | WeightMethod::Dorefa => {}
+        self.settings.scheme().check_epochs(epochs, at, problems);
+    }
+
+    /// Moves what was set for a stage of `from` epochs to one of `to` epochs.
+    pub fn stretch(&mut self, from: u32, to: u32) {
+        self.settings.scheme_mut().stretch(from, to);
+    }
+
+    /// Gives a layer its quantizer.
+    pub(super) fn attach(&self, site: &Rc<Site>, seed: u64) -> Result<Box<dyn WeightQuantizer>> {
+        let spacing = self.spacing().with_context(|| format!("quantizing {}", site.name))?;
+        let context = WeightContext { spacing, per_channel: self.per_channel(), seed };
+        self.settings.scheme().attach(site, &context)
+    }
+
+    fn keys(&self) -> WeightKeys {
+        WeightKeys {
+            bits: self.bits,
+            n_levels: self.n_levels,
+            layer_bits: self.layer_bits.clone(),
+            granularity: self.granularity,
         }
     }
 }
@@ -230,41 +189,35 @@ impl WeightQuantConfig {
 impl Default for ActivationQuantConfig {
     /// The published setting, without a bit width: that must be chosen.
     fn default() -> Self {
-        Self {
-            method: ActivationMethod::Ste,
-            bits: None,
-            n_levels: None,
-            quant_start_epoch: 1,
-            calibration: CalibrationConfig::default(),
-            lsq: LsqConfig::default(),
-            pact: PactConfig::default(),
-            dorefa: DorefaConfig::default(),
-            ana: AnaConfig::default(),
-        }
+        let ActivationKeys { bits, n_levels, quant_start_epoch } = ActivationKeys::default();
+        Self { settings: ActivationSettings::default(), bits, n_levels, quant_start_epoch }
     }
 }
 
 impl ActivationQuantConfig {
-    /// The spacing of the levels; `signed` false where no input is negative, which `ste` ignores.
+    /// A method at its default settings, without a width: that must be chosen.
+    pub fn of(method: ActivationMethod) -> Self {
+        Self { settings: method.settings(), ..Self::default() }
+    }
+
+    /// The method.
+    pub fn method(&self) -> ActivationMethod {
+        self.settings.method()
+    }
+
+    /// The spacing of the levels; `signed` false where no activation is negative, which `ste` ignores.
     ///
     /// # Errors
     /// If `bits` and `n_levels` are missing, out of range or contradict each other.
     pub fn spacing(&self, signed: bool) -> Result<Spacing> {
-        let (bits, n_levels) = (self.bits, self.n_levels);
-        match (self.method, signed) {
-            (ActivationMethod::Ste, _) => Spacing::uniform(bits, n_levels),
-            (_, false) => Spacing::unsigned(bits, n_levels),
-            (ActivationMethod::Lsq, true) => Spacing::integers(bits, n_levels, self.lsq.range),
-            (ActivationMethod::Dorefa, true) => Spacing::all_codes(bits, n_levels),
-            (_, true) => Spacing::uniform(bits, n_levels),
-        }
+        self.settings.scheme().spacing(self.bits, self.n_levels, signed)
     }
 
     /// Method (where it is not `ste`), bits and levels for people.
     pub fn describe(&self) -> String {
-        let method = match self.method {
+        let method = match self.method() {
             ActivationMethod::Ste => String::new(),
-            other => format!("{} ", other.name()),
+            other => format!("{other} "),
         };
         match (self.spacing(true), self.spacing(false)) {
             (Ok(signed), Ok(unsigned)) => {
@@ -281,44 +234,7 @@ impl ActivationQuantConfig {
         if let Err(err) = self.spacing(true) {
             problems.push(format!("{at}.{}: {err}", width_key(self.bits, self.n_levels)));
         }
-        self.check_unused(at, problems);
-        match self.method {
-            ActivationMethod::Lsq => self.lsq.check(&format!("{at}.lsq"), problems),
-            ActivationMethod::Pact => self.pact.check(&format!("{at}.pact"), problems),
-            ActivationMethod::Ana => self.ana.check(&format!("{at}.ana"), problems),
-            ActivationMethod::Ste | ActivationMethod::Uniform | ActivationMethod::Dorefa => {}
-        }
-        if self.method == ActivationMethod::Lsq && self.calibration.range != RangeInit::default() {
-            problems.push(format!(
-                "{at}.calibration.range: a learnt step begins as lsq.init says: set that one"
-            ));
-        }
-        if self.calibration.batches == 0 {
-            problems.push(format!("{at}.calibration.batches: 0 is below 1"));
-        }
-    }
-
-    /// A line for every setting that the method would ignore.
-    fn check_unused(&self, at: &str, problems: &mut Vec<String>) {
-        use ActivationMethod::{Ana, Dorefa, Lsq, Pact, Uniform};
-        let default = Self::default();
-        let given = [
-            (
-                "calibration",
-                self.calibration != default.calibration,
-                &[Lsq, Uniform, Pact, Dorefa, Ana][..],
-            ),
-            ("lsq", self.lsq != default.lsq, &[Lsq]),
-            ("pact", self.pact != default.pact, &[Pact]),
-            ("dorefa", self.dorefa != default.dorefa, &[Dorefa]),
-            ("ana", self.ana != default.ana, &[Ana]),
-        ];
-        for (key, _, of) in
-            given.into_iter().filter(|(_, given, of)| *given && !of.contains(&self.method))
-        {
-            let of: Vec<&str> = of.iter().map(|method| method.name()).collect();
-            problems.push(unused(at, key, self.method.name(), &of));
-        }
+        self.settings.scheme().check(at, problems);
     }
 
     /// Adds a line for what does not fit a stage of that many epochs.
@@ -329,18 +245,126 @@ impl ActivationQuantConfig {
                 self.quant_start_epoch
             ));
         }
-        if self.method == ActivationMethod::Ana {
-            self.ana.check_epochs(epochs, &format!("{at}.ana"), problems);
-        }
+        self.settings.scheme().check_epochs(epochs, at, problems);
+    }
+
+    /// Moves what was set for a stage of `from` epochs to one of `to` epochs.
+    pub fn stretch(&mut self, from: u32, to: u32) {
+        let start = super::schedule::moved(self.quant_start_epoch, from, to);
+        // The range is best watched for an epoch before it is used; a stage of one epoch watches it as it begins.
+        let earliest = u32::from(to > 1);
+        self.quant_start_epoch = start.max(earliest).min(self.quant_start_epoch);
+        self.settings.scheme_mut().stretch(from, to);
+    }
+
+    /// Makes the quantizer of what goes into a layer.
+    pub(super) fn attach(&self, site: &Site, seed: u64) -> Result<Rc<dyn ActivationQuantizer>> {
+        let at = || format!("quantizing the activations of {}", site.name);
+        let context = ActivationContext {
+            signed: self.spacing(true).with_context(at)?,
+            unsigned: self.spacing(false).with_context(at)?,
+            quant_start_epoch: self.quant_start_epoch,
+            seed,
+        };
+        self.settings.scheme().attach(site, &context)
+    }
+
+    fn keys(&self) -> ActivationKeys {
+        let Self { bits, n_levels, quant_start_epoch, .. } = *self;
+        ActivationKeys { bits, n_levels, quant_start_epoch }
     }
 }
 
-fn unused(at: &str, key: &str, method: &str, of: &[&str]) -> String {
-    format!(
-        "{at}.{key}: is a setting of {} and the method is {method}, which would ignore it: remove it or \
-         change the method",
-        of.join(", ")
-    )
+impl Serialize for WeightQuantConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (common, own) = (form::map_of(&self.keys()), self.settings.to_map());
+        form::write(self.method().name(), common, own, WeightMethod::ENTRIES).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for WeightQuantConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut map = Map::deserialize(deserializer)?;
+        let method: WeightMethod = method_of(&mut map)?;
+        let common = form::map_of(&WeightKeys::default());
+        let parts = form::take_apart(map, method.name(), &common, WeightMethod::ENTRIES)
+            .map_err(de::Error::custom)?;
+        let keys: WeightKeys = form::of_map(parts.common).map_err(de::Error::custom)?;
+        Ok(Self {
+            settings: WeightSettings::from_map(method, parts.own).map_err(de::Error::custom)?,
+            bits: keys.bits,
+            n_levels: keys.n_levels,
+            layer_bits: keys.layer_bits,
+            granularity: keys.granularity,
+        })
+    }
+}
+
+impl JsonSchema for WeightQuantConfig {
+    fn schema_name() -> Cow<'static, str> {
+        "WeightQuantConfig".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let common = WeightKeys::json_schema(generator);
+        let method = generator.subschema_for::<WeightMethod>();
+        let default = WeightMethod::default().name();
+        let about = "Weight quantization of a module.";
+        form::schema(generator, about, common, method, default, WeightMethod::ENTRIES)
+    }
+}
+
+impl Serialize for ActivationQuantConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (common, own) = (form::map_of(&self.keys()), self.settings.to_map());
+        form::write(self.method().name(), common, own, ActivationMethod::ENTRIES)
+            .serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ActivationQuantConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut map = Map::deserialize(deserializer)?;
+        let method: ActivationMethod = method_of(&mut map)?;
+        let common = form::map_of(&ActivationKeys::default());
+        let parts = form::take_apart(map, method.name(), &common, ActivationMethod::ENTRIES)
+            .map_err(de::Error::custom)?;
+        let keys: ActivationKeys = form::of_map(parts.common).map_err(de::Error::custom)?;
+        Ok(Self {
+            settings: ActivationSettings::from_map(method, parts.own).map_err(de::Error::custom)?,
+            bits: keys.bits,
+            n_levels: keys.n_levels,
+            quant_start_epoch: keys.quant_start_epoch,
+        })
+    }
+}
+
+impl JsonSchema for ActivationQuantConfig {
+    fn schema_name() -> Cow<'static, str> {
+        "ActivationQuantConfig".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let common = ActivationKeys::json_schema(generator);
+        let method = generator.subschema_for::<ActivationMethod>();
+        let default = ActivationMethod::default().name();
+        let about = "Activation quantization of a module: what goes into its convolutions.";
+        form::schema(generator, about, common, method, default, ActivationMethod::ENTRIES)
+    }
+}
+
+/// Takes the method out of an object; the default where there is none.
+fn method_of<M, E>(map: &mut Map<String, Value>) -> Result<M, E>
+where
+    M: Default + serde::de::DeserializeOwned,
+    E: de::Error,
+{
+    match map.remove("method") {
+        Some(name) => {
+            serde_json::from_value(name).map_err(|err| E::custom(format!("method: {err}")))
+        }
+        None => Ok(M::default()),
+    }
 }
 
 /// The key to blame for a wrong width.
@@ -351,6 +375,15 @@ fn width_key(bits: Option<u32>, n_levels: Option<u32>) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::inq::InqWeights;
+    use crate::quant::{QuantInit, QuantStrategy};
+
+    fn inq(config: &WeightQuantConfig) -> &InqWeights {
+        match &config.settings {
+            WeightSettings::Inq(settings) => settings,
+            other => panic!("{other:?}"),
+        }
+    }
 
     fn weights(json: &str) -> WeightQuantConfig {
         serde_json::from_str(json).unwrap()
@@ -368,7 +401,7 @@ mod tests {
             r#"{"n_levels": 31, "quant_init_method": "uniform-l2-opt", "quant_strategy": "magnitude"}"#,
         );
         assert_eq!(config, WeightQuantConfig { n_levels: Some(31), ..Default::default() });
-        assert!(config.clear_optim_state_on_step && problems(&config).is_empty());
+        assert!(inq(&config).clear_optim_state_on_step && problems(&config).is_empty());
         let ste: ActivationQuantConfig =
             serde_json::from_str(r#"{"n_levels": 255, "quant_start_epoch": 1}"#).unwrap();
         assert_eq!(ste, ActivationQuantConfig { n_levels: Some(255), ..Default::default() });
@@ -386,7 +419,7 @@ mod tests {
             ("power-of-two", QuantInit::PowerOfTwo),
         ] {
             let config = weights(&format!(r#"{{"quant_init_method": "{name}"}}"#));
-            assert_eq!(config.quant_init_method, init);
+            assert_eq!(inq(&config).quant_init_method, init);
         }
         for (name, strategy) in [
             ("magnitude", QuantStrategy::Magnitude),
@@ -395,7 +428,7 @@ mod tests {
             ("RPR", QuantStrategy::Rpr),
         ] {
             let config = weights(&format!(r#"{{"quant_strategy": "{name}"}}"#));
-            assert_eq!(config.quant_strategy, strategy);
+            assert_eq!(inq(&config).quant_strategy, strategy);
         }
     }
 
@@ -427,18 +460,107 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_the_method_would_ignore_are_refused() {
-        let found = |json: &str| problems(&weights(json));
-        for (json, key) in [
-            (r#"{"bits": 2, "lsq": {"init": "mse"}}"#, "fpn.weights.lsq: is a setting of lsq"),
+    fn settings_of_another_method_are_refused_with_the_keys_that_the_method_knows() {
+        let refused =
+            |json: &str| serde_json::from_str::<WeightQuantConfig>(json).unwrap_err().to_string();
+        for (json, text) in [
+            (
+                r#"{"bits": 2, "lsq": {"range": "narrow"}}"#,
+                "lsq: is a setting of lsq, and the method is inq, which knows quant_init_method, \
+                 quant_strategy, schedule, clear_optim_state_on_step: remove lsq or change the method",
+            ),
             (
                 r#"{"bits": 2, "method": "lsq", "quant_init_method": "uniform"}"#,
-                "fpn.weights.quant_init_method: is a setting of inq, uniform, ana",
+                "quant_init_method: is a setting of inq, uniform, ana, and the method is lsq, which \
+                 knows lsq:",
             ),
             (
-                r#"{"bits": 2, "method": "lsq", "schedule": {"0": 1}}"#,
-                "fpn.weights.schedule: is a setting of inq and the method is lsq",
+                r#"{"schedule": {"0": 1}, "method": "lsq"}"#,
+                "schedule: is a setting of inq, and the method is lsq",
             ),
+            (r#"{"method": "lsq", "lsq": {"init": "mode"}}"#, "lsq.init: unknown variant `mode`"),
+            (r#"{"method": "lsq", "nbits": 2}"#, "unknown field `nbits`, expected one of method,"),
+            (r#"{"method": "lsq2"}"#, "method: unknown method \"lsq2\", expected one of inq, lsq,"),
+        ] {
+            assert!(refused(json).starts_with(text), "{json}: {}", refused(json));
+        }
+        let inputs = |json: &str| {
+            serde_json::from_str::<ActivationQuantConfig>(json).unwrap_err().to_string()
+        };
+        let text = inputs(r#"{"bits": 8, "pact": {"init": 6}}"#);
+        assert!(text.contains("setting of pact, and the method is ste, which has no"), "{text}");
+    }
+
+    #[test]
+    fn defaults_of_other_methods_are_what_files_hold() {
+        let written = serde_json::to_value(weights(r#"{"bits": 2, "method": "lsq"}"#)).unwrap();
+        let keys: Vec<&String> = written.as_object().unwrap().keys().collect();
+        let expected = [
+            "method",
+            "bits",
+            "n_levels",
+            "layer_bits",
+            "granularity",
+            "quant_init_method",
+            "quant_strategy",
+            "schedule",
+            "clear_optim_state_on_step",
+            "lsq",
+            "uniform",
+            "dorefa",
+            "ana",
+        ];
+        assert_eq!(keys, expected);
+        for method in WeightMethod::ALL {
+            let mut document = written.clone();
+            document["method"] = method.name().into();
+            let config: WeightQuantConfig = serde_json::from_value(document).unwrap();
+            assert_eq!(
+                config,
+                WeightQuantConfig { bits: Some(2), ..WeightQuantConfig::of(*method) }
+            );
+        }
+        let earlier = weights(r#"{"bits": 2, "lsq": {"init": "mean", "range": "full"}}"#);
+        assert_eq!(earlier.method(), WeightMethod::Inq, "a default of version 0.1");
+        let written = serde_json::to_value(ActivationQuantConfig::default()).unwrap();
+        let keys: Vec<&String> = written.as_object().unwrap().keys().collect();
+        let expected = [
+            "method",
+            "bits",
+            "n_levels",
+            "quant_start_epoch",
+            "calibration",
+            "lsq",
+            "pact",
+            "dorefa",
+            "ana",
+        ];
+        assert_eq!(keys, expected);
+        for method in ActivationMethod::ALL {
+            let mut document = written.clone();
+            document["method"] = method.name().into();
+            let config: ActivationQuantConfig = serde_json::from_value(document).unwrap();
+            assert_eq!(config, ActivationQuantConfig::of(*method));
+        }
+    }
+
+    #[test]
+    fn a_key_that_methods_share_has_one_default() {
+        let weights = WeightMethod::ALL.iter().map(|method| method.settings().to_map());
+        let activations = ActivationMethod::ALL.iter().map(|method| method.settings().to_map());
+        for side in [weights.collect::<Vec<_>>(), activations.collect()] {
+            let mut known = Map::new();
+            for (key, default) in side.into_iter().flatten() {
+                let first = known.entry(key.clone()).or_insert_with(|| default.clone());
+                assert_eq!(*first, default, "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_named_with_their_key() {
+        let found = |json: &str| problems(&weights(json));
+        for (json, key) in [
             (
                 r#"{"bits": 2, "method": "uniform", "quant_init_method": "none"}"#,
                 "fpn.weights.quant_init_method: power-of-two is for method inq alone",
@@ -472,7 +594,6 @@ mod tests {
             config.check("a", &mut found);
             found
         };
-        assert!(inputs(r#"{"bits": 8, "pact": {"init": 6}}"#)[0].contains("setting of pact"));
         let text = inputs(r#"{"bits": 8, "method": "pact", "pact": {"init": 0}}"#);
         assert!(text[0].starts_with("a.pact.init: 0 is not a number above 0"), "{text:?}");
         let text = inputs(r#"{"bits": 8, "method": "lsq", "calibration": {"range": "mse"}}"#);
@@ -490,7 +611,9 @@ mod tests {
         found.clear();
         config.check_epochs(21, "w", &mut found);
         assert!(found.is_empty());
-        assert_eq!([0, 10, 20, 30].map(|epoch| config.ana.share_at(epoch)), [1.0, 0.5, 0.0, 0.0]);
+        let WeightSettings::Ana(settings) = &config.settings else { panic!("{config:?}") };
+        let fractions = [0, 10, 20, 30].map(|epoch| settings.ana.fraction_at(epoch));
+        assert_eq!(fractions, [1.0, 0.5, 0.0, 0.0]);
     }
 
     #[test]
@@ -505,7 +628,7 @@ mod tests {
         assert_eq!(mixed.describe(), "2- to 8-bit");
         let inputs = ActivationQuantConfig { bits: Some(8), ..Default::default() };
         assert_eq!(inputs.describe(), "8-bit (255 levels)");
-        let pact = ActivationQuantConfig { method: ActivationMethod::Pact, ..inputs };
+        let pact = ActivationQuantConfig { settings: ActivationMethod::Pact.settings(), ..inputs };
         assert_eq!(pact.describe(), "pact 8-bit (255 or 256 levels)");
     }
 

@@ -5,11 +5,131 @@
 //! best at the begin, so that quantizing a trained layer hardly changes its function; and the maximum of
 //! |tanh| counts as a constant in the gradient.
 
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
+use super::activation::{ActivationRule, Calibrated, CalibratedActivation};
 use super::affine;
-use super::levels::Codes;
+use super::levels::{Codes, Spacing};
+use super::method::{ActivationQuantizer, WeightQuantizer};
+use super::scale;
+use super::scheme::{ActivationContext, ActivationScheme, Settings, WeightContext, WeightScheme};
+use super::settings::CalibrationConfig;
 use super::surrogate::straight_through;
+use super::weight::{FakeWeight, LayerLevels, WeightRule};
+use crate::nn::Site;
+
+/// Settings of method `dorefa`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DorefaConfig {
+    /// The largest level is 1, as in the paper, whatever the weights or activations; if not, it is fitted
+    /// to them once, so that quantizing hardly changes the network's function.
+    pub unit_scale: bool,
+}
+
+/// Method `dorefa` of weights.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DorefaWeights {
+    /// Settings of method `dorefa`.
+    pub dorefa: DorefaConfig,
+}
+
+impl Settings for DorefaWeights {
+    const NAME: &'static str = "dorefa";
+    const SUMMARY: &'static str = "DoReFa-Net: evenly spaced levels of tanh(w).";
+}
+
+impl WeightScheme for DorefaWeights {
+    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>) -> Result<Spacing> {
+        Spacing::all_codes(bits, n_levels)
+    }
+
+    fn attach(&self, site: &Rc<Site>, context: &WeightContext) -> Result<Box<dyn WeightQuantizer>> {
+        Ok(Box::new(FakeWeight::attach(Self::NAME, site, context, self.clone())?))
+    }
+}
+
+impl WeightRule for DorefaWeights {
+    fn range(
+        &self,
+        name: &str,
+        weight: &Tensor,
+        spacing: &Spacing,
+        per_channel: bool,
+    ) -> Result<Vec<f32>> {
+        scale::ensure_finite(name, weight)?;
+        let codes = spacing.multiples().context("levels that are no multiples of a scale")?;
+        let fitted = match self.dorefa.unit_scale {
+            true => {
+                let num = if per_channel { weight.size()[0] as usize } else { 1 };
+                vec![1.0 / codes.highest as f32; num]
+            }
+            false => fitted_steps(weight, per_channel, codes),
+        };
+        let least = scale::range_of_zeros(spacing).min(1e-6);
+        Ok(fitted.into_iter().map(|s| (s * codes.highest as f32).max(least)).collect())
+    }
+
+    fn forward(&self, weight: &Tensor, levels: &LayerLevels, _train: bool) -> Tensor {
+        fake_quantize(weight, levels.scale(), levels.codes())
+    }
+
+    fn quantize(&self, weight: &Tensor, levels: &LayerLevels) -> Tensor {
+        fake_quantize(&weight.detach(), levels.scale(), levels.codes())
+    }
+}
+
+/// Method `dorefa` of activations.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DorefaActivations {
+    /// How the range is found (all methods but `ste`).
+    pub calibration: CalibrationConfig,
+    /// Settings of method `dorefa`.
+    pub dorefa: DorefaConfig,
+}
+
+impl Settings for DorefaActivations {
+    const NAME: &'static str = "dorefa";
+    const SUMMARY: &'static str = "DoReFa-Net: clip to [0, 1] times a scale, and round.";
+}
+
+impl ActivationScheme for DorefaActivations {
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        self.calibration.check(at, problems);
+    }
+
+    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
+        match signed {
+            true => Spacing::all_codes(bits, n_levels),
+            false => Spacing::unsigned(bits, n_levels),
+        }
+    }
+
+    fn attach(
+        &self,
+        site: &Site,
+        context: &ActivationContext,
+    ) -> Result<Rc<dyn ActivationQuantizer>> {
+        let (calibration, rule) = (&self.calibration, self.clone());
+        Ok(Rc::new(CalibratedActivation::new(Self::NAME, site, context, calibration, rule)?))
+    }
+}
+
+impl ActivationRule for DorefaActivations {
+    fn initial(&self, found: &Calibrated, codes: Codes) -> f32 {
+        match self.dorefa.unit_scale {
+            true => (1.0 / f64::from(codes.highest)) as f32,
+            false => found.scale,
+        }
+    }
+}
 
 /// Below this the largest |tanh(w)| counts as this: a layer of zeros has levels, too.
 const MIN_LARGEST: f64 = 1e-12;

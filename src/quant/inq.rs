@@ -3,22 +3,123 @@
 //! "Cheap" INQ: frozen values live in the weight itself and a mask tells the trainer what it may
 //! change, so the forward pass is that of a float layer.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::RngCore;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
-use super::config::{QuantStrategy, WeightQuantConfig};
 use super::levels::{Grid, Spacing};
 use super::method::{SavedState, SiteReport, WeightQuantizer, WeightStep, saved_epoch};
-use super::scale::{ensure_finite, scales_by};
+use super::scale::{ensure_finite, ranges_by};
+use super::schedule::FractionSchedule;
+use super::scheme::{Settings, WeightContext, WeightScheme};
+use super::settings::QuantInit;
 use super::ste::check_order;
 use crate::nn::Site;
 use crate::seed;
 
 /// Purpose of this file's random streams.
 const STREAM_INQ: u64 = 0x696e71;
+
+/// Which weights are frozen next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QuantStrategy {
+    /// Those of largest magnitude among the trainable ones.
+    #[default]
+    Magnitude,
+    /// Those of smallest magnitude among the trainable ones.
+    LowMagnitude,
+    /// A random choice among the trainable ones.
+    Random,
+    /// Random partition relaxation: each step freezes a new random choice among all weights; a weight
+    /// that is no longer chosen is trained on from its level.
+    #[serde(rename = "RPR", alias = "rpr")]
+    Rpr,
+}
+
+/// Method `inq` of weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct InqWeights {
+    /// How the levels are spaced and scaled (methods `inq`, `uniform`, `ana`).
+    pub quant_init_method: QuantInit,
+    /// Which weights are frozen next (method `inq`).
+    pub quant_strategy: QuantStrategy,
+    /// From an epoch of the stage on, the share of weights that is frozen; must end at 1 (method `inq`).
+    #[schemars(with = "BTreeMap<String, f64>")]
+    pub schedule: FractionSchedule,
+    /// Whether the optimizer forgets its momentum at each step of the schedule (method `inq`).
+    pub clear_optim_state_on_step: bool,
+}
+
+impl Default for InqWeights {
+    fn default() -> Self {
+        Self {
+            quant_init_method: QuantInit::UniformL2Opt,
+            quant_strategy: QuantStrategy::Magnitude,
+            schedule: FractionSchedule::default(),
+            clear_optim_state_on_step: true,
+        }
+    }
+}
+
+impl Settings for InqWeights {
+    const NAME: &'static str = "inq";
+    const SUMMARY: &'static str =
+        "Incremental network quantization: a growing share of the weights is frozen on its levels.";
+}
+
+impl WeightScheme for InqWeights {
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        self.schedule.check(&format!("{at}.schedule"), problems);
+    }
+
+    fn check_epochs(&self, epochs: u32, at: &str, problems: &mut Vec<String>) {
+        self.schedule.check_epochs(epochs, &format!("{at}.schedule"), problems);
+    }
+
+    fn stretch(&mut self, from: u32, to: u32) {
+        self.schedule = self.schedule.stretched(from, to);
+    }
+
+    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>) -> Result<Spacing> {
+        match self.quant_init_method {
+            QuantInit::PowerOfTwo => Spacing::power_of_two(bits, n_levels),
+            _ => Spacing::uniform(bits, n_levels),
+        }
+    }
+
+    fn is_per_channel(&self) -> bool {
+        self.quant_init_method.is_per_channel()
+    }
+
+    fn schedule(&self) -> Option<&FractionSchedule> {
+        Some(&self.schedule)
+    }
+
+    fn clears_optimizer(&self) -> bool {
+        self.clear_optim_state_on_step
+    }
+
+    fn expected_range(
+        &self,
+        name: &str,
+        weight: &Tensor,
+        spacing: &Spacing,
+        per_channel: bool,
+    ) -> Result<Vec<f32>> {
+        ranges_by(name, weight, self.quant_init_method, spacing, per_channel)
+    }
+
+    fn attach(&self, site: &Rc<Site>, context: &WeightContext) -> Result<Box<dyn WeightQuantizer>> {
+        Ok(Box::new(InqWeight::new(site, self, context)?))
+    }
+}
 
 /// The INQ quantizer of one layer's weight.
 ///
@@ -35,9 +136,8 @@ const STREAM_INQ: u64 = 0x696e71;
 /// `n - floor((1 - fraction) n)`, and a weight that thaws goes on from its level.
 pub struct InqWeight {
     site: Rc<Site>,
-    config: WeightQuantConfig,
-    spacing: Spacing,
-    seed: u64,
+    settings: InqWeights,
+    context: WeightContext,
     grid: Option<Grid>,
     /// 1 where trainable, else 0; shape and memory format of the weight.
     trainable: Tensor,
@@ -47,19 +147,17 @@ pub struct InqWeight {
 }
 
 impl InqWeight {
-    /// A quantizer that has not frozen anything yet. `seed` is that of the run.
+    /// A quantizer that has not frozen anything yet.
     ///
     /// # Errors
-    /// If the config's width is not valid or the weight is not f32.
-    pub fn new(site: &Rc<Site>, config: &WeightQuantConfig, seed: u64) -> Result<Self> {
-        let spacing = config.spacing().with_context(|| format!("quantizing {}", site.name))?;
+    /// If the weight is not f32.
+    pub fn new(site: &Rc<Site>, settings: &InqWeights, context: &WeightContext) -> Result<Self> {
         let kind = site.weight.kind();
         ensure!(kind == Kind::Float, "{} is {kind:?}, expected Float", site.weight_name());
         Ok(Self {
             site: site.clone(),
-            config: config.clone(),
-            spacing,
-            seed,
+            settings: settings.clone(),
+            context: context.clone(),
             grid: None,
             trainable: no_grad(|| site.weight.detach().ones_like()),
             num_frozen: 0,
@@ -75,17 +173,17 @@ impl InqWeight {
     pub fn step(&mut self, fraction: f64, epoch: u32) -> Result<()> {
         let name = self.site.weight_name();
         let target = num_frozen_at(fraction, self.site.num_weights());
-        let repartition = self.config.quant_strategy == QuantStrategy::Rpr;
+        let repartition = self.settings.quant_strategy == QuantStrategy::Rpr;
         if target == 0 || (target <= self.num_frozen && !repartition) {
             return Ok(());
         }
         ensure_finite(&name, &self.site.weight)?;
         if self.grid.is_none() {
-            let spacing = self.spacing;
-            let (init, per_channel) = (self.config.quant_init_method, self.config.per_channel());
-            let scale = scales_by(&name, &self.site.weight, init, spacing, per_channel)?;
-            self.grid =
-                Some(Grid::new(spacing, scale).with_context(|| format!("quantizing {name}"))?);
+            let WeightContext { spacing, per_channel, .. } = &self.context;
+            let range =
+                self.settings.expected_range(&name, &self.site.weight, spacing, *per_channel)?;
+            let grid = Grid::new(spacing.clone(), range);
+            self.grid = Some(grid.with_context(|| format!("quantizing {name}"))?);
         }
         let grid = self.grid.as_ref().context("the grid was set above")?;
         no_grad(|| -> Result<()> {
@@ -108,7 +206,7 @@ impl InqWeight {
     /// Which weights are frozen after the step, as a flat bool tensor in row-major order.
     fn choose(&self, frozen: &Tensor, target: usize, epoch: u32) -> Tensor {
         let n = self.site.num_weights();
-        let strategy = self.config.quant_strategy;
+        let strategy = self.settings.quant_strategy;
         if target == n {
             return frozen.ones_like();
         }
@@ -142,7 +240,7 @@ impl InqWeight {
     /// A random number for each weight, a function of seed, layer, epoch and index.
     fn random_keys(&self, epoch: u32) -> Tensor {
         let place = [STREAM_INQ, fnv1a(&self.site.name), u64::from(epoch)];
-        let mut rng = seed::stream(self.seed, &place);
+        let mut rng = seed::stream(self.context.seed, &place);
         let keys: Vec<i64> =
             (0..self.site.num_weights()).map(|_| (rng.next_u64() >> 1) as i64).collect();
         Tensor::from_slice(&keys).to_device(self.site.weight.device())
@@ -164,7 +262,7 @@ impl InqWeight {
     }
 
     fn fraction(&self) -> f64 {
-        self.epoch.map_or(0.0, |epoch| self.config.schedule.fraction_at(epoch))
+        self.epoch.map_or(0.0, |epoch| self.settings.schedule.fraction_at(epoch))
     }
 
     /// Whether all frozen weights lie on their levels, bit for bit.
@@ -208,7 +306,7 @@ pub fn num_frozen_at(fraction: f64, num_weights: usize) -> usize {
 }
 
 /// FNV-1a, 64 bit: a name as a place of a random stream.
-fn fnv1a(name: &str) -> u64 {
+pub(super) fn fnv1a(name: &str) -> u64 {
     name.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |h, c| (h ^ u64::from(c)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -220,7 +318,7 @@ impl WeightQuantizer for InqWeight {
 
     fn start_epoch(&mut self, epoch: u32) -> Result<WeightStep> {
         check_order(&self.site.name, self.epoch, epoch)?;
-        let schedule = &self.config.schedule;
+        let schedule = &self.settings.schedule;
         let fraction = schedule.fraction_at(epoch);
         let is_new = self.epoch != Some(epoch);
         let stepped = is_new && (schedule.steps_at(epoch) || fraction > self.fraction());
@@ -256,7 +354,7 @@ impl WeightQuantizer for InqWeight {
 
     fn state(&self) -> Vec<(&'static str, Tensor)> {
         let scale = match &self.grid {
-            Some(grid) => Tensor::from_slice(grid.scale()),
+            Some(grid) => Tensor::from_slice(grid.range()),
             None => Tensor::from_slice(&[f32::NAN]),
         };
         vec![
@@ -270,16 +368,18 @@ impl WeightQuantizer for InqWeight {
     fn load_state(&mut self, state: &SavedState) -> Result<()> {
         let at = &state.prefix;
         let frozen = state.tensor("weight_frozen", Kind::Uint8, &self.site.weight.size())?;
-        let scale = self.load_scale(state)?;
+        let range = self.load_range(state)?;
         let num_frozen = frozen.ne(0).sum(Kind::Int64).int64_value(&[]) as usize;
         ensure!(
-            num_frozen == 0 || scale.is_some(),
+            num_frozen == 0 || range.is_some(),
             "{at}.weight_scale is NaN, but {num_frozen} weights are frozen"
         );
         let steps_done = state.counter("steps_done")?;
         let epoch = state.epoch("epoch")?;
-        self.grid = match scale {
-            Some(scale) => Some(Grid::new(self.spacing, scale).with_context(|| at.clone())?),
+        self.grid = match range {
+            Some(range) => {
+                Some(Grid::new(self.context.spacing.clone(), range).with_context(|| at.clone())?)
+            }
             None => None,
         };
         no_grad(|| self.trainable.copy_(&frozen.eq(0).to_kind(Kind::Float)));
@@ -290,8 +390,8 @@ impl WeightQuantizer for InqWeight {
     }
 
     fn report(&self, report: &mut SiteReport) {
-        report.method = "inq".to_owned();
-        report.set_spacing(self.spacing);
+        report.method = InqWeights::NAME.to_owned();
+        report.set_spacing(&self.context.spacing);
         report.share_frozen = self.num_frozen as f64 / self.site.num_weights() as f64;
         if let Some(grid) = &self.grid {
             let frozen = self.trainable.eq(0.0);
@@ -301,17 +401,17 @@ impl WeightQuantizer for InqWeight {
 }
 
 impl InqWeight {
-    /// The saved scale; `None` before the first step.
-    fn load_scale(&self, state: &SavedState) -> Result<Option<Vec<f32>>> {
+    /// The saved ranges, which files call `weight_scale`; `None` before the first step.
+    fn load_range(&self, state: &SavedState) -> Result<Option<Vec<f32>>> {
         let one = state.tensor("weight_scale", Kind::Float, &[1]);
-        let scale = match one {
-            Err(_) if self.config.per_channel() => {
+        let range = match one {
+            Err(_) if self.context.per_channel => {
                 state.tensor("weight_scale", Kind::Float, &self.site.weight.size()[..1])?
             }
             one => one?,
         };
-        let scale: Vec<f32> = Vec::try_from(&scale)?;
-        Ok(if scale[0].is_nan() { None } else { Some(scale) })
+        let range: Vec<f32> = Vec::try_from(&range)?;
+        Ok(if range[0].is_nan() { None } else { Some(range) })
     }
 }
 
@@ -319,8 +419,6 @@ impl InqWeight {
 mod tests {
     use super::*;
     use crate::nn::Store;
-    use crate::quant::config::QuantInit;
-    use crate::quant::schedule::FractionSchedule;
     use crate::quant::testing::{bits, channels_last, store, train, weights};
 
     const FRACTIONS: [f64; 5] = [0.0, 0.3, 0.3, 0.8, 1.0];
@@ -331,19 +429,26 @@ mod tests {
         QuantStrategy::Rpr,
     ];
 
-    fn config(strategy: QuantStrategy) -> WeightQuantConfig {
-        WeightQuantConfig {
-            bits: Some(3),
+    fn config(strategy: QuantStrategy) -> InqWeights {
+        InqWeights {
             quant_strategy: strategy,
             schedule: FractionSchedule::new((0..).zip(FRACTIONS)),
             ..Default::default()
         }
     }
 
-    fn quantizer(weight: &Tensor, config: &WeightQuantConfig, seed: u64) -> InqWeight {
+    fn context(settings: &InqWeights, bits: u32, seed: u64) -> WeightContext {
+        let spacing = settings.spacing(Some(bits), None).unwrap();
+        WeightContext { spacing, per_channel: settings.is_per_channel(), seed }
+    }
+
+    fn quantizer(weight: &Tensor, settings: &InqWeights, seed: u64) -> InqWeight {
+        quantizer_of(weight, settings, &context(settings, 3, seed))
+    }
+
+    fn quantizer_of(weight: &Tensor, settings: &InqWeights, context: &WeightContext) -> InqWeight {
         let store: Store = store(&[("m.conv", weight.shallow_clone())]);
-        let site = store.sites()[0].clone();
-        InqWeight::new(&site, config, seed).unwrap()
+        InqWeight::new(&store.sites()[0].clone(), settings, context).unwrap()
     }
 
     fn frozen(inq: &InqWeight) -> Vec<bool> {
@@ -386,8 +491,8 @@ mod tests {
                     }
                 }
                 if let Some(grid) = inq.grid() {
-                    let first = scale.get_or_insert_with(|| grid.scale().to_vec());
-                    assert_eq!(grid.scale(), first, "the scale is found once");
+                    let first = scale.get_or_insert_with(|| grid.range().to_vec());
+                    assert_eq!(grid.range(), first, "the scale is found once");
                 }
                 train(&inq.site.weight, &inq.trainable, 0.1, u64::from(epoch));
                 inq.end_epoch(epoch).unwrap();
@@ -518,14 +623,15 @@ mod tests {
         ];
         for (init, width) in inits {
             let mut config = config(QuantStrategy::Magnitude);
-            (config.quant_init_method, config.bits) = (init, Some(width));
-            let mut inq = quantizer(&weights(9, &[6, 5, 3, 3]), &config, 0);
+            config.quant_init_method = init;
+            let context = context(&config, width, 0);
+            let mut inq = quantizer_of(&weights(9, &[6, 5, 3, 3]), &config, &context);
             for epoch in 0..5 {
                 inq.start_epoch(epoch).unwrap();
                 train(&inq.site.weight, &inq.trainable, 0.1, u64::from(epoch));
             }
             inq.assert_on_grid().unwrap();
-            let num_scales = inq.grid().unwrap().scale().len();
+            let num_scales = inq.grid().unwrap().num_ranges();
             assert_eq!(num_scales, if init == QuantInit::UniformL2OptPerChannel { 6 } else { 1 });
         }
     }
@@ -534,7 +640,8 @@ mod tests {
     fn a_double_weight_is_refused() {
         let store = store(&[("m.conv", weights(1, &[2, 2, 1, 1]).to_kind(Kind::Double))]);
         let site = store.sites()[0].clone();
-        let error = InqWeight::new(&site, &config(QuantStrategy::Random), 0).err().unwrap();
+        let settings = config(QuantStrategy::Random);
+        let error = InqWeight::new(&site, &settings, &context(&settings, 3, 0)).err().unwrap();
         assert!(error.to_string().contains("m.conv.weight is Double"));
     }
 }

@@ -2,40 +2,73 @@
 //!
 //! Every level is computed once, in f32, from an integer code and the grid's scale; a weight that is
 //! "on the grid" has exactly that bit pattern. Rounding works on whole tensors on their device.
+//!
+//! Words: the *scale* is what an integer code is multiplied with; between adjacent levels lies one scale, or two
+//! where the codes are the odd integers. The *largest level* is the largest magnitude among the levels. The *range* is
+//! the one number that places the levels of a [`Spacing`]; which of the two it is depends on the spacing.
+
+use std::fmt;
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-use super::config::CodeRange;
+use super::lsq::CodeRange;
 
 /// Most levels a grid may have: an index fits 8 bits.
 pub const MAX_LEVELS: u32 = 256;
 
-/// How the levels of a grid are spaced; the scale makes it a [`Grid`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the levels of a grid are spaced; a range for the tensor or for each channel makes it a [`Grid`].
+#[derive(Debug, Clone, PartialEq)]
 pub enum Spacing {
-    /// `num_levels` values evenly spaced over `[-s, s]`; 0 is one of them when the count is odd.
+    /// `num_levels` values evenly spaced over `[-s, s]`, s the range; 0 is one of them when the count is odd.
     Uniform {
         /// Number of levels, 2 to 256.
         num_levels: u32,
     },
-    /// `0` and `+-2^n2 .. +-2^n1`, with `n1 = floor(log2(4 s / 3))` and `n2 = n1 + 1 - num_exponents`
-    /// (Zhou et al., *Incremental Network Quantization*, ICLR 2017, section 2.1).
+    /// `0` and `+-2^n2 .. +-2^n1`, with `n1 = floor(log2(4 s / 3))` and `n2 = n1 + 1 - num_exponents`, s the
+    /// range, which is max |W| (Zhou et al., *Incremental Network Quantization*, ICLR 2017, section 2.1).
     PowerOfTwo {
         /// Number of different magnitudes other than 0, 1 to 127.
         num_exponents: u32,
     },
-    /// Successive integers times the scale: `lowest * s`, .., `0`, .., `highest * s`. The scale is the
-    /// step itself, as a learnt step size is.
+    /// Successive integers times the scale s, which is the range: `lowest * s`, .., `0`, .., `highest * s`.
     Integers {
         /// The lowest code, 0 or below.
         lowest: i32,
         /// The highest code, above 0.
         highest: i32,
     },
+    /// The levels that a method brings along: sums of powers of two, a codebook.
+    Shaped(Shape),
 }
 
-/// The integers of the levels that lie at integer multiples of a step.
+/// Levels that are none of the other [`Spacing`]s. A method that has such levels implements this in its own file; grids,
+/// codes, packed files and ONNX export follow.
+pub trait LevelShape: fmt::Debug + Send + Sync {
+    /// The levels at a range, ascending; as many at each range, 2 to [`MAX_LEVELS`].
+    fn levels(&self, range: f32) -> Vec<f32>;
+
+    /// The integer codes of the levels, ascending: by default each level's number, counted from the lowest level that is
+    /// not negative.
+    fn codes(&self) -> Vec<i32> {
+        let levels = self.levels(1.0);
+        let first = levels.iter().filter(|level| **level < 0.0).count() as i32;
+        (0..levels.len() as i32).map(|number| number - first).collect()
+    }
+}
+
+/// A shared [`LevelShape`]. Two are equal where their levels and codes are.
+#[derive(Debug, Clone)]
+pub struct Shape(Arc<dyn LevelShape>);
+
+impl PartialEq for Shape {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.levels(1.0) == other.0.levels(1.0) && self.0.codes() == other.0.codes()
+    }
+}
+
+/// The integers of the levels that lie at integer multiples of a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Codes {
     /// The lowest.
@@ -54,6 +87,11 @@ impl Codes {
 }
 
 impl Spacing {
+    /// Levels of a shape of their own.
+    pub fn shaped(shape: impl LevelShape + 'static) -> Self {
+        Self::Shaped(Shape(Arc::new(shape)))
+    }
+
     /// Evenly spaced levels, from a bit width, a level count, or both where they agree.
     ///
     /// `b` bits are `2^b - 1` symmetric levels, so that 0 is one of them; 1 bit is `{-s, s}`. A level
@@ -134,27 +172,41 @@ impl Spacing {
         Ok(Self::Uniform { num_levels: all_levels(bits, n_levels)? })
     }
 
-    /// Number of levels.
-    pub fn num_levels(self) -> u32 {
+    /// Its name in reports.
+    pub fn name(&self) -> &'static str {
         match self {
-            Self::Uniform { num_levels } => num_levels,
+            Self::Uniform { .. } => "uniform",
+            Self::PowerOfTwo { .. } => "power_of_two",
+            Self::Integers { .. } => "integers",
+            Self::Shaped(_) => "shaped",
+        }
+    }
+
+    /// Number of levels.
+    pub fn num_levels(&self) -> u32 {
+        match self {
+            Self::Uniform { num_levels } => *num_levels,
             Self::Integers { lowest, highest } => (highest - lowest + 1).max(0) as u32,
             Self::PowerOfTwo { num_exponents } => 2 * num_exponents + 1,
+            Self::Shaped(shape) => shape.0.levels(1.0).len() as u32,
         }
     }
 
     /// Bits that number the levels: the bits of a packed weight.
-    pub fn bits(self) -> u32 {
+    pub fn bits(&self) -> u32 {
         bits_of(self.num_levels())
     }
 
     /// The integer codes of the levels, ascending.
     ///
-    /// Uniform: the level is `code * step`, [`Grid::steps`]; codes are successive integers around 0 for
-    /// an odd count, odd integers for an even one (half of the distance of two levels is the step, and
-    /// no level is 0). Integers: successive integers, likewise times the step. Powers of two: the sign
+    /// Uniform: the level is `code * scale`, [`Grid::scale`]; codes are successive integers around 0 for
+    /// an odd count, odd integers for an even one (half of the distance of two levels is the scale, and
+    /// no level is 0). Integers: successive integers, likewise times the scale. Powers of two: the sign
     /// of the level times the rank of its exponent, from 1; 0 is level 0.
-    pub fn codes(self) -> Vec<i32> {
+    pub fn codes(&self) -> Vec<i32> {
+        if let Self::Shaped(shape) = self {
+            return shape.0.codes();
+        }
         let codes = self.multiples().unwrap_or_else(|| {
             let highest = (self.num_levels() as i32 - 1) / 2;
             Codes { lowest: -highest, highest, stride: 1 }
@@ -162,41 +214,44 @@ impl Spacing {
         (codes.lowest..=codes.highest).step_by(codes.stride as usize).collect()
     }
 
-    /// The codes, where a level is its code times a step; `None` for powers of two.
-    pub fn multiples(self) -> Option<Codes> {
+    /// The codes, where a level is its code times a scale; `None` for powers of two and other shapes.
+    pub fn multiples(&self) -> Option<Codes> {
         match self {
             Self::Uniform { num_levels } => {
-                let n = num_levels as i32;
+                let n = *num_levels as i32;
                 Some(match n % 2 {
                     0 => Codes { lowest: 1 - n, highest: n - 1, stride: 2 },
                     _ => Codes { lowest: -(n - 1) / 2, highest: (n - 1) / 2, stride: 1 },
                 })
             }
-            Self::Integers { lowest, highest } => Some(Codes { lowest, highest, stride: 1 }),
-            Self::PowerOfTwo { .. } => None,
+            Self::Integers { lowest, highest } => {
+                Some(Codes { lowest: *lowest, highest: *highest, stride: 1 })
+            }
+            Self::PowerOfTwo { .. } | Self::Shaped(_) => None,
         }
     }
 
-    /// The step of a grid that has one: level = code * step in f32.
-    pub(crate) fn step(self, scale: f32) -> f32 {
+    /// The scale at a range, of a grid that has one: level = code * scale in f32.
+    pub(crate) fn scale(&self, range: f32) -> f32 {
         let n = self.num_levels();
         match self {
-            Self::Integers { .. } => scale,
-            _ if n.is_multiple_of(2) => (f64::from(scale) / f64::from(n - 1)) as f32,
-            _ => (f64::from(scale) / f64::from((n - 1) / 2)) as f32,
+            Self::Integers { .. } => range,
+            _ if n.is_multiple_of(2) => (f64::from(range) / f64::from(n - 1)) as f32,
+            _ => (f64::from(range) / f64::from((n - 1) / 2)) as f32,
         }
     }
 
-    /// The levels at a scale, ascending as the codes.
-    pub fn levels(self, scale: f32) -> Vec<f32> {
+    /// The levels at a range, ascending as the codes.
+    pub fn levels(&self, range: f32) -> Vec<f32> {
         match self {
             Self::Uniform { .. } | Self::Integers { .. } => {
-                let step = self.step(scale);
-                self.codes().into_iter().map(|code| code as f32 * step).collect()
+                let scale = self.scale(range);
+                self.codes().into_iter().map(|code| code as f32 * scale).collect()
             }
+            Self::Shaped(shape) => shape.0.levels(range),
             Self::PowerOfTwo { num_exponents } => {
-                let high = (4.0 * f64::from(scale) / 3.0).log2().floor() as i32;
-                let low = high + 1 - num_exponents as i32;
+                let high = (4.0 * f64::from(range) / 3.0).log2().floor() as i32;
+                let low = high + 1 - *num_exponents as i32;
                 let level = |code: i32| match code {
                     0 => 0.0,
                     _ => (f64::from(code.signum()) * f64::from(low + code.abs() - 1).exp2()) as f32,
@@ -209,7 +264,7 @@ impl Spacing {
     /// Where a tie between two neighbouring levels goes: to the one earlier in the published list of
     /// levels, which is ascending for uniform grids, and by growing magnitude on the negative side
     /// for powers of two (`-2^n2 .. -2^n1, 0, 2^n2 .. 2^n1`).
-    fn tie_goes_up(self, upper: f32) -> bool {
+    fn tie_goes_up(&self, upper: f32) -> bool {
         matches!(self, Self::PowerOfTwo { .. }) && upper < 0.0
     }
 }
@@ -252,65 +307,72 @@ fn check_widths(bits: Option<u32>, n_levels: Option<u32>, min_bits: u32) -> Resu
     Ok(())
 }
 
-/// Levels: a spacing at one scale per tensor, or one per output channel (the first dimension).
+/// Levels: a spacing at one range per tensor, or one per output channel (the first dimension).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grid {
     spacing: Spacing,
-    scale: Vec<f32>,
+    range: Vec<f32>,
 }
 
 impl Grid {
-    /// A grid whose outermost level is the scale (for powers of two: the scale is max |W|; for
-    /// [`Spacing::Integers`]: the scale is the step). One scale is per tensor, more are one per output
-    /// channel.
+    /// A grid of these ranges: the largest level of [`Spacing::Uniform`], the scale of [`Spacing::Integers`], max |W| of
+    /// powers of two. One range is per tensor, more are one per output channel.
     ///
     /// # Errors
-    /// If a scale is not positive and finite, or so small that levels coincide in f32.
-    pub fn new(spacing: Spacing, scale: Vec<f32>) -> Result<Self> {
-        ensure!(!scale.is_empty(), "a grid needs a scale");
+    /// If a range is not positive and finite, or so small that levels coincide in f32.
+    pub fn new(spacing: Spacing, range: Vec<f32>) -> Result<Self> {
+        ensure!(!range.is_empty(), "a grid needs a range");
         ensure!(
             (2..=MAX_LEVELS).contains(&spacing.num_levels()),
             "a grid of {} levels, expected 2..={MAX_LEVELS}",
             spacing.num_levels()
         );
-        for &s in &scale {
-            ensure!(s.is_finite() && s > 0.0, "scale {s} is not positive and finite");
+        for &s in &range {
+            ensure!(s.is_finite() && s > 0.0, "range {s} is not positive and finite");
             let levels = spacing.levels(s);
             ensure!(
                 levels.windows(2).all(|pair| pair[0] < pair[1]) && levels[0].is_finite(),
-                "scale {s:e} is outside what f32 can hold {} different levels at",
+                "range {s:e} is outside what f32 can hold {} different levels at",
                 levels.len()
             );
         }
-        Ok(Self { spacing, scale })
+        Ok(Self { spacing, range })
     }
 
     /// The spacing.
-    pub fn spacing(&self) -> Spacing {
-        self.spacing
+    pub fn spacing(&self) -> &Spacing {
+        &self.spacing
     }
 
-    /// The scales: one, or one per output channel.
-    pub fn scale(&self) -> &[f32] {
-        &self.scale
+    /// The ranges that place the levels, see [`Grid::new`]: one, or one per output channel.
+    pub fn range(&self) -> &[f32] {
+        &self.range
     }
 
-    /// The step of each scale: `level = code * step` in f32, bit for bit; none for powers of two.
-    pub fn steps(&self) -> Option<Vec<f32>> {
-        match self.spacing {
-            Spacing::Uniform { .. } | Spacing::Integers { .. } => {
-                Some(self.scale.iter().map(|&s| self.spacing.step(s)).collect())
-            }
-            Spacing::PowerOfTwo { .. } => None,
-        }
+    /// Number of ranges: 1, or the number of output channels.
+    pub fn num_ranges(&self) -> usize {
+        self.range.len()
     }
 
-    /// The levels of a channel, ascending; of the whole tensor when there is one scale.
+    /// The scales: `level = code * scale` in f32, bit for bit; none where levels are no multiples of one.
+    pub fn scale(&self) -> Option<Vec<f32>> {
+        self.spacing.multiples()?;
+        Some(self.range.iter().map(|&s| self.spacing.scale(s)).collect())
+    }
+
+    /// The largest magnitude among the levels of each range.
+    pub fn max_level(&self) -> Vec<f32> {
+        let largest =
+            |channel| self.levels(channel).into_iter().fold(0.0, |m: f32, v| m.max(v.abs()));
+        (0..self.range.len()).map(largest).collect()
+    }
+
+    /// The levels of a channel, ascending; of the whole tensor when there is one range.
     ///
     /// # Panics
     /// If the grid has no such channel.
     pub fn levels(&self, channel: usize) -> Vec<f32> {
-        self.spacing.levels(self.scale[channel])
+        self.spacing.levels(self.range[channel])
     }
 
     /// Which level is nearest: its number, counted from the lowest; int64, same shape as `x`.
@@ -372,7 +434,7 @@ impl Grid {
 
     /// The shape `[channels, weights per channel]` of `x`.
     fn rows(&self, x: &Tensor) -> Result<[i64; 2]> {
-        let channels = self.scale.len() as i64;
+        let channels = self.range.len() as i64;
         ensure!(
             channels == 1 || x.size().first() == Some(&channels),
             "a tensor of shape {:?} for a grid of {channels} channels",
@@ -384,7 +446,7 @@ impl Grid {
     fn index_by_channel(&self, x: &Tensor) -> Result<Tensor> {
         ensure!(x.kind() == Kind::Float, "a tensor of kind {:?}, expected Float", x.kind());
         let rows = self.rows(x)?;
-        let limits: Vec<f32> = (0..self.scale.len()).flat_map(|c| self.limits(c)).collect();
+        let limits: Vec<f32> = (0..self.range.len()).flat_map(|c| self.limits(c)).collect();
         let limits = Tensor::from_slice(&limits).reshape([rows[0], -1]).to_device(x.device());
         // side "left": a value equal to a limit belongs to the level below it
         let x = x.detach().reshape(rows);
@@ -407,8 +469,8 @@ impl Grid {
 
     /// The levels, `[channels, levels]`, on the device of `x`.
     fn level_table(&self, x: &Tensor) -> Tensor {
-        let levels: Vec<f32> = (0..self.scale.len()).flat_map(|c| self.levels(c)).collect();
-        Tensor::from_slice(&levels).reshape([self.scale.len() as i64, -1]).to_device(x.device())
+        let levels: Vec<f32> = (0..self.range.len()).flat_map(|c| self.levels(c)).collect();
+        Tensor::from_slice(&levels).reshape([self.range.len() as i64, -1]).to_device(x.device())
     }
 }
 
@@ -417,6 +479,16 @@ mod tests {
     use super::*;
     use crate::quant::testing::{bits, channels_last, weights};
 
+    /// Levels that are neither even nor powers of two.
+    #[derive(Debug)]
+    struct Cubes;
+
+    impl LevelShape for Cubes {
+        fn levels(&self, range: f32) -> Vec<f32> {
+            (-4..=4i8).map(|i| range * (f32::from(i) / 4.0).powi(3)).collect()
+        }
+    }
+
     fn grids() -> Vec<Grid> {
         let uniform =
             [2, 3, 4, 15, 16, 31, 255, 256].map(|num_levels| Spacing::Uniform { num_levels });
@@ -424,9 +496,11 @@ mod tests {
         let integers = [(-2, 1), (-1, 1), (-128, 127), (0, 1), (0, 255)];
         let integers = integers.map(|(lowest, highest)| Spacing::Integers { lowest, highest });
         let mut grids = Vec::new();
-        for spacing in uniform.into_iter().chain(powers).chain(integers) {
+        for spacing in
+            uniform.into_iter().chain(powers).chain(integers).chain([Spacing::shaped(Cubes)])
+        {
             for scale in [vec![1.0], vec![0.3712345], vec![0.01, 0.7, 1.9]] {
-                grids.push(Grid::new(spacing, scale).unwrap());
+                grids.push(Grid::new(spacing.clone(), scale).unwrap());
             }
         }
         grids
@@ -521,16 +595,16 @@ mod tests {
             let one_sided = matches!(grid.spacing(), Spacing::Integers { .. });
             assert!(codes == mirrored || one_sided);
             assert!(grid.spacing().multiples().is_none_or(|c| c.count() as usize == codes.len()));
-            let Some(steps) = grid.steps() else { continue };
+            let Some(steps) = grid.scale() else { continue };
             for (channel, step) in steps.into_iter().enumerate() {
                 let levels: Vec<f32> = codes.iter().map(|&code| code as f32 * step).collect();
                 assert_eq!(levels, grid.levels(channel));
                 if one_sided {
-                    assert_eq!(step, grid.scale()[channel]);
+                    assert_eq!(step, grid.range()[channel]);
                     continue;
                 }
                 let (top, s) =
-                    (f64::from(levels[levels.len() - 1]), f64::from(grid.scale()[channel]));
+                    (f64::from(levels[levels.len() - 1]), f64::from(grid.range()[channel]));
                 // the step and the level are each rounded once
                 assert!((top / s - 1.0).abs() < 1.2e-7, "the outermost level {top} is not {s}");
             }
@@ -545,7 +619,7 @@ mod tests {
             let nearest: Vec<f32> =
                 Vec::try_from(&grid.nearest(&x).unwrap().reshape([-1])).unwrap();
             for (i, (&v, &q)) in values.iter().zip(&nearest).enumerate() {
-                let levels = grid.levels(if grid.scale().len() == 1 { 0 } else { i / 200 });
+                let levels = grid.levels(if grid.num_ranges() == 1 { 0 } else { i / 200 });
                 let distance = |level: f32| (f64::from(v) - f64::from(level)).abs();
                 let best = levels.iter().map(|&l| distance(l)).fold(f64::INFINITY, f64::min);
                 assert!(levels.contains(&q) && distance(q) == best, "{v} became {q} of {levels:?}");
@@ -606,7 +680,7 @@ mod tests {
     fn scales_that_hold_no_levels_are_refused() {
         let spacing = Spacing::Uniform { num_levels: 255 };
         for scale in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-44] {
-            assert!(Grid::new(spacing, vec![0.5, scale]).is_err(), "{scale}");
+            assert!(Grid::new(spacing.clone(), vec![0.5, scale]).is_err(), "{scale}");
         }
         assert!(Grid::new(spacing, vec![]).is_err());
         let deep = Spacing::PowerOfTwo { num_exponents: 127 };

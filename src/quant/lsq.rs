@@ -2,17 +2,258 @@
 //!
 //! Source: Esser et al., *Learned Step Size Quantization*, ICLR 2020 (arXiv 1902.08153).
 
+use std::rc::Rc;
+
 use anyhow::{Context, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
+use super::activation::{ActivationRule, Calibrated, CalibratedActivation};
 use super::affine;
-use super::config::StepInit;
-use super::levels::Codes;
+use super::levels::{Codes, Spacing};
+use super::method::{ActivationQuantizer, LearntOptions, WeightQuantizer};
 use super::scale;
+use super::scheme::{ActivationContext, ActivationScheme, Settings, WeightContext, WeightScheme};
+use super::settings::{CalibrationConfig, RangeInit, check_learnt};
+use super::weight::{FakeWeight, LayerLevels, WeightRule};
+use crate::nn::Site;
 
-/// Updates do not take a learnt step below this: the levels would fall together, and a step of 0 or less
+/// No optimizer step takes a learnt step below this: the levels would fall together, and a step of 0 or less
 /// has no levels at all.
 pub const MIN_STEP: f64 = 1e-8;
+
+/// The integers that a learnt step is multiplied with, at b bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CodeRange {
+    /// -2^(b-1) to 2^(b-1) - 1: 2^b levels, as in the LSQ paper; 1 bit is -1 and 1.
+    #[default]
+    Full,
+    /// -(2^(b-1) - 1) to 2^(b-1) - 1: 2^b - 1 levels; 1 bit is -1 and 1.
+    Narrow,
+}
+
+/// Where a learnt step begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StepInit {
+    /// 2 mean|x| / sqrt(largest code), as in the LSQ paper: at 8 bits about 5 times the step of smallest error.
+    Mean,
+    /// The step of smallest squared quantization error.
+    #[default]
+    Mse,
+}
+
+/// Which values count as clipped: they pass no gradient, and by the step their derivative is the outermost code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Clip {
+    /// Those at or beyond the outermost level, as in the LSQ paper (equation 3).
+    #[default]
+    BeforeRounding,
+    /// Those that round to a code beyond the outermost one, half a step further out, as in PyTorch's operator.
+    AfterRounding,
+}
+
+/// Settings of learnt steps (method `lsq`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LsqConfig {
+    /// Where the step begins.
+    pub init: StepInit,
+    /// The integers of b bits.
+    pub range: CodeRange,
+    /// Which values count as clipped in the gradient.
+    pub clip: Clip,
+    /// Learning rate of the steps over that of the stage, 0 or more.
+    pub lr_factor: f64,
+    /// L2 penalty on the steps, 0 or more; that of the stage's optimizer leaves them alone.
+    pub weight_decay: f64,
+}
+
+impl Default for LsqConfig {
+    fn default() -> Self {
+        Self {
+            init: StepInit::Mse,
+            range: CodeRange::Full,
+            clip: Clip::BeforeRounding,
+            lr_factor: 1.0,
+            weight_decay: 0.0,
+        }
+    }
+}
+
+impl LsqConfig {
+    /// The default of version 0.1, which files of other methods hold.
+    fn former_default() -> Self {
+        Self { init: StepInit::Mean, ..Self::default() }
+    }
+
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        check_learnt(self.lr_factor, self.weight_decay, &format!("{at}.lsq"), problems);
+    }
+
+    fn learnt(&self) -> LearntOptions {
+        LearntOptions { lr_factor: self.lr_factor, weight_decay: self.weight_decay, min: MIN_STEP }
+    }
+}
+
+/// Method `lsq` of weights.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct LsqWeights {
+    /// Settings of method `lsq`.
+    pub lsq: LsqConfig,
+}
+
+impl Settings for LsqWeights {
+    const NAME: &'static str = "lsq";
+    const SUMMARY: &'static str =
+        "Learnt step size: round, and learn the distance of the levels with the weights.";
+
+    fn former_defaults() -> Vec<Self> {
+        vec![Self { lsq: LsqConfig::former_default() }]
+    }
+}
+
+impl WeightScheme for LsqWeights {
+    /// Where training begins.
+    fn expected_range(
+        &self,
+        name: &str,
+        weight: &Tensor,
+        spacing: &Spacing,
+        per_channel: bool,
+    ) -> Result<Vec<f32>> {
+        self.range(name, weight, spacing, per_channel)
+    }
+
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        self.lsq.check(at, problems);
+    }
+
+    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>) -> Result<Spacing> {
+        Spacing::integers(bits, n_levels, self.lsq.range)
+    }
+
+    fn attach(&self, site: &Rc<Site>, context: &WeightContext) -> Result<Box<dyn WeightQuantizer>> {
+        Ok(Box::new(FakeWeight::attach(Self::NAME, site, context, self.clone())?))
+    }
+}
+
+impl WeightRule for LsqWeights {
+    fn range(
+        &self,
+        name: &str,
+        weight: &Tensor,
+        spacing: &Spacing,
+        per_channel: bool,
+    ) -> Result<Vec<f32>> {
+        let codes = spacing.multiples().context("a learnt step needs multiples of it")?;
+        initial_steps(name, weight, self.lsq.init, codes, per_channel)
+    }
+
+    fn forward(&self, weight: &Tensor, levels: &LayerLevels, _train: bool) -> Tensor {
+        let factor = gradient_factor(levels.num_weights(), levels.codes());
+        fake_quantize(weight, levels.scale(), levels.codes(), factor, self.lsq.clip)
+            .expect("the steps are those of this weight")
+    }
+
+    fn quantize(&self, weight: &Tensor, levels: &LayerLevels) -> Tensor {
+        affine::quantize(weight, levels.scale(), levels.codes())
+    }
+
+    fn quantize_into(&self, out: &mut Tensor, weight: &Tensor, levels: &LayerLevels) {
+        affine::quantize_into(out, weight, levels.scale(), levels.codes());
+    }
+
+    fn has_backward(&self) -> bool {
+        true
+    }
+
+    fn backward(&self, weight: &Tensor, grad: &mut Tensor, levels: &LayerLevels) {
+        let (scale, codes) = (levels.scale(), levels.codes());
+        let by_step = affine::gradients(weight, grad, scale, codes, self.lsq.clip);
+        let factor = gradient_factor(levels.num_weights(), levels.codes());
+        add_gradient(levels.scale(), &(by_step * factor));
+    }
+
+    fn learnt(&self) -> Option<LearntOptions> {
+        Some(self.lsq.learnt())
+    }
+}
+
+/// Method `lsq` of activations.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct LsqActivations {
+    /// How the range is found (all methods but `ste`).
+    pub calibration: CalibrationConfig,
+    /// Settings of method `lsq`.
+    pub lsq: LsqConfig,
+}
+
+impl Settings for LsqActivations {
+    const NAME: &'static str = "lsq";
+    const SUMMARY: &'static str = "Learnt step size.";
+
+    fn former_defaults() -> Vec<Self> {
+        vec![Self { lsq: LsqConfig::former_default(), ..Self::default() }]
+    }
+}
+
+impl ActivationScheme for LsqActivations {
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        self.lsq.check(at, problems);
+        if self.calibration.range != RangeInit::default() {
+            problems.push(format!(
+                "{at}.calibration.range: a learnt step begins as lsq.init says: set that one"
+            ));
+        }
+        self.calibration.check(at, problems);
+    }
+
+    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
+        match signed {
+            true => Spacing::integers(bits, n_levels, self.lsq.range),
+            false => Spacing::unsigned(bits, n_levels),
+        }
+    }
+
+    fn attach(
+        &self,
+        site: &Site,
+        context: &ActivationContext,
+    ) -> Result<Rc<dyn ActivationQuantizer>> {
+        let (calibration, rule) = (&self.calibration, self.clone());
+        Ok(Rc::new(CalibratedActivation::new(Self::NAME, site, context, calibration, rule)?))
+    }
+}
+
+impl ActivationRule for LsqActivations {
+    fn needs_sample(&self) -> bool {
+        self.lsq.init == StepInit::Mse
+    }
+
+    fn initial(&self, found: &Calibrated, codes: Codes) -> f32 {
+        match self.lsq.init {
+            StepInit::Mean => mean_step(found.mean, codes),
+            StepInit::Mse => found.best_scale(codes),
+        }
+    }
+
+    fn learnt(&self) -> Option<LearntOptions> {
+        Some(self.lsq.learnt())
+    }
+
+    fn forward(&self, x: &Tensor, parameter: &Tensor, codes: Codes, _train: bool) -> Tensor {
+        let per_image = x.numel() / x.size().first().map_or(1, |&n| n.max(1) as usize);
+        let factor = gradient_factor(per_image.max(1), codes);
+        fake_quantize(x, parameter, codes, factor, self.lsq.clip)
+            .expect("one step fits any activations")
+    }
+}
 
 /// The factor of a step's gradient, `1 / sqrt(N Qp)`: `num_values` values share the step, `Qp` is the
 /// largest code (section 2.2).
@@ -22,8 +263,8 @@ pub fn gradient_factor(num_values: usize, codes: Codes) -> f64 {
 
 /// The nearest multiple of the step that `codes` has, differentiable in `x` and `step`.
 ///
-/// The gradient of `x` passes where `x` rounds to one of the codes; that of the step is the code minus
-/// `x / step` there and the outermost code elsewhere, times `factor`.
+/// The gradient of `x` passes where `x` is not clipped; that of the step is the code minus `x / step` there and the outermost
+/// code elsewhere, times `factor`.
 ///
 /// # Shapes
 /// - `x`: f32, `[channels, ...]` where there is a step for each channel
@@ -31,11 +272,21 @@ pub fn gradient_factor(num_values: usize, codes: Codes) -> f64 {
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn fake_quantize(x: &Tensor, step: &Tensor, codes: Codes, factor: f64) -> Result<Tensor> {
+pub fn fake_quantize(
+    x: &Tensor,
+    step: &Tensor,
+    codes: Codes,
+    factor: f64,
+    clip: Clip,
+) -> Result<Tensor> {
     let Codes { lowest, highest, stride } = codes;
     if stride != 1 {
-        return Ok(composed(x, step, codes, factor));
+        return Ok(composed(x, step, codes, factor, clip));
     }
+    let x = &match clip {
+        Clip::BeforeRounding if x.requires_grad() || step.requires_grad() => beyond(x, step, codes),
+        _ => x.shallow_clone(),
+    };
     let zero_point = no_grad(|| step.detach().zeros_like());
     let (low, high) = (i64::from(lowest), i64::from(highest));
     let rounded = if step.numel() == 1 {
@@ -53,13 +304,25 @@ pub fn fake_quantize(x: &Tensor, step: &Tensor, codes: Codes, factor: f64) -> Re
     rounded.context("rounding to a learnt step")
 }
 
+/// `x`, with values at or beyond the outermost level moved a step further out, so that libtorch's operator, which clips after
+/// rounding, takes them as clipped. No quantized value changes.
+fn beyond(x: &Tensor, step: &Tensor, codes: Codes) -> Tensor {
+    let shift = no_grad(|| {
+        let (x, step) = (x.detach(), affine::by_channel(x, &step.detach()));
+        let above = x.ge_tensor(&(&step * f64::from(codes.highest))).to_kind(Kind::Float);
+        let below = x.le_tensor(&(&step * f64::from(codes.lowest))).to_kind(Kind::Float);
+        (above - below) * step
+    });
+    x + shift
+}
+
 /// As [`fake_quantize`], for any codes.
-fn composed(x: &Tensor, step: &Tensor, codes: Codes, factor: f64) -> Tensor {
+fn composed(x: &Tensor, step: &Tensor, codes: Codes, factor: f64, clip: Clip) -> Tensor {
     let value = affine::quantize(x, step, codes);
     if !(x.requires_grad() || step.requires_grad()) {
         return value;
     }
-    let (inside, by_step) = affine::masks(x, step, codes);
+    let (inside, by_step) = affine::masks(x, step, codes, clip);
     let step = affine::by_channel(x, &(step * factor));
     // both add exactly 0
     value + (x - x.detach()) * inside + (&step - step.detach()) * by_step

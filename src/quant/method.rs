@@ -12,33 +12,46 @@ use crate::nn::{ActivationSlot, Site};
 
 /// What the begin of an epoch did to a layer's weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct WeightStep {
+pub struct WeightStep {
     /// The share of frozen weights asked for, for methods that have one.
     pub fraction: Option<f64>,
     /// Whether the method took a step of its schedule.
     pub stepped: bool,
 }
 
-/// A weight quantizer of one layer.
+/// A weight quantizer of one layer. Most methods need none of their own: a [`super::WeightRule`] makes
+/// [`super::FakeWeight`] theirs.
 ///
 /// A method that computes with other weights than the stored ones also plugs a `WeightSlot` into the
 /// site when it is built.
-pub(crate) trait WeightQuantizer {
+pub trait WeightQuantizer {
     /// The layer.
     fn site(&self) -> &Rc<Site>;
     /// Before training of an epoch; a second call for the same epoch does nothing.
+    ///
+    /// # Errors
+    /// If epochs go back, or the weight cannot be quantized (it is not finite).
     fn start_epoch(&mut self, epoch: u32) -> Result<WeightStep>;
     /// After training of an epoch.
+    ///
+    /// # Errors
+    /// If the weight is not what it must be: finite, and frozen where it is frozen.
     fn end_epoch(&mut self, epoch: u32) -> Result<()>;
     /// 1 where the weight is trainable, 0 where frozen; `None` when all are trainable always.
     fn trainable(&self) -> Option<Tensor>;
     /// The levels, once known.
     fn grid(&self) -> Option<Grid>;
-    /// Whether every weight is quantized and lies on its levels exactly.
+    /// Makes sure that every weight is quantized and has exactly the bits of a level.
+    ///
+    /// # Errors
+    /// Names the tensor and the first value that is not, or says how much is not quantized yet.
     fn assert_on_grid(&self) -> Result<()>;
     /// What a resume needs, by field name.
     fn state(&self) -> Vec<(&'static str, Tensor)>;
     /// Takes the state over.
+    ///
+    /// # Errors
+    /// Names the tensor that is missing, or of another kind, shape or value than it must be.
     fn load_state(&mut self, state: &SavedState) -> Result<()>;
     /// Fills in the weight part of the layer's report.
     fn report(&self, report: &mut SiteReport);
@@ -50,19 +63,25 @@ pub(crate) trait WeightQuantizer {
     fn learnt(&self) -> Vec<Learnt> {
         Vec::new()
     }
-    /// Before the forward pass of an update: computes the effective weight once for all its uses.
+    /// Before the forward pass of a step: computes the effective weight once for all its uses.
     fn begin_step(&mut self) {}
     /// Where the gradient of the stored weight is found after [`WeightQuantizer::end_step`], if not in
     /// the weight itself. Stays the same tensor.
     fn gradient_source(&self) -> Option<Tensor> {
         None
     }
-    /// After the backward pass of an update: hands the gradient of the effective weight on.
+    /// After the backward pass of a step: hands the gradient of the effective weight on.
+    ///
+    /// # Errors
+    /// If it cannot be handed on.
     fn end_step(&mut self) -> Result<()> {
         Ok(())
     }
     /// Sets the stored weight to the effective one for good; learns nothing from then on.
-    fn bake(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// If a weight is off its levels (it is not a number).
+    fn convert(&mut self) -> Result<()> {
         Ok(())
     }
 }
@@ -78,19 +97,52 @@ pub struct Learnt {
     pub lr_factor: f64,
     /// L2 penalty added to its gradient.
     pub weight_decay: f64,
-    /// Updates do not take a value below this.
+    /// Steps do not take a value below this.
     pub min: f64,
 }
 
-/// An activation quantizer of one layer: the slot that the layer calls, shared with it.
-pub(crate) trait ActivationQuantizer: ActivationSlot {
+/// How a method's scale or clipping level is learnt.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LearntOptions {
+    /// Its learning rate over that of the stage.
+    pub lr_factor: f64,
+    /// L2 penalty added to its gradient.
+    pub weight_decay: f64,
+    /// Steps do not take a value below this.
+    pub min: f64,
+}
+
+impl LearntOptions {
+    pub(crate) fn of(self, name: &str, tensor: &Tensor) -> Learnt {
+        Learnt {
+            name: name.to_owned(),
+            tensor: tensor.shallow_clone(),
+            lr_factor: self.lr_factor,
+            weight_decay: self.weight_decay,
+            min: self.min,
+        }
+    }
+}
+
+/// An activation quantizer of one layer: the slot that the layer calls, shared with it. Most methods need none of their
+/// own: an [`super::ActivationRule`] makes [`super::CalibratedActivation`] theirs.
+pub trait ActivationQuantizer: ActivationSlot {
     /// Before training of an epoch; a second call for the same epoch does nothing.
+    ///
+    /// # Errors
+    /// If epochs go back, or the range could not be recorded.
     fn start_epoch(&self, epoch: u32) -> Result<()>;
     /// After training of an epoch.
+    ///
+    /// # Errors
+    /// If the range could not be recorded.
     fn end_epoch(&self, epoch: u32) -> Result<()>;
     /// What a resume needs, by field name.
     fn state(&self) -> Vec<(&'static str, Tensor)>;
     /// Takes the state over.
+    ///
+    /// # Errors
+    /// Names the tensor that is missing, or of another kind, shape or value than it must be.
     fn load_state(&self, state: &SavedState) -> Result<()>;
     /// What is to be said about it.
     fn report(&self) -> ActivationReport;
@@ -98,16 +150,19 @@ pub(crate) trait ActivationQuantizer: ActivationSlot {
     fn learnt(&self) -> Vec<Learnt> {
         Vec::new()
     }
-    /// Before the forward pass of an update.
+    /// Before the forward pass of a step.
+    ///
+    /// # Errors
+    /// If the range could not be recorded.
     fn begin_step(&self) -> Result<()> {
         Ok(())
     }
     /// Learns nothing from now on.
-    fn bake(&self) {}
+    fn convert(&self) {}
 }
 
 /// The saved tensors of one layer.
-pub(crate) struct SavedState<'a> {
+pub struct SavedState<'a> {
     /// `quant.SITE`.
     pub prefix: String,
     /// All saved tensors, by full name.
@@ -116,6 +171,9 @@ pub(crate) struct SavedState<'a> {
 
 impl SavedState<'_> {
     /// A tensor of that kind and shape.
+    ///
+    /// # Errors
+    /// Names it if it is missing or something else.
     pub fn tensor(&self, field: &str, kind: Kind, shape: &[i64]) -> Result<Tensor> {
         let name = format!("{}.{field}", self.prefix);
         let tensor = self
@@ -133,11 +191,28 @@ impl SavedState<'_> {
     }
 
     /// A saved counter.
+    ///
+    /// # Errors
+    /// Names it if it is missing or something else.
     pub fn counter(&self, field: &str) -> Result<i64> {
         Ok(i64::try_from(&self.tensor(field, Kind::Int64, &[])?)?)
     }
 
+    /// A saved counter that files of earlier versions lack.
+    ///
+    /// # Errors
+    /// Names it if it is something else.
+    pub fn counter_or(&self, field: &str, default: i64) -> Result<i64> {
+        match self.tensors.contains_key(format!("{}.{field}", self.prefix).as_str()) {
+            true => self.counter(field),
+            false => Ok(default),
+        }
+    }
+
     /// A saved epoch, -1 for none.
+    ///
+    /// # Errors
+    /// Names it if it is missing or something else.
     pub fn epoch(&self, field: &str) -> Result<Option<u32>> {
         let epoch = self.counter(field)?;
         if epoch == -1 {
@@ -148,8 +223,8 @@ impl SavedState<'_> {
     }
 }
 
-/// An epoch as it is saved.
-pub(crate) fn saved_epoch(epoch: Option<u32>) -> Tensor {
+/// An epoch as it is saved, see [`SavedState::epoch`].
+pub fn saved_epoch(epoch: Option<u32>) -> Tensor {
     Tensor::from(epoch.map_or(-1, i64::from))
 }
 
@@ -160,50 +235,51 @@ pub struct SiteReport {
     pub name: String,
     /// Number of weights.
     pub num_weights: usize,
-    /// Method of the weights; `float` when only inputs are quantized.
+    /// Method of the weights; `float` when only activations are quantized.
     pub method: String,
     /// Bits per weight: what numbers the levels, 32 for float.
     pub bits: u32,
     /// Number of levels; none for float.
     pub num_levels: Option<u32>,
-    /// The levels; in units of the scale where there is one scale per channel. Empty before the
-    /// scale is known.
+    /// The levels; at range 1 ([`Grid::range`]) where each channel has its own. Empty before they are known.
     pub levels: Vec<f32>,
-    /// The scale, which is the outermost level (`lsq`: the step): one, or one per output channel. Empty
-    /// before it is known.
+    /// The scale: a level is an integer code times it. One, or one per output channel. Empty before it is known, and where
+    /// levels are no multiples of one (powers of two).
     pub scale: Vec<f32>,
-    /// The step of each scale: a level is an integer code times it. Empty before it is known, and for
-    /// powers of two.
-    pub step: Vec<f32>,
+    /// The largest magnitude of a level: one, or one per output channel. Empty before it is known.
+    pub max_level: Vec<f32>,
     /// The lowest and the highest integer code; none for float.
     pub codes: Option<[i32; 2]>,
+    /// The distance of neighbouring codes: 1, or 2 where the codes are the odd integers, so that two scales lie between
+    /// adjacent levels.
+    pub code_stride: i32,
     /// Share of the weights that is on its levels for good, 0 to 1: frozen (`inq`), or all once the
     /// layer computes with quantized weights (the other methods).
     pub share_frozen: f64,
     /// Number of different levels that these weights use.
     pub levels_in_use: usize,
-    /// The quantizer of the layer's input, if there is one.
+    /// The quantizer of the layer's activations, if there is one.
     pub activations: Option<ActivationReport>,
 }
 
-/// What the quantizer of a layer's input says about itself.
+/// What the quantizer of the activations that go into a layer says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ActivationReport {
     /// The method.
     pub method: String,
     /// Bits per value.
     pub bits: u32,
-    /// Number of levels; before the calibration, that of inputs of both signs.
+    /// Number of levels; before the calibration, that of activations of both signs.
     pub num_levels: u32,
-    /// The largest magnitude of a level; none before something was recorded.
-    pub abs_max: Option<f32>,
-    /// Whether inputs are quantized at this moment.
+    /// The largest magnitude of a level; before the calibration, of what was recorded. None before that.
+    pub max_level: Option<f32>,
+    /// Whether activations are quantized at this moment.
     pub quantizing: bool,
     /// Whether there are levels of both signs; none before the calibration.
     pub signed: Option<bool>,
-    /// The step: a level is an integer code times it (`ste`: up to rounding of the published order of
+    /// The scale: a level is an integer code times it (`ste`: up to rounding of the published order of
     /// operations). None before the range is known.
-    pub step: Option<f32>,
+    pub scale: Option<f32>,
     /// The lowest and the highest integer code; none before the calibration.
     pub codes: Option<[i32; 2]>,
     /// The distance of neighbouring codes: 1, or 2 where the codes are the odd integers.
@@ -213,9 +289,9 @@ pub struct ActivationReport {
 impl SiteReport {
     /// Fills in levels, scales, codes and the number of levels that `weight` uses (where `of` is true).
     pub(crate) fn set_grid(&mut self, grid: &Grid, weight: &Tensor, of: Option<&Tensor>) {
-        self.scale = grid.scale().to_vec();
-        self.step = grid.steps().unwrap_or_default();
-        self.levels = match grid.scale().len() {
+        self.scale = grid.scale().unwrap_or_default();
+        self.max_level = grid.max_level();
+        self.levels = match grid.num_ranges() {
             1 => grid.levels(0),
             _ => grid.spacing().levels(1.0),
         };
@@ -229,10 +305,11 @@ impl SiteReport {
     }
 
     /// Fills in bits, number of levels and codes.
-    pub(crate) fn set_spacing(&mut self, spacing: Spacing) {
+    pub(crate) fn set_spacing(&mut self, spacing: &Spacing) {
         self.bits = spacing.bits();
         self.num_levels = Some(spacing.num_levels());
         let codes = spacing.codes();
         self.codes = Some([codes[0], codes[codes.len() - 1]]);
+        self.code_stride = spacing.multiples().map_or(1, |codes| codes.stride);
     }
 }

@@ -1,26 +1,35 @@
-//! Quantizers: they turn the weights and inputs of chosen layers into a few levels while training goes on.
+//! Quantizers: they turn the weights and activations of chosen layers into a few levels while training goes on.
 //!
-//! Start at [`ModuleQuantizer`]: it picks the layers of a module ([`select`]), gives each a weight
-//! and/or activation quantizer and drives them epoch by epoch. INQ ([`inq`]) freezes stored weights; all
-//! other weight methods quantize in the forward pass (`weight.rs`, with the formulas of a method in a file
-//! of its own: [`lsq`], `dorefa.rs`, [`ana`]). Inputs: [`ste`] as published, the others behind one
-//! calibration (`activation.rs`; [`pact`]). [`affine`] rounds to multiples of a step, fast.
-//! [`levels`] defines the grids and their integer codes, [`scale`] finds the scale of a grid,
-//! [`schedule`] the share of weights frozen at each epoch, [`size`] counts bytes in the two ways that are reported.
+//! Start at [`ModuleQuantizer`]: it takes a [`Claim`] (a module and how to quantize it), picks the layers ([`select`]),
+//! gives each a weight and/or activation quantizer and drives them epoch by epoch.
 //!
-//! A new method is a rule of `weight.rs` or `activation.rs`, or a type of its own behind `WeightQuantizer`
-//! or `ActivationQuantizer` (`method.rs`) and one arm in `module.rs`; grids, codes, masks, state and
-//! reports are the same for all.
+//! **A method is one file** and one line in the list of `registry.rs`. The file has a settings type for each side
+//! (weights, activations) with its name ([`Settings`]) and what follows from the settings: check, levels, epochs, how a
+//! layer gets its quantizer ([`WeightScheme`], [`ActivationScheme`]). Fake quantization needs no more than a
+//! [`WeightRule`] (how a weight becomes levels, and the gradient) or an [`ActivationRule`] (how the calibrated range
+//! becomes a parameter, and the forward pass): slots, state, reports and freezing are shared ([`FakeWeight`],
+//! [`CalibratedActivation`]). Methods that work otherwise implement [`WeightQuantizer`] or [`ActivationQuantizer`], as
+//! [`inq`], which freezes stored weights, and [`ste`]. Levels that are neither even nor powers of two implement
+//! [`LevelShape`] in the method's file; packed files and ONNX export ask the [`Grid`]. The names, the tagged settings
+//! ([`WeightSettings`]), the JSON form (`form.rs`) and its schema follow from the list. A crate of its own quantizes by
+//! [`ModuleQuantizer::of_layers`].
 //!
-//! Refused: selections that match nothing or overlap, grids of one level, bits and level counts that
-//! contradict each other, schedules that fall or do not end at 1, weights that are not finite.
+//! Methods: [`inq`], [`lsq`], [`uniform`], [`dorefa`], [`ana`], [`pact`], [`ste`]. Shared: [`affine`] rounds to multiples of
+//! a scale, fast; [`levels`] defines the grids and their integer codes, [`scale`] finds the scale of a grid, [`schedule`]
+//! the fraction of weights frozen at each epoch, [`size`] counts bytes in the two ways that are reported.
+//!
+//! Refused: selections that match nothing or overlap, settings of another method than the chosen one, grids of one
+//! level, bits and level counts that contradict each other, schedules that fall or do not end at 1, weights that are not
+//! finite.
 
 mod activation;
 pub mod affine;
 pub mod ana;
 pub mod audit;
+mod claim;
 mod config;
-mod dorefa;
+pub mod dorefa;
+mod form;
 pub mod inq;
 mod layer_bits;
 pub mod levels;
@@ -28,8 +37,10 @@ pub mod lsq;
 mod method;
 mod module;
 pub mod pact;
+mod registry;
 pub mod scale;
 pub mod schedule;
+mod scheme;
 pub mod select;
 mod settings;
 pub mod size;
@@ -40,17 +51,24 @@ pub mod telemetry;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod uniform;
 mod weight;
 
-pub use config::{
-    ActivationMethod, ActivationQuantConfig, AnaConfig, CalibrationConfig, CodeRange, DorefaConfig,
-    Granularity, LsqConfig, PactConfig, QuantInit, QuantStrategy, RangeInit, StepInit,
-    UniformConfig, WeightMethod, WeightQuantConfig,
+pub use activation::{ActivationRule, Calibrated, CalibratedActivation};
+pub use claim::Claim;
+pub use config::{ActivationQuantConfig, WeightQuantConfig};
+pub use inq::{InqWeight, QuantStrategy};
+pub use levels::{Codes, Grid, LevelShape, Spacing};
+pub use lsq::{Clip, CodeRange, StepInit};
+pub use method::{
+    ActivationQuantizer, ActivationReport, Learnt, LearntOptions, SavedState, SiteReport,
+    WeightQuantizer, WeightStep, saved_epoch,
 };
-pub use inq::InqWeight;
-pub use levels::{Codes, Grid, Spacing};
-pub use method::{ActivationReport, Learnt, SiteReport};
-pub use module::{EpochStart, ModuleQuantizer, WeightCodes};
+pub use module::{EpochStart, LayerQuantizers, ModuleQuantizer, WeightCodes};
+pub use registry::{ActivationMethod, ActivationSettings, WeightMethod, WeightSettings};
 pub use schedule::FractionSchedule;
+pub use scheme::{ActivationContext, ActivationScheme, Settings, WeightContext, WeightScheme};
+pub use settings::{CalibrationConfig, Granularity, QuantInit, RangeInit};
 pub use ste::SteActivation;
 pub use telemetry::{LayerTelemetry, ModuleTelemetry, Telemetry};
+pub use weight::{FakeWeight, LayerLevels, WeightRule};

@@ -6,14 +6,10 @@ use std::rc::Rc;
 use anyhow::{Context, Result, ensure};
 use tch::Tensor;
 
-use super::activation::CalibratedActivation;
-use super::config::{ActivationMethod, ActivationQuantConfig, WeightMethod, WeightQuantConfig};
-use super::inq::InqWeight;
+use super::claim::Claim;
 use super::levels::Grid;
 use super::method::{ActivationQuantizer, Learnt, SavedState, SiteReport, WeightQuantizer};
 use super::select;
-use super::ste::SteActivation;
-use super::weight::FakeWeight;
 use crate::nn::{Site, Store};
 
 /// What the begin of an epoch did.
@@ -30,8 +26,8 @@ pub struct EpochStart {
 /// The quantizers of one module's layers.
 pub struct ModuleQuantizer {
     module: String,
-    clear_on_step: bool,
-    layers: Vec<Layer>,
+    clears_optimizer: bool,
+    layers: Vec<LayerQuantizers>,
 }
 
 /// A fully quantized weight as integers: [`Grid::values`] of the codes are its exact values.
@@ -45,39 +41,32 @@ pub struct WeightCodes {
     pub codes: Tensor,
 }
 
-struct Layer {
-    site: Rc<Site>,
-    weight: Option<Box<dyn WeightQuantizer>>,
-    input: Option<Rc<dyn ActivationQuantizer>>,
+/// The quantizers of one layer.
+pub struct LayerQuantizers {
+    /// The layer.
+    pub site: Rc<Site>,
+    /// Of its weight; none leaves it float.
+    pub weight: Option<Box<dyn WeightQuantizer>>,
+    /// Of what goes into it; none leaves it float.
+    pub activations: Option<Rc<dyn ActivationQuantizer>>,
 }
 
 impl ModuleQuantizer {
-    /// Gives the convolutions of `module` their quantizers. Nothing changes until the first epoch.
+    /// Gives the layers that are claimed their quantizers. Nothing changes until the first epoch.
     ///
-    /// Weights that are fake-quantized (all methods but INQ) and inputs have a slot of their layer from
-    /// now on, until the quantizer is baked or the network is gone.
-    ///
-    /// `first_layer` and `last_layer` false keep the network's first convolution and its prediction
-    /// layers float. `seed` is that of the run.
+    /// Weights that are fake-quantized (all methods but INQ) and activations have a slot of their layer from
+    /// now on, until the quantizer is converted or the network is gone.
     ///
     /// # Errors
     /// If the module matches nothing, neither weights nor activations are to be quantized, or a
     /// config is not valid.
-    pub fn attach(
-        module: &str,
-        store: &Store,
-        weights: Option<&WeightQuantConfig>,
-        activations: Option<&ActivationQuantConfig>,
-        first_layer: bool,
-        last_layer: bool,
-        seed: u64,
-    ) -> Result<Self> {
+    pub fn attach(claim: &Claim, store: &Store) -> Result<Self> {
+        let Claim { module, weights, activations, first_layer, last_layer, seed } = claim;
         ensure!(
             weights.is_some() || activations.is_some(),
             "module {module:?}: neither weights nor activations are to be quantized"
         );
-        let mut layers = Vec::new();
-        let sites = select::sites(store, module, first_layer, last_layer)?;
+        let sites = select::sites(store, module, *first_layer, *last_layer)?;
         let names: Vec<&str> = sites.iter().map(|site| site.name.as_str()).collect();
         let own = match weights {
             Some(config) => {
@@ -87,18 +76,27 @@ impl ModuleQuantizer {
             }
             None => vec![None; sites.len()],
         };
+        let mut layers = Vec::new();
         for (site, config) in sites.iter().cloned().zip(own) {
-            let weight = config.map(|config| weight_quantizer(&site, &config, seed)).transpose()?;
-            let input = activations.map(|config| input_quantizer(&site, config)).transpose()?;
-            layers.push(Layer { site, weight, input });
+            let weight = config.map(|config| config.attach(&site, *seed)).transpose()?;
+            let activations =
+                activations.as_ref().map(|config| config.attach(&site, *seed)).transpose()?;
+            layers.push(LayerQuantizers { site, weight, activations });
         }
+        let clears_optimizer =
+            weights.as_ref().is_some_and(|config| config.settings.scheme().clears_optimizer());
+        Ok(Self { clears_optimizer, ..Self::of_layers(module, layers) })
+    }
+
+    /// The quantizers of layers, made elsewhere: of methods that this crate does not know, or of several in one module.
+    /// Activation quantizers are plugged into their layers; weight quantizers have plugged themselves in.
+    pub fn of_layers(module: &str, layers: Vec<LayerQuantizers>) -> Self {
         for layer in &layers {
-            if let Some(input) = &layer.input {
-                layer.site.set_input_slot(Some(input.clone()));
+            if let Some(activations) = &layer.activations {
+                layer.site.set_input_slot(Some(activations.clone()));
             }
         }
-        let clear_on_step = weights.is_some_and(|config| config.clear_optim_state_on_step);
-        Ok(Self { module: module.to_owned(), clear_on_step, layers })
+        Self { module: module.to_owned(), clears_optimizer: false, layers }
     }
 
     /// The module's name.
@@ -120,11 +118,11 @@ impl ModuleQuantizer {
                 start.fraction = step.fraction;
                 start.stepped |= step.stepped;
             }
-            if let Some(input) = &layer.input {
-                input.start_epoch(epoch)?;
+            if let Some(activations) = &layer.activations {
+                activations.start_epoch(epoch)?;
             }
         }
-        start.clear_optimizer = start.stepped && self.clear_on_step;
+        start.clear_optimizer = start.stepped && self.clears_optimizer;
         Ok(start)
     }
 
@@ -137,8 +135,8 @@ impl ModuleQuantizer {
             if let Some(weight) = &mut layer.weight {
                 weight.end_epoch(epoch)?;
             }
-            if let Some(input) = &layer.input {
-                input.end_epoch(epoch)?;
+            if let Some(activations) = &layer.activations {
+                activations.end_epoch(epoch)?;
             }
         }
         Ok(())
@@ -163,10 +161,12 @@ impl ModuleQuantizer {
         let mut all = Vec::new();
         for layer in &self.layers {
             let weight = layer.weight.iter().flat_map(|weight| weight.learnt());
-            let input = layer.input.iter().flat_map(|input| input.learnt());
+            let activations = layer.activations.iter().flat_map(|quantizer| quantizer.learnt());
             let prefix = layer.prefix();
             all.extend(
-                weight.chain(input).map(|l| Learnt { name: format!("{prefix}.{}", l.name), ..l }),
+                weight
+                    .chain(activations)
+                    .map(|l| Learnt { name: format!("{prefix}.{}", l.name), ..l }),
             );
         }
         all
@@ -194,8 +194,8 @@ impl ModuleQuantizer {
             if let Some(weight) = &mut layer.weight {
                 weight.begin_step();
             }
-            if let Some(input) = &layer.input {
-                input.begin_step()?;
+            if let Some(activations) = &layer.activations {
+                activations.begin_step()?;
             }
         }
         Ok(())
@@ -211,17 +211,17 @@ impl ModuleQuantizer {
 
     /// Freezes the module for good: stored weights become the quantized ones, bit for bit, nothing is
     /// learnt any more. Does nothing to what is not quantized yet, and to INQ, whose weights are frozen
-    /// already. A baked module cannot be trained for another epoch of its stage.
+    /// already. A converted module cannot be trained for another epoch of its stage.
     ///
     /// # Errors
     /// If a weight is off its grid (it is not a number).
-    pub fn bake(&mut self) -> Result<()> {
+    pub fn convert(&mut self) -> Result<()> {
         for layer in &mut self.layers {
             if let Some(weight) = &mut layer.weight {
-                weight.bake()?;
+                weight.convert()?;
             }
-            if let Some(input) = &layer.input {
-                input.bake();
+            if let Some(activations) = &layer.activations {
+                activations.convert();
             }
         }
         Ok(())
@@ -238,9 +238,9 @@ impl ModuleQuantizer {
         let mut state = Vec::new();
         for layer in &self.layers {
             let weight = layer.weight.iter().flat_map(|weight| weight.state());
-            let input = layer.input.iter().flat_map(|input| input.state());
+            let activations = layer.activations.iter().flat_map(|quantizer| quantizer.state());
             let prefix = layer.prefix();
-            state.extend(weight.chain(input).map(|(k, v)| (format!("{prefix}.{k}"), v)));
+            state.extend(weight.chain(activations).map(|(k, v)| (format!("{prefix}.{k}"), v)));
         }
         state
     }
@@ -253,7 +253,7 @@ impl ModuleQuantizer {
         let tensors: BTreeMap<&str, &Tensor> =
             state.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         let known: BTreeSet<String> = self.state().into_iter().map(|(name, _)| name).collect();
-        let prefixes: BTreeSet<String> = self.layers.iter().map(Layer::prefix).collect();
+        let prefixes: BTreeSet<String> = self.layers.iter().map(LayerQuantizers::prefix).collect();
         for name in tensors.keys() {
             let of_layer = name.rsplit_once('.').is_some_and(|(head, _)| prefixes.contains(head));
             ensure!(
@@ -269,8 +269,8 @@ impl ModuleQuantizer {
             if let Some(weight) = &mut layer.weight {
                 weight.load_state(&saved).with_context(at)?;
             }
-            if let Some(input) = &layer.input {
-                input.load_state(&saved).with_context(at)?;
+            if let Some(activations) = &layer.activations {
+                activations.load_state(&saved).with_context(at)?;
             }
         }
         Ok(())
@@ -278,7 +278,7 @@ impl ModuleQuantizer {
 
     /// What each layer says about itself, in the order of construction.
     pub fn report(&self) -> Vec<SiteReport> {
-        self.layers.iter().map(Layer::report).collect()
+        self.layers.iter().map(LayerQuantizers::report).collect()
     }
 
     /// The integer codes of the module's weights, for packing.
@@ -298,7 +298,7 @@ impl ModuleQuantizer {
     }
 
     /// Makes sure that every weight of the module is quantized and has exactly the bits of a level: the
-    /// stored weight (INQ, and all methods once baked) or the one that the layer computes with.
+    /// stored weight (INQ, and all methods once converted) or the one that the layer computes with.
     ///
     /// # Errors
     /// Names the first layer, index and value that is off, or the layer that is not fully quantized.
@@ -310,7 +310,7 @@ impl ModuleQuantizer {
     }
 }
 
-impl Layer {
+impl LayerQuantizers {
     fn prefix(&self) -> String {
         format!("quant.{}", self.site.name)
     }
@@ -324,11 +324,12 @@ impl Layer {
             num_levels: None,
             levels: Vec::new(),
             scale: Vec::new(),
-            step: Vec::new(),
+            max_level: Vec::new(),
             codes: None,
+            code_stride: 1,
             share_frozen: 0.0,
             levels_in_use: 0,
-            activations: self.input.as_ref().map(|input| input.report()),
+            activations: self.activations.as_ref().map(|activations| activations.report()),
         };
         if let Some(weight) = &self.weight {
             weight.report(&mut report);
@@ -337,48 +338,28 @@ impl Layer {
     }
 }
 
-fn weight_quantizer(
-    site: &Rc<Site>,
-    config: &WeightQuantConfig,
-    seed: u64,
-) -> Result<Box<dyn WeightQuantizer>> {
-    Ok(match config.method {
-        WeightMethod::Inq => Box::new(InqWeight::new(site, config, seed)?),
-        _ => Box::new(FakeWeight::attach(site, config)?),
-    })
-}
-
-fn input_quantizer(
-    site: &Site,
-    config: &ActivationQuantConfig,
-) -> Result<Rc<dyn ActivationQuantizer>> {
-    Ok(match config.method {
-        ActivationMethod::Ste => Rc::new(SteActivation::new(site, config)?),
-        _ => Rc::new(CalibratedActivation::new(site, config)?),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use tch::{Kind, no_grad};
 
     use super::*;
-    use crate::quant::config::{QuantInit, QuantStrategy};
+    use crate::quant::inq::InqWeights;
     use crate::quant::schedule::FractionSchedule;
     use crate::quant::testing::{bits, network, train, weights};
+    use crate::quant::{ActivationQuantConfig, QuantInit, QuantStrategy, WeightQuantConfig};
 
     const EPOCHS: u32 = 5;
 
     type Saved = Vec<(String, Tensor)>;
 
-    fn weight_config(strategy: QuantStrategy) -> WeightQuantConfig {
-        WeightQuantConfig {
-            n_levels: Some(4),
+    fn weight_config(strategy: QuantStrategy, clears: bool) -> WeightQuantConfig {
+        let settings = InqWeights {
             quant_init_method: QuantInit::UniformL2OptPerChannel,
             quant_strategy: strategy,
             schedule: FractionSchedule::new([(0, 0.5), (2, 0.75), (4, 1.0)]),
-            ..Default::default()
-        }
+            clear_optim_state_on_step: clears,
+        };
+        WeightQuantConfig { n_levels: Some(4), settings: settings.into(), ..Default::default() }
     }
 
     fn input_config() -> ActivationQuantConfig {
@@ -386,8 +367,9 @@ mod tests {
     }
 
     fn attach(store: &Store, strategy: QuantStrategy) -> ModuleQuantizer {
-        let (weights, inputs) = (weight_config(strategy), input_config());
-        ModuleQuantizer::attach("fpn", store, Some(&weights), Some(&inputs), true, true, 1).unwrap()
+        let claim = Claim::of("fpn").with_weights(&weight_config(strategy, true));
+        let claim = Claim { seed: 1, ..claim.with_activations(&input_config()) };
+        ModuleQuantizer::attach(&claim, store).unwrap()
     }
 
     /// One batch: every input slot sees data, every trainable weight moves, depending on the outputs.
@@ -476,7 +458,7 @@ mod tests {
         assert_eq!(after.levels, [-1.0, -1.0 / 3.0, 1.0 / 3.0, 1.0]);
         assert_eq!((after.share_frozen, after.levels_in_use), (1.0, 4));
         let inputs = after.activations.as_ref().unwrap();
-        assert!(inputs.quantizing && inputs.abs_max.unwrap() > 0.0 && inputs.num_levels == 15);
+        assert!(inputs.quantizing && inputs.max_level.unwrap() > 0.0 && inputs.num_levels == 15);
         serde_json::to_string(&reports).unwrap();
     }
 
@@ -496,13 +478,11 @@ mod tests {
 
     #[test]
     fn the_optimizer_is_cleared_at_steps_and_only_if_wanted() {
-        let mut config = weight_config(QuantStrategy::Magnitude);
         for clear in [true, false] {
-            config.clear_optim_state_on_step = clear;
+            let config = weight_config(QuantStrategy::Magnitude, clear);
             let store = network();
             let mut quantizer =
-                ModuleQuantizer::attach("head", &store, Some(&config), None, true, true, 0)
-                    .unwrap();
+                ModuleQuantizer::attach(&Claim::of("head").with_weights(&config), &store).unwrap();
             let starts: Vec<EpochStart> =
                 (0..EPOCHS).map(|epoch| quantizer.start_epoch(epoch).unwrap()).collect();
             let stepped: Vec<bool> = starts.iter().map(|start| start.stepped).collect();
@@ -516,9 +496,8 @@ mod tests {
     #[test]
     fn a_module_with_activations_alone_stays_float() {
         let store = network();
-        let inputs = input_config();
-        let mut quantizer =
-            ModuleQuantizer::attach("fpn", &store, None, Some(&inputs), true, true, 0).unwrap();
+        let claim = Claim::of("fpn").with_activations(&input_config());
+        let mut quantizer = ModuleQuantizer::attach(&claim, &store).unwrap();
         let start = quantizer.start_epoch(0).unwrap();
         assert_eq!(start, EpochStart { fraction: None, stepped: false, clear_optimizer: false });
         assert!(quantizer.trainable_masks().is_empty());
@@ -530,11 +509,12 @@ mod tests {
     #[test]
     fn a_quantizer_of_nothing_is_refused() {
         let attach = |module, weights: Option<&WeightQuantConfig>| {
-            ModuleQuantizer::attach(module, &network(), weights, None, true, true, 0)
+            let claim = Claim { weights: weights.cloned(), ..Claim::of(module) };
+            ModuleQuantizer::attach(&claim, &network())
         };
         let text = |result: Result<ModuleQuantizer>| format!("{:#}", result.err().unwrap());
         assert!(text(attach("fpn", None)).contains("neither weights nor activations"));
-        let config = weight_config(QuantStrategy::Magnitude);
+        let config = weight_config(QuantStrategy::Magnitude, true);
         assert!(text(attach("fqn", Some(&config))).contains("fpn"));
         let unset = WeightQuantConfig::default();
         assert!(text(attach("fpn", Some(&unset))).contains("neither bits nor n_levels"));

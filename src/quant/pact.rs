@@ -1,15 +1,116 @@
-//! Parameterized clipping activation: the largest level of a layer's input is learnt.
+//! Parameterized clipping activation: the largest level of a layer's activations is learnt.
 //!
 //! Source: Choi et al., *PACT*, 2018 (arXiv 1805.06085), section 3.
-//! Deviation: where inputs have both signs (after leaky ReLUs, or the image itself) they are clipped to
+//! Deviation: where activations have both signs (after leaky ReLUs, or the image itself) they are clipped to
 //! `[-alpha, alpha]`, since clipping them to `[0, alpha]` would cut half of them off.
 
+use std::rc::Rc;
+
+use anyhow::Result;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
+use super::activation::{ActivationRule, Calibrated, CalibratedActivation};
 use super::affine;
-use super::levels::Codes;
+use super::levels::{Codes, Spacing};
+use super::method::{ActivationQuantizer, LearntOptions};
+use super::scheme::{ActivationContext, ActivationScheme, Settings};
+use super::settings::{CalibrationConfig, check_learnt};
+use crate::nn::Site;
 
-/// Updates do not take a clipping level below this.
+/// Settings of parameterized clipping (method `pact`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PactConfig {
+    /// Where the clipping level begins, above 0; null takes that of the calibration (the paper: 10).
+    pub init: Option<f64>,
+    /// Learning rate of the clipping levels over that of the stage, 0 or more.
+    pub lr_factor: f64,
+    /// L2 penalty on the clipping levels, 0 or more.
+    pub weight_decay: f64,
+}
+
+impl Default for PactConfig {
+    fn default() -> Self {
+        Self { init: None, lr_factor: 1.0, weight_decay: 1e-4 }
+    }
+}
+
+impl PactConfig {
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        if let Some(init) = self.init
+            && !(init > 0.0 && init.is_finite())
+        {
+            problems.push(format!("{at}.pact.init: {init} is not a number above 0"));
+        }
+        check_learnt(self.lr_factor, self.weight_decay, &format!("{at}.pact"), problems);
+    }
+}
+
+/// Method `pact` of activations.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct PactActivations {
+    /// How the range is found (all methods but `ste`).
+    pub calibration: CalibrationConfig,
+    /// Settings of method `pact`.
+    pub pact: PactConfig,
+}
+
+impl Settings for PactActivations {
+    const NAME: &'static str = "pact";
+    const SUMMARY: &'static str = "Parameterized clipping: the largest level is learnt.";
+}
+
+impl ActivationScheme for PactActivations {
+    fn check(&self, at: &str, problems: &mut Vec<String>) {
+        self.pact.check(at, problems);
+        self.calibration.check(at, problems);
+    }
+
+    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
+        match signed {
+            true => Spacing::uniform(bits, n_levels),
+            false => Spacing::unsigned(bits, n_levels),
+        }
+    }
+
+    fn attach(
+        &self,
+        site: &Site,
+        context: &ActivationContext,
+    ) -> Result<Rc<dyn ActivationQuantizer>> {
+        let (calibration, rule) = (&self.calibration, self.clone());
+        Ok(Rc::new(CalibratedActivation::new(Self::NAME, site, context, calibration, rule)?))
+    }
+}
+
+impl ActivationRule for PactActivations {
+    fn initial(&self, found: &Calibrated, codes: Codes) -> f32 {
+        let calibrated = found.scale * codes.highest as f32;
+        self.pact.init.map_or(calibrated, |top| top as f32)
+    }
+
+    fn parameter_name(&self) -> &'static str {
+        "act_alpha"
+    }
+
+    fn scale(&self, parameter: f32, codes: Codes) -> f32 {
+        parameter / codes.highest as f32
+    }
+
+    fn learnt(&self) -> Option<LearntOptions> {
+        let PactConfig { lr_factor, weight_decay, .. } = self.pact;
+        Some(LearntOptions { lr_factor, weight_decay, min: MIN_ALPHA })
+    }
+
+    fn forward(&self, x: &Tensor, parameter: &Tensor, codes: Codes, _train: bool) -> Tensor {
+        clip_and_round(x, parameter, codes)
+    }
+}
+
+/// No optimizer step takes a clipping level below this.
 pub const MIN_ALPHA: f64 = 1e-6;
 
 /// Clips to the outermost levels, the highest of which is `alpha`, and rounds; differentiable in `x`

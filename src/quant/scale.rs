@@ -1,4 +1,4 @@
-//! The scale of a grid: the s whose levels fit a weight tensor best.
+//! The scale of a grid, found by its largest level: the s whose levels fit a weight tensor best.
 //!
 //! The search is exact and fast: magnitudes are sorted once and summed up, so that the error of an s
 //! costs one binary search per level instead of a pass over the weights (over a few weights a plain
@@ -8,16 +8,16 @@ use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::config::QuantInit;
 use super::levels::{Codes, Spacing};
+use super::settings::QuantInit;
 
 /// Points of the first, even search, as published.
 const GRID_POINTS: usize = 1000;
 /// Lower end of the search, as published.
 const GRID_MIN: f64 = 1e-6;
-/// How far the search goes beyond max |W|, in its points: the published refinement is not bounded by
-/// max |W| and sometimes ends up to 2.5 % above it.
-const POINTS_BEYOND_MAX: usize = 50;
+/// How far the search goes beyond max |W|, in its points: to twice max |W|. Of many levels the highest may well stay unused
+/// where that brings outliers onto levels; the published refinement is not bounded by max |W| either.
+const POINTS_BEYOND_MAX: usize = GRID_POINTS;
 /// The best points of the even search that are refined: the error has many local minima.
 const NUM_REFINED: usize = 8;
 /// Golden-section steps of a refinement: 0.618^40 = 4e-9 of two points' distance.
@@ -29,7 +29,7 @@ const LANES: usize = 8;
 /// Magnitudes below this count as zero: their levels would not be normal f32 numbers.
 const ZERO: f32 = 1e-30;
 
-/// Which norm of the rounding error is minimised.
+/// Which norm of the quantization error is minimised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Norm {
     /// Sum of absolute errors.
@@ -43,9 +43,9 @@ pub enum Norm {
 /// The result of a search.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fit {
-    /// The outermost level.
-    pub scale: f64,
-    /// The norm of the rounding error at that scale.
+    /// The largest level.
+    pub max_level: f64,
+    /// The norm of the quantization error at that level.
     pub loss: f64,
 }
 
@@ -85,9 +85,9 @@ impl Magnitudes {
     }
 
     /// The norm of the distances to the nearest of `num_levels` levels evenly spaced over
-    /// `[-scale, scale]`.
-    pub fn loss(&self, norm: Norm, num_levels: u32, scale: f64) -> f64 {
-        let levels = Positive::new(num_levels, scale);
+    /// `[-max_level, max_level]`.
+    pub fn loss(&self, norm: Norm, num_levels: u32, max_level: f64) -> f64 {
+        let levels = Positive::new(num_levels, max_level);
         // a pass over few values is faster than a search for each of many levels
         let total = match self.sorted.len() < VALUES_PER_SEARCH * levels.count {
             true => self.loss_by_value(norm, levels),
@@ -154,11 +154,11 @@ impl Magnitudes {
         }
     }
 
-    /// The scale of smallest loss; `None` when all magnitudes are zero.
+    /// The largest level of smallest loss; `None` when all magnitudes are zero.
     ///
-    /// An even search over `[1e-6, 1.05 max |W|]`, then golden sections around its best points.
+    /// An even search over `[1e-6, 2 max |W|]`, then golden sections around its best points.
     pub fn fit(&self, norm: Norm, num_levels: u32) -> Option<Fit> {
-        search(self.max(), &|scale| self.loss(norm, num_levels, scale))
+        search(self.max(), &|max_level| self.loss(norm, num_levels, max_level))
     }
 
     /// Number of magnitudes up to `limit`, given that the first `from` are.
@@ -171,7 +171,7 @@ impl Magnitudes {
     }
 }
 
-/// The scale up to `1.05 max` of smallest loss; `None` when `max` is zero.
+/// The largest level up to `2 max` of smallest loss; `None` when `max` is zero.
 fn search(max: f32, loss: &(dyn Fn(f64) -> f64 + Sync)) -> Option<Fit> {
     if max < ZERO {
         return None;
@@ -179,27 +179,27 @@ fn search(max: f32, loss: &(dyn Fn(f64) -> f64 + Sync)) -> Option<Fit> {
     let max = f64::from(max);
     let low = GRID_MIN.min(1e-3 * max);
     let step = (max - low) / (GRID_POINTS - 1) as f64;
-    let fit = |scale: f64| Fit { scale, loss: loss(scale) };
+    let fit = |max_level: f64| Fit { max_level, loss: loss(max_level) };
     let mut points: Vec<Fit> = (0..GRID_POINTS + POINTS_BEYOND_MAX)
         .into_par_iter()
         .map(|i| fit(low + i as f64 * step))
         .collect();
-    points.sort_by(|a, b| a.loss.total_cmp(&b.loss).then(a.scale.total_cmp(&b.scale)));
+    points.sort_by(|a, b| a.loss.total_cmp(&b.loss).then(a.max_level.total_cmp(&b.max_level)));
     points.truncate(NUM_REFINED);
     let refined = points
         .par_iter()
-        .map(|&p| golden_section(&fit, p, (p.scale - step).max(low), p.scale + step));
+        .map(|&p| golden_section(&fit, p, (p.max_level - step).max(low), p.max_level + step));
     refined.collect::<Vec<_>>().into_iter().min_by(|a, b| a.loss.total_cmp(&b.loss))
 }
 
-/// The step whose multiples by `codes` have the smallest squared distance to the values; `None` when
+/// The scale whose multiples by `codes` have the smallest squared distance to the values; `None` when
 /// all values are zero.
 pub(crate) fn best_step(values: &[f32], codes: Codes) -> Option<f32> {
     let magnitudes = Magnitudes::new(values);
     let top = codes.highest.max(-codes.lowest);
     if codes.lowest == -codes.highest {
         let fit = magnitudes.fit(Norm::L2, codes.count())?;
-        return Some((fit.scale / f64::from(top)) as f32);
+        return Some((fit.max_level / f64::from(top)) as f32);
     }
     // each side of 0 is half of a symmetric grid
     let side = |sign: f32| -> Magnitudes {
@@ -207,21 +207,21 @@ pub(crate) fn best_step(values: &[f32], codes: Codes) -> Option<f32> {
         Magnitudes::new(&values)
     };
     let sides = [(side(-1.0), -codes.lowest), (side(1.0), codes.highest)];
-    let loss = |scale: f64| {
+    let loss = |max_level: f64| {
         let of_side = |(side, highest): &(Magnitudes, i32)| match *highest {
             0 => 0.0, // whatever the step, these values become 0
-            n => side.loss(Norm::L2, 2 * n as u32 + 1, scale * f64::from(n) / f64::from(top)),
+            n => side.loss(Norm::L2, 2 * n as u32 + 1, max_level * f64::from(n) / f64::from(top)),
         };
         sides.iter().map(|s| of_side(s).powi(2)).sum::<f64>().sqrt()
     };
-    // The scale is that of the side with more codes; the other side's largest value may need a larger one.
+    // The largest level is that of the side with more codes; the other side's largest value may need a larger one.
     let reach = |(side, highest): &(Magnitudes, i32)| match *highest {
         0 => 0.0,
         n => f64::from(side.max()) * f64::from(top) / f64::from(n),
     };
     let largest = sides.iter().map(reach).fold(f64::from(magnitudes.max()), f64::max);
     let fit = search(largest as f32, &loss)?;
-    Some((fit.scale / f64::from(top)) as f32)
+    Some((fit.max_level / f64::from(top)) as f32)
 }
 
 /// The mean of the magnitudes; 0 when there are none.
@@ -243,8 +243,8 @@ struct Positive {
 }
 
 impl Positive {
-    fn new(num_levels: u32, scale: f64) -> Self {
-        let step = 2.0 * scale / f64::from(num_levels - 1);
+    fn new(num_levels: u32, max_level: f64) -> Self {
+        let step = 2.0 * max_level / f64::from(num_levels - 1);
         let first = if num_levels % 2 == 1 { 0.0 } else { 0.5 };
         Self { step, inverse: 1.0 / step, first, count: num_levels.div_ceil(2) as usize }
     }
@@ -268,7 +268,7 @@ fn accumulate(norm: Norm, total: f64, distance: f64) -> f64 {
     }
 }
 
-/// The best scale met on the way to a local minimum in `[low, high]`, starting from a known one.
+/// The best largest level met on the way to a local minimum in `[low, high]`, starting from a known one.
 fn golden_section(fit: &impl Fn(f64) -> Fit, known: Fit, mut low: f64, mut high: f64) -> Fit {
     let ratio = (5.0f64.sqrt() - 1.0) / 2.0;
     let mut best = known;
@@ -281,11 +281,11 @@ fn golden_section(fit: &impl Fn(f64) -> Fit, known: Fit, mut low: f64, mut high:
             }
         }
         if left.loss <= right.loss {
-            high = right.scale;
+            high = right.max_level;
             right = left;
             left = fit(high - ratio * (high - low));
         } else {
-            low = left.scale;
+            low = left.max_level;
             left = right;
             right = fit(low + ratio * (high - low));
         }
@@ -293,16 +293,16 @@ fn golden_section(fit: &impl Fn(f64) -> Fit, known: Fit, mut low: f64, mut high:
     best
 }
 
-/// The scale of a weight tensor: one, or one per output channel for `uniform-l2-opt-per_ch`.
+/// The range ([`super::Grid::range`]) of a weight tensor: one, or one per output channel for `uniform-l2-opt-per_ch`.
 ///
-/// As [`scales_by`], with the granularity that `init` names.
-pub fn scales(name: &str, weight: &Tensor, init: QuantInit, spacing: Spacing) -> Result<Vec<f32>> {
-    scales_by(name, weight, init, spacing, init == QuantInit::UniformL2OptPerChannel)
+/// As [`ranges_by`], with the granularity that `init` names.
+pub fn ranges(name: &str, weight: &Tensor, init: QuantInit, spacing: &Spacing) -> Result<Vec<f32>> {
+    ranges_by(name, weight, init, spacing, init == QuantInit::UniformL2OptPerChannel)
 }
 
-/// The scale of a weight tensor: one, or one per output channel.
+/// The range ([`super::Grid::range`]) of a weight tensor: one, or one per output channel.
 ///
-/// Zeros alone have no best scale: it is then 1 where 0 is a level (they stay 0, as published), and
+/// Zeros alone have no best range: it is then 1 where 0 is a level (they stay 0, as published), and
 /// 1e-6 where it is not.
 ///
 /// # Shapes
@@ -310,15 +310,15 @@ pub fn scales(name: &str, weight: &Tensor, init: QuantInit, spacing: Spacing) ->
 ///
 /// # Errors
 /// If the tensor is empty, or holds NaN or infinity; the message names it.
-pub fn scales_by(
+pub fn ranges_by(
     name: &str,
     weight: &Tensor,
     init: QuantInit,
-    spacing: Spacing,
+    spacing: &Spacing,
     per_channel: bool,
 ) -> Result<Vec<f32>> {
     let num_levels = spacing.num_levels();
-    let scale = |values: &[f32]| {
+    let range = |values: &[f32]| {
         let magnitudes = Magnitudes::new(values);
         let norm = match init {
             QuantInit::UniformL2Opt | QuantInit::UniformL2OptPerChannel => Norm::L2,
@@ -326,15 +326,95 @@ pub fn scales_by(
             QuantInit::UniformLinfOpt => Norm::Linf,
             QuantInit::Uniform | QuantInit::PowerOfTwo => {
                 let max = magnitudes.max();
-                return if max < ZERO { scale_of_zeros(spacing) } else { max };
+                return if max < ZERO { range_of_zeros(spacing) } else { max };
             }
         };
         match magnitudes.fit(norm, num_levels) {
-            Some(fit) => fit.scale as f32,
-            None => scale_of_zeros(spacing),
+            Some(fit) => fit.max_level as f32,
+            None => range_of_zeros(spacing),
         }
     };
-    by_channel(name, weight, per_channel, scale)
+    by_channel(name, weight, per_channel, range)
+}
+
+/// The ranges of least squared error, for any levels: one, or one per output channel.
+///
+/// # Shapes
+/// - `weight`: `[c_out, ...]`, f32, any memory format and device
+///
+/// # Errors
+/// If the tensor is empty, or holds NaN or infinity; the message names it.
+pub fn least_error(
+    name: &str,
+    weight: &Tensor,
+    spacing: &Spacing,
+    per_channel: bool,
+) -> Result<Vec<f32>> {
+    let init = match spacing {
+        Spacing::Uniform { .. } => QuantInit::UniformL2Opt,
+        Spacing::PowerOfTwo { .. } => QuantInit::PowerOfTwo,
+        Spacing::Integers { .. } | Spacing::Shaped(_) => {
+            let zeros = range_of_zeros(spacing);
+            let best = |values: &[f32]| match spacing.multiples() {
+                Some(codes) => best_step(values, codes).unwrap_or(zeros),
+                None => Sorted::new(values).fit(spacing).map_or(zeros, |fit| fit.max_level as f32),
+            };
+            return by_channel(name, weight, per_channel, best);
+        }
+    };
+    ranges_by(name, weight, init, spacing, per_channel)
+}
+
+/// Sorted values with prefix sums, for levels of any shape.
+struct Sorted {
+    values: Vec<f32>,
+    sum: Vec<f64>,
+    sum_squares: Vec<f64>,
+}
+
+impl Sorted {
+    fn new(values: &[f32]) -> Self {
+        let mut values = values.to_vec();
+        values.par_sort_unstable_by(f32::total_cmp);
+        let sums = |of: fn(f64) -> f64| {
+            let running = values.iter().scan(0.0, |sum, &v| {
+                *sum += of(f64::from(v));
+                Some(*sum)
+            });
+            [0.0].into_iter().chain(running).collect()
+        };
+        let (sum, sum_squares) = (sums(|v| v), sums(|v| v * v));
+        Self { values, sum, sum_squares }
+    }
+
+    /// The range of smallest squared error; in [`Fit::max_level`] stands the range.
+    fn fit(&self, spacing: &Spacing) -> Option<Fit> {
+        let ends = [self.values.first(), self.values.last()];
+        let max = ends.into_iter().flatten().fold(0.0f32, |max, v| max.max(v.abs()));
+        let unit = spacing.levels(1.0).into_iter().fold(0.0f32, |max, v| max.max(v.abs()));
+        search(max / unit, &|range| self.loss(&spacing.levels(range as f32)))
+    }
+
+    /// The root of the summed squared distances to the nearest of `levels`.
+    fn loss(&self, levels: &[f32]) -> f64 {
+        let mut total = 0.0;
+        let mut start = 0;
+        for (i, &level) in levels.iter().enumerate() {
+            let level = f64::from(level);
+            let end = match levels.get(i + 1) {
+                Some(&next) => {
+                    let middle = (level + f64::from(next)) / 2.0;
+                    start + self.values[start..].partition_point(|&v| f64::from(v) <= middle)
+                }
+                None => self.values.len(),
+            };
+            let sum = self.sum[end] - self.sum[start];
+            let squares = self.sum_squares[end] - self.sum_squares[start];
+            total += squares - level * (2.0 * sum - level * (end - start) as f64);
+            start = end;
+        }
+        total.max(0.0).sqrt()
+    }
 }
 
 /// `of` the values of a tensor, or of each of its channels.
@@ -359,8 +439,8 @@ pub(crate) fn by_channel(
     })
 }
 
-/// The scale of values that are all zero: 1 where 0 is a level, else 1e-6.
-pub(crate) fn scale_of_zeros(spacing: Spacing) -> f32 {
+/// The range of values that are all zero: 1 where 0 is a level, else 1e-6.
+pub(crate) fn range_of_zeros(spacing: &Spacing) -> f32 {
     if spacing.codes().contains(&0) { 1.0 } else { GRID_MIN as f32 }
 }
 
@@ -439,9 +519,43 @@ mod tests {
                 let fit = magnitudes.fit(norm, num_levels).unwrap();
                 let max = f64::from(magnitudes.max());
                 let loss = |i: i32| magnitudes.loss(norm, num_levels, f64::from(i) * 1e-5 * max);
-                let best = (1..105_000).map(loss).fold(f64::INFINITY, f64::min);
+                let best = (1..200_000).map(loss).fold(f64::INFINITY, f64::min);
                 assert!(fit.loss <= best * (1.0 + 1e-4), "{norm:?} {num_levels}: {fit:?} {best}");
-                assert_eq!(fit.loss, magnitudes.loss(norm, num_levels, fit.scale));
+                assert_eq!(fit.loss, magnitudes.loss(norm, num_levels, fit.max_level));
+            }
+        }
+    }
+
+    #[test]
+    fn outliers_may_take_the_largest_level_beyond_them() {
+        // 15 levels above 0: with a largest level of 1.125, and so a scale of 0.075, every outlier is a level
+        let mut values = vec![0.001f32; 200];
+        values.extend([0.75, 1.05, -0.75, -1.05, 0.15, 0.3]);
+        let fit = Magnitudes::new(&values).fit(Norm::L2, 31).unwrap();
+        let at_max = Magnitudes::new(&values).loss(Norm::L2, 31, 1.05);
+        assert!((fit.max_level - 1.125).abs() < 1e-5, "{fit:?}");
+        assert!(fit.loss < at_max && fit.loss < 0.0142, "{fit:?} {at_max}");
+    }
+
+    /// Evenly spaced levels as a shape of their own.
+    #[derive(Debug)]
+    struct Seven;
+
+    impl crate::quant::LevelShape for Seven {
+        fn levels(&self, range: f32) -> Vec<f32> {
+            Spacing::Uniform { num_levels: 7 }.levels(range)
+        }
+    }
+
+    #[test]
+    fn levels_of_any_shape_get_the_range_of_least_error() {
+        let w = weights(6, &[5, 4, 3, 3]);
+        let even = Spacing::Uniform { num_levels: 7 };
+        for per_channel in [false, true] {
+            let expected = least_error("w", &w, &even, per_channel).unwrap();
+            let found = least_error("w", &w, &Spacing::shaped(Seven), per_channel).unwrap();
+            for (found, expected) in found.into_iter().zip(expected) {
+                assert!((found / expected - 1.0).abs() < 1e-4, "{found} {expected}");
             }
         }
     }
@@ -449,7 +563,7 @@ mod tests {
     #[test]
     fn two_levels_lie_at_the_mean_magnitude_or_the_median() {
         let magnitudes = Magnitudes::new(&[0.1, -0.2, 0.3, -0.8, 0.9]);
-        let scale = |norm| magnitudes.fit(norm, 2).unwrap().scale;
+        let scale = |norm| magnitudes.fit(norm, 2).unwrap().max_level;
         assert!((scale(Norm::L2) - 0.46).abs() < 1e-4);
         assert!((scale(Norm::L1) - 0.3).abs() < 1e-4);
         assert!((scale(Norm::Linf) - 0.5).abs() < 1e-4);
@@ -460,7 +574,7 @@ mod tests {
         let grid = Grid::new(Spacing::Uniform { num_levels: 15 }, vec![0.8]).unwrap();
         let w = grid.nearest(&weights(3, &[16, 8, 3, 3])).unwrap();
         let spacing = Spacing::Uniform { num_levels: 15 };
-        let found = scales("w", &w, QuantInit::UniformL2Opt, spacing).unwrap();
+        let found = ranges("w", &w, QuantInit::UniformL2Opt, &spacing).unwrap();
         assert!(found.len() == 1 && (f64::from(found[0]) - 0.8).abs() < 1e-5, "{found:?}");
     }
 
@@ -471,7 +585,7 @@ mod tests {
             (QuantInit::Uniform, Spacing::Uniform { num_levels: 7 }),
             (QuantInit::PowerOfTwo, Spacing::PowerOfTwo { num_exponents: 3 }),
         ] {
-            assert_eq!(scales("w", &w, init, spacing).unwrap(), [0.7]);
+            assert_eq!(ranges("w", &w, init, &spacing).unwrap(), [0.7]);
         }
     }
 
@@ -479,11 +593,11 @@ mod tests {
     fn each_channel_gets_the_scale_it_would_get_alone() {
         let w = weights(4, &[5, 4, 3, 3]);
         let spacing = Spacing::Uniform { num_levels: 7 };
-        let all = scales("w", &w, QuantInit::UniformL2OptPerChannel, spacing).unwrap();
+        let all = ranges("w", &w, QuantInit::UniformL2OptPerChannel, &spacing).unwrap();
         assert_eq!(all.len(), 5);
         for (channel, &scale) in all.iter().enumerate() {
             let alone = w.get(channel as i64);
-            assert_eq!(scales("w", &alone, QuantInit::UniformL2Opt, spacing).unwrap(), [scale]);
+            assert_eq!(ranges("w", &alone, QuantInit::UniformL2Opt, &spacing).unwrap(), [scale]);
         }
     }
 
@@ -491,7 +605,7 @@ mod tests {
     fn zeros_stay_zero_or_nearly_so() {
         let zeros = Tensor::zeros([2, 3, 1, 1], (Kind::Float, Device::Cpu));
         let scale =
-            |init, num_levels| scales("w", &zeros, init, Spacing::Uniform { num_levels }).unwrap();
+            |init, num_levels| ranges("w", &zeros, init, &Spacing::Uniform { num_levels }).unwrap();
         for init in [QuantInit::UniformL1Opt, QuantInit::UniformL2Opt, QuantInit::UniformLinfOpt] {
             assert_eq!(scale(init, 15), [1.0]);
             assert_eq!(scale(init, 4), [1e-6]);
@@ -505,7 +619,7 @@ mod tests {
         let values = values(5, 500);
         let scale = |factor: f32| {
             let scaled: Vec<f32> = values.iter().map(|v| v * factor).collect();
-            Magnitudes::new(&scaled).fit(Norm::L2, 7).unwrap().scale / f64::from(factor)
+            Magnitudes::new(&scaled).fit(Norm::L2, 7).unwrap().max_level / f64::from(factor)
         };
         for factor in [1e-20, 1e-7, 1e4, 1e18] {
             assert!((scale(factor) / scale(1.0) - 1.0).abs() < 1e-3, "{factor}");
@@ -517,12 +631,12 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY] {
             let w = Tensor::from_slice(&[0.1, 0.2, bad, bad]).reshape([2, 2]);
             let spacing = Spacing::Uniform { num_levels: 3 };
-            let error = scales("fpn.a.weight", &w, QuantInit::UniformL2Opt, spacing).unwrap_err();
+            let error = ranges("fpn.a.weight", &w, QuantInit::UniformL2Opt, &spacing).unwrap_err();
             let text = error.to_string();
             assert!(text.contains("fpn.a.weight") && text.contains("index 2"), "{text}");
         }
         let empty = Tensor::zeros([0, 3], (Kind::Float, Device::Cpu));
         let spacing = Spacing::Uniform { num_levels: 3 };
-        assert!(scales("w", &empty, QuantInit::Uniform, spacing).is_err());
+        assert!(ranges("w", &empty, QuantInit::Uniform, &spacing).is_err());
     }
 }

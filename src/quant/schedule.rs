@@ -6,6 +6,12 @@ use std::fmt;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// An epoch that was set for a stage of `from` epochs, in a stage of `to` epochs.
+pub fn moved(epoch: u32, from: u32, to: u32) -> u32 {
+    let moved = u64::from(epoch) * u64::from(to) / u64::from(from.max(1));
+    u32::try_from(moved).unwrap_or(u32::MAX)
+}
+
 /// From an epoch of the stage on, which share of a layer's weights is frozen.
 ///
 /// In JSON an object with the epochs as keys, `{"0": 0.2, "5": 0.4, "9": 1}`. A share holds until the
@@ -31,6 +37,11 @@ impl FractionSchedule {
     /// The entries, by epoch.
     pub fn entries(&self) -> impl Iterator<Item = (u32, f64)> + '_ {
         self.0.iter().map(|(&epoch, &fraction)| (epoch, fraction))
+    }
+
+    /// The same shares for a stage of `to` epochs in place of `from`. Of entries that fall on one epoch the last stays.
+    pub fn stretched(&self, from: u32, to: u32) -> Self {
+        Self::new(self.entries().map(|(at, fraction)| (moved(at, from, to), fraction)))
     }
 
     /// The share that holds in an epoch.

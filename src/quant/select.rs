@@ -9,6 +9,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer};
 
+use super::claim::Claim;
 use crate::nn::{Site, Store};
 
 /// Whether the layer `name` lies in the module of that path, by path components: `head` covers `head.cls_tower.0`
@@ -190,32 +191,15 @@ pub fn sites(
     Ok(chosen)
 }
 
-/// What a stage quantizes: its pattern and the switches that take layers out.
-#[derive(Debug, Clone, Copy)]
-pub struct Claim<'a> {
-    /// The pattern.
-    pub module: &'a str,
-    /// Whether the layers that read the images take part.
-    pub first_layer: bool,
-    /// Whether the prediction layers take part.
-    pub last_layer: bool,
-}
-
-impl<'a> Claim<'a> {
-    /// All that a pattern covers.
-    pub fn all(module: &'a str) -> Self {
-        Self { module, first_layer: true, last_layer: true }
-    }
-}
-
 /// Refuses claims on the same tensor, such as `fpn` beside `fpn.inner_convs`.
 ///
 /// # Errors
 /// Names the first tensor that two of `claims` hold, or the pattern that matches nothing.
 pub fn check_disjoint(store: &Store, claims: &[Claim]) -> Result<()> {
     let mut taken: Vec<(String, &str)> = Vec::new();
-    for Claim { module, first_layer, last_layer } in claims {
-        let found = sites(store, module, *first_layer, *last_layer)?;
+    for claim in claims {
+        let module = claim.module.as_str();
+        let found = sites(store, module, claim.first_layer, claim.last_layer)?;
         for site in &found {
             if let Some((_, first)) = taken.iter().find(|(name, _)| *name == site.name) {
                 bail!(
@@ -224,7 +208,7 @@ pub fn check_disjoint(store: &Store, claims: &[Claim]) -> Result<()> {
                 );
             }
         }
-        taken.extend(found.iter().map(|site| (site.name.clone(), *module)));
+        taken.extend(found.iter().map(|site| (site.name.clone(), module)));
     }
     Ok(())
 }
@@ -353,7 +337,7 @@ mod tests {
     #[test]
     fn a_tensor_claimed_twice_is_named() {
         let check = |modules: &[&str]| {
-            let claims: Vec<Claim> = modules.iter().map(|module| Claim::all(module)).collect();
+            let claims: Vec<Claim> = modules.iter().map(|module| Claim::of(module)).collect();
             check_disjoint(&network(), &claims)
         };
         check(&["fpn", "head", "head2", "backbone"]).unwrap();
@@ -366,9 +350,9 @@ mod tests {
         let error = check(&["fpn.*.2", "fpn.out_convs"]).unwrap_err().to_string();
         assert!(error.contains("fpn.out_convs.2.weight is claimed by"), "{error}");
         // what a switch takes out is free for another stage
-        let body = Claim { first_layer: false, last_layer: false, ..Claim::all("*") };
+        let body = Claim { first_layer: false, last_layer: false, ..Claim::of("*") };
         let others = ["backbone.features.init_block", "head.cls_logits", "head.pose_pred"];
-        let claims: Vec<Claim> = [body].into_iter().chain(others.map(Claim::all)).collect();
+        let claims: Vec<Claim> = [body].into_iter().chain(others.map(Claim::of)).collect();
         check_disjoint(&network(), &claims).unwrap();
     }
 

@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{WeightMethod, WeightQuantConfig};
-
 /// Bits of a float weight.
 pub const FLOAT_BITS: u32 = 32;
 
@@ -16,7 +14,7 @@ pub struct LayerSize {
     pub bits: u32,
     /// Scales that are stored with them: 0 for float, 1 a tensor, or one an output channel.
     pub num_scales: usize,
-    /// Scales of its quantized inputs, 0 where they stay float.
+    /// Scales of its quantized activations, 0 where they stay float.
     pub num_input_scales: usize,
 }
 
@@ -57,18 +55,6 @@ pub fn sizes(layers: &[LayerSize], other_bytes: u64) -> Sizes {
         file_compression: float_bytes as f64 / file_bytes.max(1) as f64,
         file_bytes,
         float_bytes,
-    }
-}
-
-impl WeightQuantConfig {
-    /// How many scales a layer of so many output channels has.
-    pub fn num_scales(&self, num_channels: usize) -> usize {
-        if self.per_channel() { num_channels } else { 1 }
-    }
-
-    /// Whether the method freezes a growing share of weights by the schedule.
-    pub fn freezes(&self) -> bool {
-        self.method == WeightMethod::Inq
     }
 }
 

@@ -1,17 +1,45 @@
 //! Activations: clamp to the largest magnitude seen, round, pass the gradient straight through.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 use tracing::warn;
 
-use super::config::ActivationQuantConfig;
 use super::levels::Spacing;
 use super::method::{ActivationQuantizer, ActivationReport, SavedState, saved_epoch};
+use super::scheme::{ActivationContext, ActivationScheme, Settings};
 use crate::nn::{ActivationSlot, Site};
 
-/// What the quantizer does with inputs.
+/// Method `ste` of activations, which has no settings of its own.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct SteActivations {}
+
+impl Settings for SteActivations {
+    const NAME: &'static str = "ste";
+    const SUMMARY: &'static str =
+        "Clamp to the largest magnitude seen, round, and pass the gradient straight through.";
+}
+
+impl ActivationScheme for SteActivations {
+    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, _signed: bool) -> Result<Spacing> {
+        Spacing::uniform(bits, n_levels)
+    }
+
+    fn attach(
+        &self,
+        site: &Site,
+        context: &ActivationContext,
+    ) -> Result<Rc<dyn ActivationQuantizer>> {
+        Ok(Rc::new(SteActivation::new(site, context)))
+    }
+}
+
+/// What the quantizer does with activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Passes them through; monitoring has not begun.
@@ -49,20 +77,17 @@ pub struct SteActivation {
 }
 
 impl SteActivation {
-    /// A quantizer for the input of `site`, to be plugged in with `Site::set_input_slot`.
-    ///
-    /// # Errors
-    /// If the config's `bits` and `n_levels` are no valid width.
-    pub fn new(site: &Site, config: &ActivationQuantConfig) -> Result<Self> {
-        Ok(Self {
+    /// A quantizer for the activations that go into `site`, to be plugged in with `Site::set_input_slot`.
+    pub fn new(site: &Site, context: &ActivationContext) -> Self {
+        Self {
             name: site.name.clone(),
-            num_levels: config.spacing(true)?.num_levels(),
-            quant_start_epoch: config.quant_start_epoch,
+            num_levels: context.signed.num_levels(),
+            quant_start_epoch: context.quant_start_epoch,
             mode: Cell::new(Mode::Idle),
             num_recorded: Cell::new(0),
             epoch: Cell::new(None),
             abs_max: RefCell::new(Tensor::zeros([], (Kind::Float, site.weight.device()))),
-        })
+        }
     }
 
     /// Takes `abs_max` as the range and quantizes with it from now on.
@@ -259,13 +284,13 @@ impl ActivationQuantizer for SteActivation {
         let abs_max = (self.num_recorded.get() > 0 || self.mode.get() == Mode::Quantizing)
             .then(|| self.abs_max());
         ActivationReport {
-            method: "ste".to_owned(),
+            method: SteActivations::NAME.to_owned(),
             bits: spacing.bits(),
             num_levels: self.num_levels,
-            abs_max,
+            max_level: abs_max,
             quantizing: matches!(self.mode.get(), Mode::Quantizing | Mode::Calibrating),
             signed: Some(true),
-            step: abs_max.filter(|&max| max > 0.0).map(|max| spacing.step(max)),
+            scale: abs_max.filter(|&max| max > 0.0).map(|max| spacing.scale(max)),
             codes: Some([codes.lowest, codes.highest]),
             code_stride: codes.stride,
         }
@@ -279,10 +304,14 @@ mod tests {
 
     fn slot(quant_start_epoch: u32) -> SteActivation {
         let weight = Tensor::zeros([1, 1, 1, 1], (Kind::Float, Device::Cpu));
-        let config =
-            ActivationQuantConfig { bits: Some(2), quant_start_epoch, ..Default::default() };
-        SteActivation::new(&Site::new("m.conv".to_owned(), SiteKind::Conv, &weight), &config)
-            .unwrap()
+        let spacing = Spacing::uniform(Some(2), None).unwrap();
+        let context = ActivationContext {
+            signed: spacing.clone(),
+            unsigned: spacing,
+            quant_start_epoch,
+            seed: 0,
+        };
+        SteActivation::new(&Site::new("m.conv".to_owned(), SiteKind::Conv, &weight), &context)
     }
 
     fn tensor(values: &[f32]) -> Tensor {
@@ -376,9 +405,9 @@ mod tests {
             slot.end_epoch(epoch).unwrap();
         }
         slot.start_epoch(2).unwrap();
-        assert_eq!(ActivationQuantizer::report(&slot).abs_max, None);
+        assert_eq!(ActivationQuantizer::report(&slot).max_level, None);
         forward(&slot, &[1.5], true);
-        assert_eq!(ActivationQuantizer::report(&slot).abs_max, Some(1.5));
+        assert_eq!(ActivationQuantizer::report(&slot).max_level, Some(1.5));
         assert!(slot.start_epoch(1).is_err());
     }
 }

@@ -25,7 +25,7 @@ pub struct Numbers {
     pub flip_rate: Option<f64>,
     /// Share of weights that left a level in the epoch before and are back on it now.
     pub oscillation: Option<f64>,
-    /// Relative change of the scale since the end of the epoch before, `|s - s'| / |s'|` over all channels; of a
+    /// Relative change of the range (for even spacing, of the scale) since the end of the epoch before, `|s - s'| / |s'|` over all channels; of a
     /// module the largest of its layers.
     pub scale_drift: Option<f64>,
     /// The same since the stage first knew a scale.
@@ -266,7 +266,7 @@ impl Memory {
                 numbers.oscillation = Some(share(&back.to_kind(Kind::Double)));
             }
         }
-        let scale = grid.scale().to_vec();
+        let scale = grid.range().to_vec();
         numbers.scale_drift = self.scale.as_ref().map(|last| drift(&scale, last));
         numbers.scale_drift_from_start =
             self.scale_at_start.as_ref().map(|first| drift(&scale, first));
@@ -343,18 +343,19 @@ fn drift(to: &[f32], from: &[f32]) -> f64 {
 mod tests {
     use super::*;
     use crate::nn::Store;
-    use crate::quant::config::{QuantInit, QuantStrategy, WeightQuantConfig};
+    use crate::quant::inq::InqWeights;
     use crate::quant::schedule::FractionSchedule;
     use crate::quant::testing::{network, store};
+    use crate::quant::{Claim, QuantInit, QuantStrategy, WeightQuantConfig};
 
     fn config(schedule: &[(u32, f64)], strategy: QuantStrategy) -> WeightQuantConfig {
-        WeightQuantConfig {
-            n_levels: Some(3),
+        let settings = InqWeights {
             quant_init_method: QuantInit::Uniform,
             quant_strategy: strategy,
             schedule: FractionSchedule::new(schedule.iter().copied()),
             ..Default::default()
-        }
+        };
+        WeightQuantConfig { n_levels: Some(3), settings: settings.into(), ..Default::default() }
     }
 
     /// One layer of four weights with scale 2: levels -2, 0, 2.
@@ -364,7 +365,7 @@ mod tests {
 
     fn attach(store: &Store, schedule: &[(u32, f64)]) -> ModuleQuantizer {
         let config = config(schedule, QuantStrategy::Magnitude);
-        ModuleQuantizer::attach("*", store, Some(&config), None, true, true, 0).unwrap()
+        ModuleQuantizer::attach(&Claim::of("*").with_weights(&config), store).unwrap()
     }
 
     fn start(telemetry: &mut Telemetry, quantizer: &mut ModuleQuantizer, epoch: u32) {
@@ -434,8 +435,13 @@ mod tests {
     fn what_is_remembered_goes_through_a_checkpoint() {
         let store = network();
         let config = config(&[(0, 0.4), (2, 1.0)], QuantStrategy::Rpr);
-        let attach =
-            || ModuleQuantizer::attach("fpn", &store, Some(&config), None, true, true, 3).unwrap();
+        let attach = || {
+            ModuleQuantizer::attach(
+                &Claim { seed: 3, ..Claim::of("fpn").with_weights(&config) },
+                &store,
+            )
+            .unwrap()
+        };
         let (mut quantizer, mut telemetry) = (attach(), Telemetry::default());
         for epoch in 0..2 {
             start(&mut telemetry, &mut quantizer, epoch);

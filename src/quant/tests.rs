@@ -5,9 +5,6 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor, no_grad};
 
 use super::affine;
-use super::config::{Granularity, StepInit};
-use super::levels::Codes;
-use super::schedule::FractionSchedule;
 use super::testing::{bits, channels_last, network, store, weights};
 use super::*;
 use crate::nn::{Site, Store};
@@ -22,7 +19,7 @@ fn weight_config(json: &str) -> WeightQuantConfig {
 /// Every weight method, at several widths, per tensor and per channel.
 fn weight_configs() -> Vec<WeightQuantConfig> {
     let mut all = Vec::new();
-    for method in ["inq", "lsq", "uniform", "dorefa", "ana"] {
+    for method in WeightMethod::ALL {
         for (width, granularity) in
             [(1, "tensor"), (2, "channel"), (4, "tensor"), (8, "channel"), (2, "tensor")]
         {
@@ -30,13 +27,18 @@ fn weight_configs() -> Vec<WeightQuantConfig> {
                 r#"{{"method": "{method}", "bits": {width}, "granularity": "{granularity}"}}"#
             );
             let mut config = weight_config(&json);
-            match config.method {
-                WeightMethod::Inq => {
-                    config.schedule = FractionSchedule::new([(0, 0.5), (2, 1.0)]);
+            if config.spacing().is_err() {
+                continue; // no levels of this width
+            }
+            match &mut config.settings {
+                WeightSettings::Inq(inq) => {
+                    inq.schedule = FractionSchedule::new([(0, 0.5), (2, 1.0)]);
                 }
-                WeightMethod::Ana => config.ana.end_epoch = 2,
-                WeightMethod::Uniform => config.uniform.recalibrate = width == 2,
-                WeightMethod::Lsq if width == 4 => config.lsq.init = StepInit::Mse,
+                WeightSettings::Ana(ana) => ana.ana.end_epoch = 2,
+                WeightSettings::Uniform(uniform) => uniform.uniform.recalibrate = width == 2,
+                WeightSettings::Lsq(lsq) if width == 4 => {
+                    (lsq.lsq.init, lsq.lsq.clip) = (StepInit::Mean, Clip::AfterRounding);
+                }
                 _ => {}
             }
             all.push(config);
@@ -48,20 +50,26 @@ fn weight_configs() -> Vec<WeightQuantConfig> {
 /// Every activation method, beginning quantized and later.
 fn input_configs() -> Vec<ActivationQuantConfig> {
     let mut all = Vec::new();
-    for method in ["ste", "lsq", "uniform", "pact", "dorefa", "ana"] {
+    for method in ActivationMethod::ALL {
         for (width, start) in [(2, 0), (8, 1), (4, 2)] {
             let json = format!(
                 r#"{{"method": "{method}", "bits": {width}, "quant_start_epoch": {start}}}"#
             );
             let mut config: ActivationQuantConfig = serde_json::from_str(&json).unwrap();
-            if method != "ste" {
-                config.calibration.batches = 2;
-            }
-            config.ana.end_epoch = if method == "ana" { 3 } else { config.ana.end_epoch };
-            match (method, start) {
-                ("lsq", 2) => config.lsq.init = StepInit::Mse,
-                ("uniform" | "pact", 2) => config.calibration.range = RangeInit::Mse,
-                _ => {}
+            let range = if start == 2 { RangeInit::Mse } else { RangeInit::Max };
+            let calibration = CalibrationConfig { batches: 2, range };
+            match &mut config.settings {
+                ActivationSettings::Lsq(lsq) => {
+                    lsq.calibration.batches = 2;
+                    lsq.lsq.init = if start == 2 { StepInit::Mse } else { StepInit::Mean };
+                }
+                ActivationSettings::Uniform(uniform) => uniform.calibration = calibration,
+                ActivationSettings::Pact(pact) => pact.calibration = calibration,
+                ActivationSettings::Dorefa(dorefa) => dorefa.calibration.batches = 2,
+                ActivationSettings::Ana(ana) => {
+                    (ana.calibration.batches, ana.ana.end_epoch) = (2, 3);
+                }
+                ActivationSettings::Ste(_) => {}
             }
             all.push(config);
         }
@@ -74,7 +82,13 @@ fn attach(
     weights: Option<&WeightQuantConfig>,
     inputs: Option<&ActivationQuantConfig>,
 ) -> ModuleQuantizer {
-    ModuleQuantizer::attach("fpn", store, weights, inputs, true, true, 1).unwrap()
+    let claim = Claim {
+        weights: weights.cloned(),
+        activations: inputs.cloned(),
+        seed: 1,
+        ..Claim::of("fpn")
+    };
+    ModuleQuantizer::attach(&claim, store).unwrap()
 }
 
 /// An update by plain gradient descent of every layer of the module, the first one used twice.
@@ -210,16 +224,18 @@ fn codes_and_reports_are_those_of_the_weight_that_layers_compute_with() {
                 assert_eq!(bits(&values), bits(&site.effective_weight(false)), "{config:?}")
             });
             assert_eq!(layer.grid.spacing().num_levels(), num_levels);
-            // a level is its code times the step in f32, whatever the method
-            let steps = layer.grid.steps().unwrap();
-            let steps = affine::by_channel(&values, &Tensor::from_slice(&steps));
-            assert_eq!(bits(&(layer.codes.to_kind(Kind::Float) * steps + 0.0)), bits(&values));
+            // a level is its code times the scale in f32, whatever the method
+            if let Some(scale) = layer.grid.scale() {
+                let scale = affine::by_channel(&values, &Tensor::from_slice(&scale));
+                assert_eq!(bits(&(layer.codes.to_kind(Kind::Float) * scale + 0.0)), bits(&values));
+            }
         }
         for report in quantizer.report() {
-            assert_eq!(report.method, config.method.name());
+            assert_eq!(report.method, config.method().name());
             assert_eq!((report.num_levels, report.share_frozen), (Some(num_levels), 1.0));
-            let num_scales = if config.per_channel() { 4 } else { 1 };
-            assert_eq!((report.scale.len(), report.step.len()), (num_scales, num_scales));
+            let num = if config.per_channel() { 4 } else { 1 };
+            let num_scales = config.spacing().unwrap().multiples().map_or(0, |_| num);
+            assert_eq!((report.scale.len(), report.max_level.len()), (num_scales, num));
             assert_eq!(report.levels.len() as u32, num_levels);
             assert!((2..=num_levels as usize).contains(&report.levels_in_use), "{report:?}");
             let codes = report.codes.unwrap();
@@ -229,7 +245,7 @@ fn codes_and_reports_are_those_of_the_weight_that_layers_compute_with() {
 }
 
 #[test]
-fn a_baked_module_computes_the_same_bits_and_stays_so() {
+fn a_converted_module_computes_the_same_bits_and_stays_so() {
     for config in weight_configs() {
         let store = network();
         let mut quantizer = attach(&store, Some(&config), None);
@@ -237,7 +253,7 @@ fn a_baked_module_computes_the_same_bits_and_stays_so() {
         let effective: BTreeMap<_, _> = quantizer.effective_weights().into_iter().collect();
         let report = quantizer.report();
         for _ in 0..2 {
-            quantizer.bake().unwrap();
+            quantizer.convert().unwrap();
         }
         assert_eq!(quantizer.report(), report, "{config:?}");
         assert!(quantizer.parameters().is_empty() && quantizer.gradient_sources().is_empty());
@@ -260,7 +276,7 @@ fn a_baked_module_computes_the_same_bits_and_stays_so() {
         loaded.load_state(&state).unwrap();
         assert_eq!(loaded.report(), report);
         assert_eq!(everything(&second, &loaded), before);
-        if config.method != WeightMethod::Inq {
+        if config.method() != WeightMethod::Inq {
             let text = loaded.start_epoch(EPOCHS).unwrap_err().to_string();
             assert!(text.contains("resume from a checkpoint of its stage"), "{text}");
         }
@@ -282,7 +298,7 @@ fn before_the_first_epoch_a_layer_is_float() {
 
 #[test]
 fn within_an_update_and_outside_values_and_gradients_agree() {
-    for config in weight_configs().iter().filter(|c| c.method != WeightMethod::Inq) {
+    for config in weight_configs().iter().filter(|c| c.method() != WeightMethod::Inq) {
         let stores = [network(), network()];
         let grads: Vec<Vec<Vec<f32>>> = (0..2)
             .map(|i| {
@@ -349,19 +365,61 @@ fn the_kernel_and_libtorchs_operators_give_the_same_bits() {
             assert_eq!(bits(&affine::quantize(&last, &step, codes)), bits(&fast));
 
             let grad = weights(6, &w.size());
-            let (mut a, mut b) = (grad.copy(), Tensor::cat(&[&grad, &grad], 1).narrow(1, 0, 5));
-            let sum_fast = affine::gradients(&w, &mut a, &step, codes);
-            let sum_plain = affine::gradients(&strided, &mut b, &step, codes);
-            assert_eq!(bits(&a), bits(&b), "{codes:?}");
-            let difference = (&sum_fast - sum_plain).abs().max().double_value(&[]);
-            assert!(difference <= 1e-4 * sum_fast.abs().max().double_value(&[]).max(1.0));
+            for clip in [Clip::BeforeRounding, Clip::AfterRounding] {
+                let (mut a, mut b) = (grad.copy(), Tensor::cat(&[&grad, &grad], 1).narrow(1, 0, 5));
+                let sum_fast = affine::gradients(&w, &mut a, &step, codes, clip);
+                let sum_plain = affine::gradients(&strided, &mut b, &step, codes, clip);
+                assert_eq!(bits(&a), bits(&b), "{codes:?}");
+                let difference = (&sum_fast - sum_plain).abs().max().double_value(&[]);
+                assert!(difference <= 1e-4 * sum_fast.abs().max().double_value(&[]).max(1.0));
+            }
         }
     }
 }
 
 #[test]
-fn a_learnt_step_has_the_gradient_of_the_paper_in_f64() {
-    // LSQ, equation 3: round(v) - v inside, the outermost code outside
+fn the_gradient_of_a_learnt_step_is_equation_3_worked_by_hand() {
+    // step 0.5, codes -2..=1: v = x / step = -4.2, -2.3, -2, -1.2, 0.4, 0.9, 1, 1.3, 1.8
+    let x = Tensor::from_slice(&[-2.1f32, -1.15, -1.0, -0.6, 0.2, 0.45, 0.5, 0.65, 0.9]);
+    let codes = Codes { lowest: -2, highest: 1, stride: 1 };
+    let step = Tensor::from_slice(&[0.5f32]);
+    for (clip, by_step, passes) in [
+        (
+            Clip::BeforeRounding,
+            [-2.0, -2.0, -2.0, 0.2, -0.4, 0.1, 1.0, 1.0, 1.0],
+            [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0],
+        ),
+        (
+            Clip::AfterRounding,
+            [-2.0, 0.3, 0.0, 0.2, -0.4, 0.1, 0.0, -0.3, 1.0],
+            [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
+        ),
+    ] {
+        for i in 0..9 {
+            let one = x.narrow(0, i, 1);
+            let (by_step, passes): (f32, f32) = (by_step[i as usize], passes[i as usize]);
+            // in one pass, and by libtorch
+            let mut grad = one.ones_like();
+            let sum = affine::gradients(&one, &mut grad, &step, codes, clip);
+            let (leaf, learnt) =
+                (one.copy().set_requires_grad(true), step.copy().set_requires_grad(true));
+            let y = lsq::fake_quantize(&leaf, &learnt, codes, 1.0, clip).unwrap();
+            assert_eq!(floats(&y), floats(&affine::quantize(&one, &step, codes)));
+            y.sum(Kind::Float).backward();
+            for (found, expected) in [
+                (floats(&sum)[0], by_step),
+                (floats(&learnt.grad())[0], by_step),
+                (floats(&grad)[0], passes),
+                (floats(&leaf.grad())[0], passes),
+            ] {
+                assert!((found - expected).abs() < 1e-5, "{clip:?} {i}: {found} {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_learnt_step_has_the_gradient_of_the_definition_in_f64() {
     let w = weights(8, &[4, 7, 3, 3]);
     let grad = weights(9, &w.size());
     for (step, codes) in [
@@ -369,22 +427,27 @@ fn a_learnt_step_has_the_gradient_of_the_paper_in_f64() {
         (0.4, Codes { lowest: -1, highest: 1, stride: 1 }),
         (0.02, Codes { lowest: -128, highest: 127, stride: 1 }),
     ] {
-        let values: Vec<f32> = Vec::try_from(w.reshape([-1])).unwrap();
-        let grads: Vec<f32> = Vec::try_from(grad.reshape([-1])).unwrap();
-        let (mut by_step, mut by_weight) = (0.0, Vec::new());
-        for (&w, &g) in values.iter().zip(&grads) {
-            let v = f64::from(w) / f64::from(step);
-            let (low, high) = (f64::from(codes.lowest), f64::from(codes.highest));
-            let rounded = v.round_ties_even();
-            let inside = (low..=high).contains(&rounded);
-            let d = if inside { rounded - v } else { rounded.clamp(low, high) };
-            by_step += f64::from(g) * d;
-            by_weight.push(if inside { g } else { 0.0 });
+        for clip in [Clip::BeforeRounding, Clip::AfterRounding] {
+            let values: Vec<f32> = Vec::try_from(w.reshape([-1])).unwrap();
+            let grads: Vec<f32> = Vec::try_from(grad.reshape([-1])).unwrap();
+            let (mut by_step, mut by_weight) = (0.0, Vec::new());
+            for (&w, &g) in values.iter().zip(&grads) {
+                let v = f64::from(w) / f64::from(step);
+                let (low, high) = (f64::from(codes.lowest), f64::from(codes.highest));
+                let rounded = v.round_ties_even();
+                let inside = match clip {
+                    Clip::BeforeRounding => v > low && v < high,
+                    Clip::AfterRounding => (low..=high).contains(&rounded),
+                };
+                let d = if inside { rounded - v } else { rounded.clamp(low, high) };
+                by_step += f64::from(g) * d;
+                by_weight.push(if inside { g } else { 0.0 });
+            }
+            let mut found = grad.copy();
+            let sum = affine::gradients(&w, &mut found, &Tensor::from_slice(&[step]), codes, clip);
+            assert_eq!(Vec::<f32>::try_from(found.reshape([-1])).unwrap(), by_weight);
+            assert!((sum.double_value(&[0]) / by_step - 1.0).abs() < 1e-4, "{sum:?} {by_step}");
         }
-        let mut found = grad.copy();
-        let sum = affine::gradients(&w, &mut found, &Tensor::from_slice(&[step]), codes);
-        assert_eq!(Vec::<f32>::try_from(found.reshape([-1])).unwrap(), by_weight);
-        assert!((sum.double_value(&[0]) / by_step - 1.0).abs() < 1e-4, "{sum:?} {by_step}");
     }
 }
 
@@ -449,7 +512,7 @@ fn layers_have_the_bits_that_are_theirs() {
     assert_eq!(found, [2, 8, 2]);
     let attach = |json: &str| {
         let config = weight_config(json);
-        let made = ModuleQuantizer::attach("fpn", &network(), Some(&config), None, true, true, 0);
+        let made = ModuleQuantizer::attach(&Claim::of("fpn").with_weights(&config), &network());
         made.err().map(|err| format!("{err:#}")).unwrap_or_default()
     };
     let text = attach(r#"{"bits": 2, "layer_bits": {"fpn.iner_convs.3": 8}}"#);
@@ -484,7 +547,7 @@ fn inputs_without_negative_values_get_unsigned_levels() {
             quantizer.begin_step().unwrap();
             assert_eq!(floats(&site.effective_input(&x, true)), floats(&x), "recorded as it is");
             let report = quantizer.report()[0].activations.clone().unwrap();
-            assert!(!report.quantizing && report.codes.is_none() && report.step.is_none());
+            assert!(!report.quantizing && report.codes.is_none() && report.scale.is_none());
             quantizer.begin_step().unwrap();
             let report = quantizer.report()[0].activations.clone().unwrap();
             assert!(report.quantizing && report.signed == Some(signed), "{method}");
@@ -495,13 +558,13 @@ fn inputs_without_negative_values_get_unsigned_levels() {
             };
             assert_eq!((report.codes.unwrap(), report.code_stride), expected, "{method}");
             let y = no_grad(|| site.effective_input(&(&x * 3.0), false));
-            let step = report.step.unwrap();
+            let step = report.scale.unwrap();
             for value in floats(&y) {
                 let code = value / step;
                 assert_eq!(code.round() * step, value, "{method}: {value} of step {step}");
             }
             if method != "lsq" {
-                assert!((report.abs_max.unwrap() - 1.0).abs() < 1e-6, "{method} {report:?}");
+                assert!((report.max_level.unwrap() - 1.0).abs() < 1e-6, "{method} {report:?}");
             }
         }
     }
@@ -593,8 +656,10 @@ fn noise_fades_from_epoch_to_epoch_and_evaluation_never_sees_it() {
 fn dorefa_follows_its_formula_and_its_scale_fits() {
     let w = weights(2, &[4, 3, 3, 3]);
     for unit_scale in [true, false] {
-        let mut config = weight_config(r#"{"method": "dorefa", "bits": 3}"#);
-        config.dorefa.unit_scale = unit_scale;
+        let json = format!(
+            r#"{{"method": "dorefa", "bits": 3, "dorefa": {{"unit_scale": {unit_scale}}}}}"#
+        );
+        let config = weight_config(&json);
         let store = store(&[("fpn.conv", w.shallow_clone())]);
         let mut quantizer = attach(&store, Some(&config), None);
         quantizer.start_epoch(0).unwrap();

@@ -1,8 +1,9 @@
 //! Weights that are quantized in the forward pass while the stored ones stay float: fake quantization.
 //!
-//! One type carries what the methods share (slot, grid, state, reports, baking); a [`Rule`] is a method.
+//! [`FakeWeight`] carries what the methods share (slot, grid, state, reports, freezing); a [`WeightRule`] is what a
+//! method adds to it.
 //!
-//! **Within an update** ([`WeightQuantizer::begin_step`] to `end_step`) the quantized weight is computed
+//! **Within a step** ([`WeightQuantizer::begin_step`] to `end_step`) the quantized weight is computed
 //! once, as a leaf tensor of its own: the layer may use it several times (the head runs on five levels),
 //! and its gradient is handed on in one pass. Outside of one, each forward pass quantizes anew, with a
 //! gradient that libtorch can follow.
@@ -10,19 +11,20 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 
-use anyhow::{Context, Result, bail, ensure};
-use tch::{Kind, Tensor, no_grad};
+use anyhow::{Context, Result, ensure};
+use tch::{Device, Kind, Tensor, no_grad};
 use tracing::warn;
 
-use super::ana::{self, Widths};
-use super::config::{QuantInit, WeightMethod, WeightQuantConfig};
+use super::affine;
 use super::inq::check_on_grid;
 use super::levels::{Codes, Grid, Spacing};
-use super::lsq;
-use super::method::{Learnt, SavedState, SiteReport, WeightQuantizer, WeightStep, saved_epoch};
+use super::method::{
+    Learnt, LearntOptions, SavedState, SiteReport, WeightQuantizer, WeightStep, saved_epoch,
+};
 use super::scale;
+use super::scheme::WeightContext;
 use super::ste::check_order;
-use super::{affine, dorefa};
+use super::surrogate::straight_through;
 use crate::nn::{Site, WeightSlot};
 
 /// What a layer computes with.
@@ -33,63 +35,172 @@ enum Mode {
     /// The quantized weight.
     Quantizing,
     /// The stored weight, which is the quantized one for good.
-    Baked,
+    Frozen,
 }
 
 impl Mode {
-    const ALL: [Mode; 3] = [Mode::Float, Mode::Quantizing, Mode::Baked];
+    const ALL: [Mode; 3] = [Mode::Float, Mode::Quantizing, Mode::Frozen];
 }
 
-/// How a method computes the quantized weight.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Rule {
-    /// Round to multiples of the step; LSQ learns the step.
-    Affine {
-        learns_step: bool,
-    },
-    Dorefa,
-    Ana,
+/// The levels of a layer's weight at this moment.
+#[derive(Debug)]
+pub struct LayerLevels {
+    spacing: Spacing,
+    codes: Option<Codes>,
+    num_weights: usize,
+    scale: Tensor,
+    is_learnt: bool,
+    grid: RefCell<Option<Grid>>,
+}
+
+impl LayerLevels {
+    /// How they are spaced.
+    pub fn spacing(&self) -> &Spacing {
+        &self.spacing
+    }
+
+    /// The integer codes.
+    ///
+    /// # Panics
+    /// If the levels are no multiples of a scale.
+    pub fn codes(&self) -> Codes {
+        self.codes.expect("the method's levels are multiples of a scale")
+    }
+
+    /// Number of weights of the layer.
+    pub fn num_weights(&self) -> usize {
+        self.num_weights
+    }
+
+    /// The scale, or the range where levels are no multiples of a scale: `[1]` or `[channels]`, f32; a leaf that
+    /// requires a gradient where the method learns it. Always the same tensor.
+    pub fn scale(&self) -> &Tensor {
+        &self.scale
+    }
+
+    /// The nearest level of each value; no gradient.
+    ///
+    /// # Panics
+    /// If there are no levels yet.
+    pub fn nearest(&self, weight: &Tensor) -> Tensor {
+        let grid = self.current().expect("a layer that quantizes has levels");
+        no_grad(|| grid.nearest(weight)).expect("the levels are those of this weight")
+    }
+
+    fn has_range(spacing: &Spacing) -> bool {
+        matches!(spacing, Spacing::Integers { .. } | Spacing::Uniform { num_levels: 2 })
+            || spacing.multiples().is_none()
+    }
+
+    /// The grid of this moment: a learnt scale moves.
+    fn current(&self) -> Option<Grid> {
+        let grid = self.grid.borrow();
+        let known = grid.as_ref()?;
+        if !self.is_learnt {
+            return Some(known.clone());
+        }
+        let range = Vec::try_from(self.scale.detach().to_device(Device::Cpu));
+        Grid::new(self.spacing.clone(), range.ok()?).ok()
+    }
+
+    fn set(&self, range: Vec<f32>) -> Result<()> {
+        let grid = Grid::new(self.spacing.clone(), range)?;
+        let scale = grid.scale().unwrap_or_else(|| grid.range().to_vec());
+        no_grad(|| self.scale.shallow_clone().copy_(&Tensor::from_slice(&scale)));
+        *self.grid.borrow_mut() = Some(grid);
+        Ok(())
+    }
+}
+
+/// How a method of fake quantization computes with a layer's weight; [`FakeWeight`] does the rest.
+///
+/// By default values go to the nearest level, and the gradient passes straight through between the outermost levels.
+pub trait WeightRule {
+    /// The ranges ([`Grid::range`]) at the stage's begin: one, or one per output channel.
+    ///
+    /// # Errors
+    /// If the weight is empty or not finite; names it.
+    fn range(
+        &self,
+        name: &str,
+        weight: &Tensor,
+        spacing: &Spacing,
+        per_channel: bool,
+    ) -> Result<Vec<f32>> {
+        scale::least_error(name, weight, spacing, per_channel)
+    }
+
+    /// Whether the ranges are found anew at the begin of each epoch.
+    fn refits(&self) -> bool {
+        false
+    }
+
+    /// Before training of an epoch, and after a resume within it.
+    fn start_epoch(&self, epoch: u32) {
+        let _ = epoch;
+    }
+
+    /// The weight that training (or, with `train` false, evaluation) computes with, differentiable in `weight` and in a
+    /// learnt [`LayerLevels::scale`].
+    ///
+    /// # Shapes
+    /// - `weight` and the result: `[c_out, ...]`, f32
+    fn forward(&self, weight: &Tensor, levels: &LayerLevels, train: bool) -> Tensor {
+        let _ = train;
+        let value = self.quantize(weight, levels);
+        let inside = no_grad(|| {
+            let max = levels.current().map_or_else(Vec::new, |grid| grid.max_level());
+            let max =
+                affine::by_channel(weight, &Tensor::from_slice(&max).to_device(weight.device()));
+            weight.detach().abs().le_tensor(&max).to_kind(Kind::Float)
+        });
+        straight_through(&value, weight, &inside)
+    }
+
+    /// The weight that evaluation computes with: each value has exactly the bits of a level; no gradient.
+    fn quantize(&self, weight: &Tensor, levels: &LayerLevels) -> Tensor {
+        levels.nearest(&weight.detach())
+    }
+
+    /// As [`WeightRule::quantize`], into a tensor of the same shape.
+    fn quantize_into(&self, out: &mut Tensor, weight: &Tensor, levels: &LayerLevels) {
+        out.copy_(&self.quantize(weight, levels));
+    }
+
+    /// Whether [`WeightRule::backward`] replaces autograd within a step.
+    fn has_backward(&self) -> bool {
+        false
+    }
+
+    /// Turns `grad`, the gradient of the quantized weight, into that of the stored weight, in place, and adds that of a
+    /// learnt scale to the scale's own. In place of libtorch following [`WeightRule::forward`], where
+    /// [`WeightRule::has_backward`]; the quantized weight is then that of [`WeightRule::quantize`].
+    fn backward(&self, weight: &Tensor, grad: &mut Tensor, levels: &LayerLevels) {
+        let _ = (weight, grad, levels);
+    }
+
+    /// How the scale is learnt, if it is.
+    fn learnt(&self) -> Option<LearntOptions> {
+        None
+    }
 }
 
 /// What the layer calls.
 struct Slot {
-    rule: Rule,
-    codes: Codes,
-    num_weights: usize,
+    rule: Box<dyn WeightRule>,
+    levels: LayerLevels,
     mode: Cell<Mode>,
-    /// The step, `[1]` or `[channels]`; a leaf that requires a gradient where it is learnt.
-    step: Tensor,
-    /// ANA: of the current epoch.
-    widths: Cell<Widths>,
-    /// The quantized weight of the update under way.
+    /// The quantized weight of the step under way.
     current: RefCell<Option<Tensor>>,
 }
 
 impl Slot {
-    /// The quantized weight as training or evaluation computes with it, differentiable.
-    fn quantized(&self, weight: &Tensor, train: bool) -> Tensor {
-        match self.rule {
-            Rule::Affine { learns_step } => {
-                let factor = match learns_step {
-                    true => lsq::gradient_factor(self.num_weights, self.codes),
-                    false => 0.0,
-                };
-                lsq::fake_quantize(weight, &self.step, self.codes, factor)
-                    .expect("the steps are those of this weight")
-            }
-            Rule::Dorefa => dorefa::fake_quantize(weight, &self.step, self.codes),
-            Rule::Ana if train => ana::staircase(weight, &self.step, self.codes, self.widths.get()),
-            Rule::Ana => affine::quantize(weight, &self.step, self.codes),
-        }
-    }
-
     /// The weight that evaluation computes with, on the grid bit for bit.
     fn effective(&self, weight: &Tensor) -> Tensor {
-        no_grad(|| match self.rule {
-            _ if self.mode.get() != Mode::Quantizing => weight.detach(),
-            Rule::Dorefa => dorefa::fake_quantize(&weight.detach(), &self.step, self.codes),
-            Rule::Affine { .. } | Rule::Ana => affine::quantize(weight, &self.step, self.codes),
-        })
+        match self.mode.get() {
+            Mode::Quantizing => no_grad(|| self.rule.quantize(weight, &self.levels)),
+            Mode::Float | Mode::Frozen => weight.detach(),
+        }
     }
 }
 
@@ -101,63 +212,70 @@ impl WeightSlot for Slot {
         match self.current.borrow().as_ref() {
             Some(current) if train => current.shallow_clone(),
             // an alias made without autograd requires none
-            _ if weight.alias().requires_grad() => self.quantized(weight, train),
-            _ if train => no_grad(|| self.quantized(weight, true)),
+            _ if weight.alias().requires_grad() => self.rule.forward(weight, &self.levels, train),
+            _ if train => no_grad(|| self.rule.forward(weight, &self.levels, true)),
             _ => self.effective(weight),
         }
     }
 }
 
-/// A fake-quantizing weight quantizer of one layer: LSQ, uniform, DoReFa or ANA.
-pub(crate) struct FakeWeight {
+/// A fake-quantizing weight quantizer of one layer: all weight methods but INQ, each with its [`WeightRule`].
+pub struct FakeWeight {
+    method: &'static str,
     site: Rc<Site>,
-    config: WeightQuantConfig,
-    spacing: Spacing,
     slot: Rc<Slot>,
-    grid: Option<Grid>,
     epoch: Option<u32>,
-    /// Rule affine: the quantized weight within updates, whose gradient becomes that of the stored one.
+    /// Rules with a backward pass of their own: the quantized weight within steps, whose gradient becomes that of the
+    /// stored one.
     leaf: OnceCell<Tensor>,
-    /// The other rules: the quantized weight with its graph, in the update under way.
+    /// The other rules: the quantized weight with its graph, in the step under way.
     graph: Option<Tensor>,
-    /// 0 throughout; once baked.
+    /// 0 throughout; once frozen.
     trainable: Option<Tensor>,
 }
 
 impl FakeWeight {
-    /// A quantizer, plugged into the site; the layer stays float until the first epoch.
+    /// A quantizer, plugged into the site; the layer stays float until the first epoch. `method` names it in reports.
     ///
     /// # Errors
-    /// If the config's width is not valid or the weight is not f32.
-    pub fn attach(site: &Rc<Site>, config: &WeightQuantConfig) -> Result<Self> {
-        let spacing = config.spacing().with_context(|| format!("quantizing {}", site.name))?;
+    /// If the weight is not f32, or a scale is to be learnt and the levels are neither [`Spacing::Integers`] nor a shape.
+    pub fn attach(
+        method: &'static str,
+        site: &Rc<Site>,
+        context: &WeightContext,
+        rule: impl WeightRule + 'static,
+    ) -> Result<Self> {
         let kind = site.weight.kind();
         ensure!(kind == Kind::Float, "{} is {kind:?}, expected Float", site.weight_name());
-        let rule = match config.method {
-            WeightMethod::Lsq => Rule::Affine { learns_step: true },
-            WeightMethod::Uniform => Rule::Affine { learns_step: false },
-            WeightMethod::Dorefa => Rule::Dorefa,
-            WeightMethod::Ana => Rule::Ana,
-            WeightMethod::Inq => bail!("INQ does not fake-quantize"),
-        };
-        let num_steps = if config.per_channel() { site.weight.size()[0] } else { 1 };
-        let step = Tensor::ones([num_steps], (Kind::Float, site.weight.device()));
-        let slot = Rc::new(Slot {
-            rule,
-            codes: spacing.multiples().context("levels that are no multiples of a step")?,
+        let is_learnt = rule.learnt().is_some();
+        ensure!(
+            !is_learnt || LayerLevels::has_range(&context.spacing),
+            "{}: method {method} learns the scale, and {:?} has another range",
+            site.weight_name(),
+            context.spacing
+        );
+        let num_ranges = if context.per_channel { site.weight.size()[0] } else { 1 };
+        let scale = Tensor::ones([num_ranges], (Kind::Float, site.weight.device()));
+        let levels = LayerLevels {
+            codes: context.spacing.multiples(),
+            spacing: context.spacing.clone(),
             num_weights: site.num_weights(),
+            scale: scale.set_requires_grad(is_learnt),
+            is_learnt,
+            grid: RefCell::new(None),
+        };
+        rule.start_epoch(0);
+        let slot = Rc::new(Slot {
+            rule: Box::new(rule),
+            levels,
             mode: Cell::new(Mode::Float),
-            step: step.set_requires_grad(config.method == WeightMethod::Lsq),
-            widths: Cell::new(Widths { forward: 0.0, backward: 0.0 }),
             current: RefCell::new(None),
         });
         site.set_weight_slot(Some(slot.clone()));
         Ok(Self {
+            method,
             site: site.clone(),
-            config: config.clone(),
-            spacing,
             slot,
-            grid: None,
             epoch: None,
             leaf: OnceCell::new(),
             graph: None,
@@ -165,81 +283,36 @@ impl FakeWeight {
         })
     }
 
-    fn learns_step(&self) -> bool {
-        self.slot.rule == Rule::Affine { learns_step: true }
+    fn rule(&self) -> &dyn WeightRule {
+        &*self.slot.rule
     }
 
-    /// Finds scales from the weight of this moment.
-    fn calibrate(&mut self) -> Result<()> {
+    fn levels(&self) -> &LayerLevels {
+        &self.slot.levels
+    }
+
+    /// Finds the ranges from the weight of this moment.
+    fn fit(&mut self) -> Result<()> {
         let (name, weight) = (self.site.weight_name(), &self.site.weight);
-        let per_channel = self.config.per_channel();
-        let codes = self.slot.codes;
-        let scales = match self.slot.rule {
-            Rule::Affine { learns_step: true } => {
-                lsq::initial_steps(&name, weight, self.config.lsq.init, codes, per_channel)?
-            }
-            Rule::Dorefa => {
-                scale::ensure_finite(&name, weight)?;
-                let fitted = match self.config.dorefa.unit_scale {
-                    true => vec![1.0 / codes.highest as f32; self.slot.step.numel()],
-                    false => dorefa::fitted_steps(weight, per_channel, codes),
-                };
-                let least = scale::scale_of_zeros(self.spacing).min(1e-6);
-                fitted.into_iter().map(|s| (s * codes.highest as f32).max(least)).collect()
-            }
-            _ => {
-                let init = match self.config.quant_init_method {
-                    QuantInit::UniformL2OptPerChannel => QuantInit::UniformL2Opt,
-                    init => init,
-                };
-                scale::scales_by(&name, weight, init, self.spacing, per_channel)?
-            }
-        };
-        self.set_grid(scales)
-    }
-
-    fn set_grid(&mut self, scales: Vec<f32>) -> Result<()> {
-        let at = || format!("quantizing {}", self.site.weight_name());
-        let grid = Grid::new(self.spacing, scales).with_context(at)?;
-        let steps = grid.steps().context("a grid of steps")?;
-        no_grad(|| self.slot.step.shallow_clone().copy_(&Tensor::from_slice(&steps)));
-        self.grid = Some(grid);
-        Ok(())
-    }
-
-    /// The grid of this moment: a learnt step moves.
-    fn current_grid(&self) -> Option<Grid> {
-        match self.learns_step() {
-            true if self.slot.mode.get() != Mode::Float => {
-                let steps = Vec::try_from(self.slot.step.detach().to_device(tch::Device::Cpu));
-                Grid::new(self.spacing, steps.ok()?).ok()
-            }
-            _ => self.grid.clone(),
-        }
-    }
-
-    fn set_widths(&self, epoch: u32) {
-        let ana = &self.config.ana;
-        let share = ana.share_at(epoch);
-        let backward = if ana.anneal_backward { share } else { 1.0 };
-        self.slot.widths.set(Widths {
-            forward: ana.forward_width * share,
-            backward: ana.backward_width * backward,
-        });
+        let levels = self.levels();
+        let per_channel = levels.scale.numel() > 1;
+        let range = self.rule().range(&name, weight, &levels.spacing, per_channel)?;
+        levels.set(range).with_context(|| format!("quantizing {name}"))
     }
 
     /// Takes the slot out and forbids updates.
     fn freeze(&mut self) {
-        self.slot.mode.set(Mode::Baked);
+        self.slot.mode.set(Mode::Frozen);
         *self.slot.current.borrow_mut() = None;
         (self.leaf, self.graph) = (OnceCell::new(), None);
         self.site.set_weight_slot(None);
-        let _ = self.slot.step.shallow_clone().set_requires_grad(false);
+        let _ = self.levels().scale.shallow_clone().set_requires_grad(false);
         self.trainable = Some(no_grad(|| self.site.weight.detach().zeros_like()));
     }
 
+    /// The name of the scale in files: the range of a scale that is not learnt is called `weight_scale` there.
     fn scale_field(&self) -> &'static str {
-        if self.learns_step() { "weight_step" } else { "weight_scale" }
+        if self.levels().is_learnt { "weight_step" } else { "weight_scale" }
     }
 }
 
@@ -252,32 +325,28 @@ impl WeightQuantizer for FakeWeight {
         check_order(&self.site.name, self.epoch, epoch)?;
         let is_new = self.epoch != Some(epoch);
         ensure!(
-            !(is_new && self.slot.mode.get() == Mode::Baked),
+            !(is_new && self.slot.mode.get() == Mode::Frozen),
             "{} is quantized for good and cannot be trained for another epoch: resume from a checkpoint \
              of its stage",
             self.site.weight_name()
         );
         let first = self.slot.mode.get() == Mode::Float;
-        let again = is_new
-            && self.config.method == WeightMethod::Uniform
-            && self.config.uniform.recalibrate;
-        if first || again {
-            self.calibrate()?;
+        if first || (is_new && self.rule().refits()) {
+            self.fit()?;
         }
         if first {
             self.slot.mode.set(Mode::Quantizing);
         }
-        self.set_widths(epoch);
+        self.rule().start_epoch(epoch);
         self.epoch = Some(epoch);
         Ok(WeightStep { fraction: None, stepped: false })
     }
 
     fn end_epoch(&mut self, _epoch: u32) -> Result<()> {
-        if self.learns_step() {
-            let least = self.slot.step.min().double_value(&[]);
-            if least <= lsq::MIN_STEP {
-                warn!(layer = %self.site.name, "a learnt step is at its lower limit: lower lsq.lr_factor");
-            }
+        if let Some(options) = self.rule().learnt()
+            && self.levels().scale.min().double_value(&[]) <= options.min
+        {
+            warn!(layer = %self.site.name, "a learnt scale is at its lower limit: lower lr_factor");
         }
         scale::ensure_finite(&self.site.weight_name(), &self.site.weight)
     }
@@ -287,7 +356,7 @@ impl WeightQuantizer for FakeWeight {
     }
 
     fn grid(&self) -> Option<Grid> {
-        self.current_grid()
+        self.levels().current()
     }
 
     fn assert_on_grid(&self) -> Result<()> {
@@ -296,14 +365,15 @@ impl WeightQuantizer for FakeWeight {
             self.slot.mode.get() != Mode::Float,
             "{name} is not quantized yet: its first epoch has not begun"
         );
-        let grid = self.current_grid().with_context(|| format!("{name}: its steps are no grid"))?;
+        let grid = self.grid().with_context(|| format!("{name}: its scales are no grid"))?;
         check_on_grid(&name, &grid, &self.effective(), None)
     }
 
     fn state(&self) -> Vec<(&'static str, Tensor)> {
-        let scale = match (&self.grid, self.learns_step()) {
-            (Some(grid), false) => Tensor::from_slice(grid.scale()),
-            _ => self.slot.step.detach(),
+        let levels = self.levels();
+        let scale = match &*levels.grid.borrow() {
+            Some(grid) if !levels.is_learnt => Tensor::from_slice(grid.range()),
+            _ => levels.scale.detach(),
         };
         vec![
             (self.scale_field(), scale),
@@ -314,7 +384,7 @@ impl WeightQuantizer for FakeWeight {
 
     fn load_state(&mut self, state: &SavedState) -> Result<()> {
         let field = self.scale_field();
-        let scale = state.tensor(field, Kind::Float, &self.slot.step.size())?;
+        let range = state.tensor(field, Kind::Float, &self.levels().scale.size())?;
         let mode = state.counter("weight_mode")?;
         let mode =
             usize::try_from(mode).ok().and_then(|i| Mode::ALL.get(i)).with_context(|| {
@@ -322,26 +392,26 @@ impl WeightQuantizer for FakeWeight {
             })?;
         let epoch = state.epoch("epoch")?;
         if *mode != Mode::Float {
-            let scales = Vec::try_from(scale.to_device(tch::Device::Cpu))?;
-            self.set_grid(scales).with_context(|| format!("{}.{field}", state.prefix))?;
+            let range = Vec::try_from(range.to_device(Device::Cpu))?;
+            self.levels().set(range).with_context(|| format!("{}.{field}", state.prefix))?;
         }
         self.epoch = epoch;
-        self.set_widths(epoch.unwrap_or(0));
+        self.rule().start_epoch(epoch.unwrap_or(0));
         match mode {
-            Mode::Baked => self.freeze(),
+            Mode::Frozen => self.freeze(),
             mode => self.slot.mode.set(*mode),
         }
         Ok(())
     }
 
     fn report(&self, report: &mut SiteReport) {
-        report.method = self.config.method.name().to_owned();
-        report.set_spacing(self.spacing);
+        report.method = self.method.to_owned();
+        report.set_spacing(self.levels().spacing());
         if self.slot.mode.get() == Mode::Float {
             return;
         }
         report.share_frozen = 1.0;
-        if let Some(grid) = self.current_grid() {
+        if let Some(grid) = self.grid() {
             report.set_grid(&grid, &self.effective(), None);
         }
     }
@@ -351,16 +421,12 @@ impl WeightQuantizer for FakeWeight {
     }
 
     fn learnt(&self) -> Vec<Learnt> {
-        if !self.learns_step() || self.slot.mode.get() == Mode::Baked {
-            return Vec::new();
+        match self.rule().learnt() {
+            Some(options) if self.slot.mode.get() != Mode::Frozen => {
+                vec![options.of("weight_step", &self.levels().scale)]
+            }
+            _ => Vec::new(),
         }
-        vec![Learnt {
-            name: "weight_step".to_owned(),
-            tensor: self.slot.step.shallow_clone(),
-            lr_factor: self.config.lsq.lr_factor,
-            weight_decay: self.config.lsq.weight_decay,
-            min: lsq::MIN_STEP,
-        }]
     }
 
     fn begin_step(&mut self) {
@@ -370,12 +436,12 @@ impl WeightQuantizer for FakeWeight {
         let weight = &self.site.weight;
         let leaf = match self.gradient_source() {
             Some(leaf) => {
-                let (step, codes) = (&self.slot.step, self.slot.codes);
-                no_grad(|| affine::quantize_into(&mut leaf.detach(), weight, step, codes));
+                let mut out = leaf.detach();
+                no_grad(|| self.rule().quantize_into(&mut out, weight, self.levels()));
                 leaf
             }
             None => {
-                let graph = self.slot.quantized(weight, true);
+                let graph = self.rule().forward(weight, self.levels(), true);
                 let leaf = graph.detach().set_requires_grad(true);
                 self.graph = Some(graph);
                 leaf
@@ -385,7 +451,7 @@ impl WeightQuantizer for FakeWeight {
     }
 
     fn gradient_source(&self) -> Option<Tensor> {
-        if self.slot.mode.get() == Mode::Baked || !matches!(self.slot.rule, Rule::Affine { .. }) {
+        if self.slot.mode.get() == Mode::Frozen || !self.rule().has_backward() {
             return None;
         }
         let leaf = || no_grad(|| self.site.weight.detach().empty_like()).set_requires_grad(true);
@@ -398,24 +464,18 @@ impl WeightQuantizer for FakeWeight {
         let Some(mut grad) = leaf.map(|leaf| leaf.grad()).filter(Tensor::defined) else {
             return Ok(());
         };
-        if let Some(graph) = graph {
-            (graph * grad).sum(Kind::Float).backward();
-            return Ok(());
-        }
-        let by_step =
-            affine::gradients(&self.site.weight, &mut grad, &self.slot.step, self.slot.codes);
-        if self.learns_step() {
-            let factor = lsq::gradient_factor(self.slot.num_weights, self.slot.codes);
-            lsq::add_gradient(&self.slot.step, &(by_step * factor));
+        match graph {
+            Some(graph) => (graph * grad).sum(Kind::Float).backward(),
+            None => self.rule().backward(&self.site.weight, &mut grad, self.levels()),
         }
         Ok(())
     }
 
-    fn bake(&mut self) -> Result<()> {
+    fn convert(&mut self) -> Result<()> {
         if self.slot.mode.get() == Mode::Quantizing {
             self.assert_on_grid()?;
-            let effective = self.effective();
-            self.grid = self.current_grid();
+            let (effective, grid) = (self.effective(), self.grid());
+            *self.levels().grid.borrow_mut() = grid;
             no_grad(|| self.site.weight.shallow_clone().copy_(&effective));
             self.freeze();
         }

@@ -7,9 +7,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use schemars::JsonSchema;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::io;
 use crate::nn::Network;
@@ -18,7 +17,6 @@ use crate::quant::{
 };
 use crate::run::config::Config;
 use crate::run::folder::Start;
-use crate::run::layers::name_of;
 use crate::run::stretch;
 use crate::schema;
 use crate::train::{StageConfig, TrainConfig};
@@ -295,7 +293,7 @@ impl FromStr for TextStage {
 /// # Errors
 /// If there is none of that name; names the nearest and all.
 pub fn parse_weight_method(name: &str) -> Result<WeightMethod> {
-    parse_method::<WeightMethod>(name, "weight method")
+    parse_method(name, "weight method", WeightMethod::ALL, WeightMethod::name)
 }
 
 /// An activation method by its name in configs.
@@ -303,14 +301,19 @@ pub fn parse_weight_method(name: &str) -> Result<WeightMethod> {
 /// # Errors
 /// If there is none of that name; names the nearest and all.
 pub fn parse_activation_method(name: &str) -> Result<ActivationMethod> {
-    parse_method::<ActivationMethod>(name, "input method")
+    parse_method(name, "activation method", ActivationMethod::ALL, ActivationMethod::name)
 }
 
-fn parse_method<T: DeserializeOwned + JsonSchema>(name: &str, what: &str) -> Result<T> {
-    if let Ok(method) = serde_json::from_value(json!(name)) {
-        return Ok(method);
+fn parse_method<M: Copy>(
+    name: &str,
+    what: &str,
+    all: &[M],
+    name_of: fn(M) -> &'static str,
+) -> Result<M> {
+    if let Some(method) = all.iter().find(|method| name_of(**method) == name) {
+        return Ok(*method);
     }
-    let known = names_of::<T>();
+    let known: Vec<&str> = all.iter().map(|method| name_of(*method)).collect();
     let nearest = known
         .iter()
         .map(|k| (strsim::jaro_winkler(k, &name.to_lowercase()), k))
@@ -318,30 +321,6 @@ fn parse_method<T: DeserializeOwned + JsonSchema>(name: &str, what: &str) -> Res
         .max_by(|a, b| a.0.total_cmp(&b.0));
     let hint = nearest.map_or(String::new(), |(_, name)| format!(", did you mean {name}?"));
     bail!("{name:?} is no {what}{hint} (there are: {})", known.join(", "))
-}
-
-/// The names of an enum of plain variants, from its schema.
-fn names_of<T: JsonSchema>() -> Vec<String> {
-    fn walk(schema: &Value, found: &mut Vec<String>) {
-        match schema {
-            Value::Object(map) => {
-                for (key, value) in map {
-                    match (key.as_str(), value) {
-                        ("const", Value::String(name)) => found.push(name.clone()),
-                        ("enum", Value::Array(names)) => {
-                            found.extend(names.iter().filter_map(|n| Some(n.as_str()?.to_owned())));
-                        }
-                        _ => walk(value, found),
-                    }
-                }
-            }
-            Value::Array(items) => items.iter().for_each(|item| walk(item, found)),
-            _ => {}
-        }
-    }
-    let mut found = Vec::new();
-    walk(&schemars::schema_for!(T).to_value(), &mut found);
-    found
 }
 
 impl FlowSource {
@@ -418,11 +397,10 @@ fn weights_of(
     width: Width,
     epochs: u32,
 ) -> WeightQuantConfig {
-    let same = base.filter(|base| method.is_none_or(|method| method == base.method));
+    let same = base.filter(|base| method.is_none_or(|method| method == base.method()));
     let base = same.unwrap_or_else(|| {
-        let method = method.unwrap_or_default();
-        let mut base = WeightQuantConfig { method, ..WeightQuantConfig::default() };
-        stretch::weights(&mut base, StageConfig::DEFAULT_EPOCHS, epochs);
+        let mut base = WeightQuantConfig::of(method.unwrap_or_default());
+        base.stretch(StageConfig::DEFAULT_EPOCHS, epochs);
         base
     });
     let layer_bits = BTreeMap::new();
@@ -436,11 +414,10 @@ fn activations_of(
     width: Width,
     epochs: u32,
 ) -> ActivationQuantConfig {
-    let same = base.filter(|base| method.is_none_or(|method| method == base.method));
+    let same = base.filter(|base| method.is_none_or(|method| method == base.method()));
     let base = same.unwrap_or_else(|| {
-        let method = method.unwrap_or_default();
-        let mut base = ActivationQuantConfig { method, ..ActivationQuantConfig::default() };
-        stretch::activations(&mut base, StageConfig::DEFAULT_EPOCHS, epochs);
+        let mut base = ActivationQuantConfig::of(method.unwrap_or_default());
+        base.stretch(StageConfig::DEFAULT_EPOCHS, epochs);
         base
     });
     ActivationQuantConfig { bits: Some(width.bits), n_levels: width.n_levels, ..base }
@@ -487,7 +464,6 @@ fn uniform(flow: &[StageConfig], method: WeightMethod, bits: Bits) -> StageConfi
         stretch::stage(&mut stage, epochs);
     }
     let mut stage = text.resolve(&[stage]);
-    let method = name_of(&method);
     stage.name = format!("uniform_{method}_{bits}").replace('/', "-");
     stage
 }
@@ -501,7 +477,7 @@ pub(crate) fn check(config: &Config, net: &dyn Network) -> Result<()> {
     let mut claims = Vec::new();
     for (i, stage) in config.quantize.flow.iter().enumerate() {
         if let Some(claim) = stage.claim() {
-            select::sites(net.store(), claim.module, claim.first_layer, claim.last_layer)
+            select::sites(net.store(), &claim.module, claim.first_layer, claim.last_layer)
                 .with_context(|| format!("quantize.flow.{i}.module"))?;
             claims.push(claim);
         }
@@ -512,6 +488,10 @@ pub(crate) fn check(config: &Config, net: &dyn Network) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn last_entry(weights: &WeightQuantConfig) -> Option<(u32, f64)> {
+        weights.settings.scheme().schedule().unwrap().entries().last()
+    }
 
     fn published() -> Config {
         let weights = WeightQuantConfig { bits: Some(2), ..Default::default() };
@@ -567,7 +547,7 @@ mod tests {
         // the head's stage has no weights: those of an own stage are made, in its epochs
         let weights = head.weights.as_ref().unwrap();
         assert_eq!((weights.bits, head.epochs, head.lr.base), (Some(4), 10, 0.5));
-        assert_eq!(weights.schedule.entries().last(), Some((9, 1.0)));
+        assert_eq!(last_entry(weights), Some((9, 1.0)));
         assert_eq!(head.activations.as_ref().unwrap().bits, Some(4));
         assert!(!head.last_layer);
         assert_eq!((backbone.label().as_str(), backbone.epochs), ("backbone", 30));
@@ -595,7 +575,7 @@ mod tests {
         assert!(refused("fpn:two").contains("the bits of fpn"));
         let text = refused("fpn:2@inc");
         assert!(text.contains("\"inc\" is no weight method, did you mean inq?"), "{text}");
-        assert!(refused("fpn:a8@set").contains("input method"));
+        assert!(refused("fpn:a8@set").contains("activation method"));
         assert!(refused("fpn:2@inq+ste").contains("no input bits"));
         let mut config = published();
         let text = format!("{:#}", source("fpn:9").apply(&mut config).unwrap_err());
@@ -616,7 +596,7 @@ mod tests {
         assert_eq!(stage.label(), "uniform_inq_w4a8");
         let weights = stage.weights.as_ref().unwrap();
         assert_eq!((weights.bits, weights.n_levels), (Some(4), None));
-        assert_eq!(weights.schedule.entries().last(), Some((38, 1.0)));
+        assert_eq!(last_entry(weights), Some((38, 1.0)));
         assert_eq!(stage.activations.as_ref().unwrap().bits, Some(8));
         FlowSource::Baseline(baseline).ensure_same(&config).unwrap();
     }

@@ -131,7 +131,7 @@ fn put_stage(
 ) -> Result<()> {
     let Some(claim) = stage.claim() else { return Ok(()) };
     let names = |first, last| -> Result<BTreeSet<String>> {
-        let sites = select::sites(net.store(), claim.module, first, last)?;
+        let sites = select::sites(net.store(), &claim.module, first, last)?;
         Ok(sites.iter().map(|site| site.name.clone()).collect())
     };
     let covered = names(true, true)?;
@@ -158,7 +158,7 @@ fn put_stage(
             let spacing = weights.spacing()?;
             layer.num_scales = weights.num_scales(layer.shape[0] as usize);
             layer.weights = Some(QuantizedTo {
-                method: name_of(&weights.method),
+                method: weights.method().name().to_owned(),
                 bits: spacing.bits(),
                 num_levels: spacing.num_levels(),
             });
@@ -166,7 +166,7 @@ fn put_stage(
         if let Some(activations) = &stage.activations {
             let spacing = activations.spacing(true)?;
             layer.activations = Some(QuantizedTo {
-                method: name_of(&activations.method),
+                method: activations.method().name().to_owned(),
                 bits: spacing.bits(),
                 num_levels: spacing.num_levels(),
             });

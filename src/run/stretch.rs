@@ -1,10 +1,6 @@
 //! `--epochs`: a stage with another number of epochs, its schedules stretched or shrunk to fit.
 
-use std::collections::BTreeMap;
-
-use crate::quant::{
-    ActivationMethod, ActivationQuantConfig, FractionSchedule, WeightMethod, WeightQuantConfig,
-};
+use crate::quant::schedule::moved;
 use crate::train::{Decay, StageConfig};
 
 /// Gives `stage` `epochs` epochs; the epochs in its schedules move in proportion.
@@ -29,47 +25,18 @@ pub(crate) fn stage(stage: &mut StageConfig, epochs: u32) {
         Decay::Constant | Decay::Cosine { .. } => {}
     }
     if let Some(config) = &mut stage.weights {
-        weights(config, from, epochs);
+        config.stretch(from, epochs);
     }
     if let Some(config) = &mut stage.activations {
-        activations(config, from, epochs);
+        config.stretch(from, epochs);
     }
     stage.epochs = epochs;
-}
-
-/// Moves what settings made for `from` epochs say of epochs, for `epochs`.
-pub(crate) fn weights(config: &mut WeightQuantConfig, from: u32, epochs: u32) {
-    match config.method {
-        WeightMethod::Inq => {
-            let entries: BTreeMap<u32, f64> = (config.schedule.entries())
-                .map(|(at, fraction)| (moved(at, from, epochs), fraction))
-                .collect();
-            config.schedule = FractionSchedule::new(entries);
-        }
-        WeightMethod::Ana => config.ana.end_epoch = moved(config.ana.end_epoch, from, epochs),
-        WeightMethod::Lsq | WeightMethod::Uniform | WeightMethod::Dorefa => {}
-    }
-}
-
-/// As [`weights`], for inputs.
-pub(crate) fn activations(config: &mut ActivationQuantConfig, from: u32, epochs: u32) {
-    let start = moved(config.quant_start_epoch, from, epochs);
-    // The range is best watched for an epoch before it is used; a stage of one epoch watches it as it begins.
-    let earliest = u32::from(epochs > 1);
-    config.quant_start_epoch = start.max(earliest).min(config.quant_start_epoch);
-    if config.method == ActivationMethod::Ana {
-        config.ana.end_epoch = moved(config.ana.end_epoch, from, epochs);
-    }
-}
-
-fn moved(epoch: u32, from: u32, epochs: u32) -> u32 {
-    let moved = u64::from(epoch) * u64::from(epochs) / u64::from(from.max(1));
-    u32::try_from(moved).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
     use crate::schema::check_ranges;
 
     fn published() -> StageConfig {

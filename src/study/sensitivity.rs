@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::quant::{Grid, Spacing, WeightQuantConfig, scale};
+use crate::quant::{Grid, WeightQuantConfig};
 
-/// Rounding a weight to a bit width.
+/// Quantizing a weight to a bit width.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WidthError {
     /// Bits.
@@ -30,8 +30,8 @@ pub enum Division {
     Mqbench,
 }
 
-/// The squared rounding error of `weight` at each width, with the spacing and the scale of `config`, for learnt steps (LSQ)
-/// at the step of least error; its own bits and level count are not looked at.
+/// The squared quantization error of `weight` at each width, with the spacing and the range that the method of `config`
+/// expects ([`crate::quant::WeightScheme::expected_range`]); its own bits and level count are not looked at.
 ///
 /// # Errors
 /// If the config's levels do not exist at a width (powers of two at 1 bit), or the weight is not finite.
@@ -49,27 +49,16 @@ pub fn width_errors(
             layer_bits: BTreeMap::new(),
             ..config.clone()
         };
-        let spacing = config.spacing()?;
-        let scales = match spacing {
-            // A learnt step has no scale to begin with that is its best; training moves it there.
-            Spacing::Integers { .. } => {
-                let codes = spacing.multiples().context("integers without codes")?;
-                let zeros = scale::scale_of_zeros(spacing);
-                let best = |values: &[f32]| scale::best_step(values, codes).unwrap_or(zeros);
-                scale::by_channel(name, &weight, config.per_channel(), best)?
-            }
-            _ => {
-                let init = config.quant_init_method;
-                scale::scales_by(name, &weight, init, spacing, config.per_channel())?
-            }
-        };
-        let rounded = Grid::new(spacing, scales)?.nearest(&weight)?;
-        let error = (rounded - &weight).to_kind(Kind::Double);
+        let (spacing, scheme) = (config.spacing()?, config.settings.scheme());
+        let range = scheme.expected_range(name, &weight, &spacing, config.per_channel())?;
+        let num_levels = spacing.num_levels();
+        let quantized = Grid::new(spacing, range)?.nearest(&weight)?;
+        let error = (quantized - &weight).to_kind(Kind::Double);
         let squared_error = (&error * &error).sum(Kind::Double).double_value(&[]);
-        Ok(WidthError { bits, num_levels: spacing.num_levels(), squared_error })
+        Ok(WidthError { bits, num_levels, squared_error })
     };
     let all: Result<Vec<WidthError>> = widths.iter().map(at_width).collect();
-    all.with_context(|| format!("rounding {name}"))
+    all.with_context(|| format!("quantizing {name}"))
 }
 
 /// The expected rise of the loss, up to a factor that all layers share: `trace / num_weights * squared_error`.
@@ -88,14 +77,19 @@ pub fn sensitivity(trace: f64, num_weights: usize, squared_error: f64, division:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::inq::InqWeights;
     use crate::quant::{Granularity, QuantInit, WeightMethod};
+
+    fn inq(quant_init_method: QuantInit) -> WeightQuantConfig {
+        let settings = InqWeights { quant_init_method, ..Default::default() };
+        WeightQuantConfig { settings: settings.into(), ..Default::default() }
+    }
 
     #[test]
     fn errors_of_a_small_weight_by_hand() {
         // s = max = 1. 2 bits: levels -1, 0, 1; errors 0, .4, .4, .25. 3 bits: steps of 1/3.
         let weight = Tensor::from_slice(&[1.0f32, -0.6, 0.4, 0.25]).reshape([1, 1, 2, 2]);
-        let config =
-            WeightQuantConfig { quant_init_method: QuantInit::Uniform, ..Default::default() };
+        let config = inq(QuantInit::Uniform);
         let found = width_errors("w", &weight, &config, &[2, 3]).unwrap();
         assert_eq!(found.iter().map(|e| e.num_levels).collect::<Vec<_>>(), [3, 7]);
         let expected = [
@@ -116,8 +110,7 @@ mod tests {
         let found = width_errors("w", &weight, &config, &[2, 4, 8]).unwrap();
         assert_eq!(found.iter().map(|e| e.num_levels).collect::<Vec<_>>(), [3, 15, 255]);
         assert!(found.windows(2).all(|pair| pair[1].squared_error < pair[0].squared_error));
-        let powers =
-            WeightQuantConfig { quant_init_method: QuantInit::PowerOfTwo, ..Default::default() };
+        let powers = inq(QuantInit::PowerOfTwo);
         let err = width_errors("fpn.p6.weight", &weight, &powers, &[1]).unwrap_err();
         assert!(format!("{err:#}").contains("fpn.p6.weight"), "{err:#}");
     }
@@ -126,7 +119,7 @@ mod tests {
     fn learnt_steps_round_to_all_their_integers() {
         // 2 bits of LSQ: -2, -1, 0, 1 times the step; at step 1 nothing is rounded, so that it is the best.
         let weight = Tensor::from_slice(&[-2.0f32, -1.0, 0.0, 1.0]).reshape([4, 1, 1, 1]);
-        let config = WeightQuantConfig { method: WeightMethod::Lsq, ..Default::default() };
+        let config = WeightQuantConfig::of(WeightMethod::Lsq);
         let found = width_errors("w", &weight, &config, &[2]).unwrap();
         assert_eq!(found[0].num_levels, 4);
         assert!(found[0].squared_error < 1e-9, "{found:?}");

@@ -214,7 +214,8 @@ impl Setup {
         let patterns: Vec<(&str, u32)> =
             self.modules.iter().map(|m| (m.pattern.as_str(), widest)).collect();
         config.quantize.flow = self.plan_stages(&patterns)?;
-        let method = config.quantize.flow[0].weights.as_ref().map(|w| w.method).unwrap_or_default();
+        let method =
+            config.quantize.flow[0].weights.as_ref().map(|w| w.method()).unwrap_or_default();
         let inputs = config.quantize.flow[0].activations.as_ref().map(width_of_inputs);
         let bits =
             Bits { weights: Some(Width { bits: widest, n_levels: None }), activations: inputs };

@@ -11,7 +11,7 @@ use super::record::exact_losses;
 use super::{NamedLosses, StageConfig};
 use crate::io::{parse_json, tensors};
 use crate::nn::{Network, Store, device_name, device_name_of};
-use crate::quant::{ActivationQuantConfig, ModuleQuantizer, Telemetry, WeightQuantConfig};
+use crate::quant::{Claim, ModuleQuantizer, Telemetry};
 use crate::seed::fnv1a;
 
 /// Number of the layout that this version writes.
@@ -92,46 +92,24 @@ pub struct Best {
 pub struct QuantizedModule {
     /// The stage that quantized it, from 0.
     pub stage: usize,
-    /// The module's path.
-    pub module: String,
-    /// Its weights.
-    pub weights: Option<WeightQuantConfig>,
-    /// Its inputs.
-    pub activations: Option<ActivationQuantConfig>,
-    /// Whether the network's first layer takes part.
-    pub first_layer: bool,
-    /// Whether the network's last layers take part.
-    pub last_layer: bool,
-    /// Seed of random strategies.
-    pub seed: u64,
+    /// The module and how it was quantized.
+    #[serde(flatten)]
+    pub claim: Claim,
 }
 
 impl QuantizedModule {
     /// The module that a stage quantizes, if it does.
     pub fn of_stage(index: usize, stage: &StageConfig, seed: u64) -> Option<Self> {
-        Some(Self {
-            stage: index,
-            module: stage.module.clone()?,
-            weights: stage.weights.clone(),
-            activations: stage.activations.clone(),
-            first_layer: stage.first_layer,
-            last_layer: stage.last_layer,
-            seed,
-        })
+        Some(Self { stage: index, claim: Claim { seed, ..stage.claim()? } })
     }
 
     /// Plugs the quantizers into the network's layers.
+    ///
+    /// # Errors
+    /// As [`ModuleQuantizer::attach`].
     pub fn attach(&self, store: &Store) -> Result<ModuleQuantizer> {
-        let quantizer = ModuleQuantizer::attach(
-            &self.module,
-            store,
-            self.weights.as_ref(),
-            self.activations.as_ref(),
-            self.first_layer,
-            self.last_layer,
-            self.seed,
-        );
-        quantizer.with_context(|| format!("quantizing module {}", self.module))
+        ModuleQuantizer::attach(&self.claim, store)
+            .with_context(|| format!("quantizing module {}", self.claim.module))
     }
 }
 
@@ -422,7 +400,7 @@ pub fn load_for_evaluation(path: &Path, net: &dyn Network) -> Result<Loaded> {
         .with_context(|| format!("loading checkpoint {}", path.display()))?;
     for quantizer in &mut quantizers {
         // stored weights become those that the network computes with
-        quantizer.bake().with_context(|| format!("loading checkpoint {}", path.display()))?;
+        quantizer.convert().with_context(|| format!("loading checkpoint {}", path.display()))?;
     }
     Ok(Loaded { meta, quantizers, averaged })
 }
@@ -442,7 +420,7 @@ pub fn attach_all(
         let names: Vec<String> = quantizer.state().into_iter().map(|(name, _)| name).collect();
         let share = state.iter().filter(|(name, _)| names.contains(name));
         let own: Vec<_> = share.map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
-        let doing = || format!("restoring the quantizers of module {}", module.module);
+        let doing = || format!("restoring the quantizers of module {}", module.claim.module);
         quantizer.load_state(&own).with_context(doing)?;
         quantizers.push(quantizer);
     }

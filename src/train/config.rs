@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{EmaConfig, LrConfig, MonitorConfig, SgdConfig};
-use crate::quant::select::{self, Claim, Pattern};
-use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
+use crate::quant::select::{self, Pattern};
+use crate::quant::{ActivationQuantConfig, Claim, WeightQuantConfig};
 use crate::schema::{above_zero, check_ranges};
 
 /// Settings of a training run. The default is the published fine-tuning with the FPN quantized.
@@ -186,10 +186,15 @@ impl StageConfig {
         }
     }
 
-    /// What the stage quantizes, if it does.
-    pub fn claim(&self) -> Option<Claim<'_>> {
-        let (first_layer, last_layer) = (self.first_layer, self.last_layer);
-        Some(Claim { module: self.module.as_deref()?, first_layer, last_layer })
+    /// What the stage quantizes, if it does; seed 0.
+    pub fn claim(&self) -> Option<Claim> {
+        Some(Claim {
+            weights: self.weights.clone(),
+            activations: self.activations.clone(),
+            first_layer: self.first_layer,
+            last_layer: self.last_layer,
+            ..Claim::of(self.module.as_deref()?)
+        })
     }
 
     /// Whether both stages quantize some layer, as far as their patterns alone can tell.

@@ -387,8 +387,8 @@ impl Trainer {
             self.ema = None;
         }
         for (module, quantizer) in self.quantizers.iter_mut().filter(|(m, _)| m.stage < index) {
-            let doing = || format!("freezing module {} before stage {index}", module.module);
-            quantizer.bake().with_context(doing)?;
+            let doing = || format!("freezing module {} before stage {index}", module.claim.module);
+            quantizer.convert().with_context(doing)?;
         }
         if let Some(module) = QuantizedModule::of_stage(index, &stage, self.run.seed)
             && self.current_quantizer().is_none()
@@ -420,7 +420,7 @@ impl Trainer {
         let on_grid = || -> Result<()> {
             for (module, quantizer) in &self.quantizers {
                 quantizer.assert_on_grid().with_context(|| {
-                    let module = &module.module;
+                    let module = &module.claim.module;
                     format!("module {module} is off its levels after stage {index} ({name})")
                 })?;
             }

@@ -114,7 +114,7 @@ fn a_quantized_wrapper_is_imported_evaluated_and_exported() {
             (&layer["share_frozen"], &layer["grid"]["num_levels"]),
             (&1.0.into(), &15.into())
         );
-        assert_eq!(layer["grid"]["scale"], 1.0, "{layer}");
+        assert_eq!(layer["grid"]["max_level"], 1.0, "{layer}");
         assert!(layer["largest_shift"].as_f64().is_none_or(|s| s < 1e-6), "{layer}");
     }
     import(&file, &out, &[]).code(1).says(&["already exists"]);

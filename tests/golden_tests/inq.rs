@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 
 use mqat::nn::{Site, SiteKind, Store};
+use mqat::quant::inq::InqWeights;
 use mqat::quant::scale::{Magnitudes, Norm};
 use mqat::quant::{
-    FractionSchedule, Grid, ModuleQuantizer, QuantInit, QuantStrategy, Spacing, WeightQuantConfig,
-    inq,
+    Claim, FractionSchedule, Grid, ModuleQuantizer, QuantInit, QuantStrategy, Spacing,
+    WeightQuantConfig, inq,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -91,7 +92,7 @@ impl Layer {
         let weight = path.parameter("weight", weight.shallow_clone());
         path.site(Site::new("m.conv".to_owned(), SiteKind::Conv, &weight));
         let quantizer =
-            ModuleQuantizer::attach("m", &store, Some(config), None, true, true, 0).unwrap();
+            ModuleQuantizer::attach(&Claim::of("m").with_weights(config), &store).unwrap();
         Self { store, quantizer }
     }
 
@@ -110,6 +111,12 @@ impl Layer {
         self.quantizer.load_state(&state).unwrap();
     }
 
+    fn range(&self) -> Vec<f32> {
+        let state = self.quantizer.state();
+        let (_, range) = state.iter().find(|(name, _)| name.ends_with(".weight_scale")).unwrap();
+        f32s(range)
+    }
+
     fn step(&mut self, k: usize) {
         assert!(self.quantizer.start_epoch(k as u32).unwrap().stepped);
     }
@@ -124,13 +131,13 @@ impl Layer {
 }
 
 fn config(method: &str, strategy: &str, n_levels: u32, fractions: &[f64]) -> WeightQuantConfig {
-    WeightQuantConfig {
-        n_levels: Some(n_levels),
+    let settings = InqWeights {
         quant_init_method: init_of(method),
         quant_strategy: serde_json::from_value::<QuantStrategy>(Value::from(strategy)).unwrap(),
         schedule: FractionSchedule::new((0..).zip(fractions.iter().copied())),
         ..Default::default()
-    }
+    };
+    WeightQuantConfig { settings: settings.into(), n_levels: Some(n_levels), ..Default::default() }
 }
 
 fn array<'a>(all: &'a BTreeMap<String, Array>, name: &str) -> &'a Array {
@@ -198,7 +205,7 @@ fn assert_fit(magnitudes: &Magnitudes, method: &str, case: &Value) {
     // the same formula at their scale gives their loss (f32 sums there)
     assert!((magnitudes.loss(norm, n, s) - loss).abs() <= 1e-3 * loss, "{at}");
     // another minimum is right only where it is a lower one
-    let near = (fit.scale - s).abs() <= 1e-3 * max;
+    let near = (fit.max_level - s).abs() <= 1e-3 * max;
     assert!(near || norm == Norm::Linf || fit.loss < loss, "{at}");
 }
 
@@ -223,14 +230,11 @@ fn weights_freeze_in_the_order_of_the_original() {
                         expected,
                         "{name} {strategy} {method} step {k}"
                     );
-                    let report = &layer.quantizer.report()[0];
                     let spacing = match method {
                         "none" => Spacing::PowerOfTwo { num_exponents: 7 },
                         _ => Spacing::Uniform { num_levels: 15 },
                     };
-                    let q = f32s(
-                        &Grid::new(spacing, report.scale.clone()).unwrap().nearest(&w).unwrap(),
-                    );
+                    let q = f32s(&Grid::new(spacing, layer.range()).unwrap().nearest(&w).unwrap());
                     let floats = f32s(&w);
                     for (i, &value) in f32s(&layer.weight()).iter().enumerate() {
                         let expected = if expected[i] { q[i] } else { floats[i] };
@@ -433,7 +437,7 @@ fn odd_situations_come_out_as_in_the_original_or_better() {
     layer.step(0);
     assert!(f32s(&layer.weight()).iter().all(|v| v.to_bits() == 0));
     assert_eq!(
-        f64::from(layer.quantizer.report()[0].scale[0]),
+        f64::from(layer.quantizer.report()[0].max_level[0]),
         number(&odd["zeros"]["result"]["s"])
     );
 
@@ -459,7 +463,7 @@ fn odd_situations_come_out_as_in_the_original_or_better() {
     assert!(!weight.is_contiguous());
     path.site(Site::new("conv".to_owned(), SiteKind::Conv, &weight));
     let mut last =
-        ModuleQuantizer::attach("conv", &store, Some(&all_at_once), None, true, true, 0).unwrap();
+        ModuleQuantizer::attach(&Claim::of("conv").with_weights(&all_at_once), &store).unwrap();
     last.start_epoch(0).unwrap();
     let mut plain = Layer::new(&w, &all_at_once);
     plain.step(0);
@@ -490,10 +494,14 @@ fn fractions_steps_and_clearing_follow_the_published_schedule() {
     for case in json("11_schedules/schedules.json")["hand_scheduler"].as_array().unwrap() {
         let schedule: FractionSchedule =
             serde_json::from_value(case["inq_schedule"].clone()).unwrap();
-        let weight_config = WeightQuantConfig {
-            n_levels: Some(15),
+        let settings = InqWeights {
             schedule: schedule.clone(),
             clear_optim_state_on_step: case["clear_optim_state_on_step"].as_bool().unwrap(),
+            ..Default::default()
+        };
+        let weight_config = WeightQuantConfig {
+            settings: settings.into(),
+            n_levels: Some(15),
             ..Default::default()
         };
         let values: Vec<f32> = (0..64).map(|i| formula_value("schedule", i, 1.0, 0.0)).collect();

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use mqat::nn::{Site, SiteKind, Store};
 use mqat::quant::{
-    CodeRange, Codes, Granularity, LsqConfig, ModuleQuantizer, Spacing, WeightMethod,
-    WeightQuantConfig, affine, lsq,
+    Claim, Clip, CodeRange, Codes, Granularity, ModuleQuantizer, Spacing, WeightQuantConfig,
+    affine, lsq,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -16,6 +16,8 @@ use crate::support::{Array, arrays, json, number};
 const TOLERANCE: f64 = 1e-6;
 /// Gradients of the scale, relative to max(1, |value|).
 const SCALE_TOLERANCE: f64 = 2e-4;
+/// The reference is PyTorch's operator.
+const CLIP: Clip = Clip::AfterRounding;
 
 struct Case {
     key: String,
@@ -99,7 +101,7 @@ fn values_and_gradients_are_those_of_the_reference() {
     for case in cases() {
         let x = case.x.copy().set_requires_grad(true);
         let scale = case.scale.copy().set_requires_grad(true);
-        let y = lsq::fake_quantize(&x, &scale, case.codes, case.factor).unwrap();
+        let y = lsq::fake_quantize(&x, &scale, case.codes, case.factor, CLIP).unwrap();
         let loss = (&y * &case.grad_out).sum(Kind::Float);
         let grads = Tensor::run_backward(&[loss], &[&x, &scale], false, false);
         check(&case, "as a differentiable function", &y.detach(), &grads[0], &grads[1]);
@@ -116,15 +118,15 @@ fn quantizer(case: &Case) -> (Store, ModuleQuantizer) {
     path.site(Site::new("m.conv".to_owned(), SiteKind::Conv, &weight));
     let granularity =
         if case.scale.numel() > 1 { Granularity::Channel } else { Granularity::Tensor };
+    let lsq = lsq::LsqConfig { range: case.range, clip: CLIP, ..Default::default() };
     let config = WeightQuantConfig {
-        method: WeightMethod::Lsq,
+        settings: lsq::LsqWeights { lsq }.into(),
         bits: Some(case.bits),
         granularity,
-        lsq: LsqConfig { range: case.range, ..LsqConfig::default() },
         ..WeightQuantConfig::default()
     };
     let mut quantizer =
-        ModuleQuantizer::attach("m", &store, Some(&config), None, true, true, 0).unwrap();
+        ModuleQuantizer::attach(&Claim::of("m").with_weights(&config), &store).unwrap();
     quantizer.start_epoch(0).unwrap();
     let (name, step) = quantizer.parameters().remove(0);
     assert_eq!((name.as_str(), step.size()), ("quant.m.conv.weight_step", case.scale.size()));

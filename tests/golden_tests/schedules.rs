@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mqat::quant::{ModuleQuantizer, WeightQuantConfig};
+use mqat::quant::{Claim, ModuleQuantizer, WeightQuantConfig};
 use mqat::topology::wdr::{NetworkConfig, PoseNet};
 use mqat::train::{Decay, LrConfig, LrPlace};
 use serde_json::Value;
@@ -138,7 +138,11 @@ fn momentum_is_cleared_in_the_epochs_of_the_original() {
         let config: WeightQuantConfig = serde_json::from_value(json).unwrap();
         let net = PoseNet::new(&network, 1, Device::Cpu, 3).unwrap();
         let attach = || {
-            ModuleQuantizer::attach("fpn", &net.store, Some(&config), None, true, true, 3).unwrap()
+            ModuleQuantizer::attach(
+                &Claim { seed: 3, ..Claim::of("fpn").with_weights(&config) },
+                &net.store,
+            )
+            .unwrap()
         };
         let mut quantizer = attach();
         for row in case["epochs"].as_array().unwrap() {

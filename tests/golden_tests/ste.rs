@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use mqat::nn::{ActivationSlot, Site, SiteKind};
-use mqat::quant::ActivationQuantConfig;
 use mqat::quant::ste::{SteActivation, fake_quantize};
+use mqat::quant::{ActivationContext, Spacing};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -15,9 +15,14 @@ const TOLERANCE: f64 = 1e-6;
 
 fn slot(n_levels: u32, quant_start_epoch: u32) -> SteActivation {
     let weight = Tensor::zeros([1, 1, 1, 1], (Kind::Float, Device::Cpu));
-    let config =
-        ActivationQuantConfig { n_levels: Some(n_levels), quant_start_epoch, ..Default::default() };
-    SteActivation::new(&Site::new("m.conv".to_owned(), SiteKind::Conv, &weight), &config).unwrap()
+    let spacing = Spacing::uniform(None, Some(n_levels)).unwrap();
+    let context = ActivationContext {
+        signed: spacing.clone(),
+        unsigned: spacing,
+        quant_start_epoch,
+        seed: 0,
+    };
+    SteActivation::new(&Site::new("m.conv".to_owned(), SiteKind::Conv, &weight), &context)
 }
 
 fn array<'a>(all: &'a BTreeMap<String, Array>, name: &str) -> &'a Array {

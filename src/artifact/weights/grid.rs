@@ -8,8 +8,9 @@ use tch::{Kind, Tensor};
 use super::report::{GridReport, InqLayerReport, LoadReport};
 use super::unwrap::InqLayer;
 use crate::nn::Network;
+use crate::quant::inq::InqWeights;
 use crate::quant::levels::MAX_LEVELS;
-use crate::quant::{Grid, ModuleQuantizer, QuantInit, Spacing, WeightQuantConfig, select};
+use crate::quant::{Claim, Grid, ModuleQuantizer, QuantInit, Spacing, WeightQuantConfig, select};
 use crate::train::QuantizedModule;
 
 /// How far a stored value may be off its level, in units of the scale: the published code computes its levels by
@@ -50,7 +51,7 @@ pub(super) fn recognise(layers: &[Values]) -> Option<(Spacing, Vec<f32>)> {
             continue;
         }
         let fits = |spacing: &Spacing| {
-            layers.iter().zip(&scales).all(|(layer, &s)| lies_on(layer.values, *spacing, s))
+            layers.iter().zip(&scales).all(|(layer, &s)| lies_on(layer.values, spacing, s))
         };
         let mut uniform = (2..=MAX_LEVELS).map(|num_levels| Spacing::Uniform { num_levels });
         let mut powers =
@@ -71,16 +72,14 @@ pub fn recognise_grid(values: &[f32], scale: Option<f32>) -> Option<Grid> {
     Grid::new(spacing, scale).ok()
 }
 
-fn lies_on(values: &[f32], spacing: Spacing, scale: f32) -> bool {
+fn lies_on(values: &[f32], spacing: &Spacing, scale: f32) -> bool {
     let levels = spacing.levels(scale);
     let is_level = |v: f32| {
         let at = levels.partition_point(|l| *l < v);
         let near = levels[at.saturating_sub(1)..levels.len().min(at + 1)].iter();
         let limit = match spacing {
-            Spacing::Uniform { .. } | Spacing::Integers { .. } => {
-                LEVEL_TOLERANCE * f64::from(scale)
-            }
             Spacing::PowerOfTwo { .. } => 0.0, // powers of two are exact
+            _ => LEVEL_TOLERANCE * f64::from(scale),
         };
         near.into_iter().any(|l| (f64::from(v) - f64::from(*l)).abs() <= limit)
     };
@@ -91,10 +90,10 @@ fn lies_on(values: &[f32], spacing: Spacing, scale: f32) -> bool {
 pub(super) fn describe(layer: &InqLayer) -> InqLayerReport {
     let share_frozen = layer.share_frozen();
     let values = frozen_values(layer);
-    let grid = values.as_deref().filter(|v| !v.is_empty()).and_then(|values| {
-        let (spacing, scale) = recognise(&[Values { values, scale: layer.scale }])?;
-        Some(GridReport::new(spacing, scale[0]))
-    });
+    let grid = values
+        .as_deref()
+        .filter(|v| !v.is_empty())
+        .and_then(|values| Some(GridReport::new(&recognise_grid(values, layer.scale)?)));
     InqLayerReport {
         name: layer.name.clone(),
         num_weights: layer.weight.numel(),
@@ -132,8 +131,9 @@ pub(super) fn plug(
         for group in groups {
             let mut quantized = group.module;
             quantized.stage = modules.len();
-            let quantizer = attach(net, &quantized, &group.layers, report)
-                .with_context(|| format!("quantizing {} as it was imported", quantized.module))?;
+            let quantizer = attach(net, &quantized, &group.layers, report).with_context(|| {
+                format!("quantizing {} as it was imported", quantized.claim.module)
+            })?;
             modules.push(quantized);
             quantizers.push(quantizer);
         }
@@ -179,25 +179,18 @@ fn as_module<'a>(net: &dyn Network, module: &str, layers: &[&'a InqLayer]) -> Op
         .collect();
     let (spacing, scales) = recognise(&known)?;
     let grids: Option<Vec<Grid>> =
-        scales.into_iter().map(|s| Grid::new(spacing, vec![s]).ok()).collect();
+        scales.into_iter().map(|s| Grid::new(spacing.clone(), vec![s]).ok()).collect();
     let quant_init_method = match spacing {
-        Spacing::Uniform { .. } | Spacing::Integers { .. } => QuantInit::Uniform,
         Spacing::PowerOfTwo { .. } => QuantInit::PowerOfTwo,
+        _ => QuantInit::Uniform,
     };
     let weights = WeightQuantConfig {
+        settings: InqWeights { quant_init_method, ..InqWeights::default() }.into(),
         n_levels: Some(spacing.num_levels()),
-        quant_init_method,
         ..WeightQuantConfig::default()
     };
-    let module = QuantizedModule {
-        stage: 0,
-        module: module.to_owned(),
-        weights: Some(weights),
-        activations: None,
-        first_layer,
-        last_layer,
-        seed: 0,
-    };
+    let claim = Claim { first_layer, last_layer, ..Claim::of(module).with_weights(&weights) };
+    let module = QuantizedModule { stage: 0, claim };
     Some(Group { module, layers: layers.iter().copied().zip(grids?).collect() })
 }
 
@@ -221,7 +214,7 @@ fn attach(
             Ok((on_levels - before).abs().max().double_value(&[]))
         })?;
         if let Some(line) = report.inq.iter_mut().find(|l| l.name == layer.name) {
-            line.grid = Some(GridReport::new(grid.spacing(), grid.scale()[0]));
+            line.grid = Some(GridReport::new(grid));
             line.largest_shift = (shift > 0.0).then_some(shift);
         }
         let prefix = format!("quant.{}", layer.name);
@@ -230,7 +223,7 @@ fn attach(
                 Some(".weight_frozen") => {
                     *tensor = frozen.to_kind(Kind::Uint8).reshape(tensor.size());
                 }
-                Some(".weight_scale") => *tensor = Tensor::from_slice(grid.scale()),
+                Some(".weight_scale") => *tensor = Tensor::from_slice(grid.range()),
                 _ => {}
             }
         }

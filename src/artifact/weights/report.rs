@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::quant::Spacing;
+use crate::quant::Grid;
 
 /// How many names a line of text lists.
 const SHOWN: usize = 4;
@@ -98,18 +98,22 @@ pub struct GridReport {
     pub num_levels: u32,
     /// Bits that number them.
     pub bits: u32,
-    /// The outermost level (for powers of two: what it follows from).
-    pub scale: f32,
+    /// A level is an integer code times it; none for powers of two.
+    pub scale: Option<f32>,
+    /// The largest magnitude of a level.
+    pub max_level: f32,
 }
 
 impl GridReport {
-    pub(super) fn new(spacing: Spacing, scale: f32) -> Self {
-        let name = match spacing {
-            Spacing::Uniform { .. } => "uniform",
-            Spacing::PowerOfTwo { .. } => "power_of_two",
-            Spacing::Integers { .. } => "integers",
-        };
-        Self { spacing: name, num_levels: spacing.num_levels(), bits: spacing.bits(), scale }
+    pub(super) fn new(grid: &Grid) -> Self {
+        let spacing = grid.spacing();
+        Self {
+            spacing: spacing.name(),
+            num_levels: spacing.num_levels(),
+            bits: spacing.bits(),
+            scale: grid.scale().map(|scale| scale[0]),
+            max_level: grid.max_level()[0],
+        }
     }
 }
 
@@ -231,10 +235,10 @@ impl InqLayerReport {
                 let spacing =
                     if g.spacing == "uniform" { "evenly spaced" } else { "powers of two" };
                 format!(
-                    ", {}-bit: {} levels {spacing}, scale {}, {} in use",
+                    ", {}-bit: {} levels {spacing} up to {}, {} in use",
                     g.bits,
                     g.num_levels,
-                    g.scale,
+                    g.max_level,
                     values.unwrap_or(0)
                 )
             }

@@ -215,7 +215,7 @@ fn write_weights(request: &ExportRequest, exported: &Exported) -> Result<ExportR
         ExportWeights::Float => ensure_float_exists(from, net.as_ref(), loaded)?,
         ExportWeights::Quantized => ensure_quantized(from, loaded)?,
     }
-    // Quantized weights were baked when they were loaded.
+    // Quantized weights were frozen to their levels when they were loaded.
     let state = net.state();
     let quantized = match weights {
         ExportWeights::Float => Vec::new(),

@@ -157,7 +157,7 @@ fn input_state(twin: &dyn Network, loaded: &LoadedNetwork) -> Result<Vec<(String
         for site in quantizer.report() {
             if let Some(inputs) = site.activations {
                 ensure!(
-                    inputs.quantizing || inputs.abs_max == Some(0.0),
+                    inputs.quantizing || inputs.max_level == Some(0.0),
                     "the inputs of {} are not quantized yet, finish the stage of {} first",
                     site.name,
                     quantizer.module()

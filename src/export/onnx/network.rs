@@ -215,7 +215,7 @@ impl Builder<'_> {
         };
         let trained = self.codes.get(&key);
         let one_scale =
-            |w: &&WeightCodes| window.output_padding.is_none() || w.grid.scale().len() == 1;
+            |w: &&WeightCodes| window.output_padding.is_none() || w.grid.num_ranges() == 1;
         let codes = trained
             .filter(one_scale)
             .and_then(|w| integers(&w.grid, &by_channel(&w.codes.reshape(site.weight.size()))));
@@ -299,21 +299,21 @@ fn floats_of(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(Vec::try_from(flat)?)
 }
 
-/// The integers of a weight and the step of each scale: multiples of one step that fit 8 bits; `None` where the grid
-/// has no such step.
+/// The integers of a weight and their scales: multiples of one number that fit 8 bits; `None` where the grid has no such
+/// scale.
 fn integers(grid: &Grid, codes: &Tensor) -> Option<(Vec<i32>, Vec<f32>)> {
     let codes: Vec<i32> =
         Vec::try_from(codes.to_device(Device::Cpu).to_kind(Kind::Int).contiguous().view([-1]))
             .ok()?;
     let fits = |codes: &[i32]| codes.iter().all(|c| (-MAX_CODE - 1..=MAX_CODE).contains(c));
-    if let Some(steps) = grid.steps() {
-        return fits(&codes).then_some((codes, steps));
+    if let Some(scales) = grid.scale() {
+        return fits(&codes).then_some((codes, scales));
     }
-    // Powers of two: multiples of the smallest magnitude.
+    // Powers of two and other shapes: multiples of the smallest magnitude.
     let known = grid.spacing().codes();
     let mut multiples = HashMap::new();
     let mut steps = vec![];
-    for channel in 0..grid.scale().len() {
+    for channel in 0..grid.num_ranges() {
         let levels = grid.levels(channel);
         let step = levels.iter().copied().filter(|v| *v > 0.0).reduce(f32::min)?;
         for (&code, &level) in known.iter().zip(&levels) {
@@ -386,7 +386,7 @@ mod tests {
     #[test]
     fn grids_become_multiples_of_a_step_where_8_bits_hold_them() {
         let check = |spacing: Spacing, scale: f32| {
-            let grid = Grid::new(spacing, vec![scale]).unwrap();
+            let grid = Grid::new(spacing.clone(), vec![scale]).unwrap();
             let codes = Tensor::from_slice(&spacing.codes()).to_kind(Kind::Int16);
             integers(&grid, &codes).map(|(codes, steps)| {
                 let values: Vec<f32> = codes.iter().map(|&c| c as f32 * steps[0]).collect();

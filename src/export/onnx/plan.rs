@@ -138,14 +138,14 @@ pub fn trained_inputs(quantizers: &[ModuleQuantizer]) -> Result<HashMap<String, 
 }
 
 fn of_report(layer: &str, report: &ActivationReport) -> Result<Option<QParams>> {
-    let known = report.step.zip(report.codes).filter(|_| report.quantizing);
-    let Some((step, [lowest, highest])) = known else {
-        if report.abs_max == Some(0.0) {
+    let known = report.scale.zip(report.codes).filter(|_| report.quantizing);
+    let Some((scale, [lowest, highest])) = known else {
+        if report.max_level == Some(0.0) {
             return Ok(None); // an input that is always 0 stays as it is
         }
         bail!("the inputs of {layer} are not quantized yet: train that stage to its end");
     };
-    let value = |code: i32| f64::from(code) * f64::from(step);
+    let value = |code: i32| f64::from(code) * f64::from(scale);
     QParams::of_levels(value(lowest), value(highest), report.num_levels)
         .with_context(|| format!("the inputs of {layer}"))
         .map(Some)

@@ -260,7 +260,7 @@ mod tests {
         BatchNorm, Conv2d, ConvShape, ConvTranspose2d, Eager, Fill, Linear, Ops, PoolShape, Store,
         Trace, Tracer, TransposeShape,
     };
-    use crate::quant::{ModuleQuantizer, WeightQuantConfig};
+    use crate::quant::{Claim, ModuleQuantizer, WeightQuantConfig};
     use crate::topology::wdr::{Backbone, NetworkConfig};
     use tch::Device;
 
@@ -408,7 +408,7 @@ mod tests {
             serde_json::from_str(r#"{"bits": 4, "schedule": {"0": 1}}"#).unwrap();
         let quantizers = ["dilated", "grouped", "up", "fc"].map(|module| {
             let mut quantizer =
-                ModuleQuantizer::attach(module, &net.store, Some(&config), None, true, true, 1)
+                ModuleQuantizer::attach(&Claim::of(module).with_weights(&config), &net.store)
                     .unwrap();
             quantizer.start_epoch(0).unwrap();
             quantizer

@@ -221,7 +221,7 @@ mod tests {
     use crate::quant::{Grid, Spacing};
 
     fn of_grid(grid: &Grid) -> Levels {
-        let tables: Vec<_> = (0..grid.scale().len()).map(|c| grid.levels(c)).collect();
+        let tables: Vec<_> = (0..grid.num_ranges()).map(|c| grid.levels(c)).collect();
         Levels::of_tables(&grid.spacing().codes(), &tables).unwrap()
     }
 

@@ -165,7 +165,7 @@ fn pack_weight(net: &dyn Network, weight: WeightCodes, ternary: Ternary) -> Resu
     let name = &weight.name;
     let integers = weight.grid.spacing().codes();
     let tables: Vec<Vec<f32>> =
-        (0..weight.grid.scale().len()).map(|scale| weight.grid.levels(scale)).collect();
+        (0..weight.grid.num_ranges()).map(|scale| weight.grid.levels(scale)).collect();
     let levels =
         Levels::of_tables(&integers, &tables).with_context(|| format!("the levels of {name}"))?;
     let codes =

@@ -3,7 +3,8 @@ use tch::no_grad;
 use super::*;
 use crate::export::packed;
 use crate::io::tensors;
-use crate::quant::{FractionSchedule, QuantInit, WeightQuantConfig};
+use crate::quant::inq::InqWeights;
+use crate::quant::{Claim, FractionSchedule, QuantInit, WeightQuantConfig};
 use crate::topology::wdr::{NetworkConfig, PoseNet};
 
 fn tiny(seed: u64) -> PoseNet {
@@ -29,17 +30,24 @@ fn tiny(seed: u64) -> PoseNet {
 }
 
 fn weights(bits: u32, init: QuantInit) -> WeightQuantConfig {
-    WeightQuantConfig {
-        bits: Some(bits),
+    weights_over(bits, init, &[(0, 1.0)])
+}
+
+fn weights_over(bits: u32, init: QuantInit, schedule: &[(u32, f64)]) -> WeightQuantConfig {
+    let settings = InqWeights {
         quant_init_method: init,
-        schedule: FractionSchedule::new([(0, 1.0)]),
+        schedule: FractionSchedule::new(schedule.iter().copied()),
         ..Default::default()
-    }
+    };
+    WeightQuantConfig { bits: Some(bits), settings: settings.into(), ..Default::default() }
 }
 
 fn quantize(net: &PoseNet, module: &str, config: &WeightQuantConfig) -> ModuleQuantizer {
-    let mut quantizer =
-        ModuleQuantizer::attach(module, &net.store, Some(config), None, true, true, 1).unwrap();
+    let mut quantizer = ModuleQuantizer::attach(
+        &Claim { seed: 1, ..Claim::of(module).with_weights(config) },
+        &net.store,
+    )
+    .unwrap();
     quantizer.start_epoch(0).unwrap();
     quantizer
 }
@@ -180,10 +188,7 @@ fn extra_tensors_and_meta_come_back() {
 #[test]
 fn what_is_not_exactly_on_its_levels_or_does_not_fit_is_refused() {
     let net = tiny(3);
-    let config = WeightQuantConfig {
-        schedule: FractionSchedule::new([(0, 0.5), (1, 1.0)]),
-        ..weights(2, QuantInit::Uniform)
-    };
+    let config = weights_over(2, QuantInit::Uniform, &[(0, 0.5), (1, 1.0)]);
     let partly = [quantize(&net, "fpn", &config)];
     let text =
         format!("{:#}", pack(&net, &partly, &[], Map::new(), PackOptions::default()).unwrap_err());

@@ -321,7 +321,7 @@ fn what_quantizers_learn_resumes_bit_for_bit_with_its_momentum() {
     assert_eq!(site("head.pose_pred").bits, 4);
     assert_eq!(site("fpn.inner_convs.3").codes, Some([-4, 3]));
     let pact = site("fpn.inner_convs.3").activations.as_ref().unwrap();
-    assert!(pact.quantizing && pact.step.unwrap() > 0.0 && pact.signed.is_some());
+    assert!(pact.quantizing && pact.scale.unwrap() > 0.0 && pact.signed.is_some());
 }
 
 #[test]
