@@ -99,7 +99,7 @@ is_up_to_date() {
 
 torch_of_env() {
     local version
-    [[ -d $LIBTORCH ]] || fail "LIBTORCH is $LIBTORCH, which is no folder"
+    [[ -d $LIBTORCH ]] || fail "LIBTORCH is $LIBTORCH, which is not a directory"
     LIBTORCH=$(cd -- "$LIBTORCH" && pwd)
     is_complete "$LIBTORCH" ||
         fail "LIBTORCH is $LIBTORCH, which lacks lib/libtorch_cpu.so or include/torch: name the folder above both"

@@ -80,7 +80,7 @@ impl OnnxMeta {
     /// The entry of a file.
     ///
     /// # Errors
-    /// If the file is no ONNX file of a pose network, or was not written by this program.
+    /// If the file is not an ONNX file of a pose network, or was not written by this program.
     pub fn of_file(path: &Path) -> Result<Self> {
         Self::of(&read_head(path)?, path)
     }

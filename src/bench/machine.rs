@@ -37,7 +37,7 @@ pub struct Machine {
     pub load_average: Option<f64>,
     /// Where networks computed: `cpu`, `cuda:0`.
     pub device: String,
-    /// Its name, where it is no CPU and the driver tells.
+    /// Its name, where it is not a CPU and the driver tells it.
     pub device_name: Option<String>,
     /// Operating system and architecture.
     pub system: String,

@@ -88,7 +88,7 @@ fn check(request: &PnpBenchRequest) -> Result<()> {
         bail!("--points: {n} is outside 4..=1000000");
     }
     if let Some(px) = request.noise_px.iter().find(|px| !(px.is_finite() && **px >= 0.0)) {
-        bail!("--noise: {px} is no number of 0 or more");
+        bail!("--noise: {px} is not a number of at least 0");
     }
     if let Some(share) = request.outliers.iter().find(|share| !(0.0..=1.0).contains(*share)) {
         bail!("--outliers: {share} is outside 0..=1");

@@ -24,7 +24,7 @@ pub struct BenchReport {
     pub rounds: Rounds,
     /// What all subjects have in common.
     pub settings: Map<String, Value>,
-    /// What a call handles so many of: images, updates, problems.
+    /// What a call handles so many of: images, steps, problems.
     pub item: &'static str,
     /// The subjects; ratios are to the first.
     pub subjects: Vec<SubjectReport>,

@@ -322,8 +322,8 @@ mod tests {
         assert_eq!((b.call_s.median, b.seconds_per_item.median, b.items_per_s), (4.0, 2.0, 0.5));
         let ratios = [b.over_first.min, b.over_first.median, b.over_first.max];
         assert_eq!(ratios, [0.5, 1.0, 2.0]);
-        let text = table(&found, "update");
-        assert!(text.contains("s/update") && text.lines().count() == 4, "{text}");
+        let text = table(&found, "step");
+        assert!(text.contains("s/step") && text.lines().count() == 4, "{text}");
     }
 
     #[test]

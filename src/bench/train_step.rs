@@ -1,4 +1,4 @@
-//! `mqat bench train-step`: updates of a network, float against quantized.
+//! `mqat bench train-step`: steps of a network, float against quantized.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
@@ -19,7 +19,7 @@ use crate::run::options::{loader_options, task_of};
 use crate::run::request::Request;
 use crate::train::{Rehearsal, RunInfo, StageConfig, TrainConfig, Trainer};
 
-/// Updates leave the network where it is, whatever its stage would do: times do not depend on it, and many updates with
+/// Steps leave the network where it is, whatever its stage would do: times do not depend on it, and many steps with
 /// one batch do not lead to numbers that are none.
 const LR: f64 = 1e-7;
 
@@ -38,16 +38,16 @@ pub struct TrainStepRequest {
     pub flow: Option<FlowSource>,
     /// Width and height of the network's input instead of the config's, px.
     pub size_px: Option<usize>,
-    /// Images an update instead of the config's `bs_train`.
+    /// Images a step instead of the config's `bs_train`.
     pub batch: Option<usize>,
     /// libtorch's threads instead of the config's.
     pub threads: Option<usize>,
 }
 
-/// Measures updates, the same batch for all: first without quantization, then with each method or in each stage.
+/// Measures steps, the same batch for all: first without quantization, then with each method or in each stage.
 ///
 /// # Errors
-/// If the config, the flow or the dataset cannot be used, or an update fails.
+/// If the config, the flow or the dataset cannot be used, or a step fails.
 pub fn bench_train_step(
     request: &TrainStepRequest,
     progress: &mut Progress<'_>,
@@ -96,13 +96,13 @@ pub fn bench_train_step(
         command: Start::now(None).command,
         rounds: request.rounds,
         settings,
-        item: "update",
+        item: "step",
         subjects: measure(subjects, request.rounds, progress)?,
         notes,
     })
 }
 
-/// The images of the first update of a run.
+/// The images of the first step of a run.
 fn first_batch(config: &Config, found: &images::Images, skip_bad: bool) -> Result<Batch> {
     let options = LoaderOptions { skip_bad, ..loader_options(config, config.data.bs_train) };
     let mut loader = Loader::start(found.dataset.clone(), &config.input, &config.data, options)?;

@@ -89,7 +89,7 @@ pub enum Command {
     Export(ExportArgs),
     /// Run two files of one network (checkpoint, packed, ...) on the same images; fail when they differ.
     Verify(VerifyArgs),
-    /// Measure how long parts of the program take: updates, networks, loading, PnP, engines.
+    /// Measure how long parts of the program take: steps, networks, loading, PnP, engines.
     Bench(BenchArgs),
     /// Print a resolved config, or the JSON schema of configs.
     Config(ConfigArgs),

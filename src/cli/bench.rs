@@ -28,7 +28,7 @@ pub struct BenchArgs {
 /// The benches.
 #[derive(Debug, Clone, Subcommand)]
 pub enum BenchCommand {
-    /// Updates of a network (forward, losses, backward, quantizers, optimizer): float, then quantized.
+    /// Steps of a network (forward, losses, backward, quantizers, optimizer): float, then quantized.
     TrainStep(TrainStepArgs),
     /// The forward pass of networks in libtorch: checkpoints, packed files, or a config's network.
     Forward(ForwardArgs),
@@ -105,7 +105,7 @@ pub struct TrainStepArgs {
     #[arg(long, value_name = "PX")]
     pub size: Option<usize>,
 
-    /// Images of an update [default: data.bs_train of the config].
+    /// Images of a step [default: data.bs_train of the config].
     #[arg(long, value_name = "N", value_parser = positive)]
     pub batch: Option<usize>,
 
@@ -272,7 +272,7 @@ fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("0 is below 1".to_owned()),
         Ok(n) => Ok(n),
-        Err(_) => Err(format!("{text:?} is no whole number of 1 or more")),
+        Err(_) => Err(format!("{text:?} is not a whole number of at least 1")),
     }
 }
 

@@ -124,7 +124,7 @@ pub struct PlanArgs {
     #[command(flatten)]
     pub flow: FlowArgs,
 
-    /// The dataset, or the folder that holds it as DATA/PROBLEM; its training images say how many updates there are.
+    /// The dataset, or the folder that holds it as DATA/PROBLEM; its training images say how many steps there are.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
 
@@ -136,7 +136,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub epochs: Option<u32>,
 
-    /// Images of an update in every stage, as of `mqat train`.
+    /// Images of a step in every stage, as of `mqat train`.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: Option<u32>,
 

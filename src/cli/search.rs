@@ -130,7 +130,7 @@ pub struct TrialArgs {
     #[arg(long, value_name = "N", conflicts_with = "trial_steps", value_parser = positive)]
     pub trial_images: Option<usize>,
 
-    /// Updates of a trial's stage, in place of --trial-images; rounded up to whole epochs' batches.
+    /// Steps of a trial's stage, in place of --trial-images; rounded up to whole epochs' batches.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub trial_steps: Option<u64>,
 
@@ -416,7 +416,7 @@ fn quoted(text: &OsStr) -> String {
     }
 }
 
-/// Of what is no UTF-8: every odd byte by its number.
+/// Of what is not UTF-8: every odd byte by its number.
 fn quoted_bytes(bytes: &[u8]) -> String {
     let plain = |b: u8| b.is_ascii_graphic() && b != b'\'' && b != b'\\';
     let one = |&b: &u8| if plain(b) { char::from(b).to_string() } else { format!("\\x{b:02x}") };

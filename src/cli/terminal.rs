@@ -8,7 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How often a job that is no terminal's says how far it is.
+/// How often a job that is not a terminal's says how far it is.
 const PLAIN_LINE_EVERY: Duration = Duration::from_secs(15);
 
 fn bars() -> &'static MultiProgress {

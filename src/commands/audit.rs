@@ -160,8 +160,9 @@ fn audit_onnx(request: &AuditRequest, artifact: &Artifact) -> Result<AuditReport
     }
     let mut notes = expected.notes;
     notes.push(format!("activations: {}", meta.activations));
-    notes
-        .extend(contents.weights.iter().map(|w| format!("{} is no layer of its network", w.layer)));
+    notes.extend(
+        contents.weights.iter().map(|w| format!("{} is not a layer of its network", w.layer)),
+    );
     notes.extend(contents.activation_problems.iter().cloned());
     Ok(AuditReport {
         file: file.clone(),

@@ -34,7 +34,7 @@ pub struct ImportReport {
 ///
 /// # Errors
 /// If the file is broken or does not fit the network of the config (read loosely: not at all), or `out`
-/// is there already.
+/// already exists.
 pub fn import(file: &Path, select: &Select, out: &Path, reading: Reading) -> Result<ImportReport> {
     ensure!(!out.exists(), "{} already exists; remove it or name another file", out.display());
     ensure!(

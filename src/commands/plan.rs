@@ -30,7 +30,7 @@ pub struct PlanRequest {
     pub data: Option<PathBuf>,
     /// Epochs of every stage instead of the config's.
     pub epochs: Option<u32>,
-    /// Images of an update in every stage instead of the config's.
+    /// Images of a step in every stage instead of the config's.
     pub batch_size: Option<usize>,
     /// Training images, where the dataset is not at hand.
     pub num_images: Option<usize>,
@@ -51,7 +51,7 @@ pub struct PlanReport {
     pub starts_from: Option<String>,
     /// Training images; null where no dataset was found.
     pub num_images: Option<usize>,
-    /// Updates in all.
+    /// Steps in all.
     pub num_steps: Option<u64>,
     /// Size of the float network and of what the whole flow makes of it.
     pub sizes: Sizes,
@@ -78,9 +78,9 @@ pub struct PlannedStage {
     pub first_layer: bool,
     /// Whether the prediction layers are quantized where the module covers them.
     pub last_layer: bool,
-    /// Images of an update.
+    /// Images of a step.
     pub batch_size: usize,
-    /// Updates of an epoch.
+    /// Steps of an epoch.
     pub steps_per_epoch: Option<u64>,
     /// How many epochs it has.
     pub num_epochs: u32,
@@ -95,9 +95,9 @@ pub struct PlannedStage {
 pub struct PlannedEpoch {
     /// Its number in the stage, from 0.
     pub epoch: u32,
-    /// Learning rate of its first update; null where that depends on how many updates an epoch has.
+    /// Learning rate of its first step; null where that depends on how many steps an epoch has.
     pub lr_first: Option<f64>,
-    /// Learning rate of its last update.
+    /// Learning rate of its last step.
     pub lr_last: Option<f64>,
     /// Share of the stage's weights that is frozen on levels during it; null for methods without a schedule.
     pub fraction: Option<f64>,
@@ -198,7 +198,7 @@ fn rulers(request: &PlanRequest) -> Vec<Ruler<'static>> {
 
 /// Writes the flow as a file for `--flow`.
 fn write_flow(request: &PlanRequest, config: &Config, out: &Path) -> Result<()> {
-    ensure!(!out.exists(), "{} is there already; remove it or name another file", out.display());
+    ensure!(!out.exists(), "{} already exists; remove it or name another file", out.display());
     let made_by =
         MadeBy::now(request.select.problem(), request.select.topology(), config.experiment.seed);
     FlowPlan { made_by: Some(made_by), ..FlowPlan::new(config.quantize.flow.clone()) }.write(out)
@@ -217,7 +217,7 @@ fn count_images(request: &PlanRequest, home: &Home, config: &Config) -> Result<O
 
 fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch> {
     let by_update = stage.lr.warmup_steps > 0 || matches!(stage.lr.decay, Decay::Steps { .. });
-    // A cosine depends on the share of the stage alone; anything stands for the updates of an epoch then.
+    // A cosine depends on the share of the stage alone; anything stands for the steps of an epoch then.
     let steps = steps_per_epoch.or((!by_update).then_some(1000));
     let lr = |epoch: u32, offset: u64| {
         let steps = steps?;
@@ -293,11 +293,9 @@ impl PlanReport {
     pub fn text(&self) -> String {
         let mut out = String::new();
         let images = match (self.num_images, self.num_steps) {
-            (Some(n), Some(steps)) => format!("{n} training images, {steps} updates"),
-            _ => {
-                "no dataset found, so the number of updates is not known (give --data or --images)"
-                    .to_owned()
-            }
+            (Some(n), Some(steps)) => format!("{n} training images, {steps} steps"),
+            _ => "no dataset found, so the number of steps is not known (give --data or --images)"
+                .to_owned(),
         };
         let num_epochs: u64 = self.stages.iter().map(|s| u64::from(s.num_epochs)).sum();
         let start = self.starts_from.as_deref().unwrap_or("random weights");
@@ -366,7 +364,7 @@ impl PlannedStage {
                 text
             }
         };
-        let updates = self.steps_per_epoch.map_or(String::new(), |n| format!(" {n} updates of"));
+        let updates = self.steps_per_epoch.map_or(String::new(), |n| format!(" {n} steps of"));
         let _ = writeln!(
             out,
             "\nstage {} {}: {what}; {} of{updates} {} images",
@@ -396,7 +394,7 @@ impl PlannedEpoch {
                 let range = format!("{first:.3e} to {last:.3e}");
                 format!("lr {range:<22}")
             }
-            _ => format!("lr {:<22}", "by update"),
+            _ => format!("lr {:<22}", "by step"),
         };
         if let Some(fraction) = self.fraction {
             let _ = write!(text, " {:>6.2} % frozen", 100.0 * fraction);

@@ -181,7 +181,7 @@ fn find_checkpoints(request: &TestRequest, home: &Home) -> Result<(Vec<PathBuf>,
     if request.best {
         let found = checkpoints.find(&ResumeFrom::Best)?;
         let best = found.checkpoint.meta.best.map_or(String::new(), |best| {
-            format!(": {} {:.1} at update {}", best.name, best.value, best.global_step)
+            format!(": {} {:.1} at step {}", best.name, best.value, best.global_step)
         });
         let stage = &found.checkpoint.meta.stage_name;
         tracing::info!("evaluating {}, the best of stage {stage}{best}", found.path.display());

@@ -48,7 +48,7 @@ pub struct TrainRequest {
     pub ckpt_every_steps: Option<u64>,
     /// Epochs of every stage that has not ended instead of the config's; schedules are stretched.
     pub epochs: Option<u32>,
-    /// Images of an update in every stage that has not ended instead of the config's.
+    /// Images of a step in every stage that has not ended instead of the config's.
     pub batch_size: Option<usize>,
     /// Stop after so many steps in all instead of the config's.
     pub max_steps: Option<u64>,
@@ -69,7 +69,7 @@ pub struct TrainReport {
     /// The last checkpoint.
     #[serde(serialize_with = "crate::io::path_text")]
     pub checkpoint: PathBuf,
-    /// Updates of the run.
+    /// Steps of the run.
     pub global_step: u64,
     /// Whether the data are rendered.
     pub synthetic_data: bool,
@@ -257,7 +257,7 @@ fn rulers(request: &TrainRequest) -> Vec<Ruler<'static>> {
     ]
 }
 
-/// The stages, with when to save and stop as the flags of this start say; these are no part of the run's config.
+/// The stages, with when to save and stop as the flags of this start say; these are not part of the run's config.
 fn saving(config: &Config, request: &TrainRequest) -> TrainConfig {
     let mut train = config.train_config();
     train.ckpt_every = request.ckpt_every.unwrap_or(train.ckpt_every);

@@ -48,7 +48,7 @@ impl Augmentation {
 /// `pose` under `from` moved by `m`.
 ///
 /// When `m` takes one camera to the other the result is `pose` itself, when it turns and scales about the principal
-/// point it is exact for a distant object; a shift is no rigid motion and leaves a residual of up to 2 px.
+/// point it is exact for a distant object; a shift is not a rigid motion and leaves a residual of up to 2 px.
 /// `None` when a corner is at or behind the camera.
 ///
 /// # Source

@@ -46,7 +46,7 @@ pub fn read_camera(path: &Path) -> Result<CameraFile> {
     let at = path.display();
     let reading = || format!("reading camera {at}");
     let bytes = fs::metadata(path).with_context(reading)?.len();
-    ensure!(bytes <= MAX_BYTES, "camera {at} has {bytes} bytes: this is no camera file");
+    ensure!(bytes <= MAX_BYTES, "camera {at} has {bytes} bytes: this is not a camera file");
     let text = io::read_text(path).with_context(|| format!("camera {at}"))?;
     let text = text.as_str();
     if let Some(camera) = colmap::parse(text) {
@@ -64,12 +64,12 @@ pub fn read_camera(path: &Path) -> Result<CameraFile> {
 }
 
 fn parse_yaml(text: &str) -> Result<Value> {
-    // OpenCV's first line is `%YAML:1.0`, which is no YAML.
+    // OpenCV's first line is `%YAML:1.0`, which is not YAML.
     let text = match text.strip_prefix("%YAML") {
         Some(rest) => rest.split_once('\n').map_or("", |(_, rest)| rest),
         None => text,
     };
-    ensure!(!nests_deeply(text), "more than {MAX_DEPTH} lists in lists: this is no camera file");
+    ensure!(!nests_deeply(text), "more than {MAX_DEPTH} lists in lists: this is not a camera file");
     let documents = Yaml::load_from_str(text).map_err(|e| {
         let place = e.marker();
         anyhow!("line {}: {}", place.line(), e.info())
@@ -118,8 +118,8 @@ fn json_of(node: &Yaml) -> Result<Value> {
 }
 
 fn camera_of(value: &Value) -> Result<CameraFile> {
-    let keys =
-        Keys::of(value).context("it is no map of keys to values, expected fx, fy, cx, cy or K")?;
+    let keys = Keys::of(value)
+        .context("it is not a map of keys to values, expected fx, fy, cx, cy or K")?;
     ensure_whole(&keys)?;
     let camera = Camera::from_row_major(&matrix_of(&keys)?)?;
     let (fx, fy) = camera.focal_px();

@@ -277,7 +277,7 @@ impl InputConfig {
     /// The internal camera.
     ///
     /// # Errors
-    /// If `INTERNAL_K` is no camera matrix.
+    /// If `INTERNAL_K` is not a camera matrix.
     pub fn camera(&self) -> Result<Camera> {
         Camera::from_row_major(&self.k).context("INTERNAL_K")
     }

@@ -29,7 +29,7 @@ impl ImagePath {
     /// Takes a path apart.
     ///
     /// # Errors
-    /// If the file's name is no number or the path has no folder of a scene.
+    /// If the file's name is not a number or the path has no folder of a scene.
     pub fn parse(image: &str) -> Result<Self> {
         let path = Path::new(image);
         let number = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok());

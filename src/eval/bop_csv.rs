@@ -64,7 +64,7 @@ impl Row {
     /// The row as a prediction.
     ///
     /// # Errors
-    /// If the image or the object is not of the dataset, or R and t are no pose.
+    /// If the image or the object is not of the dataset, or R and t are not a pose.
     pub fn prediction(&self, index: &SplitIndex) -> Result<Prediction> {
         let prediction = Prediction {
             image: index.image_of_ids(self.scene_id, self.im_id)?.to_owned(),

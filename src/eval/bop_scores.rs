@@ -34,7 +34,7 @@ struct Continuous {
 /// such file) and the width of the first image that is there (without one, without MSPD).
 ///
 /// # Errors
-/// As [`super::evaluate`], and if `models_info.json` cannot be read or holds a symmetry that is no rigid transform.
+/// As [`super::evaluate`], and if `models_info.json` cannot be read or holds a symmetry that is not a rigid transform.
 pub fn average_recalls(
     dataset: &Dataset,
     data: &DataConfig,

@@ -58,7 +58,7 @@ struct NoPoseRecord {
 /// none: then the result is `None`.
 ///
 /// # Errors
-/// If it is no JSON object of these keys, holds no pose, or names an image or class that the split has not.
+/// If it is not a JSON object of these keys, holds no pose, or names an image or class that the split has not.
 pub(super) fn parse_line(text: &str, index: &SplitIndex) -> Result<Option<Prediction>> {
     // Looked for only where it can be: most lines are poses.
     if text.contains("\"no_pose\"") {

@@ -331,7 +331,7 @@ impl Report {
     /// Reads a `metrics.json` back, to compare runs.
     ///
     /// # Errors
-    /// If the file cannot be read or is no report; names file, line and key.
+    /// If the file cannot be read or is not a report; names file, line and key.
     pub fn read(path: &Path) -> Result<Self> {
         read_json(path)
     }

@@ -73,7 +73,7 @@ impl Distortion {
         })
     }
 
-    /// `k1` to `k4` of a fisheye lens. Zeros are no pinhole: they are the exact equidistant lens.
+    /// `k1` to `k4` of a fisheye lens. Zeros are not a pinhole: they are the exact equidistant lens.
     ///
     /// # Errors
     /// If there are not 4, or one is not finite.

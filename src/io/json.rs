@@ -83,7 +83,7 @@ fn compare(a: &Value, b: &Value, at: &str, found: &mut Vec<String>) {
 /// Writes `value` as indented JSON with a final newline, [whole or not at all](write_atomic).
 ///
 /// # Errors
-/// If `value` cannot be JSON (a map key that is no string), or the file cannot be written.
+/// If `value` cannot be JSON (a map key that is not a string), or the file cannot be written.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     write_atomic(path, |out| {
         serde_json::to_writer_pretty(&mut *out, value)?;

@@ -25,8 +25,8 @@ pub struct Mesh {
 /// triangles around their first corner. A mesh may lack faces.
 ///
 /// # Errors
-/// If the file cannot be read, is no PLY, is shorter than its counts claim, has no vertices, or holds a
-/// coordinate that is not finite or an index that is no vertex; names the file and the place.
+/// If the file cannot be read, is not a PLY, is shorter than its counts claim, has no vertices, or holds a
+/// coordinate that is not finite or an index that is not a vertex; names the file and the place.
 pub fn read_ply(path: &Path) -> Result<Mesh> {
     let read = fs::read(path).map_err(Into::into).and_then(|bytes| parse(&bytes));
     read.with_context(|| format!("reading mesh {}", path.display()))

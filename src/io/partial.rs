@@ -26,7 +26,7 @@ impl PartialFile {
         for path in [target, &partial] {
             ensure!(
                 overwrite || !path.exists(),
-                "{} is there already; pass --overwrite to replace it, or name another folder with --out",
+                "{} already exists; pass --overwrite to replace it, or name another folder with --out",
                 path.display()
             );
         }
@@ -119,12 +119,12 @@ mod tests {
         let target = folder.path().join("poses.csv");
         drop(PartialFile::create(&target, false).unwrap());
         let error = PartialFile::create(&target, false).unwrap_err().to_string();
-        assert!(error.contains("poses.partial.csv is there already"), "{error}");
+        assert!(error.contains("poses.partial.csv already exists"), "{error}");
         let stopped = PartialFile::create(&target, true).unwrap().stop().unwrap();
         assert_eq!(stopped, folder.path().join("poses.partial.csv"));
         fs::write(&target, "x").unwrap();
         fs::remove_file(&stopped).unwrap();
         let error = PartialFile::create(&target, false).unwrap_err().to_string();
-        assert!(error.contains("poses.csv is there already"), "{error}");
+        assert!(error.contains("poses.csv already exists"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Paths in JSON. A path that is no UTF-8 is written with its odd bytes replaced, instead of failing a command whose work
+//! Paths in JSON. A path that is not UTF-8 is written with its odd bytes replaced, instead of failing a command whose work
 //! is done.
 
 use std::path::PathBuf;

@@ -52,7 +52,7 @@ pub fn read_rgb_upright(path: &Path) -> Result<RgbImage> {
 /// file is read.
 ///
 /// # Errors
-/// If the file cannot be read or is no PNG or JPEG.
+/// If the file cannot be read or is not a PNG or JPEG.
 pub fn size_and_orientation(path: &Path) -> Result<((u32, u32), Orientation)> {
     let reading = || format!("reading image {}", path.display());
     let reader = ImageReader::open(path).with_context(reading)?;

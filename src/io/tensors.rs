@@ -423,7 +423,7 @@ pub struct LoadReport {
     pub applied: Vec<String>,
     /// Targets that the source lacks; left as they were.
     pub missing: Vec<String>,
-    /// Names of the source that are no target.
+    /// Names of the source that are not a target.
     pub surplus: Vec<String>,
     /// Targets whose shape or kind differs from the source's, with how; left as they were.
     pub mismatched: Vec<(String, String)>,

@@ -35,7 +35,7 @@ pub(crate) fn are_disjoint(tensors: &[&Tensor]) -> bool {
 /// # Panics
 /// If it is not [`is_dense`] and f32.
 pub(crate) unsafe fn floats(x: &Tensor) -> &[f32] {
-    assert!(is_dense(x, Kind::Float), "a tensor that is no dense f32 of the CPU");
+    assert!(is_dense(x, Kind::Float), "a tensor that is not a dense f32 of the CPU");
     if x.numel() == 0 {
         return &[];
     }
@@ -52,7 +52,7 @@ pub(crate) unsafe fn floats(x: &Tensor) -> &[f32] {
 /// # Panics
 /// As [`floats`].
 pub(crate) unsafe fn floats_mut(x: &mut Tensor) -> &mut [f32] {
-    assert!(is_dense(x, Kind::Float), "a tensor that is no dense f32 of the CPU");
+    assert!(is_dense(x, Kind::Float), "a tensor that is not a dense f32 of the CPU");
     if x.numel() == 0 {
         return &mut [];
     }
@@ -68,7 +68,7 @@ pub(crate) unsafe fn floats_mut(x: &mut Tensor) -> &mut [f32] {
 /// # Panics
 /// If it is not [`is_dense`] and bool.
 pub(crate) unsafe fn flags(x: &Tensor) -> &[u8] {
-    assert!(is_dense(x, Kind::Bool), "a tensor that is no dense bool of the CPU");
+    assert!(is_dense(x, Kind::Bool), "a tensor that is not a dense bool of the CPU");
     if x.numel() == 0 {
         return &[];
     }

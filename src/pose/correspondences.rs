@@ -70,7 +70,7 @@ impl SortedCorrespondences {
         if groups.len() < 4 {
             return None;
         }
-        // Over distinct points: how often one is seen is no part of the object's shape.
+        // Over distinct points: how often one is seen is not part of the object's shape.
         let distinct: Vec<Vec3> = groups.iter().map(|g| points[given[g.start]]).collect();
         let center = distinct.iter().sum::<Vec3>() / distinct.len() as f64;
         let squares = distinct.iter().map(|x| (x - center).norm_squared());

@@ -143,7 +143,7 @@ impl Kernel {
         }
         let most = normal.diagonal().max();
         for i in 3 * num_controls..12 {
-            normal[(i, i)] = 1e3 * most; // an unused control point is no part of the kernel
+            normal[(i, i)] = 1e3 * most; // an unused control point is not part of the kernel
         }
         if !(most > 0.0 && most.is_finite()) {
             return None;

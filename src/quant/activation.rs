@@ -163,7 +163,7 @@ impl CalibratedActivation {
     /// it in reports.
     ///
     /// # Errors
-    /// If levels of the context are no multiples of a scale.
+    /// If levels of the context are not multiples of a scale.
     pub fn new(
         method: &'static str,
         site: &Site,

@@ -27,7 +27,7 @@ pub struct WeightAudit {
     pub num_off_grid: usize,
     /// Share of weights that are frozen; null for methods that freeze none.
     pub share_frozen: Option<f64>,
-    /// Smallest and largest scale: a level is an integer code times it. Null where levels are no multiples of one.
+    /// Smallest and largest scale: a level is an integer code times it. Null where levels are not multiples of one.
     pub scale: Option<[f32; 2]>,
     /// Smallest and largest of the channels' largest levels.
     pub max_level: Option<[f32; 2]>,

@@ -567,7 +567,7 @@ mod tests {
             ),
             (
                 r#"{"bits": 2, "method": "lsq", "lsq": {"lr_factor": -1}}"#,
-                "fpn.weights.lsq.lr_factor: -1 is not a number of 0 or more",
+                "fpn.weights.lsq.lr_factor: -1 is not a number of at least 0",
             ),
             (
                 r#"{"bits": 2, "method": "ana", "ana": {"backward_width": 0}}"#,

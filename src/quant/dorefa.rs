@@ -64,7 +64,7 @@ impl WeightRule for DorefaWeights {
         per_channel: bool,
     ) -> Result<Vec<f32>> {
         scale::ensure_finite(name, weight)?;
-        let codes = spacing.multiples().context("levels that are no multiples of a scale")?;
+        let codes = spacing.multiples().context("levels that are not multiples of a scale")?;
         let fitted = match self.dorefa.unit_scale {
             true => {
                 let num = if per_channel { weight.size()[0] as usize } else { 1 };

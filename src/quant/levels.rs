@@ -354,7 +354,7 @@ impl Grid {
         self.range.len()
     }
 
-    /// The scales: `level = code * scale` in f32, bit for bit; none where levels are no multiples of one.
+    /// The scales: `level = code * scale` in f32, bit for bit; none where levels are not multiples of one.
     pub fn scale(&self) -> Option<Vec<f32>> {
         self.spacing.multiples()?;
         Some(self.range.iter().map(|&s| self.spacing.scale(s)).collect())

@@ -219,7 +219,7 @@ impl SavedState<'_> {
             return Ok(None);
         }
         let epoch = u32::try_from(epoch);
-        Ok(Some(epoch.with_context(|| format!("{}.{field} is no epoch", self.prefix))?))
+        Ok(Some(epoch.with_context(|| format!("{}.{field} is not an epoch", self.prefix))?))
     }
 }
 
@@ -244,7 +244,7 @@ pub struct SiteReport {
     /// The levels; at range 1 ([`Grid::range`]) where each channel has its own. Empty before they are known.
     pub levels: Vec<f32>,
     /// The scale: a level is an integer code times it. One, or one per output channel. Empty before it is known, and where
-    /// levels are no multiples of one (powers of two).
+    /// levels are not multiples of one (powers of two).
     pub scale: Vec<f32>,
     /// The largest magnitude of a level: one, or one per output channel. Empty before it is known.
     pub max_level: Vec<f32>,

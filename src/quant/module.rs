@@ -550,7 +550,7 @@ mod tests {
         let text = refused(&|state| state[at("act_mode")].1 = Tensor::from(17i64));
         assert!(text.contains("act_mode is 17"), "{text}");
         let text = refused(&|state| state[at(".epoch")].1 = Tensor::from(-2i64));
-        assert!(text.contains("is no epoch"), "{text}");
+        assert!(text.contains("is not an epoch"), "{text}");
         // what belongs to other modules is not this one's business
         let mut state = copies(quantizer.state());
         state.push(("quant.head.cls_logits.weight_scale".to_owned(), weights(1, &[1])));

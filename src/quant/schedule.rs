@@ -115,7 +115,9 @@ impl<'de> Deserialize<'de> for FractionSchedule {
                 let mut entries = BTreeMap::new();
                 while let Some(key) = map.next_key::<String>()? {
                     let epoch: u32 = key.parse().map_err(|_| {
-                        A::Error::custom(format!("{key:?} is no epoch: expected a whole number"))
+                        A::Error::custom(format!(
+                            "{key:?} is not an epoch: expected a whole number"
+                        ))
                     })?;
                     if entries.insert(epoch, map.next_value()?).is_some() {
                         return Err(A::Error::custom(format!("epoch {epoch} is given twice")));
@@ -171,8 +173,8 @@ mod tests {
     #[test]
     fn keys_that_are_no_epochs_and_repeated_epochs_are_refused() {
         let error = |json| serde_json::from_str::<FractionSchedule>(json).unwrap_err().to_string();
-        assert!(error(r#"{"first": 1}"#).contains("\"first\" is no epoch"));
-        assert!(error(r#"{"-1": 1}"#).contains("is no epoch"));
+        assert!(error(r#"{"first": 1}"#).contains("\"first\" is not an epoch"));
+        assert!(error(r#"{"-1": 1}"#).contains("is not an epoch"));
         assert!(error(r#"{"3": 0.5, "03": 1}"#).contains("epoch 3 is given twice"));
         assert!(error("[0.5, 1]").contains("an object of epochs"));
     }

@@ -74,7 +74,7 @@ impl Part {
             let made = GlobBuilder::new(&text.replace('.', "/")).literal_separator(true).build();
             match made {
                 Ok(glob) => Some(glob.compile_matcher()),
-                Err(err) => bail!("module pattern {text:?} is no valid glob: {}", err.kind()),
+                Err(err) => bail!("module pattern {text:?} is not a valid glob: {}", err.kind()),
             }
         } else {
             None
@@ -381,7 +381,7 @@ mod tests {
     fn a_list_covers_what_its_parts_do_and_each_part_must_match() {
         let both = names("head.cls_logits, fpn.inner_convs", true, true);
         assert_eq!(both, ["fpn.inner_convs.2", "fpn.inner_convs.3", "head.cls_logits"]);
-        // an overlap within one list is no conflict
+        // an overlap within one list is not a conflict
         assert_eq!(names("fpn,fpn.inner_convs.2", true, true), names("fpn", true, true));
         let text = error(&network(), "fpn,haed", true, true);
         assert!(text.contains("\"haed\"") && text.contains("head"), "{text}");
@@ -398,7 +398,7 @@ mod tests {
         let text = error(&network(), "bakbone.*", true, true);
         assert!(text.contains("the nearest names are backbone"), "{text}");
         let text = error(&network(), "head.[0", true, true);
-        assert!(text.contains("\"head.[0\" is no valid glob"), "{text}");
+        assert!(text.contains("\"head.[0\" is not a valid glob"), "{text}");
     }
 
     #[test]

@@ -99,7 +99,7 @@ pub(super) fn check_learnt(
 ) {
     for (key, value) in [("lr_factor", lr_factor), ("weight_decay", weight_decay)] {
         if !(value >= 0.0 && value.is_finite()) {
-            problems.push(format!("{at}.{key}: {value} is not a number of 0 or more"));
+            problems.push(format!("{at}.{key}: {value} is not a number of at least 0"));
         }
     }
 }

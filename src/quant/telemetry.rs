@@ -182,7 +182,7 @@ impl Telemetry {
         self.clear();
         for (name, tensor) in state {
             let place = name.strip_prefix(PREFIX).and_then(|rest| rest.rsplit_once('.'));
-            let (layer, field) = place.with_context(|| format!("{name} is no saved telemetry"))?;
+            let (layer, field) = place.with_context(|| format!("{name} is not saved telemetry"))?;
             let memory = self.layers.entry(layer.to_owned()).or_default();
             let kind = match field {
                 "levels" | "levels_before" => Kind::Uint8,

@@ -62,7 +62,7 @@ impl LayerLevels {
     /// The integer codes.
     ///
     /// # Panics
-    /// If the levels are no multiples of a scale.
+    /// If the levels are not multiples of a scale.
     pub fn codes(&self) -> Codes {
         self.codes.expect("the method's levels are multiples of a scale")
     }
@@ -72,7 +72,7 @@ impl LayerLevels {
         self.num_weights
     }
 
-    /// The scale, or the range where levels are no multiples of a scale: `[1]` or `[channels]`, f32; a leaf that
+    /// The scale, or the range where levels are not multiples of a scale: `[1]` or `[channels]`, f32; a leaf that
     /// requires a gradient where the method learns it. Always the same tensor.
     pub fn scale(&self) -> &Tensor {
         &self.scale
@@ -365,7 +365,7 @@ impl WeightQuantizer for FakeWeight {
             self.slot.mode.get() != Mode::Float,
             "{name} is not quantized yet: its first epoch has not begun"
         );
-        let grid = self.grid().with_context(|| format!("{name}: its scales are no grid"))?;
+        let grid = self.grid().with_context(|| format!("{name}: its scales are not a grid"))?;
         check_on_grid(&name, &grid, &self.effective(), None)
     }
 

@@ -258,7 +258,7 @@ impl FromStr for TextStage {
         let text = text.trim();
         let Some((module, rest)) = text.rsplit_once(':') else {
             bail!(
-                "{text:?} is no plan file that is there and no MODULE:BITS, for example fpn:2 or head:w4a8"
+                "{text:?} is neither an existing plan file nor MODULE:BITS, for example fpn:2 or head:w4a8"
             )
         };
         let modules: Vec<&str> = select::split(module, '+').into_iter().map(str::trim).collect();
@@ -570,11 +570,11 @@ mod tests {
 
     #[test]
     fn what_is_no_flow_says_what_is_expected() {
-        assert!(refused("fpn").contains("no plan file that is there and no MODULE:BITS"));
+        assert!(refused("fpn").contains("neither an existing plan file nor MODULE:BITS"));
         assert!(refused("fpn:2,:8").contains("names no module"));
         assert!(refused("fpn:two").contains("the bits of fpn"));
         let text = refused("fpn:2@inc");
-        assert!(text.contains("\"inc\" is no weight method, did you mean inq?"), "{text}");
+        assert!(text.contains("\"inc\" is not a weight method, did you mean inq?"), "{text}");
         assert!(refused("fpn:a8@set").contains("activation method"));
         assert!(refused("fpn:2@inq+ste").contains("no input bits"));
         let mut config = published();

@@ -32,7 +32,7 @@ impl Folder {
     /// Makes a new folder: `id`, or one above the highest.
     ///
     /// # Errors
-    /// If the folder with `id` is there already, or cannot be made.
+    /// If the folder with `id` already exists, or cannot be made.
     pub fn create(logs: &Path, problem: &str, topology: &str, id: Option<u32>) -> Result<Self> {
         let parent = place(logs, problem, topology)?;
         fs::create_dir_all(&parent)

@@ -39,7 +39,7 @@ impl Home {
     /// `problems/`, else the working folder. `data` and `logs` given by the user win over `cfg/hard_storage.json`.
     ///
     /// # Errors
-    /// If `MQAT_HOME` is no folder, or `cfg/hard_storage.json` cannot be read.
+    /// If `MQAT_HOME` is not a directory, or `cfg/hard_storage.json` cannot be read.
     pub fn find(data: Option<&Path>, logs: Option<&Path>) -> Result<Self> {
         let root = find_root()?;
         let file = root.join("cfg/hard_storage.json");
@@ -81,7 +81,7 @@ impl Home {
 fn find_root() -> Result<PathBuf> {
     if let Some(home) = std::env::var_os("MQAT_HOME") {
         let home = PathBuf::from(home);
-        ensure!(home.is_dir(), "MQAT_HOME is {}, which is no folder", home.display());
+        ensure!(home.is_dir(), "MQAT_HOME is {}, which is not a directory", home.display());
         return Ok(home);
     }
     let cwd = std::env::current_dir().context("finding the working folder")?;

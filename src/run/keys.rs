@@ -27,7 +27,7 @@ pub fn set(document: &mut Value, assignment: &str) -> Result<()> {
             Value::Array(items) => {
                 let index: usize = part
                     .parse()
-                    .with_context(|| format!("--set {dotted}: {} is no list index", place()))?;
+                    .with_context(|| format!("--set {dotted}: {} is not a list index", place()))?;
                 let num_items = items.len();
                 ensure!(
                     index <= num_items,

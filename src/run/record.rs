@@ -28,7 +28,7 @@ pub struct CompletedStage {
     pub stage: usize,
     /// Its name.
     pub name: String,
-    /// Updates of the run at its end.
+    /// Steps of the run at its end.
     pub global_step: u64,
     /// The checkpoint of its end.
     #[serde(serialize_with = "crate::io::path_text")]
@@ -63,7 +63,7 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// Keeps `config` as that of the run, once an update is done with it.
+    /// Keeps `config` as that of the run, once a step is done with it.
     pub(crate) fn keep_config(&mut self, config: Value) {
         self.config = Some(config);
     }
@@ -235,7 +235,7 @@ impl Drop for Recorder<'_> {
 /// Keeps the records of a metrics file up to a step; a torn last line goes too. Returns the stage that ended at that step.
 ///
 /// # Errors
-/// If the file cannot be read or written, or a line is no record.
+/// If the file cannot be read or written, or a line is not a record.
 fn keep_up_to(path: &Path, global_step: u64) -> Result<Option<usize>> {
     let mut kept = Vec::new();
     let mut ended = None;
@@ -346,7 +346,7 @@ fn loss_curves(records: &[Record]) -> Vec<Series> {
     curves
 }
 
-/// A detail of the validations over the updates.
+/// A detail of the validations over the steps.
 fn measured(records: &[Record], name: &str) -> Vec<(f64, f64)> {
     let point = |v: &ValidRecord| Some((v.global_step as f64, v.score.detail(name)?));
     validations(records).filter_map(point).collect()
@@ -370,7 +370,7 @@ fn validations(records: &[Record]) -> impl Iterator<Item = &ValidRecord> {
 pub(crate) fn make_plots_folder(folder: &Folder) -> Result<PathBuf> {
     let plots = folder.plots();
     fs::create_dir_all(&plots).with_context(|| format!("making the folder {}", plots.display()))?;
-    ensure!(plots.is_dir(), "{} is no folder", plots.display());
+    ensure!(plots.is_dir(), "{} is not a directory", plots.display());
     Ok(plots)
 }
 

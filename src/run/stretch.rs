@@ -6,7 +6,7 @@ use crate::train::{Decay, StageConfig};
 /// Gives `stage` `epochs` epochs; the epochs in its schedules move in proportion.
 ///
 /// Where several entries of a schedule fall on one epoch the last one stays. Steps of a learning rate that falls at
-/// given updates move in proportion too.
+/// given steps move in proportion too.
 pub(crate) fn stage(stage: &mut StageConfig, epochs: u32) {
     let from = stage.epochs;
     if from == 0 || from == epochs {

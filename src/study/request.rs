@@ -103,7 +103,7 @@ pub struct Budget {
     pub epochs: Option<u32>,
     /// Training images of an epoch instead of all.
     pub images: Option<usize>,
-    /// Updates of a stage, rounded up to whole epochs' batches: sets the images of an epoch.
+    /// Steps of a stage, rounded up to whole epochs' batches: sets the images of an epoch.
     pub steps: Option<u64>,
 }
 

@@ -26,7 +26,7 @@ pub struct TrialReport {
     pub metric: String,
     /// The share that is right, with its interval.
     pub score: Recall,
-    /// Updates.
+    /// Steps.
     pub global_step: u64,
 }
 

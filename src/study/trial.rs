@@ -167,7 +167,7 @@ impl Trial {
 }
 
 /// Makes the experiment `to` as if it had run the flow of `from`: going on with it gives, bit for bit, what running all of
-/// `config` from the beginning gives, since a checkpoint holds all that decides the next update.
+/// `config` from the beginning gives, since a checkpoint holds all that decides the next step.
 ///
 /// # Errors
 /// If `from` is not complete, its flow is not the begin of the config's, or files cannot be written.

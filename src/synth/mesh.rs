@@ -59,7 +59,7 @@ pub(super) struct PartMesh {
 }
 
 impl PartMesh {
-    /// The number of a vertex, shared with any that is there already.
+    /// The number of a vertex, shared with any that already exists.
     fn vertex(&mut self, p: [f64; 3]) -> u32 {
         let key = p.map(|c| (c * 1e6).round() as i64);
         let vertices = &mut self.vertices;

@@ -51,7 +51,7 @@ pub struct SynthOptions {
     pub format: Format,
     /// Also write 16-bit depth images.
     pub depth_png: bool,
-    /// Replace a synthetic dataset that is there already.
+    /// Replace a synthetic dataset that already exists.
     #[serde(skip)]
     pub overwrite: bool,
 }
@@ -95,7 +95,7 @@ impl SynthOptions {
     pub fn check(&self) -> Result<()> {
         let mut problems = Vec::new();
         if self.out.as_os_str().is_empty() {
-            problems.push("out: no folder given".to_owned());
+            problems.push("out: no directory given".to_owned());
         }
         if self.num_images() == 0 {
             problems.push("train, val and test are all 0, expected at least one image".to_owned());

@@ -28,7 +28,7 @@ const EMA: &str = "ema.";
 /// Begin of the names of the task's state.
 const TASK: &str = "task.";
 
-/// Where a run is: what the next update is, and how many lie behind it.
+/// Where a run is: what the next step is, and how many lie behind it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The stage, from 0.
@@ -37,9 +37,9 @@ pub struct Position {
     pub epoch: u32,
     /// The epoch's next batch, from 0.
     pub batch: usize,
-    /// Updates of the stage so far.
+    /// Steps of the stage so far.
     pub stage_step: u64,
-    /// Updates of the run so far.
+    /// Steps of the run so far.
     pub global_step: u64,
     /// Epochs of the run completed so far.
     pub global_epoch: u64,
@@ -48,7 +48,7 @@ pub struct Position {
 /// Sums over the batches of the current epoch, so that a resumed epoch reports the same means.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EpochSums {
-    /// Updates.
+    /// Steps.
     pub steps: u64,
     /// Images.
     pub images: u64,
@@ -76,7 +76,7 @@ pub struct Best {
     /// Its value.
     #[serde(with = "exact")]
     pub value: f64,
-    /// Updates behind the weights that reached it.
+    /// Steps behind the weights that reached it.
     pub global_step: u64,
     /// What tells it from others of that value, more is better: objects found, and minus the loss; empty in files of
     /// earlier versions.
@@ -113,7 +113,7 @@ impl QuantizedModule {
     }
 }
 
-/// Everything in a checkpoint that is no tensor.
+/// Everything in a checkpoint that is not a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointMeta {
     /// Layout of the file.
@@ -240,7 +240,7 @@ impl CheckpointMeta {
     /// Reads what a file says of itself, without its tensors; `None` for a file of bare weights.
     ///
     /// # Errors
-    /// If the file is no safetensors file, or of a newer format.
+    /// If the file is not a safetensors file, or of a newer format.
     pub fn of_file(path: &Path) -> Result<Option<Self>> {
         let head = tensors::read_head(path)?;
         let meta = head.metadata.get(METADATA_KEY).map(|json| read_meta(json)).transpose();
@@ -289,12 +289,12 @@ impl Checkpoint {
     /// Reads a file that [`Checkpoint::write`] wrote.
     ///
     /// # Errors
-    /// If the file is unreadable or truncated, is no checkpoint, or of a newer format.
+    /// If the file is unreadable or truncated, is not a checkpoint, or of a newer format.
     pub fn read(path: &Path) -> Result<Self> {
         let (meta, parts) = read_parts(path)?;
         let Some(meta) = meta else {
             bail!(
-                "{} holds weights but no position (metadata {METADATA_KEY}): it is no checkpoint to \
+                "{} holds weights but no position (metadata {METADATA_KEY}): it is not a checkpoint to \
                  resume from; start a new run from these weights",
                 path.display()
             )

@@ -166,7 +166,7 @@ impl StageConfig {
         Self { module: Some(module.to_owned()), weights: Some(weights), ..Self::default() }
     }
 
-    /// The recipe of the Wide-Depth-Range network: 300,000 updates at batch 8 of SwissCube's 30,000 images.
+    /// The recipe of the Wide-Depth-Range network: 300,000 steps at batch 8 of SwissCube's 30,000 images.
     pub fn full_precision() -> Self {
         Self {
             epochs: 80,

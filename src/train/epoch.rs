@@ -1,4 +1,4 @@
-//! One epoch: its quantization step, its updates, its validation and its checkpoints.
+//! One epoch: its quantization step, its steps, its validation and its checkpoints.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -35,7 +35,7 @@ impl Trainer {
         let mut batches = Prefetch::start(self.task.preparer(), batches, first_step)?;
         let mut since = Instant::now();
         loop {
-            // Not before the first update: a checkpoint at batch 0 is one before the epoch's quantization step.
+            // Not before the first step: a checkpoint at batch 0 is one before the epoch's quantization step.
             let within = 0 < self.position.batch && self.position.batch < num_batches;
             if within && let Some(outcome) = self.stop_if_asked(hooks)? {
                 return Ok(Some(outcome));
@@ -48,7 +48,7 @@ impl Trainer {
             self.count(&prepared, &numbers, seconds);
             let record = self.step_record(&prepared, &numbers, lr, num_batches, seconds);
             hooks.observer.step(&record)?;
-            // That of the epoch's last update is written when the epoch is complete: one before it would tell the
+            // That of the epoch's last step is written when the epoch is complete: one before it would tell the
             // epoch's end a second time after a resume.
             if self.is_save_due() && self.position.batch < num_batches {
                 self.save(hooks, false)?;
@@ -60,7 +60,7 @@ impl Trainer {
         Ok(None)
     }
 
-    /// Quantizes the epoch's share of weights, before any of its updates.
+    /// Quantizes the epoch's share of weights, before any of its steps.
     pub(super) fn start_epoch(&mut self) -> Result<()> {
         self.sums = EpochSums::default();
         let epoch = self.position.epoch;
@@ -87,7 +87,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Does an update; its numbers and its learning rate.
+    /// Does a step; its numbers and its learning rate.
     pub(super) fn update(
         &mut self,
         prepared: &Prepared,
@@ -129,7 +129,7 @@ impl Trainer {
         self.position.global_step += 1;
     }
 
-    /// The record of the update that was just counted.
+    /// The record of the step that was just counted.
     fn step_record(
         &self,
         prepared: &Prepared,
@@ -156,7 +156,7 @@ impl Trainer {
         }
     }
 
-    /// Whether a checkpoint is to be written after this update.
+    /// Whether a checkpoint is to be written after this step.
     fn is_save_due(&self) -> bool {
         let every = self.config.ckpt_every_steps;
         every.is_some_and(|every| self.position.global_step.is_multiple_of(every))

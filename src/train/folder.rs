@@ -50,7 +50,7 @@ pub struct Found {
     pub skipped: Vec<(PathBuf, String)>,
 }
 
-/// A folder of checkpoints of one run: `ckpt_SSSSSSSS.safetensors` by number of updates, `best.safetensors`, and one
+/// A folder of checkpoints of one run: `ckpt_SSSSSSSS.safetensors` by number of steps, `best.safetensors`, and one
 /// file for each completed stage.
 #[derive(Debug, Clone)]
 pub struct CheckpointFolder {
@@ -95,7 +95,7 @@ impl CheckpointFolder {
         Ok(found.into_iter().map(|(_, path)| path).collect())
     }
 
-    /// The file of a number of updates.
+    /// The file of a number of steps.
     pub fn path(&self, global_step: u64) -> PathBuf {
         self.folder.join(format!("ckpt_{global_step:08}.{EXTENSION}"))
     }

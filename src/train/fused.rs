@@ -35,7 +35,7 @@ struct Rounded {
 
 /// Updates parameter and momentum; where `frozen` the gradient counts as 0, and so does the decay, so that a parameter
 /// whose momentum is 0 keeps its bits. Without a momentum yet, the gradient becomes it. False, and nothing is done, for
-/// tensors that are no dense f32 of the CPU in one layout, each with memory of its own.
+/// tensors that are not dense f32 of the CPU in one layout, each with memory of its own.
 pub(super) fn update(
     param: &mut Tensor,
     grad: &Tensor,

@@ -65,19 +65,19 @@ impl Decay {
     }
 }
 
-/// Where in a stage an update is.
+/// Where in a stage a step is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LrPlace {
     /// Epoch of the stage, from 0.
     pub epoch: u32,
-    /// Updates of the stage done before this one.
+    /// Steps of the stage done before this one.
     pub step: u64,
-    /// Updates of the whole stage; only the cosine looks at it.
+    /// Steps of the whole stage; only the cosine looks at it.
     pub num_steps: u64,
 }
 
 impl LrConfig {
-    /// The full-precision recipe of the Wide-Depth-Range network: 0.01, warm-up over 1,000 updates, x 0.1 after
+    /// The full-precision recipe of the Wide-Depth-Range network: 0.01, warm-up over 1,000 steps, x 0.1 after
     /// 200,000 and 270,000 of its 300,000.
     pub fn full_precision() -> Self {
         Self {
@@ -87,10 +87,10 @@ impl LrConfig {
         }
     }
 
-    /// The learning rate of an update.
+    /// The learning rate of a step.
     ///
-    /// Deviation: update `k` (from 0) of the warm-up has `(k + 1) / warmup_steps` of the base rate. The published
-    /// scheduler is one call late, so that its first update has rate 0, and raises in its last call.
+    /// Deviation: step `k` (from 0) of the warm-up has `(k + 1) / warmup_steps` of the base rate. The published
+    /// scheduler is one call late, so that its first step has rate 0, and raises in its last call.
     pub fn at(&self, place: LrPlace) -> f64 {
         let LrPlace { epoch, step, num_steps } = place;
         let decay = match &self.decay {

@@ -1,10 +1,10 @@
-//! The training engine: stages, epochs, updates, learning rates, the optimizer, checkpoints.
+//! The training engine: stages, epochs, steps, learning rates, the optimizer, checkpoints.
 //!
 //! Start at [`Trainer`]: it owns the network, the optimizer, the quantizers and the [`Position`], runs the stages of a
 //! [`TrainConfig`], and is handed a [`Task`](crate::topology::Task), a [`BatchSource`], a validation and an [`Observer`]. A [`Checkpoint`] is one file;
 //! [`CheckpointFolder`] says which ones stay. [`load_for_evaluation`] puts one into a network.
 //!
-//! It refuses to update on losses that are not finite, to end a stage with a weight off its levels, and to mix two
+//! It refuses to step on losses that are not finite, to end a stage with a weight off its levels, and to mix two
 //! runs in a folder. It knows no dataset and no metric.
 
 mod checkpoint;

@@ -8,15 +8,15 @@ use super::record::{
 
 /// Is told what happens, in order. An error stops the run.
 ///
-/// A run that is resumed tells the updates after its checkpoint a second time, with the same numbers: drop what was
-/// kept of updates beyond [`StageStart::global_step`].
+/// A run that is resumed tells the steps after its checkpoint a second time, with the same numbers: drop what was
+/// kept of steps beyond [`StageStart::global_step`].
 pub trait Observer {
     /// A stage begins or goes on.
     fn stage_start(&mut self, _start: &StageStart) -> Result<()> {
         Ok(())
     }
 
-    /// An update was done.
+    /// A step was done.
     fn step(&mut self, _step: &StepRecord) -> Result<()> {
         Ok(())
     }

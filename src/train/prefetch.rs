@@ -47,7 +47,7 @@ pub(super) struct Prefetch {
 }
 
 impl Prefetch {
-    /// Starts on `batches`, the first of which is for update `first_step` (from 0).
+    /// Starts on `batches`, the first of which is for step `first_step` (from 0).
     pub fn start(preparer: Arc<dyn Prepare>, batches: Batches, first_step: u64) -> Result<Self> {
         let (sender, receiver) = bounded(NUM_AHEAD);
         let work = move || {

@@ -18,7 +18,7 @@ use crate::quant::{ModuleTelemetry, SiteReport};
 pub enum Record {
     /// A stage begins, or goes on after a resume.
     StageStart(StageStart),
-    /// One update.
+    /// One step.
     Step(StepRecord),
     /// One epoch.
     Epoch(EpochRecord),
@@ -31,7 +31,7 @@ pub enum Record {
 }
 
 impl Record {
-    /// Updates of the run when it was written.
+    /// Steps of the run when it was written.
     pub fn global_step(&self) -> u64 {
         match self {
             Self::StageStart(r) => r.global_step,
@@ -46,7 +46,7 @@ impl Record {
     /// The records of a metrics file, in order. A last line that was cut off while it was written is left out.
     ///
     /// # Errors
-    /// If the file cannot be read, or a line is no record: names the line.
+    /// If the file cannot be read, or a line is not a record: names the line.
     pub fn read_all(path: &Path) -> Result<Vec<Self>> {
         let text = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
@@ -191,10 +191,10 @@ pub(super) mod exact_losses {
     }
 }
 
-/// One update.
+/// One step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
-    /// Updates of the run so far, this one included.
+    /// Steps of the run so far, this one included.
     pub global_step: u64,
     /// The stage, from 0.
     pub stage: usize,
@@ -223,10 +223,10 @@ pub struct StepRecord {
     pub images_per_s: f64,
 }
 
-/// One epoch; losses and norm are means over its updates, those before a resume included.
+/// One epoch; losses and norm are means over its steps, those before a resume included.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
-    /// Updates of the run so far.
+    /// Steps of the run so far.
     pub global_step: u64,
     /// Epochs of the run so far, this one included.
     pub global_epoch: u64,
@@ -238,7 +238,7 @@ pub struct EpochRecord {
     pub epoch: u32,
     /// Epochs of the stage.
     pub num_epochs: u32,
-    /// Updates.
+    /// Steps.
     pub steps: u64,
     /// The losses, each with its weight: keys `loss_NAME` of the line.
     #[serde(flatten)]
@@ -249,7 +249,7 @@ pub struct EpochRecord {
     pub grad_norm: f64,
     /// Positive cells per image.
     pub positive_per_image: f64,
-    /// Learning rate of the last update.
+    /// Learning rate of the last step.
     pub lr: f64,
     /// The fraction of the module's weights that its schedule wants frozen; null for methods that freeze none.
     #[serde(alias = "inq_fraction")]
@@ -263,7 +263,7 @@ pub struct EpochRecord {
 /// What quantization did to the weights of a stage's module in an epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TelemetryRecord {
-    /// Updates of the run so far.
+    /// Steps of the run so far.
     pub global_step: u64,
     /// Epochs of the run so far, this one included.
     pub global_epoch: u64,
@@ -295,7 +295,7 @@ pub struct StageStart {
     pub num_epochs: u32,
     /// Batches an epoch.
     pub num_batches: usize,
-    /// Updates of the run so far.
+    /// Steps of the run so far.
     pub global_step: u64,
     /// Parameters that some entry of is trained, in numbers.
     pub num_trainable: usize,
@@ -310,7 +310,7 @@ pub struct StageEnd {
     pub stage: usize,
     /// Its name.
     pub name: String,
-    /// Updates of the run so far.
+    /// Steps of the run so far.
     pub global_step: u64,
     /// The checkpoint that stays.
     #[serde(serialize_with = "crate::io::path_text")]
@@ -324,7 +324,7 @@ pub struct StageEnd {
 pub struct CheckpointRecord {
     /// Its file.
     pub path: PathBuf,
-    /// Updates of the run so far.
+    /// Steps of the run so far.
     pub global_step: u64,
     /// Epochs of the run so far.
     pub global_epoch: u64,
@@ -362,7 +362,7 @@ pub struct Counts {
 /// A validation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ValidRecord {
-    /// Updates of the run so far.
+    /// Steps of the run so far.
     pub global_step: u64,
     /// Epochs of the run so far.
     pub global_epoch: u64,

@@ -1,4 +1,4 @@
-//! Updates without a run around them: what they cost can be measured, and nothing is written.
+//! Steps without a run around them: what they cost can be measured, and nothing is written.
 
 use std::sync::atomic::AtomicBool;
 
@@ -9,9 +9,9 @@ use crate::data::Batch;
 use crate::quant::SiteReport;
 use crate::topology::Prepared;
 
-/// A trainer in the middle of its last stage, doing its updates with the same batch again and again.
+/// A trainer in the middle of its last stage, doing its steps with the same batch again and again.
 ///
-/// Updates are those of a run ([`Trainer::run`]): forward, losses, backward, quantizers, clipping, optimizer, moving
+/// Steps are those of a run ([`Trainer::run`]): forward, losses, backward, quantizers, clipping, optimizer, moving
 /// average. Loading and target assignment, which a run does on other threads, were done once.
 pub struct Rehearsal {
     trainer: Trainer,
@@ -32,11 +32,11 @@ impl BatchSource for NoBatches {
 }
 
 impl Rehearsal {
-    /// Takes a trainer at its beginning to `epoch` of its last stage, with one update in each stage: earlier stages are
+    /// Takes a trainer at its beginning to `epoch` of its last stage, with one step in each stage: earlier stages are
     /// taken to their last epoch, and the ranges of inputs are those of the batch.
     ///
     /// # Errors
-    /// If the stage has no such epoch, the batch does not fit the network, or an update fails.
+    /// If the stage has no such epoch, the batch does not fit the network, or a step fails.
     pub fn new(mut trainer: Trainer, batch: Batch, epoch: u32) -> Result<Self> {
         ensure!(
             *trainer.position() == Position::default(),
@@ -53,10 +53,10 @@ impl Rehearsal {
         Ok(Self { trainer, prepared })
     }
 
-    /// Does an update.
+    /// Does a step.
     ///
     /// # Errors
-    /// As an update of a run: if a loss or the gradient is not finite.
+    /// As a step of a run: if a loss or the gradient is not finite.
     pub fn update(&mut self) -> Result<()> {
         self.trainer.update(&self.prepared, 1).map(|_| ())
     }
@@ -79,7 +79,7 @@ impl Rehearsal {
 }
 
 impl Trainer {
-    /// Begins a stage, does an update in its `epoch`, and ends the recording of inputs.
+    /// Begins a stage, does a step in its `epoch`, and ends the recording of inputs.
     fn rehearse_stage(&mut self, stage: usize, epoch: u32, prepared: &Prepared) -> Result<()> {
         self.position = Position { stage, ..Position::default() };
         let stop = AtomicBool::new(false);

@@ -154,7 +154,7 @@ impl Sgd {
     /// longer requires a gradient, so that backward does not compute one.
     ///
     /// # Errors
-    /// If a name is no parameter, or a shape differs.
+    /// If a name is not a parameter, or a shape differs.
     pub fn set_trainable(&mut self, masks: &[(String, Tensor)]) -> Result<()> {
         for slot in &mut self.slots {
             slot.frozen = None;
@@ -265,7 +265,7 @@ impl Sgd {
     /// Replaces the momentum by copies of these; parameters that are not named have none afterwards.
     ///
     /// # Errors
-    /// If a name is no parameter, or a shape or kind differs.
+    /// If a name is not a parameter, or a shape or kind differs.
     pub fn load_momentum(&mut self, momentum: &[(String, Tensor)]) -> Result<()> {
         self.clear_state();
         for (name, source) in momentum {

@@ -1,4 +1,4 @@
-//! One update: forward, losses, backward, guard, clipping, optimizer.
+//! One step: forward, losses, backward, guard, clipping, optimizer.
 
 use anyhow::{Context, Result, bail};
 use tch::{Kind, Tensor};
@@ -8,7 +8,7 @@ use crate::nn::Network;
 use crate::quant::ModuleQuantizer;
 use crate::topology::{BatchLosses, Prepared, Task};
 
-/// What an update needs besides its batch.
+/// What a step needs besides its batch.
 pub(super) struct Step<'a> {
     pub net: &'a dyn Network,
     pub sgd: &'a mut Sgd,
@@ -17,13 +17,13 @@ pub(super) struct Step<'a> {
     pub task: &'a dyn Task,
     pub stage: &'a StageConfig,
     pub lr: f64,
-    /// Of the update, for messages.
+    /// Of the step, for messages.
     pub position: &'a Position,
     /// The checkpoint to go back to, for messages.
     pub last_checkpoint: Option<&'a std::path::Path>,
 }
 
-/// Numbers of an update.
+/// Numbers of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct StepNumbers {
     pub losses: NamedLosses,
@@ -32,12 +32,12 @@ pub(super) struct StepNumbers {
 }
 
 impl Step<'_> {
-    /// Does the update. Losses and gradient norm come to the host in one transfer, after backward and before the
-    /// update: weights that a non-finite gradient has touched never exist.
+    /// Does the step. Losses and gradient norm come to the host in one transfer, after backward and before the
+    /// step: weights that a non-finite gradient has touched never exist.
     ///
     /// # Errors
     /// If the batch does not fit the network, or a loss or the gradient norm is not finite; the weights are then
-    /// those before the update.
+    /// those before the step.
     pub fn run(self, prepared: &Prepared) -> Result<StepNumbers> {
         self.sgd.zero_grad()?;
         for (_, quantizer) in self.quantizers.iter_mut() {
@@ -82,7 +82,7 @@ impl Step<'_> {
         let losses: Vec<String> =
             losses.iter().map(|(name, loss)| format!("loss_{name} {loss}")).collect();
         bail!(
-            "update {global_step} (stage {stage} {}, epoch {epoch}, batch {batch}) was not done: {}, gradient norm \
+            "step {global_step} (stage {stage} {}, epoch {epoch}, batch {batch}) was not done: {}, gradient norm \
              {grad_norm}, expected finite numbers; images {}; {last}; look at \
              these images, or lower the learning rate ({})",
             self.stage.label(),

@@ -42,7 +42,7 @@ pub struct Hooks<'a> {
     pub validate: &'a mut Validate<'a>,
     /// Who is told.
     pub observer: &'a mut dyn Observer,
-    /// Set (by a signal handler) to stop after the current update.
+    /// Set (by a signal handler) to stop after the current step.
     pub stop: &'a AtomicBool,
 }
 
@@ -59,7 +59,7 @@ pub enum Outcome {
         /// The checkpoint to resume from.
         checkpoint: PathBuf,
     },
-    /// The largest number of updates was reached.
+    /// The largest number of steps was reached.
     MaxSteps {
         /// The checkpoint to resume from.
         checkpoint: PathBuf,
@@ -68,7 +68,7 @@ pub enum Outcome {
 
 /// Trains a network through its stages.
 ///
-/// Everything that decides the next update (weights, statistics, momentum, quantizers, position) is in a checkpoint,
+/// Everything that decides the next step (weights, statistics, momentum, quantizers, position) is in a checkpoint,
 /// and nothing depends on a global generator: a run that goes on from a checkpoint ends, on the CPU and with the same
 /// number of threads, with the same bits as one that never stopped.
 pub struct Trainer {
@@ -442,7 +442,7 @@ impl Trainer {
         Ok(checkpoint)
     }
 
-    /// Writes the state of this moment, unless its file is there already.
+    /// Writes the state of this moment, unless its file already exists.
     pub(super) fn save(&mut self, hooks: &mut Hooks<'_>, best: bool) -> Result<PathBuf> {
         if let (Some(path), Some(saved)) = (&self.last_checkpoint, &self.saved)
             && *saved == self.position

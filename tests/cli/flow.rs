@@ -85,7 +85,7 @@ fn a_plan_tells_every_convolution_and_epoch() {
     let text = run(&small_plan(&["--images", "400"])).code(0).stdout();
     for part in [
         "stage 1 fpn: quantizes fpn: 8 convolutions",
-        "2 epochs of 100 updates of 4 images",
+        "2 epochs of 100 steps of 4 images",
         "100.00 % frozen, inputs quantized, momentum cleared",
         "inq 2 bits (3 levels)",
         "by the paper's count",

@@ -208,7 +208,7 @@ fn files_that_do_not_fit_say_what_to_change() {
     import(&twice, &out, &[]).code(1).says(&["differ in the file", "at index 0", "--loose"]);
 
     let note = text(dir.path().join("notes.pth"));
-    fs::write(&note, "these are no weights").unwrap();
+    fs::write(&note, "these are not weights").unwrap();
     import(&note, &out, &[]).code(1).says(&["notes.pth is not a file of weights", "PyTorch"]);
     assert!(!Path::new(&out).exists());
 }

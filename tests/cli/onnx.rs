@@ -191,7 +191,7 @@ fn broken_files_and_wrong_engines_say_what_to_do() {
     command.env("ORT_DYLIB_PATH", folder.path().join("none.so"));
     let line = format!("{command:?}");
     let ran = Ran { output: command.output().unwrap(), line }.code(1);
-    ran.says(&["ORT_DYLIB_PATH", "none.so, which is no file"]);
+    ran.says(&["ORT_DYLIB_PATH", "none.so, which is not a file"]);
     let other = folder.path().join("other");
     let other =
         ["export", weights, "--topology", "WidedepthTiny", "--out", other.to_str().unwrap()];

@@ -106,7 +106,7 @@ fn a_packed_file_gives_the_same_poses_and_is_refused_when_damaged() {
     verified(&trained, &packed, &folded);
 }
 
-/// What a packed file is no start for, and files that are no packed files any more.
+/// What a packed file is not a start for, and files that are not packed files any more.
 fn refusals(trained: &Trained, packed: &str, bytes: &[u8]) {
     let out = trained.path("out");
     let short = ["export", packed, "--out", &out, "--format", "packed"];
@@ -183,7 +183,7 @@ fn verified(trained: &Trained, packed: &str, folded: &str) {
     other_networks(trained, packed);
 }
 
-/// Files of networks with other outputs are no pair.
+/// Files of networks with other outputs are not a pair.
 fn other_networks(trained: &Trained, packed: &str) {
     let data = dataset().to_str().unwrap();
     let wide = trained.path("wide");

@@ -294,7 +294,7 @@ fn unreadable_images_are_recorded_and_the_others_predicted() {
     pictures
         .predict("in", "camera.json", "out", &[])
         .code(1)
-        .says(&["is there already", "--overwrite"]);
+        .says(&["already exists", "--overwrite"]);
     pictures.predict("in", "camera.json", "out", &["--overwrite", "--skip-bad"]).code(0);
 }
 

@@ -28,7 +28,7 @@ fn a_study_becomes_one_table_one_chart_and_one_page() {
     let logs = dir.path().join("logs");
     train(&logs, &["--seed", "1"]);
     train(&logs, &["--seed", "2"]);
-    // The same run again is no third sample.
+    // The same run again is not a third sample.
     train(&logs, &["--seed", "2"]);
     train(&logs, &["--method", "lsq", "--bits", "4"]);
     train(&logs, &["--method", "full-precision"]);

@@ -141,7 +141,7 @@ fn a_run_killed_at_random_moments_ends_with_the_same_bits() {
         if !last(&logs).exists() {
             num_cut += 1;
         }
-        // A run that had not yet written its config is no experiment to go on with.
+        // A run that had not yet written its config is not an experiment to go on with.
         if logs.join("SwissCube/WidedepthTiny/exp000/config.json").exists() {
             run(&resumed(&places)).code(0);
         } else {

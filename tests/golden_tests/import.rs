@@ -192,7 +192,7 @@ fn the_originals_levels_are_recognised() {
         values.sort_by(f32::total_cmp);
         values.dedup();
         let grid = recognise_grid(&values, Some(scale)).unwrap_or_else(|| panic!("{name}"));
-        // Fewer where not every level is in use; 0 alone is no grid of its own.
+        // Fewer where not every level is in use; 0 alone is not a grid of its own.
         let found = grid.spacing().num_levels();
         assert!(found <= n_levels.max(3), "{name}: {found} levels");
         let off = (grid.nearest(&q).unwrap() - &q).abs().max().double_value(&[]);

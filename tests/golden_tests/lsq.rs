@@ -158,7 +158,7 @@ fn a_quantized_layer_has_the_values_and_gradients_of_the_reference() {
         quantizer.end_step().unwrap();
         let grad = source.grad().reshape(case.x.size());
         let detached = y.detach().reshape(case.x.size());
-        check(&case, "within an update", &detached, &grad, &step.grad());
+        check(&case, "within a step", &detached, &grad, &step.grad());
         quantizer.assert_on_grid().unwrap();
         let codes = quantizer.codes().unwrap().remove(0);
         assert!(codes.grid.values(&codes.codes).unwrap().reshape(case.x.size()).equal(&case.y));

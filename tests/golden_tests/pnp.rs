@@ -269,7 +269,7 @@ fn degenerate_problems_have_a_good_pose_or_none() {
                 assert!(ours.is_none(), "{name}, seed {seed}: {ours:?}");
             }
         }
-        // The plain solver answers or does not, and never with what is no number.
+        // The plain solver answers or does not, and never with what is not a number.
         assert!(epnp(&camera, &xyz, &xy).is_none_or(|p| p.is_finite()), "{name}");
     }
 }

@@ -1,4 +1,4 @@
-//! 11_schedules: learning rates of the original scheduler classes, per epoch and per update.
+//! 11_schedules: learning rates of the original scheduler classes, per epoch and per step.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ fn epoch_tables_give_the_rates_of_the_hand_scheduler() {
         assert_eq!(epochs.len() as u64, case["n_epochs"].as_u64().unwrap());
         for row in epochs {
             let epoch = row["epoch"].as_u64().unwrap() as u32;
-            // The rate is the epoch's, whatever the update within it.
+            // The rate is the epoch's, whatever the step within it.
             for step in [0, 1, 100_000] {
                 let place = LrPlace { epoch, step, num_steps: 0 };
                 close(lr.at(place), support::number(&row["lr"]), &format!("epoch {epoch}"));
@@ -66,8 +66,8 @@ fn after(lr: &LrConfig, step: u64) -> f64 {
     lr.at(LrPlace { epoch: 0, step, num_steps: 0 })
 }
 
-/// Theirs is the rate after n calls, which is that of update n (from 0). Deviation: within the warm-up ours is one
-/// call ahead, so that no update has rate 0.
+/// Theirs is the rate after n calls, which is that of step n (from 0). Deviation: within the warm-up ours is one
+/// call ahead, so that no step has rate 0.
 #[test]
 fn warm_up_and_steps_give_the_rates_of_the_original_without_its_late_call() {
     let file = support::json("11_schedules/schedules.json");

@@ -36,9 +36,9 @@ pub fn number(value: &Value) -> f64 {
             "nan" => f64::NAN,
             "inf" => f64::INFINITY,
             "-inf" => f64::NEG_INFINITY,
-            _ => panic!("{s:?} is no number"),
+            _ => panic!("{s:?} is not a number"),
         },
-        _ => panic!("{value} is no number"),
+        _ => panic!("{value} is not a number"),
     }
 }
 

@@ -36,7 +36,7 @@ fn warped(warp: &Value, output: &str) -> (Vec<u8>, Vec<u8>) {
     let m = affine(&warp["M"]);
     if warp["interpolation"] == "nearest" {
         assert_eq!(warp["border"], 0);
-        // Raw values: the labels 0, 1, 2 are no mask of one object.
+        // Raw values: the labels 0, 1, 2 are not the mask of one object.
         let labels = |name| image::open(file(name)).unwrap().into_luma8();
         let source = labels(&warp["source"]);
         let (width, height) = (source.width() as usize, source.height() as usize);

@@ -91,8 +91,8 @@ fn wrong_arrows(all: &Crate, rooms: &[Room]) -> Vec<String> {
     wrong.into_iter().collect()
 }
 
-/// Which file uses which, without what only tests use. A file is no user of what it only declares with `mod`; and a
-/// module and those inside it are one thing: that they use its file is no arrow.
+/// Which file uses which, without what only tests use. A file is not a user of what it only declares with `mod`; and a
+/// module and those inside it are one thing: that they use its file is not an arrow.
 fn file_graph(all: &Crate) -> Graph<String> {
     let text = |file: &Path| file.display().to_string();
     let mut graph = Graph::new();
@@ -129,7 +129,7 @@ fn no_room_reads_from_above_or_beside() {
     let modules = all.modules.iter().filter(|module| module.path.len() == 1);
     let modules: BTreeSet<&str> = modules.map(|module| module.path[0].as_str()).collect();
     let absent = rooms.iter().filter(|room| !modules.contains(room.name.as_str()));
-    wrong.extend(absent.map(|room| format!("{} of the table is no module", room.name)));
+    wrong.extend(absent.map(|room| format!("{} of the table is not a module", room.name)));
     wrong.extend(wrong_arrows(&all, &rooms));
     assert!(wrong.is_empty(), "arrows up or sideways:\n{}", wrong.join("\n"));
 }

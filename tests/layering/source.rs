@@ -55,7 +55,7 @@ impl Crate {
     /// Follows the `mod` items of the root file through the others.
     ///
     /// # Panics
-    /// If a file is missing or is no Rust.
+    /// If a file is missing or is not Rust.
     pub fn read(files: &Files, root: &Path) -> Self {
         let mut found = vec![];
         read_file(files, root, vec![], false, &mut found);

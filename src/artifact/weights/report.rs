@@ -40,7 +40,7 @@ pub struct LoadReport {
     pub notes: Vec<String>,
 }
 
-/// A part of a nested file that is no weight of the network.
+/// A part of a nested file that is not a weight of the network.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OtherMember {
     /// Its name.

@@ -673,7 +673,7 @@ impl OnnxReport {
         }
         if !self.grids_as_floats.is_empty() {
             text += &format!(
-                "\nthe trained levels are no integers of up to 8 bits, the file holds floats: {}",
+                "\nthe trained levels are not integers of up to 8 bits, the file holds floats: {}",
                 listed(&self.grids_as_floats)
             );
         }

@@ -61,7 +61,7 @@ impl Cameras {
     /// the network's own for pictures of exactly its size.
     ///
     /// # Errors
-    /// If `file` is no camera, a picture has none, or the first pictures are of another size than their camera.
+    /// If `file` is not a camera, a picture has none, or the first pictures are of another size than their camera.
     pub fn find(file: Option<&Path>, inputs: &Inputs, network: &Network) -> Result<Self> {
         let mut cameras =
             Self { views: Vec::new(), of_pictures: Vec::new(), as_stored: Vec::new(), given: None };

@@ -87,7 +87,7 @@ impl Inputs {
             self.inputs.push(Input::Pictures(vec![Picture::named(path)]));
         } else {
             bail!(
-                "{at} is no image (PNG, JPEG), no list of images (.txt) and has no ending of a video"
+                "{at} is not an image (PNG, JPEG), no list of images (.txt) and has no ending of a video"
             );
         }
         Ok(())
@@ -151,7 +151,7 @@ fn is_glob(text: &str) -> bool {
     text.contains(['*', '?', '['])
 }
 
-/// A glob in which the leading folders that are there under just these names are no patterns: `run[1]/*.png` looks into
+/// A glob in which the leading folders that are there under just these names are not patterns: `run[1]/*.png` looks into
 /// the folder `run[1]` where there is one.
 fn folders_as_they_are(pattern: &str) -> String {
     let mut folder = PathBuf::new();
@@ -468,7 +468,7 @@ mod tests {
             ("lists", "testing.txt?"),
             ("*.webp", "matches no image"),
             ("a.tif", "convert it to PNG or JPEG"),
-            ("model.bin", "is no image (PNG, JPEG)"),
+            ("model.bin", "is not an image (PNG, JPEG)"),
             ("none.txt", "the list is empty"),
             ("astray.txt", "its first image no/such/rgb/1.png is not relative to"),
         ] {

@@ -29,7 +29,7 @@ impl std::str::FromStr for Overlays {
             _ => text
                 .parse()
                 .map(Self::Some)
-                .map_err(|_| format!("{text:?} is no number and not `all`")),
+                .map_err(|_| format!("{text:?} is neither a number nor `all`")),
         }
     }
 }

@@ -69,7 +69,7 @@ pub struct Point {
     pub family: Family,
     /// The run's seed.
     pub seed: u64,
-    /// Updates behind it.
+    /// Steps behind it.
     pub global_step: u64,
     /// Its size.
     pub sizes: Sizes,

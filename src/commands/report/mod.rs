@@ -156,7 +156,7 @@ fn groups(points: &[Point]) -> Vec<Group> {
     keys.iter()
         .filter_map(|key| {
             let mut runs: Vec<&Point> = points.iter().filter(|p| p.key == **key).collect();
-            // One run seen twice (what orders of a search begin with alike, a copy) is no second sample.
+            // One run seen twice (what orders of a search begin with alike, a copy) is not a second sample.
             let mut seeds = std::collections::HashSet::new();
             runs.retain(|run| seeds.insert(run.seed));
             let first = runs.first()?;

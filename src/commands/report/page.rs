@@ -102,7 +102,7 @@ fn network(point: &Point) -> Result<String> {
     let mut html = format!("<h3>{}</h3>\n", escape(&point.network));
     let _ = writeln!(
         html,
-        "<p class=\"note\">{}, seed {}, {} updates, {:.2}x (paper), {:.2}x (file)</p>",
+        "<p class=\"note\">{}, seed {}, {} steps, {:.2}x (paper), {:.2}x (file)</p>",
         escape(&point.checkpoint.display().to_string()),
         point.seed,
         point.global_step,

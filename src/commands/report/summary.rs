@@ -29,7 +29,7 @@ pub struct Group {
     pub family: Family,
     /// Its size.
     pub sizes: Sizes,
-    /// Updates of training behind it, all stages together.
+    /// Steps of training behind it, all stages together.
     pub global_step: u64,
     /// The seeds, each once.
     pub seeds: Vec<u64>,

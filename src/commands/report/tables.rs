@@ -16,9 +16,8 @@ pub(super) fn spread(s: &Spread) -> String {
 /// The column heads.
 pub(super) fn head(summary: &ReportSummary) -> Vec<String> {
     let bins = summary.groups.first().map_or(&[][..], |g| &g.headline);
-    let mut head: Vec<String> = ["method", "network", "paper x", "file x", "MB", "updates", "runs"]
-        .map(str::to_owned)
-        .into();
+    let mut head: Vec<String> =
+        ["method", "network", "paper x", "file x", "MB", "steps", "runs"].map(str::to_owned).into();
     head.extend(bins.iter().map(|b| format!("ADI-0.1d {}, %", b.bin)));
     head.push("true ADI-0.1d, %".to_owned());
     head

@@ -55,7 +55,7 @@ fn is_blank(value: &Value) -> bool {
     }
 }
 
-/// A key without case and without what is no letter and no digit.
+/// A key without case and without what is neither a letter nor a digit.
 pub(super) fn normalised(key: &str) -> String {
     key.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
@@ -150,7 +150,7 @@ impl<'a> Keys<'a> {
     /// The numbers that all of these lists give, with the first of them; none without one.
     ///
     /// # Errors
-    /// If one is no list of numbers, or two differ.
+    /// If one is not a list of numbers, or two differ.
     pub fn same_numbers<'s>(
         &'s self,
         leaves: impl Iterator<Item = &'s Leaf<'a>>,
@@ -170,7 +170,7 @@ impl<'a> Keys<'a> {
     /// The number that all values of these names give, with its path; none without one.
     ///
     /// # Errors
-    /// If one is no number, or two differ.
+    /// If one is not a number, or two differ.
     pub fn same_number(&self, names: &[&str]) -> Result<Option<(&str, f64)>> {
         let mut found: Option<(&Leaf, f64)> = None;
         for leaf in self.named(names) {

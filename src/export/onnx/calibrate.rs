@@ -61,7 +61,7 @@ pub struct Calibration {
 }
 
 /// The rounding of the wanted values. `pass` hands over all images, batch by batch, each time it is called (once for
-/// [`Method::MinMax`], else twice); `trained` is the rounding that is there already. Channels of their own take their whole
+/// [`Method::MinMax`], else twice); `trained` is the rounding that already exists. Channels of their own take their whole
 /// range.
 ///
 /// # Errors

@@ -99,7 +99,7 @@ fn head_of(model: ModelHead) -> Result<FileHead> {
 
 fn dims_of(value: &ValueInfo) -> Result<Vec<Option<i64>>> {
     let kind = value.kind.as_ref().and_then(|kind| kind.tensor.as_ref());
-    let kind = kind.with_context(|| format!("{} is no tensor", value.name))?;
+    let kind = kind.with_context(|| format!("{} is not a tensor", value.name))?;
     ensure!(
         kind.elem_type == DataType::Float as i32,
         "{} has element type {}, expected {} (float)",
@@ -137,7 +137,7 @@ fn levels_of(outputs: &[ValueInfo]) -> Result<(Vec<[String; 2]>, usize)> {
     levels.sort();
     let names: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).collect();
     let num_classes = num_classes.with_context(|| {
-        format!("it is no pose network of mqat: its outputs are {names:?}, expected {CLS}K and {REG}K by level")
+        format!("it is not a pose network of mqat: its outputs are {names:?}, expected {CLS}K and {REG}K by level")
     })?;
     Ok((levels.into_iter().map(|(_, names)| names).collect(), num_classes as usize))
 }

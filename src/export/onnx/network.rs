@@ -42,7 +42,7 @@ pub fn graph_of(
 /// The graph of a trace, with the constants of `store` and the weights' integer codes where `quantizers` have them.
 ///
 /// A batch norm is folded into the convolution in front of it where nothing else reads that. A weight on a grid keeps its
-/// integers: the fold goes into its scale, which becomes one per output channel. A grid whose levels are no multiples of
+/// integers: the fold goes into its scale, which becomes one per output channel. A grid whose levels are not multiples of
 /// one step that fit 8 bits becomes floats, and so does a transposed convolution's of several scales.
 ///
 /// # Errors
@@ -285,7 +285,7 @@ fn dims_and_window(layer: &LayerInfo) -> Result<([i64; 4], Window)> {
             Window { output_padding: Some(s.output_padding), ..Window::of(s.stride, s.padding) },
         ),
         LayerKind::Linear { c_in, c_out } => ([c_out, c_in, 1, 1], Window::of(1, 0)),
-        kind => anyhow::bail!("a {} layer is no convolution", kind.name()),
+        kind => anyhow::bail!("a {} layer is not a convolution", kind.name()),
     })
 }
 

@@ -50,7 +50,7 @@ impl Profile {
     /// Reads the file that ONNX Runtime wrote.
     ///
     /// # Errors
-    /// If it is no profile.
+    /// If it is not a profile.
     pub fn read(path: &Path) -> Result<Self> {
         let at = path.display();
         let text =

@@ -54,7 +54,7 @@ impl OnnxSession {
     /// say otherwise.
     ///
     /// # Errors
-    /// If the file is no ONNX file of a pose network, or the library is missing or refuses the file.
+    /// If the file is not an ONNX file of a pose network, or the library is missing or refuses the file.
     pub fn open(path: &Path, options: &SessionOptions) -> Result<Self> {
         let head = read_head(path)?;
         let environment = environment()?;
@@ -246,7 +246,7 @@ fn version_in(info: &str) -> String {
 fn library() -> Result<PathBuf> {
     if let Some(named) = env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()) {
         let path = PathBuf::from(named);
-        ensure!(path.is_file(), "{LIBRARY_VARIABLE} is {}, which is no file", path.display());
+        ensure!(path.is_file(), "{LIBRARY_VARIABLE} is {}, which is not a file", path.display());
         return Ok(path);
     }
     let program = env::current_exe().context("finding the program's own folder")?;

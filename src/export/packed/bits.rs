@@ -24,7 +24,7 @@ pub enum Coding {
 }
 
 impl Coding {
-    /// Bytes that `num_codes` codes take; `None` when that is no size, or the width is not 1 to 8.
+    /// Bytes that `num_codes` codes take; `None` when that is not a size, or the width is not 1 to 8.
     pub fn num_bytes(self, num_codes: usize) -> Option<usize> {
         match self {
             Self::Bits(bits @ 1..=8) => {
@@ -61,7 +61,9 @@ impl Coding {
 /// If a code is too large for the coding, or its width is not 1 to 8.
 pub fn pack(codes: &[u8], coding: Coding) -> Result<Vec<u8>> {
     let num_bytes = coding.num_bytes(codes.len());
-    let Some(num_bytes) = num_bytes else { anyhow::bail!("{coding:?} is no width of 1 to 8 bits") };
+    let Some(num_bytes) = num_bytes else {
+        anyhow::bail!("{coding:?} is not a width of 1 to 8 bits")
+    };
     let most = largest(codes);
     ensure!(
         u32::from(most) < coding.num_values(),

@@ -101,7 +101,7 @@ pub(super) fn fold_all(store: &Store) -> Result<(Vec<Folded>, usize)> {
     let (mut folded, mut num_not_folded) = (Vec::new(), 0);
     for var in store.vars() {
         let Some(name) = var.name.strip_suffix(".running_var") else { continue };
-        let norm = Norm::of(store, name).with_context(|| format!("{name} is no batch norm"))?;
+        let norm = Norm::of(store, name).with_context(|| format!("{name} is not a batch norm"))?;
         match no_grad(|| exact_fold(&norm)) {
             Some((multiplier, offset)) => {
                 folded.push(Folded { name: name.to_owned(), multiplier, offset });

@@ -129,7 +129,7 @@ pub fn pack(
         packed.push(PackedTensor { name, shape: shape(&tensor), content });
     }
     if let Some(name) = codes.keys().next() {
-        bail!("{name} has codes and is no tensor of the network");
+        bail!("{name} has codes and is not a tensor of the network");
     }
     let names: Vec<&str> = folded.iter().map(|f| f.name.as_str()).collect();
     meta.insert(LEFT_OUT.to_owned(), left_out.into_iter().collect());
@@ -206,7 +206,7 @@ fn level_numbers(codes: &Tensor, integers: &[i32]) -> Result<Vec<u8>> {
     };
     codes
         .into_iter()
-        .map(|c| number(c).with_context(|| format!("code {c} is no level's")))
+        .map(|c| number(c).with_context(|| format!("code {c} is not that of a level")))
         .collect()
 }
 

@@ -85,7 +85,7 @@ pub struct ClassCandidates {
 /// confident cell. The extent says how many cells each level gives
 /// ([`positives_per_level`]): its best ones by score, ties by cell number. A pixel is anchor centre + prediction x anchor size.
 ///
-/// Deviation: a cell with an offset that is not finite is no candidate.
+/// Deviation: a cell with an offset that is not finite is not a candidate.
 ///
 /// # Panics
 /// When a slice of `levels` has not the length that `num_classes`, `h` and `w` say.

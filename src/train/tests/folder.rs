@@ -131,7 +131,7 @@ fn unfinished_files_are_removed_and_bare_weights_are_no_checkpoint() {
     let net = toy_net();
     crate::io::tensors::write(&path, &net.state(), &BTreeMap::new()).unwrap();
     let error = Checkpoint::read(&path).unwrap_err();
-    assert!(error.to_string().contains("it is no checkpoint to resume from"), "{error}");
+    assert!(error.to_string().contains("it is not a checkpoint to resume from"), "{error}");
     let blank = blank_net(1);
     let loaded = load_for_evaluation(&path, blank.as_ref()).unwrap();
     assert!(loaded.meta.is_none() && loaded.quantizers.is_empty());

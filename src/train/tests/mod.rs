@@ -160,7 +160,7 @@ fn trainer(config: &TrainConfig, folder: &Path) -> Trainer {
     let run = RunInfo {
         seed: SEED,
         checkpoints: folder.to_owned(),
-        // When a process stops is no part of a run's configuration.
+        // When a process stops is not part of a run's configuration.
         config: serde_json::json!({"training": TrainConfig { max_steps: None, ..config.clone() }}),
         data: Default::default(),
     };

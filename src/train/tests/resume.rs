@@ -46,7 +46,7 @@ fn stopping_after_any_update_and_resuming_changes_no_bit() {
         second.resume(&ResumeFrom::Last, &mut recorder).unwrap();
         assert_eq!(second.position().global_step, stop);
         run(&mut second, &mut recorder).unwrap();
-        assert_equal(&everything(&second), &expected, &format!("after {stop} updates"));
+        assert_equal(&everything(&second), &expected, &format!("after {stop} steps"));
         assert_eq!(comparable(&recorder), comparable(&reference));
         let means = |r: &Recorder| -> Vec<_> {
             r.epochs
@@ -54,9 +54,9 @@ fn stopping_after_any_update_and_resuming_changes_no_bit() {
                 .map(|e| (e.loss, e.grad_norm, e.quantized_fraction, e.share_frozen))
                 .collect()
         };
-        assert_eq!(means(&recorder), means(&reference), "after {stop} updates");
-        assert_eq!(recorder.valid, reference.valid, "after {stop} updates");
-        assert_eq!(recorder.telemetry, reference.telemetry, "after {stop} updates");
+        assert_eq!(means(&recorder), means(&reference), "after {stop} steps");
+        assert_eq!(recorder.valid, reference.valid, "after {stop} steps");
+        assert_eq!(recorder.telemetry, reference.telemetry, "after {stop} steps");
         assert_eq!(recorder.messages, [""; 0]);
     }
 }
@@ -95,8 +95,8 @@ fn a_moving_average_survives_stops_bit_for_bit() {
         let mut second = trainer(&config, folder.path());
         second.resume(&ResumeFrom::Last, &mut recorder).unwrap();
         run_with(&mut second, &mut recorder, &mut seen_by_validation).unwrap();
-        assert_equal(&everything(&second), &expected, &format!("after {stop} updates"));
-        assert_eq!(recorder.valid, reference.valid, "after {stop} updates");
+        assert_equal(&everything(&second), &expected, &format!("after {stop} steps"));
+        assert_eq!(recorder.valid, reference.valid, "after {stop} steps");
     }
 }
 
@@ -106,7 +106,7 @@ fn being_killed_again_and_again_changes_no_bit() {
     let (expected, reference) = undisturbed(&config);
     let folder = tempfile::tempdir().unwrap();
     let mut kills = 0;
-    // Each life does a few updates beyond what the one before reached, then loses those since its checkpoint.
+    // Each life does a few steps beyond what the one before reached, then loses those since its checkpoint.
     for kill_after in (1..).step_by(4) {
         let mut life = trainer(&config, folder.path());
         let mut recorder = Recorder { kill_after: Some(kill_after), ..Recorder::default() };
@@ -298,7 +298,7 @@ fn what_quantizers_learn_resumes_bit_for_bit_with_its_momentum() {
         let mut second = trainer(&config, folder.path());
         second.resume(&ResumeFrom::Last, &mut ()).unwrap();
         run(&mut second, &mut Recorder::default()).unwrap();
-        assert_equal(&everything(&second), &expected, &format!("after {stop} updates"));
+        assert_equal(&everything(&second), &expected, &format!("after {stop} steps"));
     }
     // The FPN's steps were learnt in its stage, and rest in the next: no momentum any more.
     let folder = tempfile::tempdir().unwrap();

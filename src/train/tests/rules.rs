@@ -30,7 +30,7 @@ fn a_loss_that_is_not_finite_stops_before_the_update_and_names_everything() {
     let step = BATCHES;
     let good = folder.path().join(format!("ckpt_{step:08}.safetensors"));
     for part in [
-        format!("update {step} (stage 0 full_precision, epoch 1, batch 0) was not done"),
+        format!("step {step} (stage 0 full_precision, epoch 1, batch 0) was not done"),
         "loss_cls NaN".to_owned(),
         "images epoch1/batch0/0.png, epoch1/batch0/1.png".to_owned(),
         format!("the last good checkpoint is {}", good.display()),
@@ -88,7 +88,7 @@ fn records_follow_the_schedules() {
             (share, _) => assert!(share.is_none_or(|s| s == 0.0), "{share:?}"),
         }
     }
-    // Warm-up over 2 updates in each of the first two stages; the third has none.
+    // Warm-up over 2 steps in each of the first two stages; the third has none.
     let lr: Vec<_> = recorder.steps.iter().map(|s| s.lr).collect();
     let starts = [0, 2 * BATCHES, 5 * BATCHES];
     assert_eq!([lr[starts[0]], lr[starts[0] + 1]], [0.005, 0.01]);

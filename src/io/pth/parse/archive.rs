@@ -88,7 +88,7 @@ fn root_of<R: Read + Seek>(zip: &ZipArchive<R>) -> Result<String> {
     for name in zip.file_names_raw() {
         let root = name.strip_suffix(PICKLE.as_bytes());
         if let Some(root) = root.filter(|root| root.is_empty() || root.ends_with(b"/")) {
-            roots.push(std::str::from_utf8(root).context("a name in the archive is no UTF-8")?);
+            roots.push(std::str::from_utf8(root).context("a name in the archive is not UTF-8")?);
         }
     }
     let root = match roots[..] {

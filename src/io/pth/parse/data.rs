@@ -17,7 +17,7 @@ pub enum Data<T> {
     Float(f64),
     /// A text.
     Str(String),
-    /// `bytes` or `bytearray`; also texts of Python 2 that are no UTF-8.
+    /// `bytes` or `bytearray`; also texts of Python 2 that are not UTF-8.
     Bytes(Vec<u8>),
     /// A list.
     List(Vec<Data<T>>),
@@ -30,7 +30,7 @@ pub enum Data<T> {
     Dict(Vec<(Data<T>, Data<T>)>),
     /// The name of a `torch` constant or device: `torch.float32`, `cuda:0`.
     Name(String),
-    /// An object, class or function that is no data, by the name of its class or of what would make it:
+    /// An object, class or function that is not data, by the name of its class or of what would make it:
     /// `argparse.Namespace`. Nothing else is kept of it.
     Opaque(String),
     /// A tensor or parameter.
@@ -98,7 +98,7 @@ impl<T> Data<T> {
             Self::Set(_) => "a set",
             Self::Dict(_) => "a dict",
             Self::Name(_) => "a name",
-            Self::Opaque(_) => "an object that is no data",
+            Self::Opaque(_) => "an object that is not data",
             Self::Tensor(_) => "a tensor",
         }
     }

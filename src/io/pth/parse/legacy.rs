@@ -85,7 +85,7 @@ fn check_magic(pickled: &Pickled) -> Result<()> {
     let is_magic = matches!(root, Node::BigInt(span) if *pickled.span(*span) == MAGIC);
     ensure!(
         is_magic,
-        "it begins with a pickle of {}, expected PyTorch's magic number: it is no file of torch.save",
+        "it begins with a pickle of {}, expected PyTorch's magic number: it is not a file of torch.save",
         root.type_name()
     );
     Ok(())

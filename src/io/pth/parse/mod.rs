@@ -148,7 +148,7 @@ fn refuse_others(head: &[u8], file_bytes: u64) -> Result<()> {
     }
     ensure!(
         head.starts_with(b"PK") || head[0] == 0x80,
-        "it begins with neither a zip archive nor a pickle: it is no file of torch.save"
+        "it begins with neither a zip archive nor a pickle: it is not a file of torch.save"
     );
     Ok(())
 }

@@ -47,9 +47,9 @@ pub(super) enum Node {
     Dict(Vec<(Id, Id)>),
     Global(Global),
     Name(String),
-    /// A class or function that is no data: its module and name.
+    /// A class or function that is not data: its module and name.
     Foreign([Span; 2]),
-    /// What a class or function that is no data would make: nothing is kept of it but the name.
+    /// What a class or function that is not data would make: nothing is kept of it but the name.
     Opaque([Span; 2]),
     /// A part of a storage, by its place in [`Tables`].
     Storage(u32),
@@ -72,8 +72,8 @@ impl Node {
             Self::Dict(_) => "a dict",
             Self::Global(_) => "a class or function",
             Self::Name(_) => "a name",
-            Self::Foreign(_) => "a class or function that is no data",
-            Self::Opaque(_) => "an object that is no data",
+            Self::Foreign(_) => "a class or function that is not data",
+            Self::Opaque(_) => "an object that is not data",
             Self::Storage(_) => "a storage",
             Self::Tensor(_) => "a tensor",
         }
@@ -223,7 +223,7 @@ impl<'a> Machine<'a, '_> {
                 let len = self.take_length(code, &[0x8c], &[0x8d])?;
                 let span = self.take_text(len)?;
                 let valid = std::str::from_utf8(slice(self.bytes, span)).is_ok();
-                ensure!(valid, "a text of {len} bytes is no UTF-8");
+                ensure!(valid, "a text of {len} bytes is not UTF-8");
                 Node::Str(span)
             }
             // Texts of Python 2.
@@ -343,11 +343,11 @@ impl<'a> Machine<'a, '_> {
                     "opcode {code:#04x} is none that PyTorch writes for data; nothing was executed"
                 )
             }
-            _ => bail!("{code:#04x} is no opcode: the file is damaged or no pickle"),
+            _ => bail!("{code:#04x} is not an opcode: the file is damaged or not a pickle"),
         }
     }
 
-    /// The state of an `OrderedDict` (`_metadata`) or of an object that is no data is taken off the stack and dropped;
+    /// The state of an `OrderedDict` (`_metadata`) or of an object that is not data is taken off the stack and dropped;
     /// nothing else has one.
     fn build(&mut self) -> Result<()> {
         let state = self.pop()?;
@@ -443,7 +443,7 @@ impl<'a> Machine<'a, '_> {
         self.charged = self.charged.saturating_add(amount);
         ensure!(
             self.nodes.len().saturating_add(self.charged) <= MAX_NODES,
-            "the pickle holds more than {MAX_NODES} values: it is no checkpoint of a network"
+            "the pickle holds more than {MAX_NODES} values: it is not a checkpoint of a network"
         );
         Ok(())
     }
@@ -581,7 +581,7 @@ impl<'a> Machine<'a, '_> {
             self.ran_out = true;
             bail!("a name has no end: the file is truncated or damaged");
         };
-        std::str::from_utf8(&rest[..len]).context("a name is no UTF-8")?;
+        std::str::from_utf8(&rest[..len]).context("a name is not UTF-8")?;
         let span = Span { start: u32::try_from(self.at)?, len: u32::try_from(len)? };
         self.at += len + 1;
         Ok(span)

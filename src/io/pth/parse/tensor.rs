@@ -240,7 +240,7 @@ impl Machine<'_, '_> {
             [tag, class, key, _, numel, part] if self.text_of(tag) == Some("storage") => {
                 (class, key, numel, Some(part))
             }
-            _ => bail!("an outside object is no storage"),
+            _ => bail!("an outside object is not a storage"),
         };
         let &Node::Global(Global::Storage(element)) = self.node(class) else {
             bail!("the class of a storage is {}", self.node(class).type_name());

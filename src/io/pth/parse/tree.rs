@@ -24,7 +24,7 @@ pub(super) fn tree(pickled: &Pickled) -> Result<Data<usize>> {
     Builder { pickled, bytes_left }.value(pickled.root, 0)
 }
 
-/// How an object that is no data is called: at most so long, and without characters that act on a terminal.
+/// How an object that is not data is called: at most so long, and without characters that act on a terminal.
 fn opaque_name(module: &str, name: &str) -> String {
     shortened(&format!("{module}.{name}"))
 }
@@ -45,7 +45,7 @@ impl Builder<'_> {
     fn value(&mut self, id: Id, depth: usize) -> Result<Data<usize>> {
         ensure!(
             depth <= MAX_DEPTH,
-            "its values nest deeper than {MAX_DEPTH} levels, or hold themselves: it is no checkpoint"
+            "its values nest deeper than {MAX_DEPTH} levels, or hold themselves: it is not a checkpoint"
         );
         self.charge(size_of::<Data<usize>>())?;
         let pickled = self.pickled;
