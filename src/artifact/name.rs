@@ -20,7 +20,7 @@ pub(crate) fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuanti
             text += &format!(", only {:.1} % frozen", 100.0 * frozen / total as f64);
         }
         if sites.iter().any(|s| s.activations.as_ref().is_some_and(|a| !a.quantizing)) {
-            text += ", inputs still float";
+            text += ", activations still float";
         }
         text
     };
@@ -40,7 +40,7 @@ pub(crate) fn module_names(quantized: &[QuantizedModule]) -> Vec<String> {
             text += &format!(" {}", weights.describe());
         }
         if let Some(activations) = &module.claim.activations {
-            text += &format!(", inputs {}", activations.describe());
+            text += &format!(", activations {}", activations.describe());
         }
         text
     };

@@ -23,7 +23,7 @@ pub(crate) const AVERAGED: &str = "averaged";
 /// Begin of the names of quantizer state.
 const QUANT: &str = "quant.";
 
-/// Modules whose inputs are quantized, without the quantizers of their weights.
+/// Modules whose activations are quantized, without the quantizers of their weights.
 pub(crate) fn with_inputs_only(quantized: &[QuantizedModule]) -> Vec<QuantizedModule> {
     let inputs = quantized.iter().filter(|module| module.claim.activations.is_some());
     let without_weights = |claim: &Claim| Claim { weights: None, ..claim.clone() };

@@ -401,8 +401,8 @@ impl PlannedEpoch {
         }
         match self.inputs {
             Inputs::Float => {}
-            Inputs::Recorded => text.push_str(", inputs recorded"),
-            Inputs::Quantized => text.push_str(", inputs quantized"),
+            Inputs::Recorded => text.push_str(", activations recorded"),
+            Inputs::Quantized => text.push_str(", activations quantized"),
         }
         if self.clears_momentum && self.epoch > 0 {
             text.push_str(", momentum cleared");

@@ -153,7 +153,7 @@ impl SteActivation {
         let abs_max = self.abs_max();
         ensure!(
             abs_max.is_finite(),
-            "the input of {name} reached {abs_max} while its range was recorded"
+            "the activations of {name} reached {abs_max} while its range was recorded"
         );
         if abs_max > 0.0 {
             self.mode.set(Mode::Quantizing);

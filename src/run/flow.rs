@@ -275,7 +275,7 @@ impl FromStr for TextStage {
                     activation_method = Some(parse_activation_method(first)?);
                 }
                 (Some(_), None) => {
-                    ensure!(second.is_none(), "{text:?} gives a second method, but no input bits");
+                    ensure!(second.is_none(), "{text:?} gives a second method, but no activation bits");
                     weight_method = Some(parse_weight_method(first)?);
                 }
                 (Some(_), Some(_)) => {
@@ -576,7 +576,7 @@ mod tests {
         let text = refused("fpn:2@inc");
         assert!(text.contains("\"inc\" is not a weight method, did you mean inq?"), "{text}");
         assert!(refused("fpn:a8@set").contains("activation method"));
-        assert!(refused("fpn:2@inq+ste").contains("no input bits"));
+        assert!(refused("fpn:2@inq+ste").contains("no activation bits"));
         let mut config = published();
         let text = format!("{:#}", source("fpn:9").apply(&mut config).unwrap_err());
         assert!(text.contains("quantize.flow.0.weights.bits: bits 9 is outside 1..=8"), "{text}");

@@ -34,7 +34,7 @@ pub struct LayerReport {
     pub stage_name: Option<String>,
     /// How its weights are quantized; null where they stay float.
     pub weights: Option<QuantizedTo>,
-    /// How its inputs are quantized; null where they stay float.
+    /// How the activations that go into it are quantized; null where they stay float.
     pub activations: Option<QuantizedTo>,
     /// Why a layer that lies in a stage's module stays float all the same.
     pub float_because: Option<&'static str>,

@@ -321,7 +321,7 @@ fn charts(records: &[Record]) -> [(&'static str, Chart); 5] {
             "frozen",
             chart(
                 "Quantized weights of the stage's module",
-                "share frozen, %".into(),
+                "fraction frozen, %".into(),
                 false,
                 vec![series("frozen", frozen.collect())],
             ),

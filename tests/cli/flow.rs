@@ -86,7 +86,7 @@ fn a_plan_tells_every_convolution_and_epoch() {
     for part in [
         "stage 1 fpn: quantizes fpn: 8 convolutions",
         "2 epochs of 100 steps of 4 images",
-        "100.00 % frozen, inputs quantized, momentum cleared",
+        "100.00 % frozen, activations quantized, momentum cleared",
         "inq 2 bits (3 levels)",
         "by the paper's count",
         "as a file",

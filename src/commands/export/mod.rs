@@ -262,7 +262,7 @@ fn ensure_quantized(from: &Path, loaded: &LoadedNetwork) -> Result<()> {
         })?;
         if let Some(site) = quantizer.report().iter().find(|s| s.activations.is_some()) {
             bail!(
-                "{at}: the inputs of {} are quantized, which a file of weights cannot say; use the checkpoint itself",
+                "{at}: the activations of {} are quantized, which a file of weights cannot say; use the checkpoint itself",
                 site.name
             );
         }

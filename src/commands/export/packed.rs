@@ -93,7 +93,7 @@ impl PackReport {
 /// Writes a loaded network as a packed file; `twin` is a network of the same shape without quantizers.
 ///
 /// # Errors
-/// If it is packed already, a module is only partly quantized or its inputs are not quantized yet, or the file cannot be
+/// If it is packed already, a module is only partly quantized or its activations are not quantized yet, or the file cannot be
 /// written.
 pub(super) fn write(
     exported: &Exported,
@@ -158,7 +158,7 @@ fn input_state(twin: &dyn Network, loaded: &LoadedNetwork) -> Result<Vec<(String
             if let Some(inputs) = site.activations {
                 ensure!(
                     inputs.quantizing || inputs.max_level == Some(0.0),
-                    "the inputs of {} are not quantized yet, finish the stage of {} first",
+                    "the activations of {} are not quantized yet, finish the stage of {} first",
                     site.name,
                     quantizer.module()
                 );

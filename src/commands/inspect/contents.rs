@@ -450,7 +450,7 @@ impl FileReport {
         for l in &self.layers {
             let inputs = l.activations.as_ref().map_or(String::new(), |a| {
                 let range = a.max_level.map_or("not recorded yet".to_owned(), |m| format!("+-{m}"));
-                format!("; inputs {} {} bits, range {range}", a.method, a.bits)
+                format!("; activations {} {} bits, range {range}", a.method, a.bits)
             });
             let levels = l.num_levels.map_or(String::new(), |n| {
                 format!(

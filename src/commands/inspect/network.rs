@@ -104,7 +104,7 @@ impl NetworkReport {
             for l in self.layers.iter().filter(inside) {
                 let kind = match &l.activations {
                     None => l.weights_text(),
-                    Some(inputs) => format!("{}, inputs {inputs}", l.weights_text()),
+                    Some(inputs) => format!("{}, activations {inputs}", l.weights_text()),
                 };
                 if !kinds.contains(&kind) {
                     kinds.push(kind);
