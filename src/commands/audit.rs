@@ -292,7 +292,8 @@ fn row(
         match inputs {
             None => problems.push(format!("has float inputs, and {plan} are expected")),
             Some(i) if i.bits > plan.bits => {
-                problems.push(format!("has activations of {} bits, and {plan} are expected", i.bits));
+                problems
+                    .push(format!("has activations of {} bits, and {plan} are expected", i.bits));
             }
             Some(_) => {}
         }

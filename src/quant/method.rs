@@ -230,6 +230,7 @@ pub fn saved_epoch(epoch: Option<u32>) -> Tensor {
 
 /// What a quantized layer says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "AnySiteReport")]
 pub struct SiteReport {
     /// The layer, for example `fpn.inner_convs.2`.
     pub name: String,
@@ -262,6 +263,55 @@ pub struct SiteReport {
     pub activations: Option<ActivationReport>,
 }
 
+/// A [`SiteReport`] of any version: 0.1 called the outermost level `scale`, and the distance of its levels `step`.
+#[derive(Deserialize)]
+struct AnySiteReport {
+    name: String,
+    num_weights: usize,
+    method: String,
+    bits: u32,
+    num_levels: Option<u32>,
+    levels: Vec<f32>,
+    scale: Vec<f32>,
+    #[serde(default)]
+    step: Vec<f32>,
+    max_level: Option<Vec<f32>>,
+    codes: Option<[i32; 2]>,
+    #[serde(default = "one")]
+    code_stride: i32,
+    share_frozen: f64,
+    levels_in_use: usize,
+    activations: Option<ActivationReport>,
+}
+
+fn one() -> i32 {
+    1
+}
+
+impl From<AnySiteReport> for SiteReport {
+    fn from(any: AnySiteReport) -> Self {
+        let (scale, max_level) = match any.max_level {
+            Some(max_level) => (any.scale, max_level),
+            None => (any.step, any.scale),
+        };
+        Self {
+            name: any.name,
+            num_weights: any.num_weights,
+            method: any.method,
+            bits: any.bits,
+            num_levels: any.num_levels,
+            levels: any.levels,
+            scale,
+            max_level,
+            codes: any.codes,
+            code_stride: any.code_stride,
+            share_frozen: any.share_frozen,
+            levels_in_use: any.levels_in_use,
+            activations: any.activations,
+        }
+    }
+}
+
 /// What the quantizer of the activations that go into a layer says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ActivationReport {
@@ -272,6 +322,7 @@ pub struct ActivationReport {
     /// Number of levels; before the calibration, that of activations of both signs.
     pub num_levels: u32,
     /// The largest magnitude of a level; before the calibration, of what was recorded. None before that.
+    #[serde(alias = "abs_max")]
     pub max_level: Option<f32>,
     /// Whether activations are quantized at this moment.
     pub quantizing: bool,
@@ -279,6 +330,7 @@ pub struct ActivationReport {
     pub signed: Option<bool>,
     /// The scale: a level is an integer code times it (`ste`: up to rounding of the published order of
     /// operations). None before the range is known.
+    #[serde(alias = "step")]
     pub scale: Option<f32>,
     /// The lowest and the highest integer code; none before the calibration.
     pub codes: Option<[i32; 2]>,

@@ -275,7 +275,10 @@ impl FromStr for TextStage {
                     activation_method = Some(parse_activation_method(first)?);
                 }
                 (Some(_), None) => {
-                    ensure!(second.is_none(), "{text:?} gives a second method, but no activation bits");
+                    ensure!(
+                        second.is_none(),
+                        "{text:?} gives a second method, but no activation bits"
+                    );
                     weight_method = Some(parse_weight_method(first)?);
                 }
                 (Some(_), Some(_)) => {
