@@ -26,10 +26,7 @@ pub struct ConfigArgs {
 
 pub(super) fn run(args: ConfigArgs) -> Result<()> {
     if args.schema {
-        let why = "the schema is that of every config";
-        refuse(&args.select.names.given(), why)?;
-        refuse(&[("--seed", args.select.seed.is_some())], why)?;
-        return print_schema();
+        return print_schema(&args);
     }
     match args.markdown {
         Some(Some(page)) => return commands::renew_config_tables(&page),
@@ -39,6 +36,10 @@ pub(super) fn run(args: ConfigArgs) -> Result<()> {
     print_json(&commands::resolve_config(&select(args.select))?)
 }
 
-pub(super) fn print_schema() -> Result<()> {
+/// The schema of configs; without libtorch, which the launcher does not have.
+pub(super) fn print_schema(args: &ConfigArgs) -> Result<()> {
+    let why = "the schema is that of every config";
+    refuse(&args.select.names.given(), why)?;
+    refuse(&[("--seed", args.select.seed.is_some())], why)?;
     print_json(&commands::config_schema())
 }

@@ -95,7 +95,9 @@ pub fn answer_without_libtorch(args: impl IntoIterator<Item = OsString>) -> Opti
             return Some(ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(1)));
         }
         Ok(Cli { command: Command::Completions { shell }, .. }) => completions::run(shell),
-        Ok(Cli { command: Command::Config(args), .. }) if args.schema => config::print_schema(),
+        Ok(Cli { command: Command::Config(args), .. }) if args.schema => {
+            config::print_schema(&args)
+        }
         Ok(_) => return None,
     };
     Some(exit_code(answered.map(|()| Ended::Done)))

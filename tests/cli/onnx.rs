@@ -127,7 +127,7 @@ fn a_trained_checkpoint_becomes_integers_that_score_as_it_does() {
     assert!(written["onnx"]["activations"].as_str().unwrap().contains("as trained (8 layers)"));
     run(&[&export[..], &["--out", "x.onnx", "--carrier", "true-bits", "--opset", "17"]].concat())
         .code(1)
-        .says(&["opset 17 has no integers of 2 bits", "--carrier int8"]);
+        .says(&["opset 17 has no integers of 4 bits for --carrier true-bits", "--carrier int8"]);
     let calibrated =
         ["--out", &integers, "--calibrate", "8", "--carrier", "true-bits", "--data", data];
     if let Some(python) = python() {

@@ -169,7 +169,8 @@ impl<'a> Constants<'a> {
     }
 
     fn weights(&self, graph: &Graph) -> Result<Vec<StoredWeight>> {
-        let (mut weights, mut seen) = (Vec::new(), HashSet::new());
+        let mut weights: Vec<StoredWeight> = Vec::new();
+        let mut seen: HashMap<&str, usize> = HashMap::new();
         for node in graph.node.iter().filter(|n| n.op_type == "Conv") {
             let name = node.input.get(1).map(String::as_str).unwrap_or_default();
             let (tensor, values) = match self.dequantize(name) {
@@ -182,9 +183,17 @@ impl<'a> Constants<'a> {
                     (tensor, StoredValues::Float(floats(tensor)?))
                 }
             };
-            if !seen.insert(&tensor.name) {
+            if let Some(&first) = seen.get(tensor.name.as_str()) {
+                // A layer that runs on several pyramid levels has scales for each.
+                if let (StoredValues::Codes(all), StoredValues::Codes(more)) =
+                    (&mut weights[first].values, values)
+                {
+                    all.problems
+                        .extend(more.problems.iter().map(|what| format!("{}: {what}", node.name)));
+                }
                 continue;
             }
+            seen.insert(&tensor.name, weights.len());
             let end = WEIGHT_ENDS.iter().find_map(|end| tensor.name.strip_suffix(end));
             let input = node.input.first().map(String::as_str).unwrap_or_default();
             weights.push(StoredWeight {
