@@ -12,16 +12,14 @@ use tch::{Device, Kind, Tensor, no_grad};
 use tracing::{info, warn};
 
 use super::affine;
-use super::inq::fnv1a;
+use super::checks::check_order;
 use super::levels::{Codes, Spacing};
-use super::lsq;
 use super::method::{
     ActivationQuantizer, ActivationReport, Learnt, LearntOptions, SavedState, saved_epoch,
 };
 use super::scale;
 use super::scheme::ActivationContext;
-use super::settings::{CalibrationConfig, RangeInit};
-use super::ste::check_order;
+use super::settings::{CalibrationConfig, MIN_STEP, RangeInit};
 use crate::nn::{ActivationSlot, Site};
 use crate::seed;
 
@@ -240,7 +238,7 @@ impl CalibratedActivation {
     /// Places of the sample that a call of `now` values replaces after `before` values, and which value each takes: every
     /// place holds each value seen so far with the same probability. A function of seed, layer and call.
     fn replaced(&self, call: i64, before: i64, now: i64) -> (Vec<i64>, Vec<i64>) {
-        let place = [STREAM_SAMPLE, fnv1a(&self.name), call as u64];
+        let place = [STREAM_SAMPLE, seed::fnv1a(self.name.as_bytes()), call as u64];
         let mut rng = seed::stream(self.context.seed, &place);
         let chance = now as f64 / (before + now) as f64;
         let mut replaced = (Vec::new(), Vec::new());
@@ -300,7 +298,7 @@ impl CalibratedActivation {
             RangeInit::Max => (f64::from(max) / f64::from(codes.highest)) as f32,
             RangeInit::Mse => found.best_scale(codes),
         };
-        self.rule.initial(&found, codes).max(lsq::MIN_STEP as f32)
+        self.rule.initial(&found, codes).max(MIN_STEP as f32)
     }
 }
 

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::levels::Codes;
-use super::lsq::Clip;
+use super::settings::Clip;
 use crate::nn::{are_disjoint, floats, floats_mut, is_dense, same_layout};
 
 /// Values of one task, where rows are not channels.

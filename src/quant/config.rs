@@ -15,9 +15,9 @@ use serde_json::{Map, Value};
 use super::form;
 use super::levels::Spacing;
 use super::method::{ActivationQuantizer, WeightQuantizer};
+use super::pattern::Pattern;
 use super::registry::{ActivationMethod, ActivationSettings, WeightMethod, WeightSettings};
 use super::scheme::{ActivationContext, WeightContext};
-use super::select::Pattern;
 use super::settings::Granularity;
 use crate::nn::Site;
 

@@ -6,19 +6,19 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rand::RngCore;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
+use super::checks::{check_on_grid, check_order};
 use super::levels::{Grid, Spacing};
 use super::method::{SavedState, SiteReport, WeightQuantizer, WeightStep, saved_epoch};
 use super::scale::{ensure_finite, ranges_by};
 use super::schedule::FractionSchedule;
 use super::scheme::{Settings, WeightContext, WeightScheme};
 use super::settings::QuantInit;
-use super::ste::check_order;
 use crate::nn::Site;
 use crate::seed;
 
@@ -239,7 +239,7 @@ impl InqWeight {
 
     /// A random number for each weight, a function of seed, layer, epoch and index.
     fn random_keys(&self, epoch: u32) -> Tensor {
-        let place = [STREAM_INQ, fnv1a(&self.site.name), u64::from(epoch)];
+        let place = [STREAM_INQ, seed::fnv1a(self.site.name.as_bytes()), u64::from(epoch)];
         let mut rng = seed::stream(self.context.seed, &place);
         let keys: Vec<i64> =
             (0..self.site.num_weights()).map(|_| (rng.next_u64() >> 1) as i64).collect();
@@ -273,42 +273,9 @@ impl InqWeight {
     }
 }
 
-/// Refuses weights (where `of` is true, else all) that have not exactly the bits of a level.
-pub(crate) fn check_on_grid(
-    name: &str,
-    grid: &Grid,
-    weight: &Tensor,
-    of: Option<&Tensor>,
-) -> Result<()> {
-    let mut off = grid.on_grid(weight)?.logical_not();
-    if let Some(of) = of {
-        off = off.logical_and(of);
-    }
-    if !bool::try_from(off.any())? {
-        return Ok(());
-    }
-    let off = off.reshape([-1]);
-    let index = off.nonzero().int64_value(&[0, 0]);
-    bail!(
-        "{name} holds {:e} at index {index}, which {} lies on none of its {} levels ({} such weights): \
-         {}",
-        weight.reshape([-1]).double_value(&[index]),
-        if of.is_some() { "is frozen but" } else { "is quantized but" },
-        grid.spacing().num_levels(),
-        off.sum(Kind::Int64).int64_value(&[]),
-        if of.is_some() { "something changed frozen weights" } else { "it is not a number" }
-    )
-}
-
 /// Number of frozen weights at a fraction: truncated, in f64, as published.
 pub fn num_frozen_at(fraction: f64, num_weights: usize) -> usize {
     (fraction * num_weights as f64) as usize
-}
-
-/// FNV-1a, 64 bit: a name as a place of a random stream.
-pub(super) fn fnv1a(name: &str) -> u64 {
-    name.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |h, c| (h ^ u64::from(c)).wrapping_mul(0x0100_0000_01b3))
 }
 
 impl WeightQuantizer for InqWeight {

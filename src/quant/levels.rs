@@ -13,7 +13,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-use super::lsq::CodeRange;
+use super::settings::CodeRange;
 
 /// Most levels a grid may have: an index fits 8 bits.
 pub const MAX_LEVELS: u32 = 256;

@@ -15,24 +15,9 @@ use super::levels::{Codes, Spacing};
 use super::method::{ActivationQuantizer, LearntOptions, WeightQuantizer};
 use super::scale;
 use super::scheme::{ActivationContext, ActivationScheme, Settings, WeightContext, WeightScheme};
-use super::settings::{CalibrationConfig, RangeInit, check_learnt};
+use super::settings::{CalibrationConfig, Clip, CodeRange, MIN_STEP, RangeInit, check_learnt};
 use super::weight::{FakeWeight, LayerLevels, WeightRule};
 use crate::nn::Site;
-
-/// No optimizer step takes a learnt step below this: the levels would fall together, and a step of 0 or less
-/// has no levels at all.
-pub const MIN_STEP: f64 = 1e-8;
-
-/// The integers that a learnt step is multiplied with, at b bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum CodeRange {
-    /// -2^(b-1) to 2^(b-1) - 1: 2^b levels, as in the LSQ paper; 1 bit is -1 and 1.
-    #[default]
-    Full,
-    /// -(2^(b-1) - 1) to 2^(b-1) - 1: 2^b - 1 levels; 1 bit is -1 and 1.
-    Narrow,
-}
 
 /// Where a learnt step begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -43,17 +28,6 @@ pub enum StepInit {
     /// The step of smallest squared quantization error.
     #[default]
     Mse,
-}
-
-/// Which values count as clipped: they pass no gradient, and by the step their derivative is the outermost code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Clip {
-    /// Those at or beyond the outermost level, as in the LSQ paper (equation 3).
-    #[default]
-    BeforeRounding,
-    /// Those that round to a code beyond the outermost one, half a step further out, as in PyTorch's operator.
-    AfterRounding,
 }
 
 /// Settings of learnt steps (method `lsq`).

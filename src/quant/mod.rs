@@ -26,6 +26,7 @@ mod activation;
 pub mod affine;
 pub mod ana;
 pub mod audit;
+mod checks;
 mod claim;
 mod config;
 pub mod dorefa;
@@ -37,6 +38,7 @@ pub mod lsq;
 mod method;
 mod module;
 pub mod pact;
+mod pattern;
 mod registry;
 pub mod scale;
 pub mod schedule;
@@ -59,7 +61,7 @@ pub use claim::Claim;
 pub use config::{ActivationQuantConfig, WeightQuantConfig};
 pub use inq::{InqWeight, QuantStrategy};
 pub use levels::{Codes, Grid, LevelShape, Spacing};
-pub use lsq::{Clip, CodeRange, StepInit};
+pub use lsq::StepInit;
 pub use method::{
     ActivationQuantizer, ActivationReport, Learnt, LearntOptions, SavedState, SiteReport,
     WeightQuantizer, WeightStep, saved_epoch,
@@ -68,7 +70,7 @@ pub use module::{EpochStart, LayerQuantizers, ModuleQuantizer, WeightCodes};
 pub use registry::{ActivationMethod, ActivationSettings, WeightMethod, WeightSettings};
 pub use schedule::FractionSchedule;
 pub use scheme::{ActivationContext, ActivationScheme, Settings, WeightContext, WeightScheme};
-pub use settings::{CalibrationConfig, Granularity, QuantInit, RangeInit};
+pub use settings::{CalibrationConfig, Clip, CodeRange, Granularity, QuantInit, RangeInit};
 pub use ste::SteActivation;
 pub use telemetry::{LayerTelemetry, ModuleTelemetry, Telemetry};
 pub use weight::{FakeWeight, LayerLevels, WeightRule};

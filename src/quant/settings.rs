@@ -3,6 +3,32 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// No optimizer step takes a learnt step below this: the levels would fall together, and a step of 0 or less
+/// has no levels at all.
+pub const MIN_STEP: f64 = 1e-8;
+
+/// The integers that a learnt step is multiplied with, at b bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CodeRange {
+    /// -2^(b-1) to 2^(b-1) - 1: 2^b levels, as in the LSQ paper; 1 bit is -1 and 1.
+    #[default]
+    Full,
+    /// -(2^(b-1) - 1) to 2^(b-1) - 1: 2^b - 1 levels; 1 bit is -1 and 1.
+    Narrow,
+}
+
+/// Which values count as clipped: they pass no gradient, and by the step their derivative is the outermost code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Clip {
+    /// Those at or beyond the outermost level, as in the LSQ paper (equation 3).
+    #[default]
+    BeforeRounding,
+    /// Those that round to a code beyond the outermost one, half a step further out, as in PyTorch's operator.
+    AfterRounding,
+}
+
 /// What has a scale of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

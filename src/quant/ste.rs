@@ -3,12 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 use tracing::warn;
 
+use super::checks::check_order;
 use super::levels::Spacing;
 use super::method::{ActivationQuantizer, ActivationReport, SavedState, saved_epoch};
 use super::scheme::{ActivationContext, ActivationScheme, Settings};
@@ -226,18 +227,6 @@ pub fn fake_quantize(x: &Tensor, abs_max: &Tensor, num_levels: u32) -> Tensor {
     // adds exactly 0 with the gradient of x
     let inside = x.masked_fill(&outside, 0.0);
     quantized + (&inside - inside.detach())
-}
-
-/// Refuses an epoch before the last one.
-pub(crate) fn check_order(name: &str, last: Option<u32>, epoch: u32) -> Result<()> {
-    match last {
-        Some(last) if epoch < last => {
-            bail!(
-                "epoch {epoch} of {name}'s quantizer comes after epoch {last}: epochs must not go back"
-            )
-        }
-        _ => Ok(()),
-    }
 }
 
 impl ActivationQuantizer for SteActivation {

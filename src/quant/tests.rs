@@ -138,7 +138,7 @@ fn update(store: &Store, quantizer: &mut ModuleQuantizer, number: u64) {
         }
         for (_, tensor) in &learnt {
             descend(tensor, &tensor.grad());
-            let _ = tensor.shallow_clone().clamp_min_(lsq::MIN_STEP);
+            let _ = tensor.shallow_clone().clamp_min_(settings::MIN_STEP);
         }
     });
 }

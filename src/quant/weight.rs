@@ -16,14 +16,13 @@ use tch::{Device, Kind, Tensor, no_grad};
 use tracing::warn;
 
 use super::affine;
-use super::inq::check_on_grid;
+use super::checks::{check_on_grid, check_order};
 use super::levels::{Codes, Grid, Spacing};
 use super::method::{
     Learnt, LearntOptions, SavedState, SiteReport, WeightQuantizer, WeightStep, saved_epoch,
 };
 use super::scale;
 use super::scheme::WeightContext;
-use super::ste::check_order;
 use super::surrogate::straight_through;
 use crate::nn::{Site, WeightSlot};
 

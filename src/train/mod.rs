@@ -14,6 +14,7 @@ mod epoch;
 mod folder;
 mod fused;
 mod lr;
+mod monitor;
 mod observer;
 mod prefetch;
 mod record;
@@ -34,6 +35,7 @@ pub use config::{StageConfig, TrainConfig};
 pub use ema::EmaConfig;
 pub use folder::{CheckpointFolder, Found, ResumeFrom};
 pub use lr::{Decay, LrConfig, LrPlace};
+pub use monitor::{MonitorConfig, Monitored};
 pub use observer::Observer;
 pub use prefetch::{BatchRequest, BatchSource, Batches};
 pub use record::{
@@ -43,4 +45,3 @@ pub use record::{
 pub use rehearse::Rehearsal;
 pub use sgd::{Sgd, SgdConfig};
 pub use trainer::{Hooks, Outcome, RunInfo, Trainer, Validate};
-pub use valid::{MonitorConfig, Monitored};
