@@ -323,7 +323,8 @@ fn parse_method<M: Copy>(
         .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     let hint = nearest.map_or(String::new(), |(_, name)| format!(", did you mean {name}?"));
-    bail!("{name:?} is no {what}{hint} (there are: {})", known.join(", "))
+    let article = if what.starts_with('a') { "an" } else { "a" };
+    bail!("{name:?} is not {article} {what}{hint} (there are: {})", known.join(", "))
 }
 
 impl FlowSource {

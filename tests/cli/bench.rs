@@ -195,7 +195,7 @@ fn engines_are_for_their_files_and_a_missing_runtime_is_told() {
     let mut command = mqat(&engine(&[onnx]));
     command.env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so");
     let ran = Ran { line: format!("{command:?}"), output: command.output().unwrap() };
-    one_line(ran, &["ORT_DYLIB_PATH", "no file"]);
+    one_line(ran, &["ORT_DYLIB_PATH", "not a file"]);
 
     let Some(library) = crate::onnx::library() else { return };
     let bench = |library: &Path, more: &[&str]| {

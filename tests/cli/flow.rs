@@ -151,7 +151,7 @@ fn a_flow_is_trained_audited_and_kept_by_its_run() {
     let file = dir.path().join("flow.json");
     let flow = "fpn:2,head.*_tower:w3";
     run(&small_plan(&["--flow", flow, "--out", text(&file)])).code(0);
-    run(&small_plan(&["--flow", flow, "--out", text(&file)])).code(1).says(&["there already"]);
+    run(&small_plan(&["--flow", flow, "--out", text(&file)])).code(1).says(&["already exists"]);
     let wanted = [
         "--set",
         "training.full_precision=null",

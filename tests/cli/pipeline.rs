@@ -121,7 +121,7 @@ fn weights_alone(exp: &Path, places: &[&str], expected: &Value) {
     let other = exp.join("other.safetensors");
     run(&["export", &stage("stage_1_fpn.safetensors"), "--out", other.to_str().unwrap()])
         .code(1)
-        .says(&["inputs of fpn."]);
+        .says(&["activations of fpn."]);
 }
 
 #[test]

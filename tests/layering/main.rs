@@ -20,28 +20,8 @@ use table::Room;
 const KNOWN_CIRCLES: &[&[&str]] = &[
     &["data/consistency.rs", "data/dataset.rs", "data/models.rs", "data/scene.rs"],
     &["io/pth/parse/pickle.rs", "io/pth/parse/tensor.rs"],
-    &[
-        "quant/activation.rs",
-        "quant/affine.rs",
-        "quant/inq.rs",
-        "quant/levels.rs",
-        "quant/lsq.rs",
-        "quant/method.rs",
-        "quant/scale.rs",
-        "quant/scheme.rs",
-        "quant/ste.rs",
-        "quant/weight.rs",
-    ],
-    &["quant/claim.rs", "quant/config.rs", "quant/select.rs"],
     &["synth/materials.rs", "synth/mesh.rs"],
     &["synth/render.rs", "synth/sky.rs", "synth/trajectory.rs"],
-    &[
-        "train/checkpoint.rs",
-        "train/config.rs",
-        "train/folder.rs",
-        "train/trainer.rs",
-        "train/valid.rs",
-    ],
 ];
 
 /// What programs may use of the library.

@@ -118,8 +118,8 @@ fn a_file_that_is_no_camera_says_why() {
     let good = r#"{"fx": 530, "fy": 531, "cx": 320, "cy": 240, "width": 640, "height": 480}"#;
     for (find, put, expected) in [
         (good, "", "is empty"),
-        (good, "[1, 2]", "no map"),
-        (good, "hello", "no map"),
+        (good, "[1, 2]", "not a map"),
+        (good, "hello", "not a map"),
         (good, "a: [1,\nb: }", "line "),
         (
             good,

@@ -188,7 +188,7 @@ mod tests {
         check(|g| g.input.clear(), "expected one: images");
         check(|g| g.input[0] = ValueInfo::batched("x", None, &[1, 4, 4], ""), "expected [n, 3");
         check(|g| g.output.truncate(1), "cls_p4 and no reg_p4");
-        check(|g| g.output.retain(|o| o.name == "scores"), "no pose network of mqat");
+        check(|g| g.output.retain(|o| o.name == "scores"), "not a pose network of mqat");
         check(
             |g| g.output[1] = ValueInfo::batched("reg_p4", None, &[16, 2, 4], ""),
             "expected C and 16 C",

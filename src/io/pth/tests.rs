@@ -282,7 +282,7 @@ fn other_kinds_of_file_are_told_what_they_are() {
         (&safetensors, "safetensors file"),
         (b"", "empty"),
         (b"PK", "zip archive cannot be read"),
-        (b"{}", "no file of torch.save"),
+        (b"{}", "not a file of torch.save"),
         (b"\x80\x02K\x05.", "a pickle of an integer, expected PyTorch's magic number"),
     ] {
         let error = message(bytes);
