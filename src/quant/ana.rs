@@ -24,6 +24,7 @@ use super::settings::{CalibrationConfig, QuantInit};
 use super::surrogate::straight_through;
 use super::weight::{FakeWeight, LayerLevels, WeightRule};
 use crate::nn::Site;
+use crate::schema::above_zero;
 
 /// Settings of additive noise annealing (method `ana`).
 ///
@@ -32,9 +33,11 @@ use crate::nn::Site;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AnaConfig {
-    /// Width of the noise that the forward pass averages over at epoch 0, 0 to 8.
+    /// Width of the noise that the forward pass averages over at epoch 0.
+    #[schemars(range(min = 0, max = 8))]
     pub forward_width: f64,
-    /// Width of the noise that the gradient averages over at epoch 0, above 0 to 8.
+    /// Width of the noise that the gradient averages over at epoch 0.
+    #[schemars(range(max = 8), transform = above_zero)]
     pub backward_width: f64,
     /// Epoch of the stage from which the forward width is 0; it falls linearly until then.
     pub end_epoch: u32,
@@ -49,17 +52,6 @@ impl Default for AnaConfig {
 }
 
 impl AnaConfig {
-    fn check(&self, at: &str, problems: &mut Vec<String>) {
-        let (forward, backward) = (self.forward_width, self.backward_width);
-        if !(0.0..=8.0).contains(&forward) {
-            problems.push(format!("{at}.ana.forward_width: {forward} is outside 0..=8"));
-        }
-        if !(backward > 0.0 && backward <= 8.0) {
-            problems
-                .push(format!("{at}.ana.backward_width: {backward} is not above 0 and up to 8"));
-        }
-    }
-
     fn check_epochs(&self, epochs: u32, at: &str, problems: &mut Vec<String>) {
         if self.end_epoch >= epochs {
             problems.push(format!(
@@ -109,7 +101,6 @@ impl Settings for AnaWeights {
 impl WeightScheme for AnaWeights {
     fn check(&self, at: &str, problems: &mut Vec<String>) {
         self.quant_init_method.check_even(Self::NAME, at, problems);
-        self.ana.check(at, problems);
     }
 
     fn check_epochs(&self, epochs: u32, at: &str, problems: &mut Vec<String>) {
@@ -160,11 +151,6 @@ impl Settings for AnaActivations {
 }
 
 impl ActivationScheme for AnaActivations {
-    fn check(&self, at: &str, problems: &mut Vec<String>) {
-        self.ana.check(at, problems);
-        self.calibration.check(at, problems);
-    }
-
     fn check_epochs(&self, epochs: u32, at: &str, problems: &mut Vec<String>) {
         self.ana.check_epochs(epochs, at, problems);
     }

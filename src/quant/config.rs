@@ -53,11 +53,13 @@ pub struct ActivationQuantConfig {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct WeightKeys {
-    /// Bits per weight, 1 to 8: b bits are 2^b - 1 evenly spaced levels (1 bit: 2 levels); 2^b levels
+    /// Bits per weight: b bits are 2^b - 1 evenly spaced levels (1 bit: 2 levels); 2^b levels
     /// for `dorefa` and for `lsq` with its full range; 2^(b-1) + 1 levels for powers of two. One of
     /// `bits` and `n_levels` must be set, unless `layer_bits` covers every layer.
+    #[schemars(range(min = 1, max = 8))]
     bits: Option<u32>,
-    /// Number of levels, 2 to 256, where it is not the one of `bits`.
+    /// Number of levels, where it is not the one of `bits`.
+    #[schemars(range(min = 2, max = 256))]
     n_levels: Option<u32>,
     /// Bits of single layers, 1 to 8, in place of `bits` and `n_levels`, by path or glob as in `module`
     /// (`backbone.features.stage1`, `**.conv1.conv`). A layer's own path goes before other patterns; a
@@ -71,11 +73,13 @@ struct WeightKeys {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct ActivationKeys {
-    /// Bits per value, 1 to 8: b bits are 2^b - 1 levels (1 bit: 2 levels), and 2^b where the levels are
+    /// Bits per value: b bits are 2^b - 1 levels (1 bit: 2 levels), and 2^b where the levels are
     /// unsigned, for `dorefa`, and for `lsq` with its full range. One of `bits` and `n_levels` must be
     /// set.
+    #[schemars(range(min = 1, max = 8))]
     bits: Option<u32>,
-    /// Number of levels, 2 to 256, where it is not the one of `bits`.
+    /// Number of levels, where it is not the one of `bits`.
+    #[schemars(range(min = 2, max = 256))]
     n_levels: Option<u32>,
     /// Epoch of the stage from which activations are quantized; the epoch before it records them. 0 records
     /// at the begin of epoch 0: `ste` throughout it, while already quantizing; the others for some
@@ -377,6 +381,7 @@ mod tests {
     use super::*;
     use crate::quant::inq::InqWeights;
     use crate::quant::{QuantInit, QuantStrategy};
+    use crate::schema::{check_ranges, first_of_each_key};
 
     fn inq(config: &WeightQuantConfig) -> &InqWeights {
         match &config.settings {
@@ -391,7 +396,9 @@ mod tests {
 
     fn problems(config: &WeightQuantConfig) -> Vec<String> {
         let mut problems = Vec::new();
+        check_ranges(config, "fpn.weights", &mut problems);
         config.check("fpn.weights", &mut problems);
+        first_of_each_key(&mut problems);
         problems
     }
 
@@ -450,7 +457,7 @@ mod tests {
         assert!(found.len() == 1 && found[0].starts_with("fpn.weights.bits: neither"), "{found:?}");
         let config = weights(r#"{"bits": 9, "schedule": {"0": 0.5}}"#);
         let found = problems(&config);
-        assert!(found[0].starts_with("fpn.weights.bits: bits 9 is outside 1..=8"), "{found:?}");
+        assert!(found[0].starts_with("fpn.weights.bits: 9 is outside 1..=8"), "{found:?}");
         assert!(found[1].starts_with("fpn.weights.schedule.0: the last fraction"), "{found:?}");
         let found = problems(&weights(r#"{"n_levels": 4, "quant_init_method": "none"}"#));
         assert!(found[0].starts_with("fpn.weights.n_levels: n_levels 4 is even"), "{found:?}");
@@ -567,11 +574,11 @@ mod tests {
             ),
             (
                 r#"{"bits": 2, "method": "lsq", "lsq": {"lr_factor": -1}}"#,
-                "fpn.weights.lsq.lr_factor: -1 is not a number of at least 0",
+                "fpn.weights.lsq.lr_factor: -1 is below 0",
             ),
             (
                 r#"{"bits": 2, "method": "ana", "ana": {"backward_width": 0}}"#,
-                "fpn.weights.ana.backward_width: 0 is not above 0",
+                "fpn.weights.ana.backward_width: 0 is outside 0..=8 (0 excluded)",
             ),
             (
                 r#"{"bits": 2, "layer_bits": {"fpn.a": 9}}"#,
@@ -591,11 +598,12 @@ mod tests {
         let inputs = |json: &str| {
             let config: ActivationQuantConfig = serde_json::from_str(json).unwrap();
             let mut found = Vec::new();
+            check_ranges(&config, "a", &mut found);
             config.check("a", &mut found);
             found
         };
         let text = inputs(r#"{"bits": 8, "method": "pact", "pact": {"init": 0}}"#);
-        assert!(text[0].starts_with("a.pact.init: 0 is not a number above 0"), "{text:?}");
+        assert!(text[0].starts_with("a.pact.init: 0 is not above 0"), "{text:?}");
         let text = inputs(r#"{"bits": 8, "method": "lsq", "calibration": {"range": "mse"}}"#);
         assert!(text[0].contains("set that one"), "{text:?}");
         let text = inputs(r#"{"bits": 8, "method": "lsq", "calibration": {"batches": 0}}"#);

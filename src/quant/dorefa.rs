@@ -101,10 +101,6 @@ impl Settings for DorefaActivations {
 }
 
 impl ActivationScheme for DorefaActivations {
-    fn check(&self, at: &str, problems: &mut Vec<String>) {
-        self.calibration.check(at, problems);
-    }
-
     fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
         match signed {
             true => Spacing::all_codes(bits, n_levels),

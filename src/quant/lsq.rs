@@ -15,7 +15,7 @@ use super::levels::{Codes, Spacing};
 use super::method::{ActivationQuantizer, LearntOptions, WeightQuantizer};
 use super::scale;
 use super::scheme::{ActivationContext, ActivationScheme, Settings, WeightContext, WeightScheme};
-use super::settings::{CalibrationConfig, Clip, CodeRange, MIN_STEP, RangeInit, check_learnt};
+use super::settings::{CalibrationConfig, Clip, CodeRange, MIN_STEP, RangeInit};
 use super::weight::{FakeWeight, LayerLevels, WeightRule};
 use crate::nn::Site;
 
@@ -40,9 +40,11 @@ pub struct LsqConfig {
     pub range: CodeRange,
     /// Which values count as clipped in the gradient.
     pub clip: Clip,
-    /// Learning rate of the steps over that of the stage, 0 or more.
+    /// Learning rate of the steps over that of the stage.
+    #[schemars(range(min = 0))]
     pub lr_factor: f64,
-    /// L2 penalty on the steps, 0 or more; that of the stage's optimizer leaves them alone.
+    /// L2 penalty on the steps; that of the stage's optimizer leaves them alone.
+    #[schemars(range(min = 0))]
     pub weight_decay: f64,
 }
 
@@ -62,10 +64,6 @@ impl LsqConfig {
     /// The default of version 0.1, which files of other methods hold.
     fn former_default() -> Self {
         Self { init: StepInit::Mean, ..Self::default() }
-    }
-
-    fn check(&self, at: &str, problems: &mut Vec<String>) {
-        check_learnt(self.lr_factor, self.weight_decay, &format!("{at}.lsq"), problems);
     }
 
     fn learnt(&self) -> LearntOptions {
@@ -101,10 +99,6 @@ impl WeightScheme for LsqWeights {
         per_channel: bool,
     ) -> Result<Vec<f32>> {
         self.range(name, weight, spacing, per_channel)
-    }
-
-    fn check(&self, at: &str, problems: &mut Vec<String>) {
-        self.lsq.check(at, problems);
     }
 
     fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>) -> Result<Spacing> {
@@ -179,13 +173,11 @@ impl Settings for LsqActivations {
 
 impl ActivationScheme for LsqActivations {
     fn check(&self, at: &str, problems: &mut Vec<String>) {
-        self.lsq.check(at, problems);
         if self.calibration.range != RangeInit::default() {
             problems.push(format!(
                 "{at}.calibration.range: a learnt step begins as lsq.init says: set that one"
             ));
         }
-        self.calibration.check(at, problems);
     }
 
     fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {

@@ -16,35 +16,28 @@ use super::affine;
 use super::levels::{Codes, Spacing};
 use super::method::{ActivationQuantizer, LearntOptions};
 use super::scheme::{ActivationContext, ActivationScheme, Settings};
-use super::settings::{CalibrationConfig, check_learnt};
+use super::settings::CalibrationConfig;
 use crate::nn::Site;
+use crate::schema::above_zero;
 
 /// Settings of parameterized clipping (method `pact`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PactConfig {
-    /// Where the clipping level begins, above 0; null takes that of the calibration (the paper: 10).
+    /// Where the clipping level begins; null takes that of the calibration (the paper: 10).
+    #[schemars(transform = above_zero)]
     pub init: Option<f64>,
-    /// Learning rate of the clipping levels over that of the stage, 0 or more.
+    /// Learning rate of the clipping levels over that of the stage.
+    #[schemars(range(min = 0))]
     pub lr_factor: f64,
-    /// L2 penalty on the clipping levels, 0 or more.
+    /// L2 penalty on the clipping levels.
+    #[schemars(range(min = 0))]
     pub weight_decay: f64,
 }
 
 impl Default for PactConfig {
     fn default() -> Self {
         Self { init: None, lr_factor: 1.0, weight_decay: 1e-4 }
-    }
-}
-
-impl PactConfig {
-    fn check(&self, at: &str, problems: &mut Vec<String>) {
-        if let Some(init) = self.init
-            && !(init > 0.0 && init.is_finite())
-        {
-            problems.push(format!("{at}.pact.init: {init} is not a number above 0"));
-        }
-        check_learnt(self.lr_factor, self.weight_decay, &format!("{at}.pact"), problems);
     }
 }
 
@@ -64,11 +57,6 @@ impl Settings for PactActivations {
 }
 
 impl ActivationScheme for PactActivations {
-    fn check(&self, at: &str, problems: &mut Vec<String>) {
-        self.pact.check(at, problems);
-        self.calibration.check(at, problems);
-    }
-
     fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
         match signed {
             true => Spacing::uniform(bits, n_levels),

@@ -44,8 +44,9 @@ pub enum Granularity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CalibrationConfig {
-    /// Training batches that are recorded where a stage begins quantized (`quant_start_epoch` 0),
-    /// 1 or more; they pass unquantized. With a later start the whole epoch before it is recorded.
+    /// Training batches that are recorded where a stage begins quantized (`quant_start_epoch` 0);
+    /// they pass unquantized. With a later start the whole epoch before it is recorded.
+    #[schemars(range(min = 1))]
     pub batches: u32,
     /// What the range is.
     pub range: RangeInit,
@@ -54,15 +55,6 @@ pub struct CalibrationConfig {
 impl Default for CalibrationConfig {
     fn default() -> Self {
         Self { batches: 8, range: RangeInit::Max }
-    }
-}
-
-impl CalibrationConfig {
-    /// Adds a line for every value outside its range; `at` is the place of the stage's `activations`.
-    pub(super) fn check(&self, at: &str, problems: &mut Vec<String>) {
-        if self.batches == 0 {
-            problems.push(format!("{at}.calibration.batches: 0 is below 1"));
-        }
     }
 }
 
@@ -114,18 +106,5 @@ impl QuantInit {
     /// Whether it asks for a scale for each output channel.
     pub(super) fn is_per_channel(self) -> bool {
         self == Self::UniformL2OptPerChannel
-    }
-}
-
-pub(super) fn check_learnt(
-    lr_factor: f64,
-    weight_decay: f64,
-    at: &str,
-    problems: &mut Vec<String>,
-) {
-    for (key, value) in [("lr_factor", lr_factor), ("weight_decay", weight_decay)] {
-        if !(value >= 0.0 && value.is_finite()) {
-            problems.push(format!("{at}.{key}: {value} is not a number of at least 0"));
-        }
     }
 }

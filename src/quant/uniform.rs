@@ -123,10 +123,6 @@ impl Settings for UniformActivations {
 }
 
 impl ActivationScheme for UniformActivations {
-    fn check(&self, at: &str, problems: &mut Vec<String>) {
-        self.calibration.check(at, problems);
-    }
-
     fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
         match signed {
             true => Spacing::uniform(bits, n_levels),

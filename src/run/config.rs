@@ -12,7 +12,7 @@ use crate::eval::EvalConfig;
 use crate::io;
 use crate::run::home::Home;
 use crate::run::{keys, published};
-use crate::schema::{self, check_ranges};
+use crate::schema::{self, check_ranges, first_of_each_key};
 use crate::topology::Topology;
 use crate::topology::wdr::{LossConfig, TargetConfig};
 use crate::train::{EmaConfig, MonitorConfig, StageConfig, TrainConfig};
@@ -195,6 +195,7 @@ impl Config {
         let mut stages = Vec::new();
         self.train_config().check_together("training", &mut stages);
         problems.extend(stages.iter().map(|p| self.place_of_stage(p)));
+        first_of_each_key(&mut problems);
         problems
     }
 

@@ -583,7 +583,7 @@ mod tests {
         assert!(refused("fpn:2@inq+ste").contains("no activation bits"));
         let mut config = published();
         let text = format!("{:#}", source("fpn:9").apply(&mut config).unwrap_err());
-        assert!(text.contains("quantize.flow.0.weights.bits: bits 9 is outside 1..=8"), "{text}");
+        assert!(text.contains("quantize.flow.0.weights.bits: 9 is outside 1..=8"), "{text}");
         let text =
             format!("{:#}", source("head:2,head.cls_tower:4").apply(&mut config).unwrap_err());
         assert!(text.contains("quantized by stage head before"), "{text}");

@@ -20,12 +20,22 @@ pub use plain::plain;
 pub use tables::{fill_tables, tables};
 pub use unknown::unknown_keys;
 
+use std::collections::HashSet;
+
 use schemars::{JsonSchema, Schema};
 use serde_json::{Value, json};
 
 /// The schema of a type, as JSON.
 pub fn schema_of<T: JsonSchema>() -> Value {
     schemars::schema_for!(T).to_value()
+}
+
+/// Keeps the first problem of each key: what is outside its range need not be said again by what depends on it.
+pub fn first_of_each_key(problems: &mut Vec<String>) {
+    let mut seen = HashSet::new();
+    problems.retain(|problem| {
+        problem.split_once(": ").is_none_or(|(key, _)| seen.insert(key.to_owned()))
+    });
 }
 
 /// For `#[schemars(transform = above_zero)]`: the number, or each number of the list, is above 0.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{EmaConfig, LrConfig, MonitorConfig, SgdConfig};
 use crate::quant::select::{self, Pattern};
 use crate::quant::{ActivationQuantConfig, Claim, WeightQuantConfig};
-use crate::schema::{above_zero, check_ranges};
+use crate::schema::{above_zero, check_ranges, first_of_each_key};
 
 /// Settings of a training run. The default is the published fine-tuning with the FPN quantized.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -58,6 +58,7 @@ impl TrainConfig {
     pub fn check(&self, at: &str, problems: &mut Vec<String>) {
         check_ranges(self, at, problems);
         self.check_together(at, problems);
+        first_of_each_key(problems);
     }
 
     /// Pushes a line for each value that does not fit another one.
