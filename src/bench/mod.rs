@@ -1,8 +1,8 @@
 //! `mqat bench`: how long the program's parts take, several subjects in turns.
 //!
-//! Start at [`rounds`], which every bench shares: a [`rounds::Subject`] is something to be called, [`rounds::measure`]
-//! calls all of them in each round. [`machine`] says what the numbers hold for. One file for each bench; what needs
-//! images takes them from [`images`].
+//! Start at `rounds`, which every bench shares: a `rounds::Subject` is something to be called, `rounds::measure`
+//! calls all of them in each round. `machine` says what the numbers hold for. One file for each bench; what needs
+//! images takes them from `images`.
 
 mod engine;
 mod forward;

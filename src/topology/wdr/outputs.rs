@@ -61,7 +61,7 @@ impl Outputs {
 }
 
 impl Outputs {
-    /// The tensors of a [`PoseNet`]'s named outputs, level by level of `grid`.
+    /// The tensors of a [`PoseNet`](super::PoseNet)'s named outputs, level by level of `grid`.
     ///
     /// # Errors
     /// If one is missing; names it.
