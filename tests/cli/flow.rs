@@ -128,7 +128,7 @@ fn each_mistake_in_a_flow_has_its_own_message() {
     );
     refused(
         &["--set", "quantize.flow.0.weights={\"n_levels\":1}"],
-        &["a grid of one level holds no information"],
+        &["quantize.flow.0.weights.n_levels: 1 is outside 2..=256"],
     );
     refused(&["--set", "quantize.flow.0.weights.method=inc"], &["inc", "inq"]);
     refused(&["--flow", "nowhere.json"], &["nowhere.json"]);
