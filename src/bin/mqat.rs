@@ -28,18 +28,10 @@ fn become_core() -> ExitCode {
     let core = own.with_file_name(CORE);
     let mut args = env::args_os();
     let name = args.next().unwrap_or_else(|| "mqat".into());
-    let error = Command::new(&core).arg0(name).args(args).envs(wait_policy()).exec();
+    let error = Command::new(&core).arg0(name).args(args).exec();
     eprintln!(
         "mqat: starting {}: {error}; mqat needs {CORE} of the same build in the same folder",
         core.display()
     );
     ExitCode::FAILURE
-}
-
-/// Lets the threads of libtorch's OpenMP sleep when they wait, unless the user says otherwise: by default they spin,
-/// which beside the loader's threads, or any busy process, makes small operators many times slower. OpenMP reads the
-/// variable before `main` of the program that is started.
-fn wait_policy() -> Option<(&'static str, &'static str)> {
-    const POLICY: &str = "OMP_WAIT_POLICY";
-    env::var_os(POLICY).is_none().then_some((POLICY, "PASSIVE"))
 }
