@@ -35,7 +35,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use args::Command;
 use clap::Parser;
-use stop::Ended;
+use stop::CommandEnd;
 
 /// Runs a parsed command line; errors are printed once, here.
 pub fn run(cli: Cli) -> ExitCode {
@@ -43,10 +43,10 @@ pub fn run(cli: Cli) -> ExitCode {
     exit_code(failure::guarded(|| dispatch(cli.command)))
 }
 
-fn exit_code(ended: Result<Ended>) -> ExitCode {
+fn exit_code(ended: Result<CommandEnd>) -> ExitCode {
     match ended {
-        Ok(Ended::Done) => ExitCode::SUCCESS,
-        Ok(Ended::Interrupted) => ExitCode::from(130),
+        Ok(CommandEnd::Done) => ExitCode::SUCCESS,
+        Ok(CommandEnd::Interrupted) => ExitCode::from(130),
         Err(err) => {
             eprintln!("mqat: {}", failure::one_line(&err));
             ExitCode::FAILURE
@@ -54,24 +54,24 @@ fn exit_code(ended: Result<Ended>) -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> Result<Ended> {
+fn dispatch(command: Command) -> Result<CommandEnd> {
     match command {
         Command::Train(args) => train::run(args),
-        Command::Test(args) => test::run(args).map(|()| Ended::Done),
+        Command::Test(args) => test::run(args).map(|()| CommandEnd::Done),
         Command::Predict(args) => predict::run(*args),
         Command::Search(args) => search::run(*args),
-        Command::Report(args) => report::run(args).map(|()| Ended::Done),
-        Command::Score(args) => score::run(args).map(|()| Ended::Done),
-        Command::Synth(args) => synth::run(&args).map(|()| Ended::Done),
-        Command::Inspect(args) => inspect::run(args).map(|()| Ended::Done),
-        Command::Import(args) => import::run(args).map(|()| Ended::Done),
-        Command::Audit(args) => audit::run(args).map(|()| Ended::Done),
-        Command::Plan(args) => plan::run(args).map(|()| Ended::Done),
-        Command::Bench(args) => bench::run(args).map(|()| Ended::Done),
-        Command::Verify(args) => verify::run(args).map(|()| Ended::Done),
-        Command::Export(args) => export::run(args).map(|()| Ended::Done),
-        Command::Config(args) => config::run(args).map(|()| Ended::Done),
-        Command::Completions { shell } => completions::run(shell).map(|()| Ended::Done),
+        Command::Report(args) => report::run(args).map(|()| CommandEnd::Done),
+        Command::Score(args) => score::run(args).map(|()| CommandEnd::Done),
+        Command::Synth(args) => synth::run(&args).map(|()| CommandEnd::Done),
+        Command::Inspect(args) => inspect::run(args).map(|()| CommandEnd::Done),
+        Command::Import(args) => import::run(args).map(|()| CommandEnd::Done),
+        Command::Audit(args) => audit::run(args).map(|()| CommandEnd::Done),
+        Command::Plan(args) => plan::run(args).map(|()| CommandEnd::Done),
+        Command::Bench(args) => bench::run(args).map(|()| CommandEnd::Done),
+        Command::Verify(args) => verify::run(args).map(|()| CommandEnd::Done),
+        Command::Export(args) => export::run(args).map(|()| CommandEnd::Done),
+        Command::Config(args) => config::run(args).map(|()| CommandEnd::Done),
+        Command::Completions { shell } => completions::run(shell).map(|()| CommandEnd::Done),
     }
 }
 
@@ -100,5 +100,5 @@ pub fn answer_without_libtorch(args: impl IntoIterator<Item = OsString>) -> Opti
         }
         Ok(_) => return None,
     };
-    Some(exit_code(answered.map(|()| Ended::Done)))
+    Some(exit_code(answered.map(|()| CommandEnd::Done)))
 }

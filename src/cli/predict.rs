@@ -9,7 +9,7 @@ use clap::Args;
 use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, Places, request};
 use super::stop;
-use super::stop::Ended;
+use super::stop::CommandEnd;
 use super::terminal::Progress;
 use crate::artifact::EngineChoice;
 use crate::commands::{Overlays, PredictProgress, PredictRequest, predict};
@@ -91,7 +91,7 @@ pub struct PredictArgs {
     pub json: bool,
 }
 
-pub(super) fn run(args: PredictArgs) -> Result<Ended> {
+pub(super) fn run(args: PredictArgs) -> Result<CommandEnd> {
     let skip_bad = args.places.reads.skip_bad;
     let request = PredictRequest {
         run: request(args.select, args.places),
@@ -118,7 +118,7 @@ pub(super) fn run(args: PredictArgs) -> Result<Ended> {
         print_text(&report.text())?
     }
     if report.interrupted {
-        return Ok(Ended::Interrupted);
+        return Ok(CommandEnd::Interrupted);
     }
     ensure!(
         report.num_bad == 0 || skip_bad,
@@ -128,7 +128,7 @@ pub(super) fn run(args: PredictArgs) -> Result<Ended> {
         report.bad.first().map_or("", String::as_str),
         report.predictions.display()
     );
-    Ok(Ended::Done)
+    Ok(CommandEnd::Done)
 }
 
 /// A bar, or lines where nobody knows how long it takes.

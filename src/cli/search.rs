@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, Places, refuse, request};
 use super::stop;
-use super::stop::Ended;
+use super::stop::CommandEnd;
 use crate::quant::WeightMethod;
 use crate::run::parse_weight_method;
 use crate::study::{
@@ -349,7 +349,7 @@ fn ensure_all_act(args: &SearchArgs) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn run(args: SearchArgs) -> Result<Ended> {
+pub(super) fn run(args: SearchArgs) -> Result<CommandEnd> {
     ensure_all_act(&args)?;
     let json = args.json;
     let request = args.request()?;
@@ -364,7 +364,7 @@ pub(super) fn run(args: SearchArgs) -> Result<Ended> {
         }
         SearchEnd::Interrupted => {
             tracing::warn!("interrupted; the same command goes on");
-            return Ok(Ended::Interrupted);
+            return Ok(CommandEnd::Interrupted);
         }
         SearchEnd::Ran(trial) => {
             if json {
@@ -382,7 +382,7 @@ pub(super) fn run(args: SearchArgs) -> Result<Ended> {
             }
         }
     }
-    Ok(Ended::Done)
+    Ok(CommandEnd::Done)
 }
 
 /// This command line with `--only` for every trial that can be run now; the others are told as comments.

@@ -11,7 +11,7 @@ use signal_hook::iterator::Signals;
 
 /// How a command ended, when it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(super) enum CommandEnd {
     Done,
     /// Stopped by a signal, everything saved.
     Interrupted,

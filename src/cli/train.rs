@@ -10,7 +10,7 @@ use super::print::{print_json, print_text};
 use super::search::own_program;
 use super::shared::{ConfigSelect, Places, request};
 use super::stop;
-use super::stop::Ended as CliEnded;
+use super::stop::CommandEnd;
 use super::view::TrainView;
 use crate::commands::{Ended, TrainRequest, train};
 use crate::run::{FlowSource, Request};
@@ -69,7 +69,7 @@ pub struct TrainArgs {
     pub json: bool,
 }
 
-pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
+pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
     let stop = stop::flag()?;
     let run = request(args.select, args.places);
     let flow = match args.flow.hawq_target()? {
@@ -80,7 +80,7 @@ pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
         Some(target) => match hawq_flow(&run, target, args.flow.trace_probes, &stop)? {
             None => {
                 tracing::warn!("interrupted; the same command goes on");
-                return Ok(CliEnded::Interrupted);
+                return Ok(CommandEnd::Interrupted);
             }
             flow => flow,
         },
@@ -118,8 +118,8 @@ pub(super) fn run(args: TrainArgs) -> Result<CliEnded> {
         ))?;
     }
     Ok(match report.outcome {
-        Ended::Interrupted => CliEnded::Interrupted,
-        Ended::Finished | Ended::MaxSteps => CliEnded::Done,
+        Ended::Interrupted => CommandEnd::Interrupted,
+        Ended::Finished | Ended::MaxSteps => CommandEnd::Done,
     })
 }
 

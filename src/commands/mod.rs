@@ -18,7 +18,7 @@ mod verify;
 
 pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
 pub use config::{config_schema, config_tables, renew_config_tables, resolve_config};
-pub use export::onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Target as Runtime};
+pub use export::onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Runtime};
 pub use export::{
     ExportFormat, ExportReport, ExportRequest, ExportTarget, ExportWeights, PackReport, export,
 };

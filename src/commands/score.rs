@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::commands::test::{Run, text_of, write_report};
 use crate::data::{Dataset, Purpose, Split};
 use crate::eval::{
-    Report, ResultFile, ResultFormat, RunInfo, average_recalls, evaluate, odd_distances,
+    EvaluationInfo, Report, ResultFile, ResultFormat, average_recalls, evaluate, odd_distances,
     read_predictions,
 };
 use crate::run::config::{Config, Names};
@@ -120,7 +120,7 @@ fn scored(
     dataset: &Dataset,
     split: Split,
 ) -> Result<Run> {
-    let info = RunInfo { name, list: config.data.list(split), left_out: &[], timing: None };
+    let info = EvaluationInfo { name, list: config.data.list(split), left_out: &[], timing: None };
     let predictions = std::mem::take(&mut file.predictions);
     let mut evaluation = evaluate(dataset, &config.data, &predictions, &config.evaluation, info)
         .with_context(|| format!("scoring {name}"))?;

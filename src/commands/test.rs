@@ -12,7 +12,7 @@ use tch::Device;
 use crate::artifact::{Artifact, Asked, EngineChoice, Opened, Reading, open};
 use crate::data::{BadSample, Dataset, Purpose, Split};
 use crate::eval::{
-    Comparison, Evaluation, Prediction, Progress, Report, ResultFormat, RunInfo, Timing,
+    Comparison, Evaluation, EvaluationInfo, Prediction, Progress, Report, ResultFormat, Timing,
     average_recalls, evaluate, infer, write_bop_csv, write_depth_chart, write_errors,
     write_overlays, write_predictions,
 };
@@ -273,7 +273,7 @@ fn evaluate_one(
     if let Some(nothing) = nothing_left(dataset, &inference.left_out) {
         bail!("{}: {nothing}", config.data.list(request.split));
     }
-    let info = RunInfo {
+    let info = EvaluationInfo {
         name: &name,
         list: config.data.list(request.split),
         left_out: &inference.left_out,

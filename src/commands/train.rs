@@ -13,7 +13,7 @@ use super::test::nothing_left;
 use crate::artifact::network::new_network;
 use crate::artifact::pretrained::load_pretrained;
 use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split};
-use crate::eval::{RunInfo as EvalInfo, evaluate, infer};
+use crate::eval::{EvaluationInfo, evaluate, infer};
 use crate::io;
 use crate::nn::{Network, device_name};
 use crate::pose::EvalTable;
@@ -391,7 +391,7 @@ fn validate(
     if let Some(nothing) = nothing_left(dataset, &inference.left_out) {
         tracing::warn!("nothing to validate: {}: {nothing}", config.data.list(Split::Valid));
     }
-    let info = EvalInfo {
+    let info = EvaluationInfo {
         name: "validation",
         list: config.data.list(Split::Valid),
         left_out: &inference.left_out,

@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::artifact::{Artifact, Asked, EngineChoice, FileKind, Strictness, open};
 use crate::data::{Dataset, Purpose, Split};
 use crate::eval::{
-    Deviation, Evaluation, OutputDeviation, Pair, Prediction, Progress, RunInfo, SYNTHETIC_FILE,
-    evaluate, infer_pair,
+    Deviation, Evaluation, EvaluationInfo, OutputDeviation, Pair, Prediction, Progress,
+    SYNTHETIC_FILE, evaluate, infer_pair,
 };
 use crate::pose::errors::{re_deg, te_mm};
 use crate::run::config::{Config, Names};
@@ -326,7 +326,7 @@ fn score(
     pair: &Pair,
     which: usize,
 ) -> Result<Evaluation> {
-    let info = RunInfo {
+    let info = EvaluationInfo {
         name: if which == 0 { "first" } else { "second" },
         list: config.data.list(split),
         left_out: &pair.left_out,

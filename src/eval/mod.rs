@@ -50,7 +50,7 @@ pub use plots::{depth_chart, recall_over_depth, write_depth_chart};
 pub use pose_records::{PoseWriter, Written};
 pub use prediction::Prediction;
 pub use report::{
-    BinLimits, ClassSummary, DatasetSummary, Definition, Evaluation, Report, RunInfo,
+    BinLimits, ClassSummary, DatasetSummary, Definition, Evaluation, EvaluationInfo, Report,
     SYNTHETIC_FILE, evaluate, write_errors,
 };
 pub use result_file::{ResultFile, ResultFormat, odd_distances, read_predictions};

@@ -420,7 +420,7 @@ mod tests {
     fn overlays_of_a_run_reach_from_the_nearest_to_the_farthest_image() {
         use crate::data::DataConfig;
         use crate::eval::testing::{dataset, predictions_of};
-        use crate::eval::{EvalConfig, RunInfo, evaluate};
+        use crate::eval::{EvalConfig, EvaluationInfo, evaluate};
 
         let folder = tempfile::tempdir().unwrap();
         let mut dataset = dataset();
@@ -432,7 +432,7 @@ mod tests {
         let mut predictions = predictions_of(&dataset);
         predictions.remove(14);
         let config = EvalConfig::default();
-        let info = RunInfo { name: "", list: "", left_out: &[], timing: None };
+        let info = EvaluationInfo { name: "", list: "", left_out: &[], timing: None };
         let errors =
             evaluate(&dataset, &DataConfig::default(), &predictions, &config, info).unwrap().errors;
         let out = folder.path().join("overlays");

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use crate::data::DataConfig;
     use crate::eval::testing::{DIAMETER_MM, dataset, predictions_of};
-    use crate::eval::{EvalConfig, RunInfo, evaluate};
+    use crate::eval::{EvalConfig, EvaluationInfo, evaluate};
 
     fn errors(num_copies: usize) -> Vec<TargetErrors> {
         let dataset = dataset();
@@ -78,7 +78,7 @@ mod tests {
         for p in predictions.iter_mut().skip(20) {
             p.t_mm[2] += 0.3 * DIAMETER_MM;
         }
-        let info = RunInfo { name: "x", list: "y", left_out: &[], timing: None };
+        let info = EvaluationInfo { name: "x", list: "y", left_out: &[], timing: None };
         let config = EvalConfig::default();
         let errors =
             evaluate(&dataset, &DataConfig::default(), &predictions, &config, info).unwrap().errors;

@@ -119,7 +119,7 @@ pub struct Evaluation {
 
 /// What [`evaluate`] cannot see for itself.
 #[derive(Debug, Clone)]
-pub struct RunInfo<'a> {
+pub struct EvaluationInfo<'a> {
     /// What is evaluated, for people.
     pub name: &'a str,
     /// The list of images, as in the config.
@@ -143,7 +143,7 @@ pub fn evaluate(
     data: &DataConfig,
     predictions: &[Prediction],
     config: &EvalConfig,
-    info: RunInfo,
+    info: EvaluationInfo,
 ) -> Result<Evaluation> {
     let classes: Vec<ClassSummary> = dataset
         .models
@@ -352,8 +352,12 @@ mod tests {
 
     fn evaluated(depth_bins: DepthBins, predictions: &[Prediction]) -> Result<Evaluation> {
         let config = EvalConfig { depth_bins, ..EvalConfig::default() };
-        let info =
-            RunInfo { name: "full precision", list: "testing.txt", left_out: &[], timing: None };
+        let info = EvaluationInfo {
+            name: "full precision",
+            list: "testing.txt",
+            left_out: &[],
+            timing: None,
+        };
         evaluate(&dataset(), &DataConfig::default(), predictions, &config, info)
     }
 
@@ -402,7 +406,7 @@ mod tests {
         }
         let (config, info) = (
             EvalConfig::default(),
-            RunInfo { name: "x", list: "testing.txt", left_out: &[], timing: None },
+            EvaluationInfo { name: "x", list: "testing.txt", left_out: &[], timing: None },
         );
         let poses = predictions_of(&dataset);
         let report =

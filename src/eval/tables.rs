@@ -321,7 +321,7 @@ mod tests {
     use super::*;
     use crate::data::DataConfig;
     use crate::eval::testing::{DIAMETER_MM, dataset, predictions_of};
-    use crate::eval::{EvalConfig, RunInfo, evaluate};
+    use crate::eval::{EvalConfig, EvaluationInfo, evaluate};
 
     /// A report in which the farthest `num_wrong` objects are off by 0.3 d.
     fn report(name: &str, num_wrong: usize, depth_bins: DepthBins) -> Report {
@@ -331,7 +331,7 @@ mod tests {
             p.t_mm[2] += 0.3 * DIAMETER_MM;
         }
         let config = EvalConfig { depth_bins, ..EvalConfig::default() };
-        let info = RunInfo { name, list: "testing.txt", left_out: &[], timing: None };
+        let info = EvaluationInfo { name, list: "testing.txt", left_out: &[], timing: None };
         evaluate(&dataset, &DataConfig::default(), &predictions, &config, info).unwrap().report
     }
 

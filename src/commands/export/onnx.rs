@@ -43,7 +43,7 @@ const MAX_RELATIVE: f64 = 1e-3;
 /// The runtime that a file is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
-pub enum Target {
+pub enum Runtime {
     /// ONNX Runtime on CPUs: unsigned activations.
     #[default]
     Ort,
@@ -57,7 +57,7 @@ pub enum Target {
 #[derive(Debug, Clone, PartialEq)]
 pub struct OnnxOptions {
     /// The runtime.
-    pub target: Target,
+    pub target: Runtime,
     /// Version of ONNX's operators; none takes the lowest that has what is needed.
     pub opset: Option<i64>,
     /// How integer weights are stored.
@@ -92,7 +92,7 @@ impl OnnxOptions {
 impl Default for OnnxOptions {
     fn default() -> Self {
         Self {
-            target: Target::default(),
+            target: Runtime::default(),
             opset: None,
             carrier: Carrier::Int8,
             batch: None,
@@ -191,7 +191,7 @@ pub(super) fn write(
     let emit_options = EmitOptions {
         opset: opset_for(&graph, options)?,
         carrier: options.carrier,
-        int2: options.target == Target::Ort,
+        int2: options.target == Runtime::Ort,
         batch: options.batch,
         decode: options.decode,
     };
@@ -265,11 +265,11 @@ fn round(
         let activations = Activations { text, bits };
         return Ok(Rounded { graph, plan: as_trained, activations, layers: vec![] });
     };
-    let wanted = plan::wanted(&graph, options.target == Target::Ort);
+    let wanted = plan::wanted(&graph, options.target == Runtime::Ort);
     let float = graph.clone();
     // Bytes of 7 bits fit in pairs with any weight.
     let fit_pairs =
-        options.target == Target::Ort && !options.full_range && options.activation_bits == 8;
+        options.target == Runtime::Ort && !options.full_range && options.activation_bits == 8;
     let layers = match options.keep_float {
         true => vec![],
         false => plan::round_weights(&mut graph, &wanted, fit_pairs),
@@ -277,7 +277,7 @@ fn round(
     let calibration = Calibration {
         method: options.method,
         bits: options.activation_bits,
-        symmetric: options.target == Target::Tensorrt,
+        symmetric: options.target == Runtime::Tensorrt,
     };
     let each = |each: &mut dyn FnMut(&Tensor) -> Result<()>| images.each(num_images, each);
     let found = calibrate(&graph, &as_trained, &wanted, calibration, each)?;
@@ -350,7 +350,7 @@ fn check_options(options: &OnnxOptions) -> Result<()> {
     ensure!(options.calibrate != Some(0), "--calibrate is 0, expected 1 image or more");
     ensure!(options.check != Some(0), "--check is 0, expected 1 image or more");
     ensure!(
-        !options.full_range || (options.target == Target::Ort && options.activation_bits == 8),
+        !options.full_range || (options.target == Runtime::Ort && options.activation_bits == 8),
         "--full-range cannot act: all of 8 bits are left out for --target ort with --activation-bits 8 alone; leave it \
          out"
     );
@@ -381,7 +381,7 @@ fn opset_for(graph: &Graph, options: &OnnxOptions) -> Result<i64> {
         })
     };
     let small = options.carrier == Carrier::TrueBits && any(-8, 7);
-    let best = if small && options.target == Target::Ort && any(-2, 1) {
+    let best = if small && options.target == Runtime::Ort && any(-2, 1) {
         INT2_OPSET
     } else if small {
         INT4_OPSET
