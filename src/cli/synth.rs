@@ -58,7 +58,7 @@ pub struct SynthArgs {
     #[arg(long = "depth-png")]
     pub depth_images: bool,
 
-    /// Replace a synthetic dataset that is there.
+    /// Replace an existing synthetic dataset.
     #[arg(long)]
     pub overwrite: bool,
 

@@ -51,7 +51,7 @@ pub struct SynthOptions {
     pub format: Format,
     /// Also write 16-bit depth images.
     pub depth_png: bool,
-    /// Replace a synthetic dataset that already exists.
+    /// Replace an existing synthetic dataset.
     #[serde(skip)]
     pub overwrite: bool,
 }

@@ -288,8 +288,8 @@ impl Trainer {
             let ours = self.run.data.get(split);
             if let Some(what) = ours.and_then(|ours| theirs.difference(ours)) {
                 all.push(format!(
-                    "the checkpoint was written with another {split} split ({what}): the run goes on with other data \
-                     than it began with, and its batches are others"
+                    "the {split} split is not the one that the checkpoint was written with ({what}): training continues \
+                     on different data, and its batches differ from those of an uninterrupted run"
                 ));
             }
         }

@@ -217,8 +217,8 @@ fn a_resume_on_other_data_says_so() {
         run(&[&own[..], &["--data", data, "--max-steps", steps]].concat()).code(0)
     };
     let same = resume(data, "3").stderr();
-    assert!(!same.contains("another train split"), "{same}");
-    resume(other.to_str().unwrap(), "4").says(&["another train split", "another list"]);
+    assert!(!same.contains("the train split is not the one"), "{same}");
+    resume(other.to_str().unwrap(), "4").says(&["the train split is not the one", "another list"]);
 }
 
 #[test]

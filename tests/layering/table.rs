@@ -14,7 +14,7 @@ pub struct Room {
 /// Reads the rooms from the `//!` block between ` ```text` and ` ``` `, the highest first.
 ///
 /// A room has one line: its name, what it is, `uses`, and the rooms below it that it may use, or `every room below`. A line that
-/// begins with blanks goes on with the line above it.
+/// begins with blanks continues the line above it.
 pub fn read(lib: &str) -> Vec<Room> {
     let lines = lib.lines().map_while(|line| line.strip_prefix("//!"));
     let block =
