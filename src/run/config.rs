@@ -142,6 +142,10 @@ pub struct TrainingSection {
     /// Train on so many images, spread evenly over `TRAIN`; `null` takes all.
     #[schemars(range(min = 1))]
     pub train_images: Option<usize>,
+    /// Images of an epoch; the next epoch goes on through the list where this one ended, so that every image comes once
+    /// before any comes again. `null`: all of them. For large lists, whose schedules count in epochs.
+    #[schemars(range(min = 1))]
+    pub epoch_images: Option<usize>,
     /// Stop, with a checkpoint, after so many steps in all.
     #[schemars(range(min = 1))]
     pub max_steps: Option<u64>,
@@ -164,6 +168,7 @@ impl Default for TrainingSection {
             valid_every: train.valid_every,
             valid_images: None,
             train_images: None,
+            epoch_images: None,
             max_steps: train.max_steps,
             monitor: train.monitor,
             ema: train.ema,
