@@ -30,6 +30,29 @@ pub struct BatchNormInfo {
     pub largest_shift: BatchNormShift,
 }
 
+impl BatchNormInfo {
+    /// For the metadata of a file.
+    ///
+    /// # Errors
+    /// If a number cannot be written.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self).context("writing what batch norms were estimated on as JSON")
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        format!(
+            "batch-norm statistics estimated on {} training batches of {} after {} steps; the largest shift of a mean before \
+             was {:.2} sd ({})",
+            self.reestimated_on,
+            self.batch_size,
+            self.global_step,
+            self.largest_shift.mean_shift_sd,
+            self.largest_shift.layer
+        )
+    }
+}
+
 /// The epoch whose order and augmentation give the batches of an estimate: a function of seed and place, and none that
 /// training uses.
 pub fn estimation_epoch(seed: u64, place: &[u64]) -> u64 {

@@ -208,6 +208,9 @@ pub struct Imported {
 }
 
 impl CheckpointMeta {
+    /// The metadata entry of a file of bare weights that holds a [`BatchNormInfo`] as JSON.
+    pub const BATCH_NORM: &str = "batch_norm";
+
     /// Of weights that another program trained, under the config of the network they are in.
     pub fn of_import(
         imported: Imported,
