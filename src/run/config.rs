@@ -149,6 +149,10 @@ pub struct TrainingSection {
     /// Stop, with a checkpoint, after so many steps in all.
     #[schemars(range(min = 1))]
     pub max_steps: Option<u64>,
+    /// Training batches on which the running statistics of batch norms are estimated again before every validation and
+    /// at the end of a stage, once quantization changes the network ([batch_norm.md](batch_norm.md)): at most those of an
+    /// epoch; 0 leaves the moving averages of training.
+    pub bn_batches: usize,
     /// What chooses the best checkpoint of a stage, and when a stage ends early.
     pub monitor: MonitorConfig,
     /// Average the weights and evaluate the average; `null` evaluates the weights themselves.
@@ -170,6 +174,7 @@ impl Default for TrainingSection {
             train_images: None,
             epoch_images: None,
             max_steps: train.max_steps,
+            bn_batches: train.bn_batches,
             monitor: train.monitor,
             ema: train.ema,
         }
@@ -214,6 +219,7 @@ impl Config {
             keep: t.keep,
             valid_every: t.valid_every,
             max_steps: t.max_steps,
+            bn_batches: t.bn_batches,
             monitor: t.monitor,
             ema: t.ema.clone(),
         }
