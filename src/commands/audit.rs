@@ -22,7 +22,7 @@ use crate::run::config::{Config, Names, Select};
 use crate::run::flow::{self, Bits, FlowSource};
 use crate::run::home::Home;
 use crate::run::layers::{LayerReport, layers};
-use crate::train::{CheckpointMeta, StageConfig};
+use crate::train::{CheckpointMeta, Position, StageConfig};
 
 /// Bits of the integers that ONNX files hold activations in.
 const STORED_BITS: u32 = 8;
@@ -290,7 +290,7 @@ fn row(
     let inputs = quantized.as_ref().and_then(|q| q.inputs.as_ref());
     if let (Some(plan), true) = (&layer.activations, is_known) {
         match inputs {
-            None => problems.push(format!("has float inputs, and {plan} are expected")),
+            None => problems.push(format!("has float activations, and {plan} are expected")),
             Some(i) if i.bits > plan.bits => {
                 problems
                     .push(format!("has activations of {} bits, and {plan} are expected", i.bits));
@@ -327,7 +327,8 @@ fn report(
     notes: Vec<String>,
 ) -> AuditReport {
     let stage = loaded.meta.as_ref().map(|meta| {
-        format!("{} ({}), epoch {}", meta.position.stage, meta.stage_name, meta.position.epoch)
+        let Position { stage, epoch, .. } = meta.position;
+        format!("{stage} ({}), after {epoch} epochs", meta.stage_name)
     });
     AuditReport {
         file: request.file.clone(),
@@ -382,7 +383,7 @@ impl AuditReport {
         let _ = writeln!(
             out,
             "\n\n{:<44} {:>9}  {:<26} {:<34} {:<10}",
-            "convolution", "weights", "expected", "found", "inputs"
+            "convolution", "weights", "expected", "found", "activations"
         );
         for t in &self.tensors {
             let expected = t.expected.as_deref().unwrap_or("-");

@@ -115,7 +115,7 @@ pub struct StageConfig {
     pub module: Option<String>,
     /// How the module's weights are quantized; `null` leaves them float.
     pub weights: Option<WeightQuantConfig>,
-    /// How the inputs of the module's layers are quantized; `null` leaves them float.
+    /// How the activations that go into the module's layers are quantized; `null` leaves them float.
     pub activations: Option<ActivationQuantConfig>,
     /// Whether the network's first layer is quantized too, where the module holds it.
     pub first_layer: bool,

@@ -75,7 +75,7 @@ impl Trainer {
             telemetry.before_step(quantizer);
             let start = quantizer
                 .start_epoch(epoch)
-                .with_context(|| format!("the quantization step of epoch {epoch}"))?;
+                .with_context(|| format!("the quantization step of epoch {}", epoch + 1))?;
             telemetry.after_step(quantizer);
             self.sums.fraction = start.fraction;
             if start.clear_optimizer {
@@ -165,7 +165,7 @@ impl Trainer {
     fn finish_epoch(&mut self, hooks: &mut Hooks<'_>, num_batches: usize) -> Result<()> {
         let epoch = self.position.epoch;
         if let Some(quantizer) = self.current_quantizer() {
-            let doing = || format!("the end of epoch {epoch} of the quantizers");
+            let doing = || format!("the end of epoch {} of the quantizers", epoch + 1);
             quantizer.end_epoch(epoch).with_context(doing)?;
         }
         self.position.global_epoch += 1;

@@ -217,6 +217,7 @@ fn chart(summary: &ReportSummary) -> Chart {
         y_label: "ADI-0.1d (as published), %".to_owned(),
         series: Family::ALL.into_iter().map(of).filter(|s| !s.points.is_empty()).collect(),
         log_y: false,
+        marks: Vec::new(),
     }
 }
 
