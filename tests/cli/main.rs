@@ -13,6 +13,7 @@ mod options;
 mod packed;
 mod pipeline;
 mod predict;
+mod recalibrate;
 mod report;
 mod resume;
 mod robustness;
