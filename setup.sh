@@ -321,8 +321,7 @@ main() {
         --with-ort) with_ort=1 ;;
         --bundle)
             [[ -n ${2:-} ]] || fail "--bundle needs the folder to make: ./setup.sh --bundle DIR"
-            bundle=$(realpath -m -- "$called_from/$2")
-            if [[ $2 == /* ]]; then bundle=$2; fi
+            bundle=$(cd -- "$called_from" && realpath -m -- "$2")
             shift
             ;;
         -h | --help)

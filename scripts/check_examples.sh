@@ -4,11 +4,12 @@
 #   ONNX Runtime in $ORT/include (or /usr/include/onnxruntime): decode. MQAT_PYTHON names another python3.
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
-readonly mqat=$PWD/target/release/mqat
+readonly repo=$PWD mqat=$PWD/target/release/mqat
 python=${MQAT_PYTHON:-python3}
 for own in .venv-onnx/bin/python .venv/bin/python; do
     if [[ -z ${MQAT_PYTHON:-} && -x $own ]] && "$own" -c 'import numpy' 2>/dev/null; then python=$PWD/$own && break; fi
 done
+has_cpp_decode=
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 skip() { printf 'check_examples: NOT RUN: %s\n' "$*" >&2; }
@@ -61,9 +62,35 @@ check_cpp() {
         return
     fi
     make -s -C examples/cpp decode CXX="${CXX:-c++}"
-    examples/cpp/decode 2>/dev/null || (($? == 2))
+    has_cpp_decode=1
+}
+
+# The poses of examples/cpp/decode against those of mqat predict, on the pictures as PPM.
+check_cpp_poses() {
+    if [[ -z $has_cpp_decode ]] || ! can_import cv2; then
+        skip "examples/cpp/decode on pictures: it or cv2 is missing"
+        return
+    fi
+    (cd "$folder/data" && PYTHONPATH=$repo/examples/python "$python" - "$repo/examples/cpp/decode" "$folder" <<'PYTHON'
+import json, subprocess, sys
+import cv2
+import decode
+program, folder = sys.argv[1:]
+names = open("testing.txt").read().split()
+pictures = [f"{folder}/{i}.ppm" for i in range(len(names))]
+for name, picture in zip(names, pictures):
+    cv2.imwrite(picture, cv2.imread(name))
+k = decode.read_camera(f"{folder}/camera.json")[0]
+numbers = [repr(float(v)) for v in (k[0, 0], k[1, 1], k[0, 2], k[1, 2])]
+ran = subprocess.run([program, f"{folder}/net.onnx", *numbers, *pictures], stdout=subprocess.PIPE, check=True, text=True)
+lines = [json.loads(line) for line in ran.stdout.splitlines()]
+lines = [{**line, "image": names[pictures.index(line["image"])]} for line in lines]
+sys.exit(0 if decode.is_near(lines, *decode.compare(lines, f"{folder}/poses/predictions.jsonl")) else 1)
+PYTHON
+    )
 }
 
 if command -v make >/dev/null && command -v "${CXX:-c++}" >/dev/null; then check_cpp; else skip "examples/cpp: no make or C++ compiler"; fi
 if can_import numpy; then make_files; fi
 check_python
+check_cpp_poses

@@ -202,6 +202,11 @@ def compare(lines, path):
     return one_only, turns, shifts
 
 
+def is_near(lines, one_only, turns, shifts):
+    """Whether another solver's poses are as near as they should be (docs/format.md, PnP)."""
+    return len(turns) > 0 and np.median(turns) < 0.5 and np.median(shifts) < 0.005 and one_only <= 0.1 * len(lines) + 1
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network")
@@ -217,9 +222,7 @@ def main():
     for line in lines:
         print(json.dumps(line))
     if arguments.compare:
-        one_only, turns, shifts = compare(lines, arguments.compare)
-        near = turns and np.median(turns) < 0.5 and np.median(shifts) < 0.005 and one_only <= 0.1 * len(lines) + 1
-        sys.exit(0 if near else 1)
+        sys.exit(0 if is_near(lines, *compare(lines, arguments.compare)) else 1)
 
 
 if __name__ == "__main__":

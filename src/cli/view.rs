@@ -32,20 +32,11 @@ impl TrainView {
         }
     }
 
-    /// What is left of stage and run after `batches` of `num_batches` of a stage's epoch, counted from 0.
-    fn left(
-        &mut self,
-        stage: usize,
-        epoch: u32,
-        batches: usize,
-        num_batches: usize,
-    ) -> Option<Left> {
-        let at = |batch: usize| f64::from(epoch) + batch as f64 / num_batches as f64;
-        let later = self.epochs.iter().skip(stage + 1).map(|&n| u64::from(n)).sum();
-        // The first step of a process comes with what was done before it.
-        let before = at(batches.saturating_sub(1));
-        let pace = self.pace.get_or_insert_with(|| Pace::start(before, self.num_epochs, later));
-        pace.left(at(batches))
+    /// What is left of stage and run after a step; the first one of a stage begins the measuring.
+    fn left(&mut self, step: &StepRecord) -> Option<Left> {
+        let done = f64::from(step.epoch) + (step.batch + 1) as f64 / step.num_batches as f64;
+        let later = self.epochs.iter().skip(step.stage + 1).map(|&n| u64::from(n)).sum();
+        self.pace.get_or_insert_with(|| Pace::start(done, self.num_epochs, later)).left(done)
     }
 }
 
@@ -59,7 +50,7 @@ impl Observer for TrainView {
         let quantized: usize = start.sites.iter().filter(|s| s.num_levels.is_some()).count();
         let resumed = match start.epoch {
             0 => String::new(),
-            epoch => format!(" after {epoch} epochs,"),
+            epoch => format!(" resumed after epoch {epoch};"),
         };
         tracing::info!(
             "stage {} ({}):{resumed} {} epochs of {} steps, {:.2} M trainable parameters, {quantized} quantized layers",
@@ -87,7 +78,7 @@ impl Observer for TrainView {
             self.begin = Some((step.stage, step.loss));
         }
         let done = step.batch as u64;
-        let left = self.left(step.stage, step.epoch, step.batch + 1, step.num_batches);
+        let left = self.left(step);
         let num_epochs = self.num_epochs;
         let bar = self.epoch.get_or_insert_with(|| {
             let name = format!("{} epoch {} of {num_epochs}", step.stage_name, step.epoch + 1);
