@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Tensor};
 
 use super::record::exact_losses;
-use super::{BatchNormInfo, NamedLosses, StageConfig};
+use super::{Afterwards, BatchNormInfo, NamedLosses, StageConfig};
 use crate::io::{parse_json, tensors};
 use crate::nn::{Network, Store, device_name, device_name_of};
 use crate::quant::{Claim, ModuleQuantizer, Telemetry};
@@ -92,6 +92,9 @@ pub struct Best {
 pub struct QuantizedModule {
     /// The stage that quantized it, from 0.
     pub stage: usize,
+    /// What becomes of it in later stages; not in files of earlier versions, which froze all.
+    #[serde(default, skip_serializing_if = "Afterwards::is_freeze")]
+    pub afterwards: Afterwards,
     /// The module and how it was quantized.
     #[serde(flatten)]
     pub claim: Claim,
@@ -100,7 +103,13 @@ pub struct QuantizedModule {
 impl QuantizedModule {
     /// The module that a stage quantizes, if it does.
     pub fn of_stage(index: usize, stage: &StageConfig, seed: u64) -> Option<Self> {
-        Some(Self { stage: index, claim: Claim { seed, ..stage.claim()? } })
+        let claim = Claim { seed, ..stage.claim()? };
+        Some(Self { stage: index, afterwards: stage.afterwards, claim })
+    }
+
+    /// Whether its quantizers learn in a stage: in its own, and in later ones where it is trained on.
+    pub fn learns_in(&self, stage: usize) -> bool {
+        self.stage == stage || (self.stage < stage && self.afterwards == Afterwards::Train)
     }
 
     /// Plugs the quantizers into the network's layers.

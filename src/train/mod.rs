@@ -33,7 +33,7 @@ pub use checkpoint::{
     Best, Checkpoint, CheckpointMeta, DataPrint, EpochSums, Imported, Loaded, Position,
     QuantizedModule, attach_all, config_hash, load_for_evaluation, load_weights,
 };
-pub use config::{StageConfig, TrainConfig};
+pub use config::{Afterwards, StageConfig, TrainConfig};
 pub use ema::EmaConfig;
 pub use folder::{CheckpointFolder, Found, ResumeFrom};
 pub use lr::{Decay, LrConfig, LrPlace};

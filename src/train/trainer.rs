@@ -363,6 +363,16 @@ impl Trainer {
         self.quantizers.iter_mut().find(|(module, _)| module.stage == stage).map(|(_, q)| q)
     }
 
+    /// The module of that place among the quantizers, where it learns in this stage, and the epoch it is in: counted from
+    /// the begin of its own stage, of which a later stage is the continuation.
+    pub(super) fn epoch_of_quantizer(&self, index: usize) -> Option<u32> {
+        let (module, _) = &self.quantizers[index];
+        let Position { stage, epoch, .. } = self.position;
+        let before = self.config.stages[module.stage.min(stage)..stage].iter();
+        let epochs = before.fold(0u32, |sum, s| sum.saturating_add(s.epochs));
+        module.learns_in(stage).then(|| epochs.saturating_add(epoch))
+    }
+
     /// Hands the optimizer what is frozen, of all modules.
     pub(super) fn freeze(&mut self) -> Result<()> {
         let masks: Vec<_> = self.quantizers.iter().flat_map(|(_, q)| q.trainable_masks()).collect();
@@ -393,10 +403,11 @@ impl Trainer {
         let stage = self.stage().clone();
         if epoch == 0 && batch == 0 {
             self.sgd.clear_state();
-            self.telemetry.clear();
+            let go_on = self.quantizers.iter().filter(|(module, _)| module.learns_in(index));
+            self.telemetry.keep_only(go_on.map(|(_, quantizer)| quantizer));
             self.ema = None;
         }
-        for (module, quantizer) in self.quantizers.iter_mut().filter(|(m, _)| m.stage < index) {
+        for (module, quantizer) in self.quantizers.iter_mut().filter(|(m, _)| !m.learns_in(index)) {
             let doing = || format!("freezing module {} before stage {index}", module.claim.module);
             quantizer.convert().with_context(doing)?;
         }

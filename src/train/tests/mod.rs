@@ -1,5 +1,6 @@
 //! Whole runs of a very small network on made-up batches.
 
+mod afterwards;
 mod batch_norm;
 mod folder;
 mod resume;
