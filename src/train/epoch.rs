@@ -99,7 +99,7 @@ impl Trainer {
         let epoch = self.position.epoch;
         for index in 0..self.quantizers.len() {
             if let Some(own_epoch) = self.epoch_of_quantizer(index) {
-                let doing = || format!("the end of epoch {epoch} of the quantizers");
+                let doing = || format!("the end of epoch {} of the quantizers", epoch + 1);
                 self.quantizers[index].1.end_epoch(own_epoch).with_context(doing)?;
             }
         }

@@ -4,8 +4,6 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::support::text;
-
 /// Where the libtorch of this build is.
 const TORCH_LIB: &str = env!("MQAT_TORCH_LIB");
 
@@ -72,6 +70,6 @@ fn without_libtorch_the_launcher_says_what_to_do_and_lib_beside_it_is_enough() {
         .unwrap();
     let ended = run(&program, &inspect);
     let err = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert!(ended.status.success(), "{} {err}", text(&program));
+    assert!(ended.status.success(), "{err}");
     assert!(String::from_utf8_lossy(&ended.stdout).contains("WidedepthTiny"));
 }
