@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::DataConfig;
 use super::config::{MODELS_INFO, dataset_relative};
-use super::consistency::{ModelInfos, check_box, check_model};
+use super::consistency::{check_box, check_model};
+use super::models_info::ModelInfos;
 use crate::geom::{Corners, Vec3};
 use crate::io;
 use crate::io::mesh::Mesh;
@@ -164,7 +165,7 @@ fn mesh_paths(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn read_boxes(path: &Path, num_meshes: usize) -> Result<Vec<Corners>> {
+pub(super) fn read_boxes(path: &Path, num_meshes: usize) -> Result<Vec<Corners>> {
     let at = path.display();
     let boxes: Vec<Vec<Vec<f64>>> = io::read_json(path)?;
     ensure!(

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bench;
+mod bop;
 mod config;
 mod data_files;
 mod flow;

@@ -22,7 +22,7 @@ use inputs::{Input, Inputs};
 use jobs::{Jobs, Numbering};
 
 use crate::artifact::{Asked, EngineChoice, Strictness, open};
-use crate::data::{ObjectBox, object_boxes};
+use crate::data::{BopFolder, ObjectBox, folder_boxes, object_boxes};
 use crate::eval::{
     Answer, ClassResult, Outline, PoseWriter, Solver, Timing, infer_stream, prediction_overlay,
 };
@@ -292,6 +292,9 @@ fn objects(
     let roots: Vec<PathBuf> =
         named.into_iter().chain(nested).chain(inputs.list_root.clone()).chain(own).collect();
     let Some(root) = roots.iter().find(|root| data.boxes(root).is_file()) else {
+        if let Some(folder) = roots.iter().find_map(|root| BopFolder::find(root)) {
+            return folder_boxes(&folder, data);
+        }
         bail!(
             "the objects' boxes (data.BBOX_FILE, {}) are not in {}: name the dataset with --data, or the file alone with \
              --boxes",
