@@ -502,7 +502,7 @@ mod tests {
             (
                 r#"{"bits": 2, "lsq": {"range": "narrow"}}"#,
                 "lsq: is a setting of lsq, and the method is inq, which knows quant_init_method, \
-                 quant_strategy, schedule, clear_optim_state_on_step: remove lsq or change the method",
+                 quant_strategy, schedule, clear_optim_state_on_step, inq: remove lsq or change the method",
             ),
             (
                 r#"{"bits": 2, "method": "lsq", "quant_init_method": "uniform"}"#,
@@ -541,6 +541,7 @@ mod tests {
             "quant_strategy",
             "schedule",
             "clear_optim_state_on_step",
+            "inq",
             "lsq",
             "uniform",
             "dorefa",

@@ -64,12 +64,6 @@ impl Trainer {
     pub(super) fn start_epoch(&mut self) -> Result<()> {
         self.sums = EpochSums::default();
         let epoch = self.position.epoch;
-        if let Some(config) = &self.config.ema
-            && self.ema.is_none()
-            && epoch >= config.from
-        {
-            self.ema = Some(Ema::begin(config, self.net.store()));
-        }
         let mut telemetry = std::mem::take(&mut self.telemetry);
         if let Some(quantizer) = self.current_quantizer() {
             telemetry.before_step(quantizer);
@@ -81,9 +75,18 @@ impl Trainer {
             if start.clear_optimizer {
                 self.sgd.clear_state();
             }
-            self.freeze()?;
         }
         self.telemetry = telemetry;
+        // The average begins with the weights in the unit that the quantizer leaves them in.
+        if let Some(config) = &self.config.ema
+            && self.ema.is_none()
+            && epoch >= config.from
+        {
+            self.ema = Some(Ema::begin(config, self.net.store()));
+        }
+        if self.current_quantizer().is_some() {
+            self.freeze()?;
+        }
         Ok(())
     }
 
