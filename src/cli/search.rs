@@ -245,7 +245,7 @@ impl FromStr for Assignments {
     }
 }
 
-fn positive(text: &str) -> std::result::Result<usize, String> {
+pub(super) fn positive(text: &str) -> std::result::Result<usize, String> {
     text.parse()
         .ok()
         .filter(|n| *n > 0)

@@ -103,7 +103,8 @@ impl Settings for InqWeights {
 impl WeightScheme for InqWeights {
     fn check(&self, at: &str, problems: &mut Vec<String>) {
         self.schedule.check(&format!("{at}.schedule"), problems);
-        let is_searched = !matches!(self.quant_init_method, QuantInit::Uniform | QuantInit::PowerOfTwo);
+        let is_searched =
+            !matches!(self.quant_init_method, QuantInit::Uniform | QuantInit::PowerOfTwo);
         if self.inq.rescale == Rescale::Published && !is_searched {
             problems.push(format!(
                 "{at}.inq.rescale: published goes with a quant_init_method that searches the scale (uniform-l2-opt, ..); \
@@ -260,7 +261,10 @@ impl InqWeight {
         if self.settings.inq.rescale == Rescale::None {
             return Ok(grid);
         }
-        let largest = grid.max_level();
+        let largest = match spacing {
+            Spacing::Integers { .. } => grid.max_level(),
+            _ => grid.range().to_vec(),
+        };
         let inverse: Vec<f32> = largest.iter().map(|&s| (1.0 / f64::from(s)) as f32).collect();
         no_grad(|| {
             let inverse = Tensor::from_slice(&inverse).to_device(weight.device());
@@ -707,7 +711,8 @@ mod tests {
             assert_eq!(bits(&weight(&plain_store)), bits(&before), "no weight is frozen yet");
             let factor = weight(&store) / &before;
             let per_row = factor.reshape([4, -1]);
-            let spread = per_row.amax([1].as_slice(), false) - per_row.amin([1].as_slice(), false);
+            let spread =
+                per_row.amax([1i64].as_slice(), false) - per_row.amin([1i64].as_slice(), false);
             assert!(spread.max().double_value(&[]) < 1e-4 && factor.min().double_value(&[]) > 2.0);
             for epoch in 1..=2 {
                 plain.start_epoch(epoch).unwrap();

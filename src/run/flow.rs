@@ -19,7 +19,7 @@ use crate::run::config::Config;
 use crate::run::folder::Start;
 use crate::run::stretch;
 use crate::schema;
-use crate::train::{StageConfig, TrainConfig};
+use crate::train::{Afterwards, StageConfig, TrainConfig};
 
 /// Number of the layout of plan files that this version writes.
 pub const PLAN_FORMAT: u32 = 1;
@@ -448,7 +448,15 @@ fn without_quantizing(stage: &StageConfig) -> StageConfig {
         Some(_) => format!("float_{}", stage.label()),
         None => stage.name.clone(),
     };
-    StageConfig { name, module: None, weights: None, activations: None, ..stage.clone() }
+    let afterwards = Afterwards::Freeze;
+    StageConfig {
+        name,
+        module: None,
+        weights: None,
+        activations: None,
+        afterwards,
+        ..stage.clone()
+    }
 }
 
 /// What every layer is to be, for comparisons: no stage to be trained. A width means as many levels as it numbers,
@@ -486,6 +494,7 @@ fn uniform(flow: &[StageConfig], method: WeightMethod, bits: Bits) -> StageConfi
     let levels = bits.weights.and_then(|width| width.levels);
     let levels = levels.map_or(String::new(), |levels| format!("_{levels}"));
     stage.name = format!("uniform_{method}_{bits}{levels}").replace('/', "-");
+    stage.afterwards = Afterwards::Freeze; // no stage comes after it
     stage
 }
 

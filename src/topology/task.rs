@@ -4,7 +4,8 @@ use std::any::Any;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use tch::Tensor;
+use serde::Serialize;
+use tch::{Device, Tensor};
 
 use crate::data::Batch;
 use crate::nn::Network;
@@ -45,6 +46,12 @@ pub trait Task {
     /// What makes its targets.
     fn preparer(&self) -> Arc<dyn Prepare>;
 
+    /// The images of a batch as the network takes them: `[n, 3, h, w]`, normalised, on `device`.
+    ///
+    /// # Errors
+    /// If the batch does not fit the network.
+    fn images(&self, batch: &Batch, device: Device) -> Result<Tensor>;
+
     /// Runs the network (`train`: in training mode) and compares its outputs with the targets.
     ///
     /// # Errors
@@ -55,6 +62,16 @@ pub trait Task {
         prepared: &Prepared,
         train: bool,
     ) -> Result<BatchLosses>;
+
+    /// How many targets each part of the outputs gets in a batch, such as the levels of a feature pyramid: always the same
+    /// parts in the same order, none where there are no parts.
+    ///
+    /// # Errors
+    /// If the targets are those of another task.
+    fn level_targets(&self, prepared: &Prepared) -> Result<Vec<LevelTargets>> {
+        let _ = prepared;
+        Ok(Vec::new())
+    }
 
     /// What changes while it trains, for checkpoints: tensors by name.
     fn state(&self) -> Vec<(String, Tensor)> {
@@ -73,6 +90,15 @@ pub trait Task {
         );
         Ok(())
     }
+}
+
+/// Targets of a part of the outputs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LevelTargets {
+    /// The part, such as a pyramid level by its stride.
+    pub name: String,
+    /// Its targets.
+    pub num_targets: usize,
 }
 
 /// The losses of a batch by name, each with its weight: scalars with a graph.

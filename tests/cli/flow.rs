@@ -109,6 +109,60 @@ fn baselines_keep_the_budget_of_the_flow() {
 }
 
 #[test]
+fn equal_bits_may_mean_equal_levels_for_every_method() {
+    let levels = |plan: &Value| -> Vec<u64> {
+        let layers = plan["layers"].as_array().unwrap();
+        let mut all: Vec<u64> =
+            layers.iter().filter_map(|l| l["weights"]["num_levels"].as_u64()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    };
+    for method in ["inq", "lsq", "uniform", "dorefa"] {
+        let of = |more: &[&str]| {
+            let found = plan(&[&["--method", method, "--bits", "2"], more].concat());
+            assert_eq!(found["sizes"]["paper_compression"], 16.0);
+            levels(&found)
+        };
+        let own = if ["lsq", "dorefa"].contains(&method) { 4 } else { 3 };
+        assert_eq!(of(&[]), [own], "{method}");
+        assert_eq!(of(&["--levels", "odd"]), [3], "{method}");
+        assert_eq!(of(&["--levels", "full"]), [4], "{method}");
+    }
+    let flow = "quantize.flow=[{\"module\":\"fpn\",\"weights\":{\"bits\":3,\"layer_bits\":\
+                {\"fpn.out_convs\":{\"bits\":2,\"n_levels\":4},\"fpn.top_blocks\":{\"bits\":4,\"levels\":\"full\"}}}}]";
+    let mixed = plan(&["--set", flow]);
+    assert_eq!(levels(&mixed), [4, 7, 16]);
+    let written = run(&small_plan(&["--set", flow])).code(0).stdout();
+    assert!(written.contains("inq 2 bits (4 levels)"), "{written}");
+
+    run(&small_plan(&["--set", "quantize.flow.0.weights={\"n_levels\":4,\"levels\":\"odd\"}"]))
+        .code(1)
+        .says(&["levels odd and n_levels 4 contradict each other: 2 bits are 3 levels"]);
+    run(&small_plan(&["--method", "inq", "--bits", "a8", "--levels", "odd"]))
+        .code(1)
+        .says(&["--levels is of weights"]);
+    run(&small_plan(&["--method", "full-precision", "--levels", "odd"]))
+        .code(1)
+        .says(&["full-precision takes no --levels"]);
+    run(&small_plan(&["--levels", "odd"])).code(2);
+    run(&small_plan(&["--method", "inq", "--bits", "2", "--levels", "even"])).code(2);
+}
+
+#[test]
+fn a_plan_warns_of_a_rate_table_that_ends_at_full_rate() {
+    let text = |epochs: &str| run(&small_plan(&["--epochs", epochs])).code(0).stdout();
+    let warning = "warning: the last epoch (29) has the largest factor of the table";
+    let published = run(&["plan", "--flow", "fpn:2", "--images", "64"]).code(0).stdout();
+    assert!(published.contains(warning), "{published}");
+    let lr = "quantize.flow.0.lr.decay={\"epochs\":{\"0\":1,\"1\":0.1}}";
+    let quiet = run(&small_plan(&["--set", lr])).code(0).stdout();
+    assert!(!quiet.contains("warning:"), "{quiet}");
+    assert!(text("1").contains("1 epoch"), "one epoch has one factor");
+    assert!(!text("1").contains("warning:"));
+}
+
+#[test]
 fn each_mistake_in_a_flow_has_its_own_message() {
     let refused = |flow: &[&str], parts: &[&str]| {
         run(&small_plan(flow)).code(1).says(parts);
