@@ -34,7 +34,10 @@ pub use predict::{
 pub use recalibrate::{
     RecalibrateReport, RecalibrateRequest, RecalibratedLayer, Shift, recalibrate,
 };
-pub use report::{Family, Group, Point, ReportRequest, ReportSummary, report};
+pub use report::{
+    ClassSpread, Column, Family, Group, PairedReport, PairedRow, PairedRun, Point, ReportRequest,
+    ReportSummary, TableFormat, WorseControl, report,
+};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
