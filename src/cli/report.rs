@@ -15,8 +15,8 @@ use crate::run::DeviceChoice;
 /// Arguments of `mqat report`.
 #[derive(Debug, Clone, Args)]
 pub struct ReportArgs {
-    /// Experiments: folders (of one, or with experiments below them), or numbers of the topology's (3 or exp003)
-    /// [default: all of the topology].
+    /// Experiments: folders (of one, or with experiments below them), or experiment numbers under the given topology
+    /// (3 or exp003) [default: all of the topology].
     #[arg(value_name = "EXP")]
     pub experiments: Vec<String>,
 

@@ -15,8 +15,8 @@ use super::stop::CommandEnd;
 use crate::quant::{Levels, WeightMethod};
 use crate::run::parse_weight_method;
 use crate::study::{
-    Budget, Division, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, Target, TraceRequest,
-    Walk, search,
+    Budget, Division, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, SizeTarget,
+    TraceRequest, Walk, search,
 };
 
 /// Arguments of `mqat search`.
@@ -183,8 +183,8 @@ pub struct TraceArgs {
     #[arg(long, value_name = "N", default_value_t = TraceRequest::default().max_probes)]
     pub trace_probes: usize,
 
-    /// Stop when the summed sensitivity's standard error is below this share of it.
-    #[arg(long, value_name = "SHARE", default_value_t = TraceRequest::default().relative_error)]
+    /// Stop when the summed sensitivity's standard error is below this fraction of it.
+    #[arg(long, value_name = "FRACTION", default_value_t = TraceRequest::default().relative_error)]
     pub trace_error: f64,
 }
 
@@ -261,9 +261,9 @@ impl SearchArgs {
     fn request(self) -> Result<SearchRequest> {
         let target = &self.target;
         Ok(SearchRequest {
-            target: (target.target_compression.map(Target::Compression))
-                .or(target.target_bytes.map(Target::Bytes))
-                .or(target.target_bits.map(Target::Bits)),
+            target: (target.target_compression.map(SizeTarget::Compression))
+                .or(target.target_bytes.map(SizeTarget::Bytes))
+                .or(target.target_bits.map(SizeTarget::Bits)),
             run: request(self.select, self.places),
             program: own_program()?,
             from: self.from,
@@ -376,7 +376,7 @@ pub(super) fn run(args: SearchArgs) -> Result<CommandEnd> {
             }
         }
         SearchEnd::Interrupted => {
-            tracing::warn!("interrupted; the same command goes on");
+            tracing::warn!("interrupted; run the same command again to resume");
             return Ok(CommandEnd::Interrupted);
         }
         SearchEnd::Ran(trial) => {

@@ -35,12 +35,13 @@ pub use recalibrate::{
     RecalibrateReport, RecalibrateRequest, RecalibratedLayer, Shift, recalibrate,
 };
 pub use report::{
-    ClassSpread, Column, Family, Group, PairedReport, PairedRow, PairedRun, Point, ReportRequest,
-    ReportSummary, TableFormat, WorseControl, report,
+    ClassSpread, Column, Group, PairedReport, PairedRow, PairedRun, Point, QuantizationKind,
+    ReportRequest, ReportSummary, TableFormat, WorseControl, report,
 };
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use verify::{
-    ArtefactReport, Detections, Limits, PoseDeviation, Spread, VerifyReport, VerifyRequest, verify,
+    ArtefactReport, Detections, Limits, PoseDeviation, Quantiles, VerifyReport, VerifyRequest,
+    verify,
 };

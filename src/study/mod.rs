@@ -40,12 +40,12 @@ pub use cut::ListedTrial;
 pub use order::{ModuleGain, flow_order, num_separate_stages, orders, prefixes};
 pub use orders::{OrderReport, OrdersReport};
 pub use report::SearchReport;
-pub use request::{Budget, First, SearchRequest, SizeKind, Target, TraceRequest, Walk};
+pub use request::{Budget, First, SearchRequest, SizeKind, SizeTarget, TraceRequest, Walk};
 pub use rows::{GainReport, LayerRow, ModuleRow, SizeReport, TrialReport, Verdict};
 use run::Runner;
 pub use sensitivity::{Division, WidthError, sensitivity, width_errors};
 use setup::Setup;
-pub use trace::{Estimate, TraceOptions, TracedLayer, Traces};
+pub use trace::{ProbeEstimate, TraceOptions, TracedLayer, Traces};
 use trial::Trial;
 
 /// How a search ended.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::request::SizeKind;
-use super::trace::Estimate;
+use super::trace::ProbeEstimate;
 use crate::pose::{Outcomes, Recall};
 
 /// A trial that is complete.
@@ -25,7 +25,7 @@ pub struct TrialReport {
     pub checkpoint: PathBuf,
     /// What was measured on the validation split.
     pub metric: String,
-    /// The share that is right, with its interval.
+    /// The fraction that is right, with its interval.
     pub score: Recall,
     /// Right and wrong of every object.
     #[serde(skip)]
@@ -137,9 +137,9 @@ pub struct ModuleRow {
     /// Convolutions.
     pub num_layers: usize,
     /// Trace of the Hessian of the loss over its weights.
-    pub trace: Estimate,
+    pub trace: ProbeEstimate,
     /// Summed sensitivity of its layers, by bits.
-    pub sensitivity: BTreeMap<u32, Estimate>,
+    pub sensitivity: BTreeMap<u32, ProbeEstimate>,
     /// Its trial, if there was one.
     pub trial: Option<GainReport>,
     /// Bits of its weights.
@@ -160,9 +160,9 @@ pub struct LayerRow {
     /// Weights.
     pub num_weights: usize,
     /// Trace of the Hessian of the loss over its weights.
-    pub trace: Estimate,
+    pub trace: ProbeEstimate,
     /// Sensitivity, by bits.
-    pub sensitivity: BTreeMap<u32, Estimate>,
+    pub sensitivity: BTreeMap<u32, ProbeEstimate>,
     /// Bits of its weights.
     pub bits: u32,
     /// Levels of its weights.

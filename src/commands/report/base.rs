@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::gather::{self, Experiment, Family, Point};
+use super::gather::{self, GatheredExperiment, Point, QuantizationKind};
 use super::start;
 use super::summary::Group;
 use crate::run::config::Select;
@@ -66,15 +66,16 @@ impl Base {
         &self,
         groups: &[Group],
         points: &[Point],
-        experiments: &[Experiment],
+        experiments: &[GatheredExperiment],
     ) -> Result<usize> {
         let Self::Experiment { folder, stage } = self else {
-            let row = groups.iter().position(|g| g.family == Family::Start);
+            let row = groups.iter().position(|g| g.family == QuantizationKind::Start);
             return row.with_context(|| format!("--paired start: {}", start::missing(experiments)));
         };
         let at = folder.display();
-        let is_of =
-            |p: &&Point| p.family != Family::Start && gather::is_same(&p.experiment, folder);
+        let is_of = |p: &&Point| {
+            p.family != QuantizationKind::Start && gather::is_same(&p.experiment, folder)
+        };
         let own: Vec<&Point> = points.iter().filter(is_of).collect();
         ensure!(
             !own.is_empty(),

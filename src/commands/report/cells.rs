@@ -1,7 +1,7 @@
 //! The cells of the comparison, for people and as numbers.
 
 use super::columns::Column;
-use super::summary::{Group, PairedRow, ReportSummary, Spread, p_text};
+use super::summary::{Group, PairedRow, ReportSummary, RunSpread, p_text};
 
 impl Column {
     /// Its cell in a row, for people.
@@ -81,7 +81,7 @@ impl Column {
         }
     }
 
-    fn spread(self, group: &Group) -> Option<&Spread> {
+    fn spread(self, group: &Group) -> Option<&RunSpread> {
         match self {
             Self::TrueAdi => group.true_adi.last(),
             _ => group.headline.iter().find(|s| s.bin == self.name()),
@@ -94,7 +94,7 @@ fn joined<T>(values: &[T], text: impl Fn(&T) -> String) -> String {
 }
 
 /// A percentage with its spread: `57.5 ± 1.2`, or its interval for one run.
-pub(super) fn spread(s: &Spread) -> String {
+pub(super) fn spread(s: &RunSpread) -> String {
     match (s.std_dev, s.interval_95) {
         (Some(sd), _) => format!("{:.1} ± {sd:.1}", s.mean),
         (None, Some((low, high))) => format!("{:.1} ({low:.1}-{high:.1})", s.mean),
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn one_run_has_an_interval_and_several_a_spread() {
-        let mut s = Spread {
+        let mut s = RunSpread {
             bin: "all".into(),
             mean: 57.52,
             std_dev: None,

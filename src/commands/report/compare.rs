@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::gather::{Family, Point};
+use super::gather::{Point, QuantizationKind};
 use super::summary::{Group, PairedReport, PairedRow, PairedRun, WorseControl};
 use crate::data::sequence_of;
 use crate::eval::read_errors;
@@ -102,11 +102,12 @@ impl Outcomes {
 
     /// Float rows that are worse than the start by more than chance.
     pub fn worse_controls(&self, groups: &[Group]) -> Result<Vec<WorseControl>> {
-        let Some(start) = groups.iter().position(|g| g.family == Family::Start) else {
+        let Some(start) = groups.iter().position(|g| g.family == QuantizationKind::Start) else {
             return Ok(Vec::new());
         };
         let mut worse = Vec::new();
-        let is_control = |g: &Group| g.family == Family::FullPrecision && g.global_step > 0;
+        let is_control =
+            |g: &Group| g.family == QuantizationKind::FullPrecision && g.global_step > 0;
         for (row, group) in groups.iter().enumerate().filter(|(_, g)| is_control(g)) {
             let Difference { percent, p, .. } = self.compare(groups, row, start)?.difference;
             if percent < 0.0 && p < LEVEL {

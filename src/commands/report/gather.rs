@@ -27,7 +27,7 @@ const DEPTH: usize = 6;
 /// What a network is compared as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Family {
+pub enum QuantizationKind {
     /// The network that the runs began with.
     Start,
     /// No layer is quantized.
@@ -40,13 +40,13 @@ pub enum Family {
     LayerWise,
 }
 
-impl Family {
+impl QuantizationKind {
     /// In the order of the legend.
     pub const ALL: [Self; 5] =
         [Self::Start, Self::FullPrecision, Self::Modular, Self::Uniform, Self::LayerWise];
 }
 
-impl fmt::Display for Family {
+impl fmt::Display for QuantizationKind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
             Self::Start => "start",
@@ -70,7 +70,7 @@ pub struct Point {
     /// What it is: `fpn 2-bit (3 levels)`.
     pub network: String,
     /// What it is compared as.
-    pub family: Family,
+    pub family: QuantizationKind,
     /// Name of the last stage behind it; empty for the start.
     pub stage: String,
     /// The run's seed.
@@ -97,7 +97,7 @@ impl Point {
 }
 
 /// An experiment with its evaluated networks.
-pub(super) struct Experiment {
+pub(super) struct GatheredExperiment {
     pub folder: Folder,
     pub config: Config,
     pub points: Vec<Point>,
@@ -105,7 +105,7 @@ pub(super) struct Experiment {
     float_sizes: Sizes,
 }
 
-impl Experiment {
+impl GatheredExperiment {
     /// The weights that it began with; none for random values.
     pub fn start_file(&self) -> Option<&Path> {
         let experiment = &self.config.experiment;
@@ -223,7 +223,7 @@ pub(super) fn is_evaluated(path: &Path, split: Split) -> bool {
 }
 
 /// Reads an experiment's evaluation; `None` if there is none.
-pub(super) fn open(path: &Path, split: Split) -> Result<Option<Experiment>> {
+pub(super) fn open(path: &Path, split: Split) -> Result<Option<GatheredExperiment>> {
     if !is_evaluated(path, split) {
         return Ok(None);
     }
@@ -261,7 +261,7 @@ pub(super) fn open(path: &Path, split: Split) -> Result<Option<Experiment>> {
         });
     }
     let float_sizes = sizes_after(&layers(net.as_ref(), &[], size)?, net.as_ref(), 0);
-    Ok(Some(Experiment { folder, config, points, float_sizes }))
+    Ok(Some(GatheredExperiment { folder, config, points, float_sizes }))
 }
 
 /// The reports of an evaluation's folder with their files.
@@ -285,7 +285,7 @@ fn evaluated(from: &Path) -> Result<Vec<(Report, PathBuf)>> {
 }
 
 /// The row `start` from the evaluation in `from`, of the network that `experiment` is of.
-pub(super) fn start_point(from: &Path, experiment: &Experiment) -> Result<Point> {
+pub(super) fn start_point(from: &Path, experiment: &GatheredExperiment) -> Result<Point> {
     let mut evaluated = evaluated(from)?;
     let (Some((report, checkpoint)), true) = (evaluated.pop(), evaluated.is_empty()) else {
         bail!("{}: expected the evaluation of one network, the start", from.display())
@@ -294,7 +294,7 @@ pub(super) fn start_point(from: &Path, experiment: &Experiment) -> Result<Point>
         experiment: experiment.folder.path.clone(),
         checkpoint,
         network: format!("{}, as it is", report.name),
-        family: Family::Start,
+        family: QuantizationKind::Start,
         stage: String::new(),
         seed: experiment.config.experiment.seed,
         global_step: 0,
@@ -315,15 +315,15 @@ fn moved(folder: &Folder, checkpoint: PathBuf) -> PathBuf {
 }
 
 /// What stages make of a network.
-fn family(stages: &[StageConfig]) -> Family {
+fn family(stages: &[StageConfig]) -> QuantizationKind {
     let quantizing: Vec<&StageConfig> = stages.iter().filter(|s| s.module.is_some()).collect();
     match quantizing.as_slice() {
-        [] => Family::FullPrecision,
+        [] => QuantizationKind::FullPrecision,
         [one] if one.weights.as_ref().is_some_and(|w| !w.layer_bits.is_empty()) => {
-            Family::LayerWise
+            QuantizationKind::LayerWise
         }
-        [one] if one.module.as_deref() == Some("*") => Family::Uniform,
-        _ => Family::Modular,
+        [one] if one.module.as_deref() == Some("*") => QuantizationKind::Uniform,
+        _ => QuantizationKind::Modular,
     }
 }
 
@@ -348,10 +348,10 @@ mod tests {
         let all = json!({ "module": "*", "weights": { "method": "lsq", "bits": 4 } });
         let layered =
             json!({ "module": "*", "weights": { "bits": 4, "layer_bits": { "fpn": 2 } } });
-        assert_eq!(family(&stages(json!([full]))), Family::FullPrecision);
-        assert_eq!(family(&stages(json!([full, fpn]))), Family::Modular);
-        assert_eq!(family(&stages(json!([all]))), Family::Uniform);
-        assert_eq!(family(&stages(json!([full, layered]))), Family::LayerWise);
+        assert_eq!(family(&stages(json!([full]))), QuantizationKind::FullPrecision);
+        assert_eq!(family(&stages(json!([full, fpn]))), QuantizationKind::Modular);
+        assert_eq!(family(&stages(json!([all]))), QuantizationKind::Uniform);
+        assert_eq!(family(&stages(json!([full, layered]))), QuantizationKind::LayerWise);
     }
 
     #[test]

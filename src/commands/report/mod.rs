@@ -31,11 +31,11 @@ mod tables;
 use base::Base;
 pub use columns::Column;
 use compare::Outcomes;
-use gather::Experiment;
-pub use gather::{Family, Point};
+use gather::GatheredExperiment;
+pub use gather::{Point, QuantizationKind};
 use page::Pictures;
 pub use summary::{
-    ClassSpread, Group, PairedReport, PairedRow, PairedRun, ReportSummary, Spread, WorseControl,
+    ClassSpread, Group, PairedReport, PairedRow, PairedRun, ReportSummary, RunSpread, WorseControl,
 };
 pub use tables::TableFormat;
 
@@ -157,9 +157,9 @@ fn compare(
     base: Option<&Base>,
     groups: &[Group],
     points: &[Point],
-    experiments: &[Experiment],
+    experiments: &[GatheredExperiment],
 ) -> Result<(Option<PairedReport>, Vec<WorseControl>)> {
-    let has_start = groups.iter().any(|g| g.family == Family::Start);
+    let has_start = groups.iter().any(|g| g.family == QuantizationKind::Start);
     if base.is_none() && !has_start {
         return Ok((None, Vec::new()));
     }
@@ -271,7 +271,7 @@ fn class_spreads(runs: &[&Point]) -> Vec<ClassSpread> {
         .collect()
 }
 
-fn spreads(runs: &[&Point], row: &str) -> Vec<Spread> {
+fn spreads(runs: &[&Point], row: &str) -> Vec<RunSpread> {
     let Some(first) = runs.first() else { return Vec::new() };
     let bins = first.report.table.bins.iter().enumerate();
     bins.filter_map(|(i, bin)| {
@@ -282,14 +282,14 @@ fn spreads(runs: &[&Point], row: &str) -> Vec<Spread> {
 }
 
 /// Mean and spread of one recall over runs; none without objects.
-fn spread_of(bin: &str, recalls: &[&Recall]) -> Option<Spread> {
+fn spread_of(bin: &str, recalls: &[&Recall]) -> Option<RunSpread> {
     let values: Vec<f64> = recalls.iter().filter_map(|r| r.percent).collect();
     let (mean, std_dev) = mean_and_std_dev(&values)?;
     let interval_95 = match recalls {
         [one] => one.interval_95,
         _ => None,
     };
-    Some(Spread { bin: bin.to_owned(), mean, std_dev, interval_95 })
+    Some(RunSpread { bin: bin.to_owned(), mean, std_dev, interval_95 })
 }
 
 /// Mean and, of two values or more, the sample's standard deviation.
@@ -302,7 +302,7 @@ fn mean_and_std_dev(values: &[f64]) -> Option<(f64, Option<f64>)> {
 
 /// Accuracy over all depths against the compression of the paper's count, a line each family.
 fn chart(summary: &ReportSummary) -> Chart {
-    let of = |family: Family| {
+    let of = |family: QuantizationKind| {
         let mut points: Vec<(f64, f64)> = summary
             .groups
             .iter()
@@ -317,15 +317,20 @@ fn chart(summary: &ReportSummary) -> Chart {
         title: format!("Accuracy over compression{synthetic}"),
         x_label: "compression: 32-bit over quantized convolution weights".to_owned(),
         y_label: "ADI-0.1d (as published), %".to_owned(),
-        series: Family::ALL.into_iter().map(of).filter(|s| !s.points.is_empty()).collect(),
+        series: QuantizationKind::ALL
+            .into_iter()
+            .map(of)
+            .filter(|s| !s.points.is_empty())
+            .collect(),
         log_y: false,
+        marks: Vec::new(),
     }
 }
 
 fn write(
     request: &ReportRequest,
     summary: &ReportSummary,
-    experiments: &[Experiment],
+    experiments: &[GatheredExperiment],
 ) -> Result<()> {
     let out = &summary.folder;
     let chart = chart(summary);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::ReportRequest;
-use super::gather::{self, Experiment, Place, Point};
+use super::gather::{self, GatheredExperiment, Place, Point};
 use crate::commands::test::{TestRequest, test};
 use crate::eval::Progress;
 use crate::run::folder::Provenance;
@@ -17,7 +17,7 @@ use crate::run::folder::Provenance;
 /// If the folder that is named holds no evaluation of one network, or the evaluation fails.
 pub(super) fn find(
     request: &ReportRequest,
-    experiments: &[Experiment],
+    experiments: &[GatheredExperiment],
     progress: &mut dyn FnMut(&str, Progress),
 ) -> Result<Option<Point>> {
     let Some(first) = experiments.first() else { return Ok(None) };
@@ -31,8 +31,8 @@ pub(super) fn find(
         return gather::start_point(folder, first).map(Some);
     }
     ensure_one_start(experiments);
-    let place = |e: &Experiment| gather::start_evaluation(&e.folder.path, request.split);
-    let is_there = |e: &&Experiment| place(e).join("metrics.json").is_file();
+    let place = |e: &GatheredExperiment| gather::start_evaluation(&e.folder.path, request.split);
+    let is_there = |e: &&GatheredExperiment| place(e).join("metrics.json").is_file();
     if let Some(experiment) = experiments.iter().find(is_there) {
         return gather::start_point(&place(experiment), experiment).map(Some);
     }
@@ -48,7 +48,7 @@ pub(super) fn find(
 }
 
 /// Why there is no row `start`, and what makes one.
-pub(super) fn missing(experiments: &[Experiment]) -> String {
+pub(super) fn missing(experiments: &[GatheredExperiment]) -> String {
     match experiments.iter().find_map(|e| e.start_file().map(|file| (e, file))) {
         Some((experiment, file)) => format!(
             "the start of {} was not evaluated: pass --evaluate, or run `mqat test --checkpoint {} --out DIR` and pass \
@@ -62,7 +62,7 @@ pub(super) fn missing(experiments: &[Experiment]) -> String {
     }
 }
 
-fn ensure_one_start(experiments: &[Experiment]) {
+fn ensure_one_start(experiments: &[GatheredExperiment]) {
     let mut starts = experiments.iter().filter_map(|e| e.start_file().map(|file| (e, file)));
     if let Some((first, file)) = starts.next()
         && let Some((other, another)) = starts.find(|(_, f)| *f != file)
@@ -79,7 +79,7 @@ fn ensure_one_start(experiments: &[Experiment]) {
 
 fn evaluate(
     request: &ReportRequest,
-    experiment: &Experiment,
+    experiment: &GatheredExperiment,
     out: &Path,
     progress: &mut dyn FnMut(&str, Progress),
 ) -> Result<()> {

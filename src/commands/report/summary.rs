@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::columns::Column;
-use super::gather::{Family, Point};
+use super::gather::{Point, QuantizationKind};
 use crate::pose::{Difference, Discordant};
 use crate::quant::size::Sizes;
 
 /// Mean and spread of a percentage over runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Spread {
+pub struct RunSpread {
     /// The column: `near`, `medium`, `far` or `all`.
     pub bin: String,
     /// Mean over the runs, percent.
@@ -28,7 +28,7 @@ pub struct Group {
     /// What the network is: `fpn 2-bit (3 levels)`.
     pub network: String,
     /// What it belongs to.
-    pub family: Family,
+    pub family: QuantizationKind,
     /// Its size.
     pub sizes: Sizes,
     /// Steps of training behind it, all stages together.
@@ -36,9 +36,9 @@ pub struct Group {
     /// The seeds, each once.
     pub seeds: Vec<u64>,
     /// `ADI-0.1d` as published.
-    pub headline: Vec<Spread>,
+    pub headline: Vec<RunSpread>,
     /// The closest-point distance at 0.1 d.
-    pub true_adi: Vec<Spread>,
+    pub true_adi: Vec<RunSpread>,
     /// `ADI-0.1d` of each class over all depths, as published; empty where there is one class.
     pub classes: Vec<ClassSpread>,
     /// Its runs: places in `points`, in the order of `seeds`.
@@ -52,7 +52,7 @@ pub struct ClassSpread {
     pub class: String,
     /// Over all depths.
     #[serde(flatten)]
-    pub spread: Spread,
+    pub spread: RunSpread,
 }
 
 /// The rows against one of them, on the same objects.
@@ -112,7 +112,8 @@ impl WorseControl {
     /// As a sentence.
     pub fn text(&self) -> String {
         format!(
-            "float training made the network worse: {} has {:.1} %, the start {:.1} % (p {}); a row that loses nothing              against this control may still lose against the start: train on more images, or with a lower rate",
+            "float training made the network worse: {} has {:.1} %, the start {:.1} % (p {}); a row that loses nothing \
+             against this control may still lose against the start: train on more images, or with a lower rate",
             self.network,
             self.percent,
             self.start_percent,

@@ -11,7 +11,7 @@ use super::config::NetworkConfig;
 use super::decoder::CellDecoder;
 use super::loss::{LossConfig, losses};
 use super::net::PoseNet;
-use super::outputs::{Outputs, output_shapes};
+use super::outputs::{HeadOutputs, output_shapes};
 use super::targets::{Assignment, Draw, ObjectTarget, TargetConfig, assign};
 use crate::data::{Batch, ObjectModel, SampleObject};
 use crate::geom::Camera;
@@ -91,7 +91,7 @@ impl Task for CellTask {
         let Targets { grid, camera, .. } = self.targets.as_ref();
         let device = network.store().device();
         let images = self.images(&prepared.batch, device)?;
-        let outputs = Outputs::of_named(&network.run(&images, train), grid)?;
+        let outputs = HeadOutputs::of_named(&network.run(&images, train), grid)?;
         let losses = losses(&outputs, grid, camera, assignments, &self.loss)?;
         Ok(BatchLosses::new(vec![("cls", losses.cls), ("reg", losses.reg)], losses.num_positive))
     }
