@@ -37,7 +37,10 @@ pub use predict::{
 pub use recalibrate::{
     RecalibrateReport, RecalibrateRequest, RecalibratedLayer, Shift, recalibrate,
 };
-pub use report::{Group, Point, QuantizationKind, ReportRequest, ReportSummary, report};
+pub use report::{
+    ClassSpread, Column, Group, PairedReport, PairedRow, PairedRun, Point, QuantizationKind,
+    ReportRequest, ReportSummary, TableFormat, WorseControl, report,
+};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};

@@ -78,6 +78,7 @@ fn a_moving_average_survives_stops_bit_for_bit() {
             higher_is_better: true,
             counts: None,
             details: vec![],
+            outcomes: Default::default(),
         }))
     };
     let whole = tempfile::tempdir().unwrap();
