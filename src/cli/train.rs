@@ -73,7 +73,7 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
     let stop = stop::flag()?;
     let run = request(args.select, args.places);
     let flow = match args.flow.hawq_target()? {
-        None => args.flow.source()?,
+        None => args.flow.source(&run)?,
         Some(_) if args.resume.is_some() => bail!(
             "a resumed run keeps the bits that were chosen for it; leave --method hawq and its options out"
         ),

@@ -12,11 +12,11 @@ use tch::Device;
 use super::test::nothing_left;
 use crate::artifact::network::new_network;
 use crate::artifact::pretrained::load_pretrained;
-use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split};
+use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split, sequence_of};
 use crate::eval::{EvaluationInfo, evaluate, infer};
 use crate::io;
 use crate::nn::{Network, device_name};
-use crate::pose::EvalTable;
+use crate::pose::{EvalTable, Outcomes, TargetErrors};
 use crate::run::config::Config;
 use crate::run::flow::FlowSource;
 use crate::run::folder::{Folder, Pick, Provenance, Start};
@@ -246,7 +246,7 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
 /// The options that rule over keys of the config.
 fn rulers(request: &TrainRequest) -> Vec<Ruler<'static>> {
     let steps = request.ckpt_every_steps.is_some();
-    vec![
+    let mut rulers = vec![
         Ruler::new(request.run.select.seed.is_some(), "--seed", |key| key == "experiment.seed"),
         Ruler::of_batch_size(request.batch_size.is_some()),
         Ruler::of_epochs(request.epochs.is_some()),
@@ -254,7 +254,9 @@ fn rulers(request: &TrainRequest) -> Vec<Ruler<'static>> {
         Ruler::new(steps, "--ckpt-every-steps", |k| k == "training.ckpt_every_steps"),
         Ruler::new(request.max_steps.is_some(), "--max-steps", |k| k == "training.max_steps"),
         Ruler::new(request.loose, "--loose", |key| key == "experiment.loose"),
-    ]
+    ];
+    rulers.extend(request.flow.as_ref().and_then(FlowSource::ruler));
+    rulers
 }
 
 /// The stages, with when to save and stop as the flags of this start say; these are not part of the run's config.
@@ -431,5 +433,8 @@ fn validate(
         details.push((name.to_owned(), 100.0 * counts.found as f64 / counts.objects as f64));
     }
     let name = EvalTable::HEADLINE.to_owned();
-    Ok(Some(ValidScore { name, value, higher_is_better: true, counts, details }))
+    let is_right = |e: &TargetErrors| e.headline_diameters < EvalTable::HEADLINE_DIAMETERS;
+    let objects = evaluation.errors.iter().map(|e| (sequence_of(&e.image), is_right(e)));
+    let outcomes = Outcomes::new(objects).into_text();
+    Ok(Some(ValidScore { name, value, higher_is_better: true, counts, details, outcomes }))
 }

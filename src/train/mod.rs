@@ -19,6 +19,7 @@ mod monitor;
 mod observer;
 mod prefetch;
 mod record;
+mod reestimate;
 mod rehearse;
 mod sgd;
 mod step;
