@@ -30,6 +30,7 @@ mod train;
 mod verify;
 mod view;
 
+pub use crate::run::LIBTORCH_VERSION;
 pub use args::Cli;
 
 use std::ffi::OsString;
