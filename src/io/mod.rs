@@ -30,7 +30,7 @@ pub mod video;
 pub use atomic::{remove_leftovers, write_atomic};
 pub use json::{differing_keys, parse_json, read_json, write_json};
 pub use mistaken::{mistaken, mistaken_for_a_file};
-pub use open::{open_file, open_stream, read_file};
+pub use open::{checksum, open_file, open_stream, read_file};
 pub use partial::PartialFile;
 pub use paths::{PathField, path_text};
 pub use text::{read_list, read_text, without_mark};
