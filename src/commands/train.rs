@@ -26,7 +26,7 @@ use crate::run::options::{decoder_for, infer_options, loader_options, task_of};
 use crate::run::overruled::Ruler;
 use crate::run::record::{CompletedStage, Recorder, make_plots_folder};
 use crate::run::request::{Request, is_synthetic, limited, thinned};
-use crate::run::{data_print, flow, overruled, starts};
+use crate::run::{data_print, flow, objects, overruled, starts};
 use crate::train::{
     BatchRequest, BatchSource, Batches, Counts, Hooks, Monitored, Observer, Outcome, ResumeFrom,
     RunInfo, TrainConfig, Trainer, ValidScore,
@@ -134,6 +134,7 @@ pub fn train(
         data: [(Split::Train, &*training), (Split::Valid, &*validation)]
             .map(|(split, dataset)| (split.to_string(), data_print::of_split(dataset)))
             .into(),
+        objects: objects::of_dataset(&training, &config.data)?,
     };
     let mut trainer = Trainer::new(net, saving(&config, request), task, run)?;
     let mut recorder = Recorder::new(folder.clone(), view);

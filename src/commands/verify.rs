@@ -17,6 +17,7 @@ use crate::eval::{
 use crate::pose::errors::{re_deg, te_mm};
 use crate::run::config::{Config, Names};
 use crate::run::home::Home;
+use crate::run::objects;
 use crate::run::options::{decoder_for, infer_options};
 use crate::run::request::{Request, limited};
 
@@ -245,6 +246,9 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     let artefacts = [engine(&files[0])?, engine(&files[1])?];
     let options = infer_options(&config, device, request.run.skip_bad);
     let engines = [artefacts[0].engine.as_ref(), artefacts[1].engine.as_ref()];
+    for file in &files {
+        objects::warn_of_contradiction(file.objects()?, &dataset, &file.file);
+    }
     let decoder = decoder_for(&config, &dataset)?;
     let pair = infer_pair(engines, decoder.as_ref(), &dataset, &options, progress)?;
     if let (true, Some(bad)) = (pair.left_out.len() == dataset.frames.len(), pair.left_out.first())

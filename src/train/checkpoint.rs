@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Tensor};
 
 use super::record::exact_losses;
-use super::{NamedLosses, StageConfig};
+use super::{NamedLosses, ObjectInfo, StageConfig};
 use crate::io::{parse_json, tensors};
 use crate::nn::{Network, Store, device_name, device_name_of};
 use crate::quant::{Claim, ModuleQuantizer, Telemetry};
@@ -144,6 +144,9 @@ pub struct CheckpointMeta {
     /// By what the data of the run are known again, by split; empty in files of earlier versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, DataPrint>,
+    /// The objects that the network finds, by class; empty in files of earlier versions and for imported weights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub objects: Vec<ObjectInfo>,
     /// Where the weights come from, when no run of this program trained them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<Imported>,
@@ -225,6 +228,7 @@ impl CheckpointMeta {
             config_hash: String::new(),
             config,
             data: BTreeMap::new(),
+            objects: Vec::new(),
             imported: Some(imported),
         }
     }

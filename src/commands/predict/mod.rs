@@ -3,6 +3,7 @@
 mod cameras;
 mod inputs;
 mod jobs;
+mod objects;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,18 +19,18 @@ pub use cameras::CameraReport;
 pub use jobs::Overlays;
 
 use cameras::{Cameras, Network};
-use inputs::{Input, Inputs};
+use inputs::Input;
 use jobs::{Jobs, Numbering};
 
 use crate::artifact::{Asked, EngineChoice, Strictness, open};
-use crate::data::{ObjectBox, object_boxes};
+use crate::data::ObjectBox;
 use crate::eval::{
     Answer, ClassResult, Outline, PoseWriter, Solver, Timing, infer_stream, prediction_overlay,
 };
 use crate::io;
 use crate::io::picture::write_png;
 use crate::io::video::check_ffmpeg;
-use crate::run::config::{Config, Names};
+use crate::run::config::Names;
 use crate::run::folder::Folder;
 use crate::run::home::Home;
 use crate::run::options::{decoder, infer_options};
@@ -222,7 +223,7 @@ pub fn predict(
     for camera in cameras.reports() {
         tracing::info!("camera {}", camera.line());
     }
-    let objects = objects(request, &home, config, &inputs)?;
+    let objects = objects::find(request, &home, &artifact, &inputs)?;
     let decoder = decoder(config, objects.iter().map(|object| object.corners).collect())?;
     let device = request.run.open_device(config)?;
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
@@ -272,34 +273,6 @@ pub fn predict(
     })?;
     io::write_json(&out.join(SUMMARY), &report)?;
     Ok(report)
-}
-
-/// The boxes of the network's classes: of the file that the user names, else of a dataset: that of the list, or the config's.
-fn objects(
-    request: &PredictRequest,
-    home: &Home,
-    config: &Config,
-    inputs: &Inputs,
-) -> Result<Vec<ObjectBox>> {
-    let data = &config.data;
-    if let Some(file) = &request.boxes {
-        return object_boxes(file, None, data);
-    }
-    let named = request.run.data.clone();
-    let own = [home.data.join(request.run.select.problem()), home.data.clone()];
-    let nested = named.as_ref().map(|d| d.join(request.run.select.problem()));
-    let roots: Vec<PathBuf> =
-        named.into_iter().chain(nested).chain(inputs.list_root.clone()).chain(own).collect();
-    let Some(root) = roots.iter().find(|root| data.boxes(root).is_file()) else {
-        bail!(
-            "the objects' boxes (data.BBOX_FILE, {}) are not in {}: name the dataset with --data, or the file alone with \
-             --boxes",
-            data.bbox_file,
-            roots.first().map_or_else(String::new, |root| root.display().to_string())
-        );
-    };
-    let meshes = data.meshes(root);
-    object_boxes(&data.boxes(root), meshes.is_dir().then_some(&*meshes), data)
 }
 
 /// What the names name beside the config, and whether the other options act.
