@@ -100,10 +100,9 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
     let request = TrainRequest {
         run,
         flow,
-        from: args.from.map(|file| StartFrom {
-            file,
-            full_precision_epochs: args.full_precision_epochs,
-        }),
+        from: args
+            .from
+            .map(|file| StartFrom { file, full_precision_epochs: args.full_precision_epochs }),
         exp_id: args.exp_id,
         resume: args.resume,
         ckpt_every: args.ckpt_every,

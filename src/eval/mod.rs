@@ -41,7 +41,7 @@ pub use bop_scores::average_recalls;
 pub use config::EvalConfig;
 pub use deviation::{Deviation, OutputComparison, OutputDeviation};
 pub use estimate::{ClassResult, PoseEstimate};
-pub use jobs::{Answer, Job, PictureSource, infer_stream};
+pub use jobs::{Answer, Job, Latency, PictureSource, infer_stream};
 pub use json_lines::write_predictions;
 pub use options::{InferOptions, preprocess};
 pub use overlay::{Outline, prediction_overlay, write_overlays};

@@ -80,11 +80,7 @@ pub(crate) fn contradiction(
 }
 
 /// Says it where a dataset has other objects than the file of a network carries.
-pub(crate) fn warn_of_contradiction(
-    own: Option<Vec<ObjectInfo>>,
-    dataset: &Dataset,
-    file: &Path,
-) {
+pub(crate) fn warn_of_contradiction(own: Option<Vec<ObjectInfo>>, dataset: &Dataset, file: &Path) {
     let Some(own) = own else { return };
     let others: Vec<ObjectBox> = dataset.models.iter().map(ObjectBox::from).collect();
     let place = dataset.root.display().to_string();
@@ -126,17 +122,11 @@ mod tests {
         assert_eq!(found(&others[..1]).unwrap(), "it has 2 objects, the box file 1");
         let mut other = others.clone();
         other[1].obj_id = 10;
-        assert_eq!(
-            found(&other).unwrap(),
-            "class 1 (obj_000007) is object 7, in the box file 10"
-        );
+        assert_eq!(found(&other).unwrap(), "class 1 (obj_000007) is object 7, in the box file 10");
         let mut metres = others.clone();
         metres[0].diameter_mm = 0.175;
         let text = found(&metres).unwrap();
-        assert_eq!(
-            text,
-            "class 0 (obj_000001) has a diameter of 175 mm, in the box file 0.175 mm"
-        );
+        assert_eq!(text, "class 0 (obj_000001) has a diameter of 175 mm, in the box file 0.175 mm");
         let mut moved = others.clone();
         moved[0].corners[7].z = 49.0;
         assert_eq!(

@@ -10,8 +10,8 @@ use super::checkpoint::{self, Best, EpochSums, config_hash};
 use super::ema::Ema;
 use super::{
     BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord, DataPrint,
-    ObjectInfo, Observer, Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd, StageStart,
-    TrainConfig, ValidScore,
+    ObjectInfo, Observer, Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd,
+    StageStart, TrainConfig, ValidScore,
 };
 use crate::io::differing_keys;
 use crate::nn::{Network, device_name};

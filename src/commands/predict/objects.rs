@@ -46,7 +46,9 @@ pub(super) fn find(
             );
         };
         if let Some(what) = differs(own.as_deref(), &objects, &root) {
-            bail!("{at} and the dataset of --data contradict each other: {what}; leave --data out to go by the file");
+            bail!(
+                "{at} and the dataset of --data contradict each other: {what}; leave --data out to go by the file"
+            );
         }
         return Ok(objects);
     }
@@ -66,7 +68,10 @@ pub(super) fn find(
     let of_home = || first_of([home.data.join(problem), home.data.clone()], data);
     match of_list.map_or_else(of_home, |found| Ok(Some(found)))? {
         Some((root, objects)) => {
-            tracing::info!("{at} does not carry its objects: their boxes are those of {}", root.display());
+            tracing::info!(
+                "{at} does not carry its objects: their boxes are those of {}",
+                root.display()
+            );
             Ok(objects)
         }
         None => bail!(
