@@ -140,6 +140,14 @@ impl Artifact {
         }))
     }
 
+    /// Whether its convolutions take integers: then no output is that of the trained network to rounding of floats.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn computes_with_integers(&self) -> Result<bool> {
+        Ok(self.kind == FileKind::Onnx && OnnxMeta::of_file(&self.file)?.activation_bits.is_some())
+    }
+
     /// The same file with another config.
     pub fn with_config(self, config: Config) -> Self {
         Self { config, ..self }

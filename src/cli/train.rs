@@ -148,6 +148,7 @@ fn hawq_flow(
     let mut request = SearchRequest::hawq(run, own_program()?, target)?;
     request.trace.max_probes = args.flow.trace_probes.unwrap_or(request.trace.max_probes);
     request.from = args.from.clone();
+    request.levels = args.flow.levels;
     Ok(match search(&request, stop)? {
         SearchEnd::Complete(_) => request.out.map(FlowSource::File),
         SearchEnd::Interrupted | SearchEnd::Ran(_) | SearchEnd::Listed(_) => None,

@@ -15,9 +15,10 @@ use crate::run::config::{Config, Names, Select};
 use crate::run::flow::{self, FlowPlan, FlowSource, MadeBy};
 use crate::run::home::Home;
 use crate::run::layers::{LayerReport, layers, sizes_after, sizes_text};
+use crate::run::options::images_of_epoch;
 use crate::run::overruled::{self, Ruler};
 use crate::run::starts::StageOptions;
-use crate::train::{Decay, LrPlace, StageConfig};
+use crate::train::{Afterwards, Decay, LrPlace, StageConfig};
 
 /// What `mqat plan` is asked.
 #[derive(Debug, Clone, Default)]
@@ -70,6 +71,8 @@ pub struct PlannedStage {
     pub name: String,
     /// The pattern of what it quantizes.
     pub module: Option<String>,
+    /// The modules that carry quantizers in it, in the order of the flow, its own last.
+    pub attached: Vec<AttachedModule>,
     /// Layers it quantizes.
     pub num_layers: usize,
     /// Their weights.
@@ -88,6 +91,29 @@ pub struct PlannedStage {
     pub epochs: Vec<PlannedEpoch>,
     /// Size once it is complete.
     pub sizes: Sizes,
+}
+
+/// A module that carries quantizers in a stage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AttachedModule {
+    /// Its pattern.
+    pub module: String,
+    /// The stage that quantized it, from 0.
+    pub stage: usize,
+    /// What becomes of it in this stage.
+    pub state: AttachedState,
+}
+
+/// What becomes of a module in a stage that carries its quantizers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttachedState {
+    /// The stage quantizes it.
+    Quantized,
+    /// Quantized before, its weights and scales go on learning (`afterwards` is `train`).
+    Trained,
+    /// Quantized before, and frozen since (`afterwards` is `freeze`).
+    Frozen,
 }
 
 /// An epoch of a stage.
@@ -155,12 +181,14 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
         .enumerate()
         .map(|(i, stage)| {
             let batch_size = stage.batch_size.unwrap_or(config.data.bs_train);
-            let steps_per_epoch = num_images.map(|n| (n / batch_size) as u64);
+            let steps_per_epoch =
+                num_images.map(|n| (images_of_epoch(&config, n) / batch_size) as u64);
             let own = || layers.iter().filter(|l| l.stage == Some(i));
             PlannedStage {
                 stage: i,
                 name: stage.label(),
                 module: stage.module.clone(),
+                attached: attached(&stages[..=i]),
                 num_layers: own().count(),
                 num_weights: own().map(|l| l.num_weights).sum(),
                 first_layer: stage.first_layer,
@@ -212,7 +240,22 @@ fn count_images(request: &PlanRequest, home: &Home, config: &Config) -> Result<O
         Err(err) if request.data.is_some() => return Err(err),
         Err(_) => return Ok(None),
     };
-    Ok(Some(io::read_list(&root.join(list))?.len()))
+    let found = io::read_list(&root.join(list))?.len();
+    Ok(Some(config.training.train_images.map_or(found, |most| most.min(found))))
+}
+
+/// The modules that carry quantizers in the last of these stages.
+fn attached(stages: &[StageConfig]) -> Vec<AttachedModule> {
+    let last = stages.len() - 1;
+    let of_stage = |(stage, config): (usize, &StageConfig)| {
+        let state = match config.afterwards {
+            _ if stage == last => AttachedState::Quantized,
+            Afterwards::Train => AttachedState::Trained,
+            Afterwards::Freeze => AttachedState::Frozen,
+        };
+        Some(AttachedModule { module: config.module.clone()?, stage, state })
+    };
+    stages.iter().enumerate().filter_map(of_stage).collect()
 }
 
 fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch> {
@@ -373,6 +416,14 @@ impl PlannedStage {
             counted(u64::from(self.num_epochs), "epoch"),
             self.batch_size
         );
+        let before = |module: &&AttachedModule| module.state != AttachedState::Quantized;
+        for module in self.attached.iter().filter(before) {
+            let what = match module.state {
+                AttachedState::Trained => "is trained on",
+                _ => "is frozen",
+            };
+            let _ = writeln!(out, "  {} of stage {} {what}", module.module, module.stage);
+        }
         for (first, last) in runs(&self.epochs) {
             let epochs = match last.epoch {
                 end if end == first.epoch => format!("{end}"),
@@ -447,6 +498,30 @@ mod tests {
         let mut stage = StageConfig { epochs, ..StageConfig::full_precision() };
         stage.lr.decay = decay;
         stage
+    }
+
+    #[test]
+    fn the_modules_of_earlier_stages_are_trained_or_frozen() {
+        let module = |name: &str, afterwards| StageConfig {
+            module: Some(name.to_owned()),
+            afterwards,
+            ..StageConfig::default()
+        };
+        let stages = [
+            stage(1, Decay::Constant),
+            module("fpn", Afterwards::Train),
+            module("head", Afterwards::Freeze),
+            module("backbone", Afterwards::Train),
+        ];
+        let states = |upto: usize| -> Vec<(String, AttachedState)> {
+            attached(&stages[..upto]).into_iter().map(|m| (m.module, m.state)).collect()
+        };
+        let of = |name: &str, state| (name.to_owned(), state);
+        use AttachedState::{Frozen, Quantized, Trained};
+        assert_eq!(states(1), []);
+        assert_eq!(states(3), [of("fpn", Trained), of("head", Quantized)]);
+        let last = [of("fpn", Trained), of("head", Frozen), of("backbone", Quantized)];
+        assert_eq!(states(4), last);
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct Job {
     pub arrived: Option<Instant>,
     /// Pictures that were left out between the one before and this one, as they were older.
     pub num_dropped: u64,
+    /// Dropped when the picture is answered, or when it never will be.
+    pub pass: Option<Box<dyn Send>>,
 }
 
 /// Where a picture is.
@@ -71,6 +73,8 @@ pub struct Answer {
     pub compute_s: f64,
     /// The picture, when it was to be kept.
     pub picture: Option<RgbImage>,
+    /// The job's.
+    pub pass: Option<Box<dyn Send>>,
 }
 
 /// What whoever waits for a picture's poses waits for, from its arrival (or the beginning of reading it) to the moment when its
@@ -192,6 +196,7 @@ struct JobItem {
     started: Instant,
     warp: Duration,
     num_dropped: u64,
+    pass: Option<Box<dyn Send>>,
 }
 
 /// Loaded pictures in their order, a batch at a time.
@@ -216,9 +221,9 @@ impl Iterator for JobBatches {
                 }
                 Err(why) => Some(why),
             };
-            let Job { place, name, view, num_dropped, .. } = job;
+            let Job { place, name, view, num_dropped, pass, .. } = job;
             let readable = bad.is_none();
-            let item = JobItem { view, bad, picture, started, warp, num_dropped };
+            let item = JobItem { view, bad, picture, started, warp, num_dropped, pass };
             batch.pictures.push(PictureInfo { place, name, readable, item });
         }
         (!batch.pictures.is_empty()).then_some(Ok(batch))
@@ -228,7 +233,7 @@ impl Iterator for JobBatches {
 fn answer_of(solved: SolvedPicture<JobItem>) -> Answer {
     let SolvedPicture { picture, results, network, solving, computed: [begin, end] } = solved;
     let PictureInfo { place, name, item, .. } = picture;
-    let JobItem { view, bad, picture, started, warp, num_dropped } = item;
+    let JobItem { view, bad, picture, started, warp, num_dropped, pass } = item;
     Answer {
         place,
         name,
@@ -245,6 +250,7 @@ fn answer_of(solved: SolvedPicture<JobItem>) -> Answer {
         num_dropped,
         compute_s: (warp + network + solving).as_secs_f64(),
         picture,
+        pass,
     }
 }
 
@@ -271,6 +277,7 @@ mod tests {
                 keep: place == 0,
                 arrived: None,
                 num_dropped: 0,
+                pass: None,
             }
         };
         dataset.frames.iter().enumerate().map(job).collect()
@@ -349,7 +356,16 @@ mod tests {
             let place = taken.fetch_add(1, Ordering::SeqCst);
             let source = PictureSource::Bad("no picture".to_owned());
             let (name, view) = (place.to_string(), view.clone());
-            Job { place, name, source, view, keep: false, arrived: None, num_dropped: 0 }
+            Job {
+                place,
+                name,
+                source,
+                view,
+                keep: false,
+                arrived: None,
+                num_dropped: 0,
+                pass: None,
+            }
         });
         let mut written = 0;
         let on_answer = |_| {

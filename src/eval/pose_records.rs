@@ -257,7 +257,17 @@ mod tests {
         let name = name.to_owned();
         let latency = Latency { read_s: 0.125, network_s: 0.0625, poses_s: 0.0625 };
         let (compute_s, num_dropped) = (0.125, 3);
-        Answer { place: 0, name, view, found, latency, compute_s, num_dropped, picture: None }
+        Answer {
+            place: 0,
+            name,
+            view,
+            found,
+            latency,
+            compute_s,
+            num_dropped,
+            picture: None,
+            pass: None,
+        }
     }
 
     #[test]

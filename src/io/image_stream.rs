@@ -62,12 +62,10 @@ impl<R: BufRead> Iterator for ImageStream<R> {
         if self.ended {
             return None;
         }
+        // Nothing behind an image is looked at before it is handed on: the next one may be long in coming.
         let image = self.next_image();
-        // Behind an image that breaks off there is nothing more.
-        self.ended = match self.reader.fill_buf() {
-            Ok(rest) => image.is_err() && rest.is_empty(),
-            Err(_) => true,
-        };
+        let is_io = |e: &anyhow::Error| e.downcast_ref::<std::io::Error>().is_some();
+        self.ended = image.as_ref().err().is_some_and(is_io);
         image.transpose()
     }
 }

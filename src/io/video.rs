@@ -1,6 +1,7 @@
 //! Frames of videos, camera devices and network streams, decoded by an installed `ffmpeg` as a child process: raw RGB over a
 //! pipe, one frame at a time.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -79,28 +80,27 @@ impl VideoSource {
     }
 
     /// ffmpeg's options for it as an input.
-    fn input(&self) -> Vec<std::ffi::OsString> {
+    fn input(&self) -> Vec<OsString> {
         // What was taken last counts, so nothing is held back in buffers.
-        let live = ["-fflags", "nobuffer", "-flags", "low_delay"].map(Into::into);
-        let mut args: Vec<std::ffi::OsString> = Vec::new();
-        match self {
-            Self::File { path, paced } => {
-                args.extend(paced.then(|| "-re".into()));
-                args.extend(["-i".into(), as_file(path)]);
+        let live = ["-fflags", "nobuffer", "-flags", "low_delay"];
+        let of_source: &[&str] = match self {
+            Self::File { paced: true, .. } => &["-re"],
+            Self::File { .. } => &[],
+            Self::Device(_) => &["-f", "v4l2"],
+            // Over TCP no frame arrives in parts.
+            Self::Stream(address) if address.to_ascii_lowercase().starts_with("rtsp") => {
+                &["-rtsp_transport", "tcp"]
             }
-            Self::Device(path) => {
-                args.extend(live);
-                args.extend(["-f", "v4l2", "-i"].map(Into::into));
-                args.push(path.into());
-            }
-            Self::Stream(address) => {
-                args.extend(live);
-                if address.to_ascii_lowercase().starts_with("rtsp") {
-                    args.extend(["-rtsp_transport", "tcp"].map(Into::into)); // no frame arrives in parts
-                }
-                args.extend(["-i".into(), address.into()]);
-            }
-        }
+            Self::Stream(_) => &[],
+        };
+        let live = live.iter().filter(|_| self.is_live());
+        let mut args: Vec<OsString> =
+            live.chain(of_source).chain(&["-i"]).map(OsString::from).collect();
+        args.push(match self {
+            Self::File { path, .. } => as_file(path),
+            Self::Device(path) => path.into(),
+            Self::Stream(address) => address.into(),
+        });
         args
     }
 }
@@ -249,8 +249,8 @@ pub fn check_ffmpeg() -> Result<()> {
 }
 
 /// The path as ffmpeg takes a file for certain: no protocol, no option.
-fn as_file(path: &Path) -> std::ffi::OsString {
-    let mut name = std::ffi::OsString::from("file:");
+fn as_file(path: &Path) -> OsString {
+    let mut name = OsString::from("file:");
     name.push(path);
     name
 }

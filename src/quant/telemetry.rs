@@ -1,6 +1,6 @@
 //! What quantization does to a module's weights, epoch by epoch: numbers to see trouble by.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -65,7 +65,7 @@ pub struct ModuleTelemetry {
     pub layers: Vec<LayerTelemetry>,
 }
 
-/// Follows the layers of the stage's modules. What it remembers is part of a checkpoint, so that a run that goes on
+/// Follows the layers of the modules that learn in the stage. What it remembers is part of a checkpoint, so that a run that goes on
 /// tells the same numbers.
 #[derive(Debug, Default)]
 pub struct Telemetry {
@@ -96,9 +96,12 @@ struct Measured {
 }
 
 impl Telemetry {
-    /// Forgets everything: a stage begins.
-    pub fn clear(&mut self) {
-        self.layers.clear();
+    /// Forgets all but these modules, which go on learning: a stage begins.
+    pub fn keep_only<'a>(&mut self, modules: impl Iterator<Item = &'a ModuleQuantizer>) {
+        let kept: BTreeSet<String> = modules
+            .flat_map(|module| module.weight_quantizers().map(|weight| weight.site().name.clone()))
+            .collect();
+        self.layers.retain(|layer, _| kept.contains(layer));
         self.before_step.clear();
     }
 
@@ -179,7 +182,7 @@ impl Telemetry {
     /// # Errors
     /// Names the tensor that is unknown or of another shape or kind.
     pub fn load_state(&mut self, state: &[(String, Tensor)]) -> Result<()> {
-        self.clear();
+        *self = Self::default();
         for (name, tensor) in state {
             let place = name.strip_prefix(PREFIX).and_then(|rest| rest.rsplit_once('.'));
             let (layer, field) = place.with_context(|| format!("{name} is not saved telemetry"))?;

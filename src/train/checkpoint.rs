@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Tensor};
 
 use super::record::exact_losses;
-use super::{NamedLosses, ObjectInfo, StageConfig};
+use super::{Afterwards, BatchNormInfo, NamedLosses, ObjectInfo, StageConfig};
 use crate::io::{parse_json, tensors};
 use crate::nn::{Network, Store, device_name, device_name_of};
 use crate::quant::{Claim, ModuleQuantizer, Telemetry};
@@ -92,6 +92,9 @@ pub struct Best {
 pub struct QuantizedModule {
     /// The stage that quantized it, from 0.
     pub stage: usize,
+    /// What becomes of it in later stages; not in files of earlier versions, which froze all.
+    #[serde(default, skip_serializing_if = "Afterwards::is_freeze")]
+    pub afterwards: Afterwards,
     /// The module and how it was quantized.
     #[serde(flatten)]
     pub claim: Claim,
@@ -100,7 +103,13 @@ pub struct QuantizedModule {
 impl QuantizedModule {
     /// The module that a stage quantizes, if it does.
     pub fn of_stage(index: usize, stage: &StageConfig, seed: u64) -> Option<Self> {
-        Some(Self { stage: index, claim: Claim { seed, ..stage.claim()? } })
+        let claim = Claim { seed, ..stage.claim()? };
+        Some(Self { stage: index, afterwards: stage.afterwards, claim })
+    }
+
+    /// Whether its quantizers learn in a stage: in its own, and in later ones where it is trained on.
+    pub fn learns_in(&self, stage: usize) -> bool {
+        self.stage == stage || (self.stage < stage && self.afterwards == Afterwards::Train)
     }
 
     /// Plugs the quantizers into the network's layers.
@@ -147,6 +156,10 @@ pub struct CheckpointMeta {
     /// The objects that the network finds, by class; empty in files of earlier versions and for imported weights.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub objects: Vec<ObjectInfo>,
+    /// How the running statistics of batch norms were estimated, where they are not the moving averages of training; none in
+    /// files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_norm: Option<BatchNormInfo>,
     /// Where the weights come from, when no run of this program trained them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<Imported>,
@@ -207,6 +220,9 @@ pub struct Imported {
 }
 
 impl CheckpointMeta {
+    /// The metadata entry of a file of bare weights that holds a [`BatchNormInfo`] as JSON.
+    pub const BATCH_NORM: &str = "batch_norm";
+
     /// Of weights that another program trained, under the config of the network they are in.
     pub fn of_import(
         imported: Imported,
@@ -229,6 +245,7 @@ impl CheckpointMeta {
             config,
             data: BTreeMap::new(),
             objects: Vec::new(),
+            batch_norm: None,
             imported: Some(imported),
         }
     }

@@ -13,7 +13,8 @@ use crate::schema::{above_zero, check_ranges, first_of_each_key};
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// The stages, in the order they run: a full-precision one if the network is not pretrained, then one for each
-    /// module of the flow. A module that a stage has quantized stays quantized and frozen in the later ones.
+    /// module of the flow. A module that a stage has quantized stays quantized in the later ones, frozen unless
+    /// `afterwards` says otherwise.
     pub stages: Vec<StageConfig>,
     /// A checkpoint every so many epochs; the end of a stage and a best epoch always write one.
     #[schemars(range(min = 1))]
@@ -30,6 +31,9 @@ pub struct TrainConfig {
     /// Stop, with a checkpoint, after so many steps in all.
     #[schemars(range(min = 1))]
     pub max_steps: Option<u64>,
+    /// Training batches on which the running statistics of batch norms are estimated again before validation, once
+    /// quantization changes the network; at most those of an epoch, 0 leaves the statistics of training.
+    pub bn_batches: usize,
     /// What chooses the best checkpoint, and when a stage ends early.
     pub monitor: MonitorConfig,
     /// Average the weights of each stage and evaluate the average; `null` evaluates the weights themselves.
@@ -47,6 +51,7 @@ impl Default for TrainConfig {
             keep: 3,
             valid_every: 1,
             max_steps: None,
+            bn_batches: 50,
             monitor: MonitorConfig::default(),
             ema: None,
         }
@@ -99,6 +104,25 @@ fn plain_name(pattern: &str) -> String {
     }
 }
 
+/// What becomes of a stage's module in the stages after it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Afterwards {
+    /// Its weights become the quantized ones for good when the next stage begins, and nothing of it is learnt any more.
+    #[default]
+    Freeze,
+    /// It stays fake-quantized: its weights, step sizes and clipping levels go on learning with the optimizer of each later
+    /// stage, until the end of the flow.
+    Train,
+}
+
+impl Afterwards {
+    /// Whether it is [`Afterwards::Freeze`].
+    pub fn is_freeze(&self) -> bool {
+        *self == Self::Freeze
+    }
+}
+
 /// One stage: some epochs in full precision, or the quantization of one module.
 ///
 /// The default is the published fine-tuning of MQAT without a module; name one and say how to quantize it.
@@ -117,6 +141,8 @@ pub struct StageConfig {
     pub weights: Option<WeightQuantConfig>,
     /// How the inputs of the module's layers are quantized; `null` leaves them float.
     pub activations: Option<ActivationQuantConfig>,
+    /// What becomes of the module in the stages after this one. Method `inq` has `freeze` alone.
+    pub afterwards: Afterwards,
     /// Whether the network's first layer is quantized too, where the module holds it.
     pub first_layer: bool,
     /// Whether the network's last layers are quantized too, where the module holds them.
@@ -146,6 +172,7 @@ impl Default for StageConfig {
             module: None,
             weights: None,
             activations: None,
+            afterwards: Afterwards::Freeze,
             first_layer: true,
             last_layer: true,
             epochs: Self::DEFAULT_EPOCHS,
@@ -230,6 +257,7 @@ impl StageConfig {
                 "{at}.module: {module}, but neither weights nor activations say how to quantize it"
             )),
         }
+        self.check_afterwards(at, problems);
         if let Some(weights) = &self.weights {
             weights.check(&format!("{at}.weights"), problems);
             weights.check_epochs(self.epochs, &format!("{at}.weights"), problems);
@@ -237,6 +265,26 @@ impl StageConfig {
         if let Some(activations) = &self.activations {
             activations.check(&format!("{at}.activations"), problems);
             activations.check_epochs(self.epochs, &format!("{at}.activations"), problems);
+        }
+    }
+
+    fn check_afterwards(&self, at: &str, problems: &mut Vec<String>) {
+        if self.afterwards == Afterwards::Freeze {
+            return;
+        }
+        if self.module.is_none() {
+            problems.push(format!(
+                "{at}.afterwards: is train, but the stage quantizes no module that could be trained later"
+            ));
+        }
+        let method = self.weights.as_ref().filter(|w| w.settings.scheme().schedule().is_some());
+        if let Some(weights) = method {
+            problems.push(format!(
+                "{at}.afterwards: is train, but method {} puts the stored weights on their levels and freezes them there, so \
+                 that nothing of them is left to train; take freeze, or a method with fake quantization (lsq, uniform, \
+                 dorefa, ana)",
+                weights.method()
+            ));
         }
     }
 }

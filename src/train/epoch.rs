@@ -70,20 +70,39 @@ impl Trainer {
         {
             self.ema = Some(Ema::begin(config, self.net.store()));
         }
-        let mut telemetry = std::mem::take(&mut self.telemetry);
-        if let Some(quantizer) = self.current_quantizer() {
-            telemetry.before_step(quantizer);
-            let start = quantizer
-                .start_epoch(epoch)
-                .with_context(|| format!("the quantization step of epoch {epoch}"))?;
-            telemetry.after_step(quantizer);
-            self.sums.fraction = start.fraction;
-            if start.clear_optimizer {
-                self.sgd.clear_state();
+        for index in 0..self.quantizers.len() {
+            if let Some(own_epoch) = self.epoch_of_quantizer(index) {
+                let step = self.start_quantizer(index, own_epoch);
+                step.with_context(|| format!("the quantization step of epoch {epoch}"))?;
             }
-            self.freeze()?;
         }
-        self.telemetry = telemetry;
+        self.freeze()
+    }
+
+    /// The quantization step of one module at the begin of its epoch.
+    fn start_quantizer(&mut self, index: usize, own_epoch: u32) -> Result<()> {
+        let (module, quantizer) = &mut self.quantizers[index];
+        self.telemetry.before_step(quantizer);
+        let start = quantizer.start_epoch(own_epoch)?;
+        self.telemetry.after_step(quantizer);
+        if module.stage == self.position.stage {
+            self.sums.fraction = start.fraction;
+        }
+        if start.clear_optimizer {
+            self.sgd.clear_state();
+        }
+        Ok(())
+    }
+
+    /// The end of the epoch for all modules that learn in it.
+    pub(super) fn end_quantizers(&mut self) -> Result<()> {
+        let epoch = self.position.epoch;
+        for index in 0..self.quantizers.len() {
+            if let Some(own_epoch) = self.epoch_of_quantizer(index) {
+                let doing = || format!("the end of epoch {epoch} of the quantizers");
+                self.quantizers[index].1.end_epoch(own_epoch).with_context(doing)?;
+            }
+        }
         Ok(())
     }
 
@@ -163,14 +182,10 @@ impl Trainer {
     }
 
     fn finish_epoch(&mut self, hooks: &mut Hooks<'_>, num_batches: usize) -> Result<()> {
-        let epoch = self.position.epoch;
-        if let Some(quantizer) = self.current_quantizer() {
-            let doing = || format!("the end of epoch {epoch} of the quantizers");
-            quantizer.end_epoch(epoch).with_context(doing)?;
-        }
+        self.end_quantizers()?;
         self.position.global_epoch += 1;
         hooks.observer.epoch(&self.epoch_record(num_batches))?;
-        if let Some(record) = self.measure()? {
+        for record in self.measure()? {
             hooks.observer.telemetry(&record)?;
         }
         self.position.epoch += 1;
@@ -217,21 +232,29 @@ impl Trainer {
         }
     }
 
-    /// What quantization did to the stage's module in the epoch that ends.
-    fn measure(&mut self) -> Result<Option<TelemetryRecord>> {
-        let since = Instant::now();
-        let mut telemetry = std::mem::take(&mut self.telemetry);
-        let measured = self.current_quantizer().map(|q| telemetry.measure(q)).transpose()?;
-        self.telemetry = telemetry;
-        Ok(measured.filter(|module| !module.layers.is_empty()).map(|module| TelemetryRecord {
-            global_step: self.position.global_step,
-            global_epoch: self.position.global_epoch,
-            stage: self.position.stage,
-            stage_name: self.stage().label(),
-            epoch: self.position.epoch,
-            seconds: since.elapsed().as_secs_f64(),
-            module,
-        }))
+    /// What quantization did in the epoch that ends to the modules that learn in it.
+    fn measure(&mut self) -> Result<Vec<TelemetryRecord>> {
+        let mut records = Vec::new();
+        for (module, quantizer) in &self.quantizers {
+            if !module.learns_in(self.position.stage) {
+                continue;
+            }
+            let since = Instant::now();
+            let measured = self.telemetry.measure(quantizer)?;
+            if measured.layers.is_empty() {
+                continue;
+            }
+            records.push(TelemetryRecord {
+                global_step: self.position.global_step,
+                global_epoch: self.position.global_epoch,
+                stage: self.position.stage,
+                stage_name: self.config.stages[self.position.stage].label(),
+                epoch: self.position.epoch,
+                seconds: since.elapsed().as_secs_f64(),
+                module: measured,
+            });
+        }
+        Ok(records)
     }
 
     /// Writes a checkpoint and says that the run stops, if it was asked to.

@@ -94,9 +94,6 @@ impl Trainer {
         self.start_epoch()?;
         self.update(prepared, 1)?;
         let label = self.stage().label();
-        if let Some(quantizer) = self.current_quantizer() {
-            quantizer.end_epoch(epoch).with_context(|| format!("rehearsing stage {label}"))?;
-        }
-        Ok(())
+        self.end_quantizers().with_context(|| format!("rehearsing stage {label}"))
     }
 }

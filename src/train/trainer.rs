@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use super::checkpoint::{self, Best, EpochSums, config_hash};
 use super::ema::Ema;
 use super::{
-    BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord, DataPrint,
-    ObjectInfo, Observer, Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd,
-    StageStart, TrainConfig, ValidScore,
+    BatchNormInfo, BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord,
+    DataPrint, ObjectInfo, Observer, Position, QuantizedModule, ResumeFrom, Sgd, StageConfig,
+    StageEnd, StageStart, TrainConfig, ValidScore,
 };
 use crate::io::differing_keys;
 use crate::nn::{Network, device_name};
@@ -85,6 +85,8 @@ pub struct Trainer {
     /// The moving average of the weights, from the epoch of the stage on that it begins with.
     pub(super) ema: Option<Ema>,
     pub(super) telemetry: Telemetry,
+    /// How the statistics of batch norms were estimated the last time.
+    pub(super) batch_norm: Option<BatchNormInfo>,
     pub(super) quantizers: Vec<(QuantizedModule, ModuleQuantizer)>,
     folder: CheckpointFolder,
     run: RunInfo,
@@ -120,6 +122,7 @@ impl Trainer {
             last_checkpoint: None,
             ema: None,
             telemetry: Telemetry::default(),
+            batch_norm: None,
             quantizers: Vec::new(),
             run,
             saved: None,
@@ -215,6 +218,7 @@ impl Trainer {
         self.position = meta.position;
         self.sums = meta.epoch_sums;
         self.best = meta.best;
+        self.batch_norm = meta.batch_norm;
         Ok(())
     }
 
@@ -349,10 +353,24 @@ impl Trainer {
         &self.config.stages[self.position.stage]
     }
 
+    pub(super) fn seed(&self) -> u64 {
+        self.run.seed
+    }
+
     /// The quantizers of the stage's module, if it has one.
     pub(super) fn current_quantizer(&mut self) -> Option<&mut ModuleQuantizer> {
         let stage = self.position.stage;
         self.quantizers.iter_mut().find(|(module, _)| module.stage == stage).map(|(_, q)| q)
+    }
+
+    /// The module of that place among the quantizers, where it learns in this stage, and the epoch it is in: counted from
+    /// the begin of its own stage, of which a later stage is the continuation.
+    pub(super) fn epoch_of_quantizer(&self, index: usize) -> Option<u32> {
+        let (module, _) = &self.quantizers[index];
+        let Position { stage, epoch, .. } = self.position;
+        let before = self.config.stages[module.stage.min(stage)..stage].iter();
+        let epochs = before.fold(0u32, |sum, s| sum.saturating_add(s.epochs));
+        module.learns_in(stage).then(|| epochs.saturating_add(epoch))
     }
 
     /// Hands the optimizer what is frozen, of all modules.
@@ -385,10 +403,11 @@ impl Trainer {
         let stage = self.stage().clone();
         if epoch == 0 && batch == 0 {
             self.sgd.clear_state();
-            self.telemetry.clear();
+            let go_on = self.quantizers.iter().filter(|(module, _)| module.learns_in(index));
+            self.telemetry.keep_only(go_on.map(|(_, quantizer)| quantizer));
             self.ema = None;
         }
-        for (module, quantizer) in self.quantizers.iter_mut().filter(|(m, _)| m.stage < index) {
+        for (module, quantizer) in self.quantizers.iter_mut().filter(|(m, _)| !m.learns_in(index)) {
             let doing = || format!("freezing module {} before stage {index}", module.claim.module);
             quantizer.convert().with_context(doing)?;
         }
@@ -419,6 +438,11 @@ impl Trainer {
     fn end_stage(&mut self, hooks: &mut Hooks<'_>) -> Result<PathBuf> {
         let index = self.position.stage;
         let name = self.stage().label();
+        // For a stage that ends without a validation, after a resume with fewer epochs.
+        if self.is_estimate_due() {
+            self.reestimate_batch_norms(hooks)?;
+            self.saved = self.saved.take().filter(|_| self.is_estimate_due());
+        }
         let on_grid = || -> Result<()> {
             for (module, quantizer) in &self.quantizers {
                 quantizer.assert_on_grid().with_context(|| {
@@ -485,6 +509,7 @@ impl Trainer {
             config: self.run.config.clone(),
             data: self.run.data.clone(),
             objects: self.run.objects.clone(),
+            batch_norm: self.batch_norm.clone(),
             imported: None,
         };
         Checkpoint {

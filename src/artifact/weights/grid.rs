@@ -11,7 +11,7 @@ use crate::nn::Network;
 use crate::quant::inq::InqWeights;
 use crate::quant::levels::MAX_LEVELS;
 use crate::quant::{Claim, Grid, ModuleQuantizer, QuantInit, Spacing, WeightQuantConfig, select};
-use crate::train::QuantizedModule;
+use crate::train::{Afterwards, QuantizedModule};
 
 /// How far a stored value may be off its level, in units of the scale: the published code computes its levels by
 /// another formula (`linspace`, whose middle level is -4.5e-8), which differs by rounding only.
@@ -190,7 +190,7 @@ fn as_module<'a>(net: &dyn Network, module: &str, layers: &[&'a InqLayer]) -> Op
         ..WeightQuantConfig::default()
     };
     let claim = Claim { first_layer, last_layer, ..Claim::of(module).with_weights(&weights) };
-    let module = QuantizedModule { stage: 0, claim };
+    let module = QuantizedModule { stage: 0, afterwards: Afterwards::Freeze, claim };
     Some(Group { module, layers: layers.iter().copied().zip(grids?).collect() })
 }
 

@@ -49,6 +49,8 @@ pub(super) struct Cameras {
     as_stored: Vec<bool>,
     /// The one that the user gave.
     given: Option<usize>,
+    /// That of frames, where the user gave none.
+    of_frames: Option<usize>,
 }
 
 /// What cameras are made for.
@@ -64,8 +66,13 @@ impl Cameras {
     /// # Errors
     /// If `file` is not a camera, a picture has none, or the first pictures are of another size than their camera.
     pub fn find(file: Option<&Path>, inputs: &Inputs, network: &Network) -> Result<Self> {
-        let mut cameras =
-            Self { views: Vec::new(), of_pictures: Vec::new(), as_stored: Vec::new(), given: None };
+        let mut cameras = Self {
+            views: Vec::new(),
+            of_pictures: Vec::new(),
+            as_stored: Vec::new(),
+            given: None,
+            of_frames: None,
+        };
         if let Some(path) = file {
             let camera = read_camera(path)?;
             cameras.given = Some(cameras.view(camera, path.display().to_string(), network)?);
@@ -121,9 +128,10 @@ impl Cameras {
         self.as_stored[number]
     }
 
-    /// Any view: for pictures that have none.
+    /// The view of frames, or any: for pictures that have none.
     pub fn any(&self) -> Option<Arc<View>> {
-        self.views.first().map(|(view, _)| view.clone())
+        let number = self.given.or(self.of_frames).unwrap_or(0);
+        self.views.get(number).map(|(view, _)| view.clone())
     }
 
     /// The cameras that were used, the first of many.
@@ -180,8 +188,7 @@ impl Cameras {
             own.0,
             own.1
         );
-        let view = self.own_view(network)?;
-        self.given = Some(view);
+        self.of_frames = Some(self.own_view(network)?);
         Ok(())
     }
 
@@ -278,7 +285,8 @@ impl Cameras {
         }
         for (i, (_, report)) in self.views.iter_mut().enumerate() {
             // One that the user gave may see videos too.
-            report.num_images = (self.given != Some(i) || counts[i] > 0).then_some(counts[i]);
+            let sees_frames = [self.given, self.of_frames].contains(&Some(i));
+            report.num_images = (!sees_frames || counts[i] > 0).then_some(counts[i]);
         }
     }
 }

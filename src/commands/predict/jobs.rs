@@ -110,7 +110,7 @@ impl Numbering {
 /// When jobs come and when they end.
 pub(super) struct Ends<'a> {
     /// Opens for one picture at a time, with `--realtime`.
-    pub realtime: Option<&'a Gate>,
+    pub realtime: Option<Arc<Gate>>,
     /// Ends the jobs early.
     pub stop: StopFlags,
     /// Raised behind the last job.
@@ -156,7 +156,7 @@ pub(super) struct Jobs<'a> {
     place: usize,
     num_pictures: usize,
     /// Lets one picture in at a time and drops older frames.
-    realtime: Option<&'a Gate>,
+    realtime: Option<Arc<Gate>>,
     stop: StopFlags,
     ended: &'a AtomicBool,
 }
@@ -221,7 +221,7 @@ impl<'a> Jobs<'a> {
 
     fn open(&self, source: &FrameSource) -> Current {
         let name = source.name();
-        let opened = match self.realtime {
+        let opened = match &self.realtime {
             None => live::open(source, self.stop.clone()).map(|frames| Current::Frames {
                 name: name.clone(),
                 frames,
@@ -271,9 +271,10 @@ impl Iterator for Jobs<'_> {
     type Item = Job;
 
     fn next(&mut self) -> Option<Job> {
-        if self.realtime.is_some_and(|gate| !gate.enter(&self.stop)) {
-            return None;
-        }
+        let pass = match &self.realtime {
+            Some(gate) => Some(Box::new(gate.enter(&self.stop)?) as Box<dyn Send>),
+            None => None,
+        };
         loop {
             if let Some(next) = self.next_picture() {
                 let Next { name, source, view, arrived, num_dropped } = next;
@@ -281,7 +282,7 @@ impl Iterator for Jobs<'_> {
                 self.place += 1;
                 let view = view.or_else(|| self.cameras.any())?;
                 let keep = self.overlays.contain(place, self.total);
-                return Some(Job { place, name, source, view, keep, arrived, num_dropped });
+                return Some(Job { place, name, source, view, keep, arrived, num_dropped, pass });
             }
             if self.stop.are_raised() {
                 return None;

@@ -1,7 +1,9 @@
 //! Frames that come from outside: of videos, cameras, streams and standard input; every one of them, or with `--realtime` the
 //! newest one whenever the network is free.
 
-use std::io::BufReader;
+use std::fs::File;
+use std::io::{BufReader, Read, Stdin};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -40,18 +42,16 @@ pub(super) fn open(source: &FrameSource, stop: StopFlags) -> Result<Frames> {
 }
 
 /// Standard input without a buffer.
-struct RawStdin(std::io::Stdin);
+struct RawStdin(Stdin);
 
-impl std::io::Read for RawStdin {
+impl Read for RawStdin {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        use std::os::fd::AsFd;
-        let file = std::fs::File::from(self.0.as_fd().try_clone_to_owned()?);
-        (&file).read(buffer)
+        File::from(self.0.as_fd().try_clone_to_owned()?).read(buffer)
     }
 }
 
-impl std::os::fd::AsRawFd for RawStdin {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+impl AsRawFd for RawStdin {
+    fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 }
@@ -169,25 +169,29 @@ pub(super) struct Gate {
     changed: Condvar,
 }
 
+/// Opens its gate when it is dropped: when the picture that it goes with is answered, or nobody will answer it.
+pub(super) struct Pass(Arc<Gate>);
+
 impl Gate {
-    /// Waits until the picture before is answered; false when it is asked to stop.
-    pub fn enter(&self, stop: &StopFlags) -> bool {
+    /// Waits until the picture before is answered; `None` when it is asked to stop.
+    pub fn enter(self: &Arc<Self>, stop: &StopFlags) -> Option<Pass> {
         let mut is_busy = self.is_busy.lock().unwrap_or_else(PoisonError::into_inner);
         while *is_busy {
             if stop.are_raised() {
-                return false;
+                return None;
             }
             let waited = self.changed.wait_timeout(is_busy, LOOK_EVERY);
             is_busy = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         *is_busy = true;
-        true
+        Some(Pass(self.clone()))
     }
+}
 
-    /// The picture is answered.
-    pub fn leave(&self) {
-        *self.is_busy.lock().unwrap_or_else(PoisonError::into_inner) = false;
-        self.changed.notify_all();
+impl Drop for Pass {
+    fn drop(&mut self) {
+        *self.0.is_busy.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.changed.notify_all();
     }
 }
 
@@ -205,7 +209,7 @@ mod tests {
         let (read, was_read) = std::sync::mpsc::channel();
         let frames = receiver.into_iter().map(move |value| {
             let _ = read.send(());
-            Ok(image(value))
+            anyhow::Ok(image(value))
         });
         let newest = Newest::begin(|_| Ok(Box::new(frames)), &StopFlags::default()).unwrap();
         let send = |value: u8| {
@@ -248,12 +252,13 @@ mod tests {
 
     #[test]
     fn a_gate_lets_one_in_at_a_time() {
-        let (gate, flag) = (Gate::default(), Arc::new(AtomicBool::new(false)));
+        let (gate, flag) = (Arc::new(Gate::default()), Arc::new(AtomicBool::new(false)));
         let stop = StopFlags::default().and(flag.clone());
-        assert!(gate.enter(&stop));
-        gate.leave();
-        assert!(gate.enter(&stop));
+        drop(gate.enter(&stop).unwrap());
+        let pass = gate.enter(&stop).unwrap();
         flag.store(true, Ordering::SeqCst);
-        assert!(!gate.enter(&stop));
+        assert!(gate.enter(&stop).is_none());
+        drop(pass);
+        assert!(gate.enter(&stop).is_some());
     }
 }

@@ -37,7 +37,7 @@ use crate::io;
 use crate::io::StopFlags;
 use crate::io::image_stream::StreamFormat;
 use crate::io::picture::write_png;
-use crate::io::video::{VideoSource, check_ffmpeg};
+use crate::io::video::{VideoSource, check_ffmpeg, is_video};
 use crate::run::config::Names;
 use crate::run::folder::Folder;
 use crate::run::home::Home;
@@ -204,7 +204,9 @@ pub fn predict(
     let mut artifact = open(file, &asked)?;
     artifact.ensure_uses(request.run.device)?;
     let inputs = find_inputs(request)?;
-    if let Some(batch) = request.batch.or(request.realtime.then_some(1)) {
+    // Whoever sends a frame may wait for its answer before the next one.
+    let one_by_one = request.realtime || inputs.are_live();
+    if let Some(batch) = request.batch.or(one_by_one.then_some(1)) {
         artifact.config.data.bs_valid = batch;
     }
     let config = &artifact.config;
@@ -213,7 +215,13 @@ pub fn predict(
     for camera in cameras.reports() {
         tracing::info!("camera {}", camera.line());
     }
-    let objects = objects::find(request, &home, &artifact, &inputs)?;
+    let wanted = objects::Wanted {
+        boxes: request.boxes.as_deref(),
+        data: request.run.data.as_deref(),
+        problem: request.run.select.problem(),
+        list_root: inputs.list_root.clone(),
+    };
+    let objects = objects::find(wanted, &home, &artifact)?;
     let decoder = decoder(config, objects.iter().map(|object| object.corners).collect())?;
     let device = request.run.open_device(config)?;
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
@@ -226,8 +234,7 @@ pub fn predict(
     let numbering = Mutex::new(Numbering::of(&inputs));
     let ended = AtomicBool::new(false);
     let are_live = inputs.are_live();
-    let gate = Gate::default();
-    let realtime = request.realtime.then_some(&gate);
+    let realtime = request.realtime.then(Arc::<Gate>::default);
     let ends = Ends { realtime, stop: StopFlags::of([stop.clone()]), ended: &ended };
     let pictures = Jobs::new(inputs, &cameras, &numbering, (request.overlays, total), ends);
     let mut results = Results::begin(&out, request.overwrite, &objects, lines)?;
@@ -237,7 +244,6 @@ pub fn predict(
             Err(_) => bail!("numbering the pictures panicked"),
         };
         results.take(answer, ids)?;
-        gate.leave();
         let written = results.writer.written();
         let (num_done, num_poses) = (written.num_images, written.num_poses);
         progress(PredictProgress { num_done, num_images: total, num_poses });
@@ -273,22 +279,24 @@ pub fn predict(
 
 /// The inputs, and what they need.
 fn find_inputs(request: &PredictRequest) -> Result<Inputs> {
-    let stdin = request.raw.map_or(StreamFormat::Files, |(w, h)| StreamFormat::Raw(w, h));
-    let looking = Looking { recursive: request.recursive, stdin, paced: request.realtime };
-    let inputs = inputs::find(&request.inputs, looking)?;
-    let has_stdin = request.inputs.iter().any(|input| input.as_os_str() == "-");
+    let is_stdin = |input: &PathBuf| input.as_os_str() == "-";
     ensure!(
-        request.raw.is_none() || has_stdin,
+        request.raw.is_none() || request.inputs.iter().any(is_stdin),
         "--raw cannot act: it is for frames on standard input (INPUT -); leave it out"
     );
+    let has_frames = |i: &PathBuf| is_stdin(i) || is_video(i) || VideoSource::live(i).is_some();
     ensure!(
-        !request.realtime || inputs.inputs.iter().all(|i| matches!(i, inputs::Input::Frames(_))),
-        "--realtime cannot act: images in files wait for the network; it is for a camera, a stream, a video or standard input"
+        !request.realtime || request.inputs.iter().all(has_frames),
+        "--realtime cannot act: images in files wait for the network; it is for a camera, a stream, a video or standard \
+         input; leave it out"
     );
     ensure!(
         !request.realtime || request.batch.is_none_or(|batch| batch == 1),
         "--batch cannot act: --realtime takes one frame at a time; leave it out"
     );
+    let stdin = request.raw.map_or(StreamFormat::Files, |(w, h)| StreamFormat::Raw(w, h));
+    let (recursive, paced) = (request.recursive, request.realtime);
+    let inputs = inputs::find(&request.inputs, Looking { recursive, stdin, paced })?;
     if inputs.need_ffmpeg() {
         check_ffmpeg()?;
     }

@@ -4,37 +4,42 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use super::PredictRequest;
-use super::inputs::Inputs;
 use crate::artifact::Artifact;
 use crate::data::{DataConfig, ObjectBox, object_boxes};
 use crate::run::home::Home;
 use crate::run::objects::{boxes, contradiction};
 use crate::train::ObjectInfo;
 
+/// What the user says about the objects.
+pub(super) struct Wanted<'a> {
+    /// `--boxes`.
+    pub boxes: Option<&'a Path>,
+    /// `--data`.
+    pub data: Option<&'a Path>,
+    /// The problem, which names a folder of a folder of datasets.
+    pub problem: &'a str,
+    /// The folder of the list's dataset.
+    pub list_root: Option<PathBuf>,
+}
+
 /// The boxes of the network's classes: of `--boxes`, else of the dataset that `--data` names, else of the file itself, else
 /// of the dataset of the list or the config's.
 ///
 /// # Errors
 /// If there are none, they do not fit the classes of the network, or the dataset of `--data` contradicts the file.
-pub(super) fn find(
-    request: &PredictRequest,
-    home: &Home,
-    artifact: &Artifact,
-    inputs: &Inputs,
-) -> Result<Vec<ObjectBox>> {
+pub(super) fn find(wanted: Wanted, home: &Home, artifact: &Artifact) -> Result<Vec<ObjectBox>> {
     let own = artifact.objects()?;
     let data = &artifact.config.data;
-    let (at, problem) = (artifact.file.display(), request.run.select.problem());
-    if let Some(file) = &request.boxes {
+    let (at, problem) = (artifact.file.display(), wanted.problem);
+    if let Some(file) = wanted.boxes {
         let boxes = with_ids(object_boxes(file, None, data)?, own.as_deref());
         if let Some(what) = differs(own.as_deref(), &boxes, file) {
             tracing::warn!("{at} carries other objects than --boxes, which is taken: {what}");
         }
         return Ok(boxes);
     }
-    if let Some(named) = &request.run.data {
-        let Some((root, objects)) = first_of([named.clone(), named.join(problem)], data)? else {
+    if let Some(named) = wanted.data {
+        let Some((root, objects)) = first_of([named.to_owned(), named.join(problem)], data)? else {
             bail!(
                 "--data: the objects' boxes (data.BBOX_FILE, {}) are not in {}: name another dataset{}",
                 data.bbox_file,
@@ -52,7 +57,7 @@ pub(super) fn find(
         }
         return Ok(objects);
     }
-    let of_list = first_of(inputs.list_root.clone(), data)?;
+    let of_list = first_of(wanted.list_root, data)?;
     if let Some(own) = own {
         return Ok(match of_list {
             Some((root, objects)) => match differs(Some(&own), &objects, &root) {
