@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::shared::refuse;
 use crate::commands::{OnnxOptions, Runtime};
-use crate::export::onnx::{Carrier, Method};
+use crate::export::onnx::{CalibrationMethod, Carrier};
 
 /// What an ONNX file is to be.
 #[derive(Debug, Clone, Args)]
@@ -22,7 +22,7 @@ pub struct OnnxArgs {
     /// (percentile), or by the least squared error of rounding (mse), which cuts more, and with it what large objects show
     /// [default: percentile].
     #[arg(long, value_name = "minmax|percentile|mse", requires = "calibrate")]
-    pub calibration: Option<Method>,
+    pub calibration: Option<CalibrationMethod>,
 
     /// Percentage of values below the range's upper end, and above its lower one, of --calibration percentile
     /// [default: 99.999].
@@ -43,7 +43,7 @@ pub struct OnnxArgs {
     pub full_range: bool,
 
     /// How integer weights are stored: a byte each (fastest), or at their true bits (smallest) [default: int8].
-    #[arg(long, value_enum)]
+    #[arg(long = "weight-type", alias = "carrier", value_name = "TYPE", value_enum)]
     pub carrier: Option<Carrier>,
 
     /// The runtime that the file is for [default: ort].
@@ -82,7 +82,7 @@ impl OnnxArgs {
             ("--activation-bits", self.activation_bits.is_some()),
             ("--keep-float", self.keep_float),
             ("--full-range", self.full_range),
-            ("--carrier", self.carrier.is_some()),
+            ("--weight-type", self.carrier.is_some()),
             ("--target", self.target.is_some()),
             ("--opset", self.opset.is_some()),
             ("--batch", self.batch.is_some()),
@@ -99,7 +99,9 @@ impl OnnxArgs {
     pub(super) fn options(&self) -> Result<OnnxOptions> {
         let usual = OnnxOptions::default();
         let method = match (self.calibration.unwrap_or_default(), self.percentile) {
-            (Method::Percentile(_), Some(percent)) => Method::Percentile(percent),
+            (CalibrationMethod::Percentile(_), Some(percent)) => {
+                CalibrationMethod::Percentile(percent)
+            }
             (method, given) => {
                 let why = "--calibration sets the ranges in another way";
                 refuse(&[("--percentile", given.is_some())], why)?;

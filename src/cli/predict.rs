@@ -11,7 +11,7 @@ use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, Places, request};
 use super::stop;
 use super::stop::CommandEnd;
-use super::terminal::Progress;
+use super::terminal::JobProgress;
 use crate::artifact::EngineChoice;
 use crate::commands::{Overlays, PredictProgress, PredictRequest, predict};
 use crate::io::video::{MAX_SIDE_PX, VideoSource};
@@ -180,7 +180,7 @@ fn size(text: &str) -> Result<(u32, u32), String> {
 /// A bar, or lines where nobody knows how long it takes.
 enum Bar {
     Unstarted,
-    Known(Progress),
+    Known(JobProgress),
     Unknown(Instant),
 }
 
@@ -189,7 +189,9 @@ impl Bar {
         let PredictProgress { num_done, num_images, num_poses } = at;
         if matches!(self, Self::Unstarted) {
             *self = match num_images {
-                Some(total) => Self::Known(Progress::start("predict", "images", total as u64, 0)),
+                Some(total) => {
+                    Self::Known(JobProgress::start("predict", "images", total as u64, 0))
+                }
                 None => Self::Unknown(Instant::now()),
             };
         }

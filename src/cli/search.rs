@@ -15,8 +15,8 @@ use super::stop::CommandEnd;
 use crate::quant::{Levels, WeightMethod};
 use crate::run::parse_weight_method;
 use crate::study::{
-    Budget, Division, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, Target, TraceRequest,
-    Walk, search,
+    Budget, Division, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, SizeTarget,
+    TraceRequest, Walk, search,
 };
 
 /// Arguments of `mqat search`.
@@ -142,6 +142,11 @@ pub struct TrialArgs {
     #[arg(long, value_name = "MODULE|smallest")]
     pub first: Option<String>,
 
+    /// How far a trial's gain must be from 0 to decide which module goes first, points of percent; within it the search is
+    /// undecided and goes by size [default: the gain's standard error].
+    #[arg(long, value_name = "POINTS", conflicts_with = "first")]
+    pub first_margin: Option<f64>,
+
     /// Trials that run at the same time, as processes of their own.
     #[arg(long, value_name = "J", default_value = "1", value_parser = positive)]
     pub jobs: usize,
@@ -178,8 +183,8 @@ pub struct TraceArgs {
     #[arg(long, value_name = "N", default_value_t = TraceRequest::default().max_probes)]
     pub trace_probes: usize,
 
-    /// Stop when the summed sensitivity's standard error is below this share of it.
-    #[arg(long, value_name = "SHARE", default_value_t = TraceRequest::default().relative_error)]
+    /// Stop when the summed sensitivity's standard error is below this fraction of it.
+    #[arg(long, value_name = "FRACTION", default_value_t = TraceRequest::default().relative_error)]
     pub trace_error: f64,
 }
 
@@ -245,7 +250,7 @@ impl FromStr for Assignments {
     }
 }
 
-fn positive(text: &str) -> std::result::Result<usize, String> {
+pub(super) fn positive(text: &str) -> std::result::Result<usize, String> {
     text.parse()
         .ok()
         .filter(|n| *n > 0)
@@ -256,9 +261,9 @@ impl SearchArgs {
     fn request(self) -> Result<SearchRequest> {
         let target = &self.target;
         Ok(SearchRequest {
-            target: (target.target_compression.map(Target::Compression))
-                .or(target.target_bytes.map(Target::Bytes))
-                .or(target.target_bits.map(Target::Bits)),
+            target: (target.target_compression.map(SizeTarget::Compression))
+                .or(target.target_bytes.map(SizeTarget::Bytes))
+                .or(target.target_bits.map(SizeTarget::Bits)),
             run: request(self.select, self.places),
             program: own_program()?,
             from: self.from,
@@ -291,6 +296,7 @@ impl SearchArgs {
                 Some(name) if name == "smallest" => First::Smallest,
                 Some(name) => First::Module(name),
             },
+            first_margin: self.trials.first_margin,
             layerwise: self.layerwise,
             keep_first_layer: self.keep_first_layer,
             keep_last_layer: self.keep_last_layer,
@@ -321,6 +327,7 @@ fn ensure_all_act(args: &SearchArgs) -> Result<()> {
     if args.layerwise {
         let options = [
             ("--first", trials.first.is_some()),
+            ("--first-margin", trials.first_margin.is_some()),
             ("--budget-epochs", trials.budget_epochs.is_some()),
             ("--trial-images", trials.trial_images.is_some()),
             ("--trial-steps", trials.trial_steps.is_some()),
@@ -333,6 +340,7 @@ fn ensure_all_act(args: &SearchArgs) -> Result<()> {
     if args.assign.is_some() {
         let options = [
             ("--first", trials.first.is_some()),
+            ("--first-margin", trials.first_margin.is_some()),
             ("--trace-images", trace.trace_images != usual.images),
             ("--trace-batch", trace.trace_batch != usual.batch),
             ("--trace-probes", trace.trace_probes != usual.max_probes),
@@ -368,7 +376,7 @@ pub(super) fn run(args: SearchArgs) -> Result<CommandEnd> {
             }
         }
         SearchEnd::Interrupted => {
-            tracing::warn!("interrupted; the same command goes on");
+            tracing::warn!("interrupted; run the same command again to resume");
             return Ok(CommandEnd::Interrupted);
         }
         SearchEnd::Ran(trial) => {

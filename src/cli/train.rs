@@ -85,13 +85,13 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
     let stop = stop::flag()?;
     let run = request(args.select.clone(), args.places.clone());
     let flow = match args.flow.hawq_target()? {
-        None => args.flow.source()?,
+        None => args.flow.source(&run)?,
         Some(_) if args.resume.is_some() => bail!(
             "a resumed run keeps the bits that were chosen for it; leave --method hawq and its options out"
         ),
         Some(target) => match hawq_flow(&run, target, &args, &stop)? {
             None => {
-                tracing::warn!("interrupted; the same command goes on");
+                tracing::warn!("interrupted; run the same command again to resume");
                 return Ok(CommandEnd::Interrupted);
             }
             flow => flow,
@@ -120,9 +120,9 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
     } else {
         let how = match report.outcome {
             Ended::Finished => "finished",
-            Ended::Interrupted => "interrupted, go on with --resume",
+            Ended::Interrupted => "interrupted; resume it with --resume",
             Ended::MaxSteps => {
-                "stopped after the steps asked for, go on with --resume and more --max-steps"
+                "reached --max-steps; resume it with --resume and a larger --max-steps"
             }
         };
         print_text(&format!(

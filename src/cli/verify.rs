@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, Reads, reading};
-use super::terminal::Progress;
+use super::terminal::JobProgress;
 use crate::commands::{Limits, Rule, VerifyRequest, verify};
 use crate::data::Split;
 
@@ -90,10 +90,10 @@ pub(super) fn run(args: VerifyArgs) -> Result<()> {
             chance: args.min_chance,
         },
     };
-    let mut bar: Option<Progress> = None;
+    let mut bar: Option<JobProgress> = None;
     let report = verify(&request, &mut |at| {
-        let bar =
-            bar.get_or_insert_with(|| Progress::start("verify", "images", at.num_images as u64, 0));
+        let bar = bar
+            .get_or_insert_with(|| JobProgress::start("verify", "images", at.num_images as u64, 0));
         bar.at(at.num_done as u64, "");
     })?;
     if let Some(bar) = bar {

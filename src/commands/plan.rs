@@ -91,6 +91,8 @@ pub struct PlannedStage {
     pub epochs: Vec<PlannedEpoch>,
     /// Size once it is complete.
     pub sizes: Sizes,
+    /// What is worth a second thought.
+    pub warnings: Vec<String>,
 }
 
 /// A module that carries quantizers in a stage.
@@ -125,18 +127,18 @@ pub struct PlannedEpoch {
     pub lr_first: Option<f64>,
     /// Learning rate of its last step.
     pub lr_last: Option<f64>,
-    /// Share of the stage's weights that is frozen on levels during it; null for methods without a schedule.
+    /// Fraction of the stage's weights that is frozen on levels during it; null for methods without a schedule.
     pub fraction: Option<f64>,
-    /// What becomes of the inputs of the stage's layers.
-    pub inputs: Inputs,
+    /// What becomes of the activations of the stage's layers.
+    pub activations: ActivationPhase,
     /// Whether the optimizer's momentum is cleared at its begin.
     pub clears_momentum: bool,
 }
 
-/// What becomes of the inputs of a stage's layers in an epoch.
+/// What becomes of the activations of a stage's layers in an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Inputs {
+pub enum ActivationPhase {
     /// Nothing.
     Float,
     /// Their range is recorded.
@@ -198,6 +200,7 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
                 num_epochs: stage.epochs,
                 epochs: epochs(stage, steps_per_epoch),
                 sizes: sizes_after(&layers, net.as_ref(), i),
+                warnings: warnings(stage),
             }
         })
         .collect();
@@ -217,11 +220,13 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
 
 /// The options that rule over keys of the config.
 fn rulers(request: &PlanRequest) -> Vec<Ruler<'static>> {
-    vec![
+    let mut rulers = vec![
         Ruler::new(request.select.seed.is_some(), "--seed", |key| key == "experiment.seed"),
         Ruler::of_batch_size(request.batch_size.is_some()),
         Ruler::of_epochs(request.epochs.is_some()),
-    ]
+    ];
+    rulers.extend(request.flow.as_ref().and_then(FlowSource::ruler));
+    rulers
 }
 
 /// Writes the flow as a file for `--flow`.
@@ -260,7 +265,7 @@ fn attached(stages: &[StageConfig]) -> Vec<AttachedModule> {
 
 fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch> {
     let by_update = stage.lr.warmup_steps > 0 || matches!(stage.lr.decay, Decay::Steps { .. });
-    // A cosine depends on the share of the stage alone; anything stands for the steps of an epoch then.
+    // A cosine depends on the fraction of the stage alone; anything stands for the steps of an epoch then.
     let steps = steps_per_epoch.or((!by_update).then_some(1000));
     let lr = |epoch: u32, offset: u64| {
         let steps = steps?;
@@ -278,10 +283,23 @@ fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch
             lr_first: lr(epoch, 0),
             lr_last: lr(epoch, u64::MAX),
             fraction: schedule.map(|s| s.fraction_at(epoch)),
-            inputs: inputs(stage, epoch),
+            activations: activations(stage, epoch),
             clears_momentum: epoch == 0 || (clears && schedule.is_some_and(|s| s.steps_at(epoch))),
         })
         .collect()
+}
+
+/// What is worth a second thought about a stage.
+fn warnings(stage: &StageConfig) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if stage.lr.ends_at_full_rate(stage.epochs) {
+        warnings.push(format!(
+            "the last epoch ({}) has the largest factor of the table lr.decay.epochs: the network is judged right after steps \
+             at the full rate; end with a smaller factor, or choose a cosine ({{\"cosine\": {{\"to\": 0}}}}) or training.ema",
+            stage.epochs - 1
+        ));
+    }
+    warnings
 }
 
 /// Longest stage of which every epoch is listed.
@@ -319,15 +337,15 @@ fn listed(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<u32> {
     epochs
 }
 
-fn inputs(stage: &StageConfig, epoch: u32) -> Inputs {
-    let Some(activations) = &stage.activations else { return Inputs::Float };
+fn activations(stage: &StageConfig, epoch: u32) -> ActivationPhase {
+    let Some(activations) = &stage.activations else { return ActivationPhase::Float };
     let start = activations.quant_start_epoch;
     if epoch >= start {
-        Inputs::Quantized
+        ActivationPhase::Quantized
     } else if epoch + 1 == start {
-        Inputs::Recorded
+        ActivationPhase::Recorded
     } else {
-        Inputs::Float
+        ActivationPhase::Float
     }
 }
 
@@ -351,6 +369,7 @@ impl PlanReport {
             counted(num_epochs, "epoch"),
             self.seed
         );
+        let _ = writeln!(out, "epochs are counted from 1; the schedules of a config count from 0");
         for stage in &self.stages {
             stage.write(&mut out);
         }
@@ -363,7 +382,7 @@ impl PlanReport {
         let _ = writeln!(
             out,
             "\n{:<44} {:>9}  {:<24} {:<24} stage",
-            "convolution", "weights", "quantized to", "inputs"
+            "convolution", "weights", "quantized to", "activations"
         );
         for l in self.layers.iter().filter(|l| l.kind == "conv") {
             let stage = match (&l.stage, &l.stage_name, l.float_because) {
@@ -371,10 +390,10 @@ impl PlanReport {
                 (_, _, Some(because)) => because.to_owned(),
                 _ => "-".to_owned(),
             };
-            let (weights, inputs) = (l.weights_text(), l.activations_text());
+            let (weights, activations) = (l.weights_text(), l.activations_text());
             let _ = writeln!(
                 out,
-                "{:<44} {:>9}  {weights:<24} {inputs:<24} {stage}",
+                "{:<44} {:>9}  {weights:<24} {activations:<24} {stage}",
                 l.name, l.num_weights
             );
         }
@@ -426,12 +445,15 @@ impl PlannedStage {
         }
         for (first, last) in runs(&self.epochs) {
             let epochs = match last.epoch {
-                end if end == first.epoch => format!("{end}"),
-                end => format!("{}-{end}", first.epoch),
+                end if end == first.epoch => format!("{}", end + 1),
+                end => format!("{}-{}", first.epoch + 1, end + 1),
             };
             let _ = writeln!(out, "  epoch {epochs:<8} {}", first.text(last));
         }
         let _ = writeln!(out, "  after it: {}", sizes_text(&self.sizes));
+        for warning in &self.warnings {
+            let _ = writeln!(out, "  warning: {warning}");
+        }
     }
 }
 
@@ -450,10 +472,10 @@ impl PlannedEpoch {
         if let Some(fraction) = self.fraction {
             let _ = write!(text, " {:>6.2} % frozen", 100.0 * fraction);
         }
-        match self.inputs {
-            Inputs::Float => {}
-            Inputs::Recorded => text.push_str(", activations recorded"),
-            Inputs::Quantized => text.push_str(", activations quantized"),
+        match self.activations {
+            ActivationPhase::Float => {}
+            ActivationPhase::Recorded => text.push_str(", activations recorded"),
+            ActivationPhase::Quantized => text.push_str(", activations quantized"),
         }
         if self.clears_momentum && self.epoch > 0 {
             text.push_str(", momentum cleared");
@@ -467,7 +489,7 @@ impl PlannedEpoch {
             && next.lr_first == next.lr_last
             && self.lr_first == self.lr_last
             && self.fraction == next.fraction
-            && self.inputs == next.inputs
+            && self.activations == next.activations
             && !next.clears_momentum
     }
 }

@@ -28,6 +28,11 @@ use crate::train::{CheckpointFolder, CheckpointMeta, ResumeFrom};
 /// Beside metrics.json: the files that its reports are of, in their order.
 pub(crate) const CHECKPOINTS_FILE: &str = "checkpoints.json";
 
+/// Beside metrics.json: the errors of every object, of the report of that number.
+pub(crate) fn errors_file(index: usize) -> String {
+    format!("errors_{index}.jsonl")
+}
+
 /// What `mqat test` is asked.
 #[derive(Debug, Clone)]
 pub struct TestRequest {
@@ -368,7 +373,7 @@ pub(crate) fn write_report(
         if synthetic { "Accuracy over depth (synthetic data)" } else { "Accuracy over depth" };
     write_depth_chart(out, "accuracy_over_depth", title, &named)?;
     for (i, run) in runs.iter().enumerate() {
-        write_errors(&out.join(format!("errors_{i}.jsonl")), &run.evaluation.errors)?;
+        write_errors(&out.join(errors_file(i)), &run.evaluation.errors)?;
         write_overlays(
             &out.join(format!("overlays_{i}")),
             dataset,

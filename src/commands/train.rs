@@ -13,11 +13,11 @@ use super::test::nothing_left;
 use crate::artifact::StartFrom;
 use crate::artifact::network::new_network;
 use crate::artifact::pretrained::load_pretrained;
-use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split};
+use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split, sequence_of};
 use crate::eval::{EvaluationInfo, evaluate, infer};
 use crate::io;
 use crate::nn::{Network, device_name};
-use crate::pose::EvalTable;
+use crate::pose::{EvalTable, Outcomes, TargetErrors};
 use crate::run::config::Config;
 use crate::run::flow::FlowSource;
 use crate::run::folder::{Folder, Pick, Provenance, Start};
@@ -271,7 +271,7 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
 /// The options that rule over keys of the config.
 fn rulers(request: &TrainRequest) -> Vec<Ruler<'static>> {
     let steps = request.ckpt_every_steps.is_some();
-    vec![
+    let mut rulers = vec![
         Ruler::new(request.run.select.seed.is_some(), "--seed", |key| key == "experiment.seed"),
         Ruler::of_batch_size(request.batch_size.is_some()),
         Ruler::of_epochs(request.epochs.is_some()),
@@ -288,7 +288,9 @@ fn rulers(request: &TrainRequest) -> Vec<Ruler<'static>> {
         Ruler::new(request.from.is_some(), "--full-precision-epochs", |key| {
             key == "training.full_precision.epochs"
         }),
-    ]
+    ];
+    rulers.extend(request.flow.as_ref().and_then(FlowSource::ruler));
+    rulers
 }
 
 /// Whether `--from` leaves the full-precision stage out.
@@ -470,5 +472,8 @@ fn validate(
         details.push((name.to_owned(), 100.0 * counts.found as f64 / counts.objects as f64));
     }
     let name = EvalTable::HEADLINE.to_owned();
-    Ok(Some(ValidScore { name, value, higher_is_better: true, counts, details }))
+    let is_right = |e: &TargetErrors| e.headline_diameters < EvalTable::HEADLINE_DIAMETERS;
+    let objects = evaluation.errors.iter().map(|e| (sequence_of(&e.image), is_right(e)));
+    let outcomes = Outcomes::new(objects).into_text();
+    Ok(Some(ValidScore { name, value, higher_is_better: true, counts, details, outcomes }))
 }

@@ -53,7 +53,7 @@ pub use pose_records::{PoseWriter, Written};
 pub use prediction::Prediction;
 pub use report::{
     BinLimits, ClassSummary, DatasetSummary, Definition, Evaluation, EvaluationInfo, Report,
-    SYNTHETIC_FILE, evaluate, write_errors,
+    SYNTHETIC_FILE, evaluate, read_errors, write_errors,
 };
 pub use result_file::{ResultFile, ResultFormat, odd_distances, read_predictions};
 pub use solver::{ImageResult, Solver};

@@ -77,7 +77,7 @@ pub trait WeightScheme: fmt::Debug {
         false
     }
 
-    /// The share of frozen weights by epoch, of methods that freeze.
+    /// The fraction of frozen weights by epoch, of methods that freeze.
     fn schedule(&self) -> Option<&FractionSchedule> {
         None
     }

@@ -25,7 +25,7 @@ pub struct SearchRequest {
     /// The width of the trials, and of the module that goes first; bits.
     pub trial_bits: u32,
     /// How small the network is to become; not needed when the bits are given.
-    pub target: Option<Target>,
+    pub target: Option<SizeTarget>,
     /// What counts for it.
     pub size: SizeKind,
     /// How long trials are.
@@ -38,6 +38,8 @@ pub struct SearchRequest {
     pub trace: TraceRequest,
     /// Which module goes first.
     pub first: First,
+    /// How far a trial's gain must be from 0 to decide, points of percent; none takes its standard error.
+    pub first_margin: Option<f64>,
     /// Choose bits layer by layer, for one stage over all modules (HAWQ-V3), instead of module by module.
     pub layerwise: bool,
     /// Keep the network's first convolution float.
@@ -78,13 +80,14 @@ impl SearchRequest {
             modules: Vec::new(),
             widths: vec![2, 4, 8],
             trial_bits: 2,
-            target: Some(Target::Compression(compression)),
+            target: Some(SizeTarget::Compression(compression)),
             size: SizeKind::Paper,
             budget: Budget::default(),
             method: Some(WeightMethod::Lsq),
             levels: None,
             trace: TraceRequest::default(),
             first: First::Smallest,
+            first_margin: None,
             layerwise: true,
             keep_first_layer: false,
             keep_last_layer: false,
@@ -119,7 +122,7 @@ pub struct TraceRequest {
     pub batch: usize,
     /// Probes at most.
     pub max_probes: usize,
-    /// Enough when the summed sensitivity's standard error is below this share of it.
+    /// Enough when the summed sensitivity's standard error is below this fraction of it.
     pub relative_error: f64,
     /// How a trace becomes a sensitivity.
     pub division: Division,
@@ -151,7 +154,7 @@ pub enum First {
 /// How small the network is to become.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Target {
+pub enum SizeTarget {
     /// So many times smaller than with 32-bit weights.
     Compression(f64),
     /// At most so many bytes.

@@ -1,16 +1,12 @@
-//! Batch norms of a quantized network: their running statistics estimated again before they are used.
-
-use std::time::Instant;
+//! Statistics of batch norms over training batches, and what files say of them.
 
 use anyhow::{Context, Result, ensure};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tch::no_grad;
 
-use super::trainer::{Hooks, Trainer};
-use super::{BatchNormRecord, BatchRequest, Batches};
+use super::Batches;
 use crate::nn::{BatchNormShift, BatchStatistics, Network};
-use crate::quant::ModuleQuantizer;
 use crate::seed;
 use crate::topology::Task;
 
@@ -100,71 +96,4 @@ pub struct Estimated {
     pub num_batches: usize,
     /// Images of a batch.
     pub batch_size: usize,
-}
-
-impl Trainer {
-    /// Estimates the running statistics of batch norms again, if quantization changes what the network computes: they
-    /// are the cumulative average over training batches instead of a moving one that lags behind steps between levels.
-    ///
-    /// They become those of the network as it is evaluated: of the averaged weights where there are any. Training does
-    /// not depend on them, since it normalises by the batch; where batch norms are frozen it does, and they stay.
-    ///
-    /// # Errors
-    /// If a batch cannot be read, or statistics are not finite.
-    pub(super) fn reestimate_batch_norms(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
-        let batch_size = self.stage().batch_size;
-        let num = self.config.bn_batches.min(hooks.source.num_batches(batch_size));
-        let concerns = self.net.store().has_batch_norms()
-            && self.quantizers.iter().any(|(_, q)| ModuleQuantizer::is_acting(q));
-        if num == 0 || self.stage().freeze_bn || !concerns {
-            return Ok(());
-        }
-        let since = Instant::now();
-        let place = [self.position.stage as u64, u64::from(self.position.epoch)];
-        let request = BatchRequest {
-            epoch_key: estimation_epoch(self.seed(), &place),
-            first_batch: 0,
-            batch_size,
-        };
-        let batches = hooks.source.open(request);
-        let (net, task) = (self.net.as_ref(), self.task.as_ref());
-        let estimate = |batches| {
-            let (statistics, on) = batch_statistics(net, task, batches, num)?;
-            let shifts = statistics.shifts(net.store())?;
-            anyhow::Ok((statistics, on, shifts))
-        };
-        let (statistics, on, shifts) = batches
-            .and_then(|batches| self.evaluated(|| estimate(batches)))
-            .context("estimating the statistics of batch norms (training.bn_batches)")?;
-        let Some(largest) = largest_shift(&shifts).cloned() else { return Ok(()) };
-        match &mut self.ema {
-            Some(ema) => ema.set(&statistics.tensors())?,
-            None => statistics.assign(self.net.store())?,
-        }
-        self.batch_norm = Some(BatchNormInfo {
-            reestimated_on: on.num_batches,
-            batch_size: on.batch_size,
-            global_step: self.position.global_step,
-            largest_shift: largest.clone(),
-        });
-        let furthest = |a: &&BatchNormShift, b: &&BatchNormShift| {
-            a.variance_factor().total_cmp(&b.variance_factor())
-        };
-        hooks.observer.batch_norm(&BatchNormRecord {
-            global_step: self.position.global_step,
-            global_epoch: self.position.global_epoch,
-            stage: self.position.stage,
-            stage_name: self.stage().label(),
-            num_batches: on.num_batches,
-            num_layers: shifts.len(),
-            seconds: since.elapsed().as_secs_f64(),
-            largest_variance_ratio: shifts.iter().max_by(furthest).unwrap_or(&largest).clone(),
-            largest_shift: largest,
-        })
-    }
-
-    /// Whether the running statistics are those of the weights of this moment, or need not be estimated.
-    pub(super) fn is_estimate_due(&self) -> bool {
-        self.batch_norm.as_ref().is_none_or(|b| b.global_step != self.position.global_step)
-    }
 }

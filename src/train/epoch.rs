@@ -60,21 +60,22 @@ impl Trainer {
         Ok(None)
     }
 
-    /// Quantizes the epoch's share of weights, before any of its steps.
+    /// Quantizes the epoch's fraction of weights, before any of its steps.
     pub(super) fn start_epoch(&mut self) -> Result<()> {
         self.sums = EpochSums::default();
         let epoch = self.position.epoch;
+        for index in 0..self.quantizers.len() {
+            if let Some(own_epoch) = self.epoch_of_quantizer(index) {
+                let step = self.start_quantizer(index, own_epoch);
+                step.with_context(|| format!("the quantization step of epoch {}", epoch + 1))?;
+            }
+        }
+        // The average begins with the weights in the unit that the quantizers leave them in.
         if let Some(config) = &self.config.ema
             && self.ema.is_none()
             && epoch >= config.from
         {
             self.ema = Some(Ema::begin(config, self.net.store()));
-        }
-        for index in 0..self.quantizers.len() {
-            if let Some(own_epoch) = self.epoch_of_quantizer(index) {
-                let step = self.start_quantizer(index, own_epoch);
-                step.with_context(|| format!("the quantization step of epoch {epoch}"))?;
-            }
         }
         self.freeze()
     }
@@ -99,7 +100,7 @@ impl Trainer {
         let epoch = self.position.epoch;
         for index in 0..self.quantizers.len() {
             if let Some(own_epoch) = self.epoch_of_quantizer(index) {
-                let doing = || format!("the end of epoch {epoch} of the quantizers");
+                let doing = || format!("the end of epoch {} of the quantizers", epoch + 1);
                 self.quantizers[index].1.end_epoch(own_epoch).with_context(doing)?;
             }
         }
@@ -227,7 +228,7 @@ impl Trainer {
             positive_per_image: sums.num_positive as f64 / sums.images.max(1) as f64,
             lr,
             quantized_fraction: sums.fraction,
-            share_frozen: self.share_frozen(),
+            frozen_fraction: self.frozen_fraction(),
             images_per_s: sums.images as f64 / sums.seconds.max(1e-9),
         }
     }

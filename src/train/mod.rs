@@ -20,6 +20,7 @@ mod objects;
 mod observer;
 mod prefetch;
 mod record;
+mod reestimate;
 mod rehearse;
 mod sgd;
 mod step;

@@ -1,5 +1,6 @@
 //! What a user sees: the program as a process, in fresh folders.
 
+mod against_init;
 mod bad_input;
 mod bench;
 mod config;
@@ -8,6 +9,7 @@ mod flow;
 mod from;
 mod help;
 mod import;
+mod launcher;
 mod live;
 mod onnx;
 mod options;

@@ -125,9 +125,13 @@ fn a_trained_checkpoint_becomes_integers_that_score_as_it_does() {
     assert_eq!(written["onnx"]["opset"], 25);
     assert_eq!(written["onnx"]["weights"]["int2"], 8, "{written}");
     assert!(written["onnx"]["activations"].as_str().unwrap().contains("as trained (8 layers)"));
-    run(&[&export[..], &["--out", "x.onnx", "--carrier", "true-bits", "--opset", "17"]].concat())
-        .code(1)
-        .says(&["opset 17 has no integers of 4 bits for --carrier true-bits", "--carrier int8"]);
+    run(&[&export[..], &["--out", "x.onnx", "--weight-type", "true-bits", "--opset", "17"]]
+        .concat())
+    .code(1)
+    .says(&[
+        "opset 17 has no integers of 4 bits for --weight-type true-bits",
+        "--weight-type int8",
+    ]);
     let calibrated =
         ["--out", &integers, "--calibrate", "8", "--carrier", "true-bits", "--data", data];
     if let Some(python) = python() {
@@ -150,7 +154,7 @@ fn a_trained_checkpoint_becomes_integers_that_score_as_it_does() {
     // Layer by layer, from the same integers: the other runtime's float products may fall to the other side of a half.
     assert!(number(check, "/max_steps") <= 1.0, "{check}");
     for layer in check["layers"].as_array().unwrap() {
-        assert!(number(layer, "/share") < 0.1, "{layer}"); // the coarsest level has 64 values
+        assert!(number(layer, "/fraction") < 0.1, "{layer}"); // the coarsest level has 64 values
     }
     // Both compute with the same integers: what is left are halves that fall to the other side.
     assert!(number(check, "/from_reference/mean_offset") < 1e-3, "{check}");

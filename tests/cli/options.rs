@@ -140,7 +140,7 @@ fn options_of_another_format_are_refused_by_name() {
         "--calibrate 4",
         "--calibrate 4 --calibration mse",
         "--calibrate 4 --keep-float",
-        "--carrier int8",
+        "--weight-type int8",
         "--target ort",
         "--opset 17",
         "--batch 1",
@@ -226,6 +226,10 @@ fn a_report_without_an_evaluation_takes_no_options_of_one() {
         let name = option.split(' ').next().unwrap();
         refused(&format!("report DIR --out OUT {option}"), &[name, "every EXP"]);
     }
+    refused("report 0 --format csv --json", &["--format", "--json"]);
+    refused("report 0 --format doc", &["doc", "expected md, csv, latex or html"]);
+    refused("report 0 --columns adi", &["is not a column", "true-adi"]);
+    refused("report 0 --columns all,all", &["all is named twice"]);
 }
 
 #[test]

@@ -107,7 +107,7 @@ pub(super) fn find(given: &[PathBuf], looking: Looking) -> Result<Inputs> {
             found.add_glob(pattern, looking.paced)?;
         } else {
             bail!(
-                "there is no {}: expected an image, a folder, a glob, a list (.txt), a video, a camera (/dev/video0), the \
+                "no such file: {}; expected an image, a folder, a glob, a list (.txt), a video, a camera (/dev/video0), the \
                  address of a stream (rtsp://...) or - for standard input",
                 path.display()
             );

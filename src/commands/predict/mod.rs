@@ -22,7 +22,7 @@ pub use cameras::CameraReport;
 pub use jobs::Overlays;
 pub use latency::{LatencyReport, Percentiles};
 
-use cameras::{Cameras, Network};
+use cameras::{Cameras, NetworkInput};
 use inputs::{Inputs, Looking};
 use jobs::{Ends, Jobs, Numbering};
 use latency::Latencies;
@@ -210,7 +210,7 @@ pub fn predict(
         artifact.config.data.bs_valid = batch;
     }
     let config = &artifact.config;
-    let network = Network { input: &config.input, data: &config.data };
+    let network = NetworkInput { input: &config.input, data: &config.data };
     let cameras = Cameras::find(request.camera.as_deref(), &inputs, &network)?;
     for camera in cameras.reports() {
         tracing::info!("camera {}", camera.line());

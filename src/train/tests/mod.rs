@@ -245,7 +245,14 @@ impl Observer for Recorder {
 fn valley(_: &dyn Network, position: &Position) -> Result<Option<ValidScore>> {
     let value = (position.global_epoch as f64 - 1.5).abs();
     let name = "valid_loss".to_owned();
-    Ok(Some(ValidScore { name, value, higher_is_better: false, counts: None, details: vec![] }))
+    Ok(Some(ValidScore {
+        name,
+        value,
+        higher_is_better: false,
+        counts: None,
+        details: vec![],
+        outcomes: Default::default(),
+    }))
 }
 
 fn run(trainer: &mut Trainer, recorder: &mut Recorder) -> Result<Outcome> {
