@@ -114,7 +114,7 @@ impl FlowArgs {
         );
         if let Some(text) = &self.like {
             ensure!(
-                self.method == Some(Method::FullPrecision),
+                self.method == Some(FlowMethod::FullPrecision),
                 "--like is for --method full-precision"
             );
             ensure!(

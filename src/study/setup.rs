@@ -127,11 +127,6 @@ impl Setup {
         Ok(modules)
     }
 
-    /// The width of trials.
-    pub fn trial_bits(&self) -> u32 {
-        self.request.trial_bits
-    }
-
     /// How a layer is quantized, with the config's own number of levels whatever the width; `None` outside of the modules.
     pub fn quantizers(&self, layer: &str) -> Result<Option<Quantizers>> {
         let module = self.modules.iter().find(|m| m.layers.iter().any(|(n, _)| n == layer));
