@@ -220,11 +220,13 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
 
 /// The options that rule over keys of the config.
 fn rulers(request: &PlanRequest) -> Vec<Ruler<'static>> {
-    vec![
+    let mut rulers = vec![
         Ruler::new(request.select.seed.is_some(), "--seed", |key| key == "experiment.seed"),
         Ruler::of_batch_size(request.batch_size.is_some()),
         Ruler::of_epochs(request.epochs.is_some()),
-    ]
+    ];
+    rulers.extend(request.flow.as_ref().and_then(FlowSource::ruler));
+    rulers
 }
 
 /// Writes the flow as a file for `--flow`.

@@ -313,6 +313,12 @@ fn check_request(request: &SearchRequest) -> Result<()> {
         probes >= 2,
         "--trace-probes is {probes}, expected 2 or more: one has no standard error"
     );
+    if let Some(margin) = request.first_margin {
+        ensure!(
+            margin >= 0.0 && margin.is_finite(),
+            "--first-margin is {margin}, must be at least 0 (points of percent)"
+        );
+    }
     ensure!(error > 0.0, "--trace-error is {error}, expected more than 0");
     Ok(())
 }

@@ -78,6 +78,7 @@ fn a_moving_average_survives_stops_bit_for_bit() {
             higher_is_better: true,
             counts: None,
             details: vec![],
+            outcomes: Default::default(),
         }))
     };
     let whole = tempfile::tempdir().unwrap();
@@ -207,6 +208,7 @@ fn another_seed_or_configuration_is_told() {
         checkpoints: folder.path().to_owned(),
         config: Value::Null,
         data: Default::default(),
+        objects: Vec::new(),
     };
     let mut other = Trainer::new(toy_net(), config, task(), run).unwrap();
     let mut recorder = Recorder::default();
