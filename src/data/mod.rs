@@ -49,6 +49,6 @@ pub use models::{ObjectBox, ObjectModel, object_boxes};
 pub use models_info::{ModelInfo, ModelInfos, ModelSymmetries};
 pub use purpose::Purpose;
 pub use sample::{Preparer, Sample, SampleObject};
-pub use scene::{ImagePath, scene_cameras};
+pub use scene::{ImagePath, scene_cameras, sequence_of};
 pub use undistort::SourceMap;
 pub use view::View;
