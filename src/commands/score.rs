@@ -145,6 +145,15 @@ fn take_folder(data: &mut DataConfig, folder: &BopFolder, split: Option<&str>) -
         None if configured => {}
         None => folder.test_split()?.clone_into(&mut data.test),
     }
+    for (name, _) in SplitList::parse(&data.test)?.parts {
+        let names: Vec<&str> = folder.splits().collect();
+        ensure!(
+            names.contains(&name.as_str()),
+            "{}: no folder {name} of numbered scenes; there are {}",
+            folder.root().display(),
+            names.join(", ")
+        );
+    }
     let meshes = folder.evaluation_meshes().context("no folder of meshes")?;
     let infos = folder.infos(&meshes)?;
     let classes = match data.obj_ids.as_slice() {

@@ -102,7 +102,8 @@ fn a_network_is_trained_on_folders_of_scenes_and_tested_on_their_targets() {
     assert_eq!(report["bop"]["num_targets"], 20, "{report}");
     // Boxes come from models_info.json where there is no file of boxes.
     let (image, out) = (data.join("test/000003/rgb"), dir.path().join("poses"));
-    let weights = logs.join("SwissCube/WidedepthTiny/exp000");
+    let checkpoints = logs.join("SwissCube/WidedepthTiny/exp000/checkpoints");
+    let weights = std::fs::read_dir(checkpoints).unwrap().next().unwrap().unwrap().path();
     let args = ["predict", "--checkpoint", text(&weights), text(&image), "--data", text(&data)];
     run(&[&args[..], &["--out", text(&out), "--device", "cpu"]].concat()).code(0);
     let args = [&more[..], &["--set", "data.N_CLASS=3"]].concat();
