@@ -262,11 +262,8 @@ impl BopScene {
             let at = |file: &Path| format!("{}: image {number}", file.display());
             let k =
                 Camera::from_row_major(&camera.cam_k).with_context(|| at(&folder.join(CAMERAS)))?;
-            let listed = match &mut objects {
-                None => None,
-                // An image that scene_gt.json leaves out has no objects.
-                Some(all) => Some(all.remove(&number).unwrap_or_default()),
-            };
+            // An image that scene_gt.json leaves out has no objects.
+            let listed = objects.as_mut().map(|all| all.remove(&number).unwrap_or_default());
             let of_image = infos.as_mut().map(|all| all.remove(&number).unwrap_or_default());
             if let (Some(listed), Some(told)) = (&listed, &of_image) {
                 ensure!(
