@@ -40,8 +40,8 @@ fn a_bop_folder_is_scored_without_a_problem_folder() {
         ("ar_mssd", 48.5, 1e-9),
         ("ar_mspd", 54.0, 1e-9),
         ("ar_vsd", 47.45, 5.0),
-        ("ap", 52.98246555424774, 1e-9),
-        ("ap_mssd", 49.666743597436674, 1e-9),
+        ("ap", 52.982_465_554_2, 1e-9),
+        ("ap_mssd", 49.666_743_597_4, 1e-9),
     ] {
         assert!((percent(&bop[key]) - expected).abs() <= tolerance, "{key}: {bop}");
     }
