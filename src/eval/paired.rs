@@ -84,7 +84,9 @@ mod tests {
         let found = MeanDifference::of(&pairs.collect::<Vec<_>>()).unwrap();
         let [low, high] = found.interval_95.unwrap();
         assert_eq!((found.mean, found.num), (3.0, 5));
-        assert!((high - 3.0 - 2.776 * 0.70711).abs() < 0.01 && (low + high - 6.0).abs() < 1e-12);
+        assert!(
+            (high - 3.0 - 2.776 * 0.5f64.sqrt()).abs() < 0.01 && (low + high - 6.0).abs() < 1e-12
+        );
     }
 
     #[test]
