@@ -32,7 +32,8 @@ pub use inspect::{
 };
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
 pub use predict::{
-    CameraReport, Latency, Overlays, PredictProgress, PredictReport, PredictRequest, predict,
+    CameraReport, LatencyReport, Overlays, Percentiles, PredictProgress, PredictReport,
+    PredictRequest, predict,
 };
 pub use recalibrate::{
     RecalibrateReport, RecalibrateRequest, RecalibratedLayer, Shift, recalibrate,
@@ -45,6 +46,6 @@ pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use verify::{
-    ArtefactReport, Detections, Limits, PoseDeviation, Quantiles, VerifyReport, VerifyRequest,
-    verify,
+    ArtefactReport, Detections, Limits, PoseDeviation, Quantiles, Rule, VerifyReport,
+    VerifyRequest, verify,
 };

@@ -20,6 +20,7 @@ use crate::io;
 use crate::run::config::{Config, Names};
 use crate::run::folder::{Folder, Pick};
 use crate::run::home::Home;
+use crate::run::objects;
 use crate::run::options::{decoder_for, infer_options};
 use crate::run::request::Request;
 use crate::train::{CheckpointFolder, CheckpointMeta, ResumeFrom};
@@ -272,6 +273,7 @@ fn evaluate_one(
     let Opened { name, engine, device, .. } = artifact.engine(device, reading, threads)?;
     tracing::info!("evaluating {} ({name})", artifact.file.display());
     let options = infer_options(config, device, request.run.skip_bad);
+    objects::warn_of_contradiction(artifact.objects()?, dataset, &artifact.file);
     let decoder = decoder_for(config, dataset)?;
     let report_progress = |p| progress(&name, p);
     let inference = infer(engine.as_ref(), decoder.as_ref(), dataset, &options, report_progress)?;

@@ -392,6 +392,15 @@ impl FlowSource {
         Ok(())
     }
 
+    /// As an argument of `--flow`, as far as it has that form.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Text(stages) => stages.iter().map(TextStage::text).collect::<Vec<_>>().join(","),
+            Self::File(path) => path.display().to_string(),
+            Self::Baseline(_) => String::new(),
+        }
+    }
+
     /// Makes sure that a run which goes on was started with this flow.
     ///
     /// # Errors
@@ -414,6 +423,12 @@ impl FlowSource {
 }
 
 impl TextStage {
+    /// `MODULE[+MODULE...]:BITS[@WEIGHTS]`.
+    fn text(&self) -> String {
+        let method = self.weight_method.map_or(String::new(), |m| format!("@{}", m.name()));
+        format!("{}:{}{method}", self.module.replace(',', "+"), self.bits)
+    }
+
     fn resolve(&self, flow: &[StageConfig]) -> StageConfig {
         let own = flow.iter().find(|stage| stage.module.as_deref() == Some(&self.module));
         let mut stage = own.or(flow.first()).cloned().unwrap_or_default();

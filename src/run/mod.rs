@@ -16,6 +16,7 @@ pub(crate) mod home;
 mod keys;
 pub(crate) mod layers;
 pub(crate) mod like;
+pub(crate) mod objects;
 pub(crate) mod options;
 pub(crate) mod overruled;
 mod published;

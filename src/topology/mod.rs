@@ -28,6 +28,13 @@ impl Topology {
             Self::Widedepth(params) => params,
         }
     }
+
+    /// The name under which problems have this network; `None` where its shape is one of a user's own.
+    pub fn name(&self) -> Option<&'static str> {
+        match self {
+            Self::Widedepth(params) => wdr::recognise::topology_of(params),
+        }
+    }
 }
 
 /// The named topology of the network that tensors of these shapes, by key, are of; `None` if there is none.

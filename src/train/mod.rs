@@ -16,6 +16,7 @@ mod folder;
 mod fused;
 mod lr;
 mod monitor;
+mod objects;
 mod observer;
 mod prefetch;
 mod record;
@@ -39,6 +40,7 @@ pub use ema::EmaConfig;
 pub use folder::{CheckpointFolder, Found, ResumeFrom};
 pub use lr::{Decay, LrConfig, LrPlace};
 pub use monitor::{MonitorConfig, Monitored};
+pub use objects::ObjectInfo;
 pub use observer::Observer;
 pub use prefetch::{BatchRequest, BatchSource, Batches};
 pub use record::{

@@ -165,6 +165,7 @@ fn trainer(config: &TrainConfig, folder: &Path) -> Trainer {
         // When a process stops is not part of a run's configuration.
         config: serde_json::json!({"training": TrainConfig { max_steps: None, ..config.clone() }}),
         data: Default::default(),
+        objects: Vec::new(),
     };
     Trainer::new(toy_net(), config.clone(), task(), run).unwrap()
 }

@@ -208,6 +208,7 @@ fn another_seed_or_configuration_is_told() {
         checkpoints: folder.path().to_owned(),
         config: Value::Null,
         data: Default::default(),
+        objects: Vec::new(),
     };
     let mut other = Trainer::new(toy_net(), config, task(), run).unwrap();
     let mut recorder = Recorder::default();
