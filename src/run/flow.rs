@@ -397,7 +397,7 @@ impl FlowSource {
         match self {
             Self::Text(stages) => stages.iter().map(TextStage::text).collect::<Vec<_>>().join(","),
             Self::File(path) => path.display().to_string(),
-            Self::Baseline(_) => String::new(),
+            Self::Baseline(_) | Self::LikePlan(_) | Self::LikeConfig(_) => String::new(),
         }
     }
 

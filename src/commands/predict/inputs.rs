@@ -519,7 +519,7 @@ mod tests {
         let text = "testing/rgb/000000.png\r\n\ntesting/rgb/000001.png\n";
         for list in ["data/testing.txt", "data/lists/part.txt"] {
             fs::write(dir.path().join(list), text).unwrap();
-            let inputs = find(&[dir.path().join(list)], false).unwrap();
+            let inputs = find(&[dir.path().join(list)], looking(false)).unwrap();
             assert_eq!(inputs.list_root, Some(dir.path().join("data")));
             let Input::Pictures(pictures) = &inputs.inputs[0] else { panic!() };
             let names: Vec<_> = pictures.iter().map(|p| p.name.as_str()).collect();
@@ -549,7 +549,7 @@ mod tests {
             let error = format!("{:#}", found(dir.path(), &[given], false).unwrap_err());
             assert!(error.contains(expected), "{given}: {error}");
         }
-        assert!(find(&[], false).is_err());
+        assert!(find(&[], looking(false)).is_err());
         assert_eq!(found(dir.path(), &["unnamed"], false).unwrap(), ["unnamed"]);
     }
 }
