@@ -19,7 +19,7 @@ use crate::run::config::Config;
 use crate::run::flow::{Baseline, Bits, FlowSource, TextStage, Width};
 use crate::run::home::Home;
 use crate::run::stretch;
-use crate::train::StageConfig;
+use crate::train::{Afterwards, StageConfig};
 
 /// A module of the search.
 #[derive(Debug, Clone)]
@@ -246,6 +246,7 @@ impl Setup {
             module: None,
             weights: None,
             activations: None,
+            afterwards: Afterwards::Freeze,
             ..stage.clone()
         };
         Ok(Rc::new(self.with_stages("reference".to_owned(), vec![stage], None)?))

@@ -26,7 +26,7 @@ fn all_methods() -> TrainConfig {
     );
     let tower = stage(
         "head.cls_tower",
-        r#"{"method": "ana", "bits": 3, "ana": {"end_epoch": 2}}"#,
+        r#"{"method": "ana", "bits": 3, "ana": {"end_epoch": 1}}"#,
         r#"{"method": "lsq", "bits": 8}"#,
     );
     let rest = stage(
