@@ -13,6 +13,7 @@ use crate::export::onnx::{FileHead, META_KEY, OnnxSession, SessionOptions, read_
 use crate::io::parse_json;
 use crate::nn::{Engine, OutputShape, Outputs};
 use crate::run::config::{self, Config};
+use crate::train::BatchNormInfo;
 
 /// What a user chooses to run networks with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -72,6 +73,9 @@ pub struct OnnxMeta {
     pub activations: String,
     /// Bits of integer activations; none where they are float.
     pub activation_bits: Option<u32>,
+    /// How the statistics of the batch norms that are folded into the weights were estimated; none for moving averages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_norm: Option<BatchNormInfo>,
     /// The resolved config of the network.
     pub config: Value,
 }

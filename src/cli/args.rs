@@ -12,6 +12,7 @@ use super::import::ImportArgs;
 use super::inspect::InspectArgs;
 use super::plan::PlanArgs;
 use super::predict::PredictArgs;
+use super::recalibrate::RecalibrateArgs;
 use super::report::ReportArgs;
 use super::score::ScoreArgs;
 use super::search::SearchArgs;
@@ -83,6 +84,8 @@ pub enum Command {
     Import(ImportArgs),
     /// Check that every quantized weight of a file is on its levels, and quantized as planned; exit code 1 if not.
     Audit(AuditArgs),
+    /// Estimate the running statistics of a file's batch norms again on training batches, and write a file with them.
+    Recalibrate(RecalibrateArgs),
     /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.
     Plan(PlanArgs),
     /// Write a network for other programs: its weights (safetensors, PyTorch), a packed low-bit file, an ONNX graph.

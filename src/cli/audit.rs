@@ -28,6 +28,15 @@ pub struct AuditArgs {
     #[arg(long, value_name = "BITS")]
     pub bits: Option<Bits>,
 
+    /// Compare the running statistics of batch norms with those of so many training batches, and warn where a mean is off by
+    /// more than 0.2 standard deviations.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub bn_batches: Option<u32>,
+
+    /// The dataset of --bn-batches, or the folder that holds it as DATA/PROBLEM [default: cfg/hard_storage.json].
+    #[arg(long, value_name = "DIR", requires = "bn_batches")]
+    pub data: Option<PathBuf>,
+
     /// Print one JSON document on stdout.
     #[arg(long)]
     pub json: bool,
@@ -40,7 +49,13 @@ pub(super) fn run(args: AuditArgs) -> Result<()> {
         select: names(args.select),
         flow: args.flow,
         bits: args.bits,
+        bn_batches: args.bn_batches.map(|num| num as usize),
+        data: args.data,
     })?;
+    let file = found.file.display().to_string();
+    if let Some(warning) = found.batch_norms.as_ref().and_then(|b| b.warning(&file)) {
+        tracing::warn!("{warning}");
+    }
     if args.json {
         print_json(&found)?;
     } else {

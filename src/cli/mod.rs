@@ -15,6 +15,7 @@ mod onnx;
 mod plan;
 mod predict;
 mod print;
+mod recalibrate;
 mod report;
 mod score;
 mod search;
@@ -66,6 +67,7 @@ fn dispatch(command: Command) -> Result<CommandEnd> {
         Command::Inspect(args) => inspect::run(args).map(|()| CommandEnd::Done),
         Command::Import(args) => import::run(args).map(|()| CommandEnd::Done),
         Command::Audit(args) => audit::run(args).map(|()| CommandEnd::Done),
+        Command::Recalibrate(args) => recalibrate::run(args).map(|()| CommandEnd::Done),
         Command::Plan(args) => plan::run(args).map(|()| CommandEnd::Done),
         Command::Bench(args) => bench::run(args).map(|()| CommandEnd::Done),
         Command::Verify(args) => verify::run(args).map(|()| CommandEnd::Done),

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, select};
 use crate::commands::{PlanRequest, plan};
-use crate::quant::WeightMethod;
-use crate::run::{Baseline, Bits, FlowSource, parse_weight_method};
+use crate::quant::{Levels, WeightMethod};
+use crate::run::{Baseline, Bits, FlowSource, Width, parse_weight_method};
 
 /// Which flow, instead of the config's.
 #[derive(Debug, Clone, Args)]
@@ -32,6 +32,10 @@ pub struct FlowArgs {
     /// Bits of a uniform baseline: 4, w4a8, ...
     #[arg(long, value_name = "BITS", requires = "method")]
     pub bits: Option<Bits>,
+
+    /// Levels of b bits of the weights of --method: odd, 2^b - 1 about 0, or full, 2^b [default: the method's].
+    #[arg(long, value_name = "odd|full", requires = "method")]
+    pub levels: Option<Levels>,
 
     /// How many times smaller --method hawq makes the convolution weights, against 32 bits.
     #[arg(long, value_name = "X", requires = "method")]
@@ -104,15 +108,29 @@ impl FlowArgs {
             (None | Some(Method::Hawq), _) => return Ok(self.flow),
             (Some(Method::FullPrecision), bits) => {
                 ensure!(bits.is_none(), "--method full-precision takes no --bits");
+                ensure!(self.levels.is_none(), "--method full-precision takes no --levels");
                 Baseline::FullPrecision
             }
-            (Some(Method::Uniform(method)), Some(bits)) => Baseline::Uniform { method, bits },
+            (Some(Method::Uniform(method)), Some(bits)) => {
+                Baseline::Uniform { method, bits: with_levels(bits, self.levels)? }
+            }
             (Some(Method::Uniform(_)), None) => {
                 bail!("--method of a uniform baseline needs --bits, for example --bits 4")
             }
         };
         Ok(Some(FlowSource::Baseline(baseline)))
     }
+}
+
+/// The bits with that choice of levels for the weights.
+fn with_levels(bits: Bits, levels: Option<Levels>) -> Result<Bits> {
+    let Some(levels) = levels else { return Ok(bits) };
+    let weights = bits.weights.with_context(|| {
+        format!(
+            "--levels is of weights, and --bits {bits} quantizes activations alone; leave it out"
+        )
+    })?;
+    Ok(Bits { weights: Some(Width { levels: Some(levels), ..weights }), ..bits })
 }
 
 /// Arguments of `mqat plan`.

@@ -12,7 +12,7 @@ use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, Places, refuse, request};
 use super::stop;
 use super::stop::CommandEnd;
-use crate::quant::WeightMethod;
+use crate::quant::{Levels, WeightMethod};
 use crate::run::parse_weight_method;
 use crate::study::{
     Budget, Division, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, Target, TraceRequest,
@@ -57,6 +57,10 @@ pub struct SearchArgs {
     /// Quantizer of the weights (inq, ...) [default: that of the config's flow].
     #[arg(long, value_name = "METHOD", value_parser = parse_weight_method)]
     pub method: Option<WeightMethod>,
+
+    /// Levels of b bits: odd, 2^b - 1 about 0, or full, 2^b [default: those of the config's flow, else the method's].
+    #[arg(long, value_name = "odd|full")]
+    pub levels: Option<Levels>,
 
     /// Keep the network's first convolution float.
     #[arg(long)]
@@ -271,6 +275,7 @@ impl SearchArgs {
                 steps: self.trials.trial_steps,
             },
             method: self.method,
+            levels: self.levels,
             trace: TraceRequest {
                 images: self.trace.trace_images,
                 batch: self.trace.trace_batch,

@@ -77,7 +77,7 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
         Some(_) if args.resume.is_some() => bail!(
             "a resumed run keeps the bits that were chosen for it; leave --method hawq and its options out"
         ),
-        Some(target) => match hawq_flow(&run, target, args.flow.trace_probes, &stop)? {
+        Some(target) => match hawq_flow(&run, target, &args.flow, &stop)? {
             None => {
                 tracing::warn!("interrupted; the same command goes on");
                 return Ok(CommandEnd::Interrupted);
@@ -127,11 +127,12 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
 fn hawq_flow(
     run: &Request,
     target: f64,
-    probes: Option<usize>,
+    flow: &FlowArgs,
     stop: &AtomicBool,
 ) -> Result<Option<FlowSource>> {
     let mut request = SearchRequest::hawq(run, own_program()?, target)?;
-    request.trace.max_probes = probes.unwrap_or(request.trace.max_probes);
+    request.trace.max_probes = flow.trace_probes.unwrap_or(request.trace.max_probes);
+    request.levels = flow.levels;
     Ok(match search(&request, stop)? {
         SearchEnd::Complete(_) => request.out.map(FlowSource::File),
         SearchEnd::Interrupted | SearchEnd::Ran(_) | SearchEnd::Listed(_) => None,

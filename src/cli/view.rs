@@ -5,8 +5,8 @@ use anyhow::Result;
 use super::terminal::Progress;
 use crate::quant::telemetry::Numbers;
 use crate::train::{
-    CheckpointRecord, Counts, EpochRecord, Monitored, NamedLosses, Observer, StageEnd, StageStart,
-    StepRecord, TelemetryRecord, ValidRecord, ValidScore,
+    BatchNormRecord, CheckpointRecord, Counts, EpochRecord, Monitored, NamedLosses, Observer,
+    StageEnd, StageStart, StepRecord, TelemetryRecord, ValidRecord, ValidScore,
 };
 
 /// Bars and log lines of a training run.
@@ -99,6 +99,17 @@ impl Observer for TrainView {
         for layer in &module.layers {
             tracing::debug!("{}: {}", layer.name, telemetry_text(&layer.numbers));
         }
+        Ok(())
+    }
+
+    fn batch_norm(&mut self, estimate: &BatchNormRecord) -> Result<()> {
+        let BatchNormRecord { largest_shift, num_layers, num_batches, seconds, .. } = estimate;
+        tracing::info!(
+            "batch norms: statistics of {num_layers} layers estimated again on {num_batches} training batches in \
+             {seconds:.1} s; the largest shift of a mean was {:.2} sd ({})",
+            largest_shift.mean_shift_sd,
+            largest_shift.layer
+        );
         Ok(())
     }
 

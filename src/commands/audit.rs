@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 use tch::{Device, Tensor};
 
+use super::batch_norm::{BatchNormAudit, TrainingBatches};
 use crate::artifact::network::blank_network;
 use crate::artifact::{
     Artifact, Asked, FileKind, LoadedNetwork, OnnxMeta, Stored, Strictness, open,
@@ -22,6 +23,7 @@ use crate::run::config::{Config, Names, Select};
 use crate::run::flow::{self, Bits, FlowSource};
 use crate::run::home::Home;
 use crate::run::layers::{LayerReport, layers};
+use crate::run::request::Request;
 use crate::train::{CheckpointMeta, StageConfig};
 
 /// Bits of the integers that ONNX files hold activations in.
@@ -38,6 +40,10 @@ pub struct AuditRequest {
     pub flow: Option<FlowSource>,
     /// Bits that every convolution is expected to have.
     pub bits: Option<Bits>,
+    /// Training batches with whose statistics those of batch norms are compared.
+    pub bn_batches: Option<usize>,
+    /// The dataset of these, instead of the machine's.
+    pub data: Option<PathBuf>,
 }
 
 /// What was found.
@@ -56,6 +62,9 @@ pub struct AuditReport {
     pub stage: Option<String>,
     /// Every convolution.
     pub tensors: Vec<TensorAudit>,
+    /// The statistics of batch norms beside those of training batches, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_norms: Option<BatchNormAudit>,
     /// What else is to be known.
     pub notes: Vec<String>,
 }
@@ -84,10 +93,18 @@ pub struct TensorAudit {
 /// error, but [`AuditReport::passed`] is false.
 pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
     let file = &request.file;
-    let home = Home::find(None, None)?;
-    let artifact = open(file, &Asked::weights(&request.select, &home, Names::Config))?;
+    let home = Home::find(request.data.as_deref(), None)?;
+    // The problem names the dataset where one is read.
+    let names = request.bn_batches.map_or(Names::Config, |_| Names::Dataset);
+    let artifact = open(file, &Asked::weights(&request.select, &home, names))?;
     let (kind, config) = (artifact.kind, &artifact.config);
     if kind == FileKind::Onnx {
+        ensure!(
+            request.bn_batches.is_none(),
+            "--bn-batches cannot act: the batch norms of the ONNX file {} are folded into its weights; audit the checkpoint that it \
+             was exported from",
+            file.display()
+        );
         return audit_onnx(request, &artifact);
     }
     let (net, loaded) = match artifact.network(Device::Cpu, Strictness::Strict, Stored::AsComputed)
@@ -96,8 +113,9 @@ pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
         // A file of any other network still has values.
         Err(err) if kind == FileKind::Safetensors => {
             ensure!(
-                request.flow.is_none() && request.bits.is_none(),
-                "{err:#}; only a file that fits a network can be compared with --flow or --bits: name its --topology"
+                request.flow.is_none() && request.bits.is_none() && request.bn_batches.is_none(),
+                "{err:#}; only a file that fits a network can be compared with --flow, --bits or --bn-batches: name its \
+                 --topology"
             );
             return audit_values(file, kind, format!("{err:#}"));
         }
@@ -116,7 +134,45 @@ pub fn audit_file(request: &AuditRequest) -> Result<AuditReport> {
         let weight = net.store().get(&format!("{}.weight", layer.name));
         rows.push(row(layer, expected.is_known, quantized, weight.as_ref()));
     }
-    Ok(report(request, kind, &loaded, rows, expected.notes))
+    let mut notes = expected.notes;
+    notes.extend(loaded.meta.as_ref().and_then(estimate_note));
+    let batch_norms = batch_norms(request, &home, config, net.as_ref(), &loaded)?;
+    Ok(AuditReport { batch_norms, ..report(request, kind, &loaded, rows, notes) })
+}
+
+/// How the statistics of batch norms came to be, where weights are quantized.
+fn estimate_note(meta: &CheckpointMeta) -> Option<String> {
+    match &meta.batch_norm {
+        Some(info) if info.global_step < meta.position.global_step => {
+            let since = meta.position.global_step - info.global_step;
+            Some(format!("{}; {since} steps of training moved them since", info.text()))
+        }
+        Some(info) => Some(info.text()),
+        None if meta.quantized.is_empty() => None,
+        None => Some(
+            "the statistics of batch norms are moving averages of training, which may be stale: --bn-batches 50 compares \
+             them with training batches"
+                .to_owned(),
+        ),
+    }
+}
+
+/// The statistics of batch norms beside those of training batches, if asked for.
+fn batch_norms(
+    request: &AuditRequest,
+    home: &Home,
+    config: &Config,
+    net: &dyn Network,
+    loaded: &LoadedNetwork,
+) -> Result<Option<BatchNormAudit>> {
+    let Some(num) = request.bn_batches else { return Ok(None) };
+    let run = Request {
+        select: request.select.clone(),
+        data: request.data.clone(),
+        ..Request::default()
+    };
+    let batches = TrainingBatches::open(&run, home, config, loaded.meta.as_ref())?;
+    BatchNormAudit::of(&batches, net, num).map(Some)
 }
 
 /// Every layer with what is expected of it.
@@ -173,6 +229,7 @@ fn audit_onnx(request: &AuditRequest, artifact: &Artifact) -> Result<AuditReport
         averaged: false,
         stage: None,
         tensors: rows,
+        batch_norms: None,
         notes,
     })
 }
@@ -336,6 +393,7 @@ fn report(
         averaged: loaded.averaged,
         stage,
         tensors,
+        batch_norms: None,
         notes: notes.into_iter().chain(loaded.report.notes.iter().cloned()).collect(),
     }
 }
@@ -365,6 +423,7 @@ fn audit_values(file: &Path, kind: FileKind, why: String) -> Result<AuditReport>
         averaged: false,
         stage: None,
         tensors: rows,
+        batch_norms: None,
         notes: vec![format!("the file is looked at on its own, without a network: {why}")],
     })
 }
@@ -397,6 +456,9 @@ impl AuditReport {
             for problem in &t.problems {
                 let _ = writeln!(out, "  problem: {problem}");
             }
+        }
+        if let Some(batch_norms) = &self.batch_norms {
+            let _ = write!(out, "\n{}", batch_norms.text());
         }
         for note in &self.notes {
             let _ = writeln!(out, "note: {note}");

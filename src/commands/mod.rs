@@ -4,12 +4,14 @@
 //! and a closure for the progress.
 
 mod audit;
+mod batch_norm;
 mod config;
 mod export;
 mod import;
 mod inspect;
 mod plan;
 mod predict;
+mod recalibrate;
 mod report;
 mod score;
 mod test;
@@ -17,6 +19,7 @@ mod train;
 mod verify;
 
 pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
+pub use batch_norm::BatchNormAudit;
 pub use config::{config_schema, config_tables, renew_config_tables, resolve_config};
 pub use export::onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Runtime};
 pub use export::{
@@ -27,6 +30,9 @@ pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
 pub use predict::{
     CameraReport, Latency, Overlays, PredictProgress, PredictReport, PredictRequest, predict,
+};
+pub use recalibrate::{
+    RecalibrateReport, RecalibrateRequest, RecalibratedLayer, Shift, recalibrate,
 };
 pub use report::{Family, Group, Point, ReportRequest, ReportSummary, report};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};

@@ -15,6 +15,7 @@ use crate::run::config::{Config, Names, Select};
 use crate::run::flow::{self, FlowPlan, FlowSource, MadeBy};
 use crate::run::home::Home;
 use crate::run::layers::{LayerReport, layers, sizes_after, sizes_text};
+use crate::run::options::images_of_epoch;
 use crate::run::overruled::{self, Ruler};
 use crate::run::starts::StageOptions;
 use crate::train::{Afterwards, Decay, LrPlace, StageConfig};
@@ -180,7 +181,8 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
         .enumerate()
         .map(|(i, stage)| {
             let batch_size = stage.batch_size.unwrap_or(config.data.bs_train);
-            let steps_per_epoch = num_images.map(|n| (n / batch_size) as u64);
+            let steps_per_epoch =
+                num_images.map(|n| (images_of_epoch(&config, n) / batch_size) as u64);
             let own = || layers.iter().filter(|l| l.stage == Some(i));
             PlannedStage {
                 stage: i,
@@ -238,7 +240,8 @@ fn count_images(request: &PlanRequest, home: &Home, config: &Config) -> Result<O
         Err(err) if request.data.is_some() => return Err(err),
         Err(_) => return Ok(None),
     };
-    Ok(Some(io::read_list(&root.join(list))?.len()))
+    let found = io::read_list(&root.join(list))?.len();
+    Ok(Some(config.training.train_images.map_or(found, |most| most.min(found))))
 }
 
 /// The modules that carry quantizers in the last of these stages.

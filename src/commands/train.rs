@@ -21,7 +21,7 @@ use crate::run::config::Config;
 use crate::run::flow::FlowSource;
 use crate::run::folder::{Folder, Pick, Provenance, Start};
 use crate::run::home::Home;
-use crate::run::options::{decoder_for, infer_options, loader_options, task_of};
+use crate::run::options::{decoder_for, images_of_epoch, infer_options, loader_options, task_of};
 use crate::run::overruled::Ruler;
 use crate::run::record::{CompletedStage, Recorder, make_plots_folder};
 use crate::run::request::{Request, is_synthetic, limited, thinned};
@@ -317,14 +317,15 @@ fn write_head(
 
 /// Refuses stages whose batch is larger than the training split, before anything is written.
 fn ensure_batches(config: &Config, dataset: &Dataset) -> Result<()> {
-    let num_images = dataset.frames.len();
+    let num_images = images_of_epoch(config, dataset.frames.len());
     for stage in config.train_config().stages {
         let batch_size = stage.batch_size.unwrap_or(config.data.bs_train);
         ensure!(
             batch_size <= num_images,
-            "the training split has {num_images} images, fewer than a batch of {batch_size} of stage {}; lower \
-             data.bs_train or the stage's batch_size",
-            stage.label()
+            "an epoch has {num_images} images, fewer than a batch of {batch_size} of stage {}; lower data.bs_train or the \
+             stage's batch_size{}",
+            stage.label(),
+            config.training.epoch_images.map_or("", |_| ", or raise training.epoch_images")
         );
     }
     Ok(())
@@ -346,7 +347,7 @@ impl Source<'_> {
 
 impl BatchSource for Source<'_> {
     fn num_batches(&self, batch_size: Option<usize>) -> usize {
-        self.dataset.frames.len() / self.batch_size(batch_size)
+        images_of_epoch(self.config, self.dataset.frames.len()) / self.batch_size(batch_size)
     }
 
     fn open(&mut self, request: BatchRequest) -> Result<Batches> {
@@ -354,6 +355,7 @@ impl BatchSource for Source<'_> {
         let options = LoaderOptions {
             epoch: request.epoch_key,
             first_batch: request.first_batch,
+            epoch_images: self.config.training.epoch_images,
             skip_bad: self.skip_bad,
             ..loader_options(self.config, batch_size)
         };

@@ -56,6 +56,8 @@ pub struct LoaderOptions {
     pub augment: bool,
     /// Go through the images in the order of [`permutation`] instead of the list's.
     pub shuffle: bool,
+    /// Images of a shuffled epoch, where it is no whole pass: epochs go on through the images where the last one ended.
+    pub epoch_images: Option<usize>,
     /// Training: replace an image without a visible object (or, with `skip_bad`, with bad files) by another one, a
     /// function of seed, epoch and index. Otherwise such an image comes without objects (or is left out).
     pub replace_empty: bool,
@@ -77,6 +79,7 @@ impl Default for LoaderOptions {
             batch_size: 8,
             augment: false,
             shuffle: false,
+            epoch_images: None,
             replace_empty: false,
             first_batch: 0,
             drop_last: false,

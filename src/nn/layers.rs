@@ -2,11 +2,11 @@
 //!
 //! Activations are `[n, c, h, w]`, f32, best in channels-last memory; every layer keeps the memory order it is given.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use tch::{Device, Kind, Tensor};
 
+use super::batch_norm::BatchNormControl;
 use super::function::LEAKY_SLOPE;
 use super::layer::{ConvShape, Layer, LayerInfo, LayerKind, TransposeShape};
 use super::{Fill, Path, Site};
@@ -107,7 +107,7 @@ pub struct BatchNorm {
     running_mean: Tensor,
     running_var: Tensor,
     num_batches_tracked: Tensor,
-    frozen: Rc<Cell<bool>>,
+    control: Rc<BatchNormControl>,
 }
 
 impl BatchNorm {
@@ -123,8 +123,39 @@ impl BatchNorm {
             running_mean: p.buffer("running_mean", Tensor::zeros([channels], cpu)),
             running_var: p.buffer("running_var", Tensor::ones([channels], cpu)),
             num_batches_tracked: p.buffer("num_batches_tracked", Tensor::from(0i64)),
-            frozen: p.batch_norm_frozen(),
+            control: p.batch_norm_control(),
         }
+    }
+}
+
+impl BatchNorm {
+    fn normalise(
+        &self,
+        x: &Tensor,
+        mean: &Tensor,
+        var: &Tensor,
+        by_batch: bool,
+        momentum: f64,
+    ) -> Tensor {
+        x.batch_norm(
+            Some(&self.weight),
+            Some(&self.bias),
+            Some(mean),
+            Some(var),
+            by_batch,
+            momentum,
+            NORM_EPS,
+            true,
+        )
+    }
+
+    /// Normalises by the batch, and hands its mean and unbiased variance on.
+    fn collect(&self, x: &Tensor) -> Tensor {
+        // With a momentum of 1 these become those of the batch.
+        let (mean, var) = (self.running_mean.zeros_like(), self.running_var.zeros_like());
+        let y = self.normalise(x, &mean, &var, true, 1.0);
+        tch::no_grad(|| self.control.collect(&self.info.name, &mean, &var));
+        y
     }
 }
 
@@ -134,22 +165,17 @@ impl Layer for BatchNorm {
     }
 
     /// Normalises by the batch (and moves the running statistics) when `train` and not frozen
-    /// ([`super::Store::freeze_batch_norm`]), by the running statistics else.
+    /// ([`super::Store::freeze_batch_norm`]), by the running statistics else. While statistics are collected
+    /// ([`super::Store::collect_batch_statistics`]), by the batch.
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        let train = train && !self.frozen.get();
+        if self.control.is_collecting() {
+            return self.collect(x);
+        }
+        let train = train && !self.control.is_frozen();
         if train {
             let _ = tch::no_grad(|| self.num_batches_tracked.shallow_clone().g_add_scalar_(1));
         }
-        x.batch_norm(
-            Some(&self.weight),
-            Some(&self.bias),
-            Some(&self.running_mean),
-            Some(&self.running_var),
-            train,
-            BATCH_NORM_MOMENTUM,
-            NORM_EPS,
-            true,
-        )
+        self.normalise(x, &self.running_mean, &self.running_var, train, BATCH_NORM_MOMENTUM)
     }
 }
 

@@ -10,6 +10,7 @@
 //! Whoever trains, quantizes or exports one sees a [`Network`]. Whoever runs one sees [`Preprocess`] (bytes to images), an [`Engine`] (images to named [`Outputs`]) and its
 //! [`Decode`] (numbers of an image to correspondences or poses).
 
+mod batch_norm;
 mod dense;
 mod device;
 mod engine;
@@ -25,6 +26,7 @@ mod slot;
 mod store;
 mod trace;
 
+pub use batch_norm::{BatchNormShift, BatchStatistics};
 pub(crate) use dense::{are_disjoint, flags, floats, floats_mut, is_dense, same_layout};
 pub use device::device_name;
 pub(crate) use device::device_name_of;

@@ -1,6 +1,6 @@
 //! The store of named tensors.
 
-use std::cell::{Cell, Ref, RefCell};
+use std::cell::{Ref, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
 use std::ops::Div;
@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use tch::{Device, Tensor};
 
+use super::batch_norm::BatchNormControl;
 use super::init::Fill;
 use super::layer::{LayerInfo, LayerKind};
 use super::slot::Site;
@@ -62,14 +63,14 @@ pub struct Store {
     inner: Rc<RefCell<Inner>>,
     device: Device,
     seed: Option<u64>,
-    batch_norm_frozen: Rc<Cell<bool>>,
+    batch_norms: Rc<BatchNormControl>,
 }
 
 impl Store {
     /// An empty store whose tensors live on `device`; layers with random initial values start at zero, for
     /// networks that are loaded or only looked at.
     pub fn new(device: Device) -> Self {
-        Self { inner: Rc::default(), device, seed: None, batch_norm_frozen: Rc::default() }
+        Self { inner: Rc::default(), device, seed: None, batch_norms: Rc::default() }
     }
 
     /// An empty store whose layers draw their initial values by `seed` and their names.
@@ -90,7 +91,11 @@ impl Store {
     /// While frozen, the batch norms of this store normalise by their running statistics and leave them as they are,
     /// in training too.
     pub fn freeze_batch_norm(&self, frozen: bool) {
-        self.batch_norm_frozen.set(frozen);
+        self.batch_norms.set_frozen(frozen);
+    }
+
+    pub(super) fn batch_norm_control(&self) -> &BatchNormControl {
+        &self.batch_norms
     }
 
     /// Every tensor, in the order of construction.
@@ -199,9 +204,9 @@ impl Path {
         self.register(leaf, tensor, Role::Buffer)
     }
 
-    /// Whether batch norms are frozen, now and later.
-    pub(super) fn batch_norm_frozen(&self) -> Rc<Cell<bool>> {
-        self.store.batch_norm_frozen.clone()
+    /// What the batch norms do alike, now and later.
+    pub(super) fn batch_norm_control(&self) -> Rc<BatchNormControl> {
+        self.store.batch_norms.clone()
     }
 
     /// Registers a layer that is not quantizable.

@@ -23,6 +23,7 @@ use super::scheme::{ActivationContext, ActivationScheme, Settings, WeightContext
 use super::settings::{CalibrationConfig, QuantInit};
 use super::surrogate::straight_through;
 use super::weight::{FakeWeight, LayerLevels, WeightRule};
+use super::width::BitWidth;
 use crate::nn::Site;
 use crate::schema::above_zero;
 
@@ -111,8 +112,8 @@ impl WeightScheme for AnaWeights {
         self.ana.stretch(from, to);
     }
 
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>) -> Result<Spacing> {
-        Spacing::uniform(bits, n_levels)
+    fn spacing(&self, width: BitWidth) -> Result<Spacing> {
+        width.evenly_spaced()
     }
 
     fn is_per_channel(&self) -> bool {
@@ -159,10 +160,10 @@ impl ActivationScheme for AnaActivations {
         self.ana.stretch(from, to);
     }
 
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
+    fn spacing(&self, width: BitWidth, signed: bool) -> Result<Spacing> {
         match signed {
-            true => Spacing::uniform(bits, n_levels),
-            false => Spacing::unsigned(bits, n_levels),
+            true => width.evenly_spaced(),
+            false => Spacing::unsigned(width.bits, width.n_levels),
         }
     }
 

@@ -19,6 +19,7 @@ use super::pattern::Pattern;
 use super::registry::{ActivationMethod, ActivationSettings, WeightMethod, WeightSettings};
 use super::scheme::{ActivationContext, WeightContext};
 use super::settings::Granularity;
+use super::width::{BitWidth, Levels};
 use crate::nn::Site;
 
 /// Weight quantization of a module.
@@ -30,8 +31,10 @@ pub struct WeightQuantConfig {
     pub bits: Option<u32>,
     /// Number of levels, 2 to 256, where it is not the one of `bits`.
     pub n_levels: Option<u32>,
-    /// Bits of single layers, by path or glob.
-    pub layer_bits: BTreeMap<String, u32>,
+    /// How many levels b bits are; none for what the method takes by itself.
+    pub levels: Option<Levels>,
+    /// Widths of single layers, by path or glob.
+    pub layer_bits: BTreeMap<String, BitWidth>,
     /// What has a scale of its own.
     pub granularity: Granularity,
 }
@@ -45,6 +48,8 @@ pub struct ActivationQuantConfig {
     pub bits: Option<u32>,
     /// Number of levels, 2 to 256, where it is not the one of `bits`.
     pub n_levels: Option<u32>,
+    /// How many levels b bits are where activations have both signs; none for what the method takes by itself.
+    pub levels: Option<Levels>,
     /// Epoch of the stage from which activations are quantized.
     pub quant_start_epoch: u32,
 }
@@ -54,17 +59,22 @@ pub struct ActivationQuantConfig {
 #[serde(default)]
 struct WeightKeys {
     /// Bits per weight: b bits are 2^b - 1 evenly spaced levels (1 bit: 2 levels); 2^b levels
-    /// for `dorefa` and for `lsq` with its full range; 2^(b-1) + 1 levels for powers of two. One of
-    /// `bits` and `n_levels` must be set, unless `layer_bits` covers every layer.
+    /// for `dorefa` and for `lsq` with its full range (`levels` makes all methods alike); 2^(b-1) + 1
+    /// levels for powers of two. One of `bits` and `n_levels` must be set, unless `layer_bits` covers
+    /// every layer.
     #[schemars(range(min = 1, max = 8))]
     bits: Option<u32>,
     /// Number of levels, where it is not the one of `bits`.
     #[schemars(range(min = 2, max = 256))]
     n_levels: Option<u32>,
-    /// Bits of single layers, 1 to 8, in place of `bits` and `n_levels`, by path or glob as in `module`
-    /// (`backbone.features.stage1`, `**.conv1.conv`). A layer's own path goes before other patterns; a
-    /// pattern that matches no layer of the module, or two that give a layer different bits, are errors.
-    layer_bits: BTreeMap<String, u32>,
+    /// How many levels b bits are, and which, the same for every method; null for what the method takes by
+    /// itself. Must agree with `n_levels` where that is given; not for powers of two.
+    levels: Option<Levels>,
+    /// Widths of single layers in place of `bits` and `n_levels`, by path or glob as in `module`
+    /// (`backbone.features.stage1`, `**.conv1.conv`): bits, or an object with `bits`, `n_levels` and `levels`
+    /// (`{"bits": 2, "n_levels": 4}`). A layer's own path goes before other patterns; a
+    /// pattern that matches no layer of the module, or two that give a layer different widths, are errors.
+    layer_bits: BTreeMap<String, BitWidth>,
     /// What has a scale of its own.
     granularity: Granularity,
 }
@@ -74,13 +84,15 @@ struct WeightKeys {
 #[serde(default)]
 struct ActivationKeys {
     /// Bits per value: b bits are 2^b - 1 levels (1 bit: 2 levels), and 2^b where the levels are
-    /// unsigned, for `dorefa`, and for `lsq` with its full range. One of `bits` and `n_levels` must be
-    /// set.
+    /// unsigned, and for `lsq` with its full range. One of `bits` and `n_levels` must be set.
     #[schemars(range(min = 1, max = 8))]
     bits: Option<u32>,
     /// Number of levels, where it is not the one of `bits`.
     #[schemars(range(min = 2, max = 256))]
     n_levels: Option<u32>,
+    /// How many levels b bits are where activations have both signs; null for what the method takes by itself.
+    /// `full` is not for `ste` and `pact`; of `dorefa` it is the paper's form, symmetric without a level at 0.
+    levels: Option<Levels>,
     /// Epoch of the stage from which activations are quantized; the epoch before it records them. 0 records
     /// at the begin of epoch 0: `ste` throughout it, while already quantizing; the others for some
     /// batches (`calibration.batches`).
@@ -89,7 +101,7 @@ struct ActivationKeys {
 
 impl Default for ActivationKeys {
     fn default() -> Self {
-        Self { bits: None, n_levels: None, quant_start_epoch: 1 }
+        Self { bits: None, n_levels: None, levels: None, quant_start_epoch: 1 }
     }
 }
 
@@ -116,7 +128,8 @@ impl WeightQuantConfig {
             other => format!("{other} "),
         };
         let own = self.spacing().ok();
-        let bits = self.layer_bits.values().copied().chain(own.as_ref().map(Spacing::bits));
+        let of_layers = self.layer_bits.values().filter_map(|width| self.spacing_of(*width).ok());
+        let bits = of_layers.chain(own.clone()).map(|spacing| spacing.bits());
         match (&own, bits.clone().min(), bits.max()) {
             (Some(spacing), Some(low), Some(high)) if low == high => {
                 format!("{method}{low}-bit ({} levels)", spacing.num_levels())
@@ -140,9 +153,19 @@ impl WeightQuantConfig {
     /// The spacing of the levels, of layers that `layer_bits` does not name.
     ///
     /// # Errors
-    /// If `bits` and `n_levels` are missing, out of range or contradict each other.
+    /// If `bits` and `n_levels` are missing, out of range or contradict each other or `levels`.
     pub fn spacing(&self) -> Result<Spacing> {
-        self.settings.scheme().spacing(self.bits, self.n_levels)
+        self.settings.scheme().spacing(self.width())
+    }
+
+    /// The width of layers that `layer_bits` does not name.
+    pub fn width(&self) -> BitWidth {
+        BitWidth { bits: self.bits, n_levels: self.n_levels, levels: self.levels }
+    }
+
+    /// The spacing of a layer's levels that has this width in `layer_bits`.
+    fn spacing_of(&self, width: BitWidth) -> Result<Spacing> {
+        self.settings.scheme().spacing(width.in_stage(self.levels))
     }
 
     /// Adds a line for every problem.
@@ -152,8 +175,8 @@ impl WeightQuantConfig {
         if !covered_by_layer_bits && let Err(err) = self.spacing() {
             problems.push(format!("{at}.{}: {err}", width_key(self.bits, self.n_levels)));
         }
-        for (pattern, &bits) in &self.layer_bits {
-            if let Err(err) = self.settings.scheme().spacing(Some(bits), None) {
+        for (pattern, &width) in &self.layer_bits {
+            if let Err(err) = self.spacing_of(width) {
                 problems.push(format!("{at}.layer_bits.{pattern}: {err}"));
             }
             if let Err(err) = Pattern::parse(pattern) {
@@ -184,6 +207,7 @@ impl WeightQuantConfig {
         WeightKeys {
             bits: self.bits,
             n_levels: self.n_levels,
+            levels: self.levels,
             layer_bits: self.layer_bits.clone(),
             granularity: self.granularity,
         }
@@ -193,8 +217,9 @@ impl WeightQuantConfig {
 impl Default for ActivationQuantConfig {
     /// The published setting, without a bit width: that must be chosen.
     fn default() -> Self {
-        let ActivationKeys { bits, n_levels, quant_start_epoch } = ActivationKeys::default();
-        Self { settings: ActivationSettings::default(), bits, n_levels, quant_start_epoch }
+        let ActivationKeys { bits, n_levels, levels, quant_start_epoch } =
+            ActivationKeys::default();
+        Self { settings: ActivationSettings::default(), bits, n_levels, levels, quant_start_epoch }
     }
 }
 
@@ -214,7 +239,8 @@ impl ActivationQuantConfig {
     /// # Errors
     /// If `bits` and `n_levels` are missing, out of range or contradict each other.
     pub fn spacing(&self, signed: bool) -> Result<Spacing> {
-        self.settings.scheme().spacing(self.bits, self.n_levels, signed)
+        let width = BitWidth { bits: self.bits, n_levels: self.n_levels, levels: self.levels };
+        self.settings.scheme().spacing(width, signed)
     }
 
     /// Method (where it is not `ste`), bits and levels for people.
@@ -274,8 +300,8 @@ impl ActivationQuantConfig {
     }
 
     fn keys(&self) -> ActivationKeys {
-        let Self { bits, n_levels, quant_start_epoch, .. } = *self;
-        ActivationKeys { bits, n_levels, quant_start_epoch }
+        let Self { bits, n_levels, levels, quant_start_epoch, .. } = *self;
+        ActivationKeys { bits, n_levels, levels, quant_start_epoch }
     }
 }
 
@@ -298,6 +324,7 @@ impl<'de> Deserialize<'de> for WeightQuantConfig {
             settings: WeightSettings::from_map(method, parts.own).map_err(de::Error::custom)?,
             bits: keys.bits,
             n_levels: keys.n_levels,
+            levels: keys.levels,
             layer_bits: keys.layer_bits,
             granularity: keys.granularity,
         })
@@ -338,6 +365,7 @@ impl<'de> Deserialize<'de> for ActivationQuantConfig {
             settings: ActivationSettings::from_map(method, parts.own).map_err(de::Error::custom)?,
             bits: keys.bits,
             n_levels: keys.n_levels,
+            levels: keys.levels,
             quant_start_epoch: keys.quant_start_epoch,
         })
     }
@@ -506,6 +534,7 @@ mod tests {
             "method",
             "bits",
             "n_levels",
+            "levels",
             "layer_bits",
             "granularity",
             "quant_init_method",
@@ -535,6 +564,7 @@ mod tests {
             "method",
             "bits",
             "n_levels",
+            "levels",
             "quant_start_epoch",
             "calibration",
             "lsq",

@@ -21,6 +21,7 @@ use super::scheme::{ActivationContext, ActivationScheme, Settings, WeightContext
 use super::settings::CalibrationConfig;
 use super::surrogate::straight_through;
 use super::weight::{FakeWeight, LayerLevels, WeightRule};
+use super::width::BitWidth;
 use crate::nn::Site;
 
 /// Settings of method `dorefa`.
@@ -46,7 +47,8 @@ impl Settings for DorefaWeights {
 }
 
 impl WeightScheme for DorefaWeights {
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>) -> Result<Spacing> {
+    fn spacing(&self, width: BitWidth) -> Result<Spacing> {
+        let (bits, n_levels) = width.count()?;
         Spacing::all_codes(bits, n_levels)
     }
 
@@ -101,10 +103,15 @@ impl Settings for DorefaActivations {
 }
 
 impl ActivationScheme for DorefaActivations {
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
+    /// Of both signs: 2^b - 1 levels, so that 0 is one of them and stays 0; the paper's activations are not negative. With
+    /// [`super::Levels::Full`] the paper's 2^b levels on both sides of 0.
+    fn spacing(&self, width: BitWidth, signed: bool) -> Result<Spacing> {
         match signed {
-            true => Spacing::all_codes(bits, n_levels),
-            false => Spacing::unsigned(bits, n_levels),
+            true => {
+                let (bits, n_levels) = width.count()?;
+                Spacing::uniform(bits, n_levels)
+            }
+            false => Spacing::unsigned(width.bits, width.n_levels),
         }
     }
 

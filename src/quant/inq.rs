@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rand::RngCore;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use super::scale::{ensure_finite, ranges_by};
 use super::schedule::FractionSchedule;
 use super::scheme::{Settings, WeightContext, WeightScheme};
 use super::settings::QuantInit;
+use super::width::BitWidth;
 use crate::nn::Site;
 use crate::seed;
 
@@ -87,10 +88,15 @@ impl WeightScheme for InqWeights {
         self.schedule = self.schedule.stretched(from, to);
     }
 
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>) -> Result<Spacing> {
-        match self.quant_init_method {
-            QuantInit::PowerOfTwo => Spacing::power_of_two(bits, n_levels),
-            _ => Spacing::uniform(bits, n_levels),
+    fn spacing(&self, width: BitWidth) -> Result<Spacing> {
+        let BitWidth { bits, n_levels, levels } = width;
+        match (self.quant_init_method, levels) {
+            (QuantInit::PowerOfTwo, None) => Spacing::power_of_two(bits, n_levels),
+            (QuantInit::PowerOfTwo, Some(levels)) => bail!(
+                "levels {levels}: powers of two have 2^(b-1) + 1 levels; drop levels, or choose another \
+                 quant_init_method"
+            ),
+            _ => width.evenly_spaced(),
         }
     }
 
@@ -405,7 +411,7 @@ mod tests {
     }
 
     fn context(settings: &InqWeights, bits: u32, seed: u64) -> WeightContext {
-        let spacing = settings.spacing(Some(bits), None).unwrap();
+        let spacing = settings.spacing(BitWidth::of_bits(bits)).unwrap();
         WeightContext { spacing, per_channel: settings.is_per_channel(), seed }
     }
 

@@ -1,4 +1,4 @@
-//! Bits of single layers, chosen by path or glob.
+//! Widths of single layers, chosen by path or glob.
 
 use std::collections::BTreeMap;
 
@@ -6,33 +6,30 @@ use anyhow::{Result, bail};
 
 use super::config::WeightQuantConfig;
 use super::select::{Pattern, ranked};
+use super::width::BitWidth;
 
 impl WeightQuantConfig {
-    /// The config of each of these layers: this one, with the bits that `layer_bits` gives the layer.
+    /// The config of each of these layers: this one, with the width that `layer_bits` gives the layer.
     ///
     /// # Errors
-    /// If a pattern matches no layer (with the nearest ones), or two patterns give a layer different bits.
+    /// If a pattern matches no layer (with the nearest ones), or two patterns give a layer different widths.
     pub fn for_layers(&self, names: &[&str]) -> Result<Vec<Self>> {
-        let bits = resolve(&self.layer_bits, names)?;
-        let own = |bits: Option<u32>| match bits {
-            Some(bits) => Self {
-                bits: Some(bits),
-                n_levels: None,
-                layer_bits: BTreeMap::new(),
-                ..self.clone()
-            },
-            None => Self { layer_bits: BTreeMap::new(), ..self.clone() },
+        let widths = resolve(&self.layer_bits, names)?;
+        let own = |width: Option<BitWidth>| {
+            let BitWidth { bits, n_levels, levels } =
+                width.map_or(self.width(), |width| width.in_stage(self.levels));
+            Self { bits, n_levels, levels, layer_bits: BTreeMap::new(), ..self.clone() }
         };
-        Ok(bits.into_iter().map(own).collect())
+        Ok(widths.into_iter().map(own).collect())
     }
 }
 
-/// The bits that `patterns` give to each of `names`, `None` where no pattern matches.
+/// The width that `patterns` give to each of `names`, `None` where no pattern matches.
 ///
 /// A pattern that is the layer's own path goes before the others.
-fn resolve(patterns: &BTreeMap<String, u32>, names: &[&str]) -> Result<Vec<Option<u32>>> {
-    let mut found: Vec<Option<(&str, u32)>> = vec![None; names.len()];
-    for (text, &bits) in patterns {
+fn resolve(patterns: &BTreeMap<String, BitWidth>, names: &[&str]) -> Result<Vec<Option<BitWidth>>> {
+    let mut found: Vec<Option<(&str, BitWidth)>> = vec![None; names.len()];
+    for (text, &width) in patterns {
         let pattern = Pattern::parse(text)?;
         let covered: Vec<usize> = (0..names.len()).filter(|&i| pattern.covers(names[i])).collect();
         if covered.is_empty() {
@@ -45,15 +42,15 @@ fn resolve(patterns: &BTreeMap<String, u32>, names: &[&str]) -> Result<Vec<Optio
             let name = names[i];
             match found[i] {
                 _ if text != name && patterns.contains_key(name) => {}
-                Some((other, other_bits)) if other_bits != bits => bail!(
-                    "layer_bits: {name} matches {other:?} ({other_bits} bits) and {text:?} ({bits} bits): \
+                Some((other, other_width)) if other_width != width => bail!(
+                    "layer_bits: {name} matches {other:?} ({other_width}) and {text:?} ({width}): \
                      name the layer by its path or narrow one of the two"
                 ),
-                _ => found[i] = Some((text, bits)),
+                _ => found[i] = Some((text, width)),
             }
         }
     }
-    Ok(found.into_iter().map(|found| found.map(|(_, bits)| bits)).collect())
+    Ok(found.into_iter().map(|found| found.map(|(_, width)| width)).collect())
 }
 
 #[cfg(test)]
@@ -64,8 +61,10 @@ mod tests {
         ["fpn.inner_convs.2", "fpn.inner_convs.3", "fpn.out_convs.2", "fpn.top_blocks.p6"];
 
     fn bits(patterns: &[(&str, u32)]) -> Result<Vec<Option<u32>>> {
-        let patterns = patterns.iter().map(|&(p, b)| (p.to_owned(), b)).collect();
-        resolve(&patterns, &NAMES)
+        let patterns =
+            patterns.iter().map(|&(p, b)| (p.to_owned(), BitWidth::of_bits(b))).collect();
+        let widths = resolve(&patterns, &NAMES)?;
+        Ok(widths.into_iter().map(|width| width.and_then(|width| width.bits)).collect())
     }
 
     #[test]

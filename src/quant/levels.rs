@@ -280,7 +280,7 @@ fn all_levels(bits: Option<u32>, n_levels: Option<u32>) -> Result<u32> {
     Ok(n_levels.unwrap_or_else(|| 1 << bits.unwrap_or_default()))
 }
 
-fn check_widths(bits: Option<u32>, n_levels: Option<u32>, min_bits: u32) -> Result<()> {
+pub(super) fn check_widths(bits: Option<u32>, n_levels: Option<u32>, min_bits: u32) -> Result<()> {
     ensure!(
         bits.is_some() || n_levels.is_some(),
         "neither bits nor n_levels is given: set one of them"

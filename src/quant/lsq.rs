@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
@@ -17,6 +17,7 @@ use super::scale;
 use super::scheme::{ActivationContext, ActivationScheme, Settings, WeightContext, WeightScheme};
 use super::settings::{CalibrationConfig, Clip, CodeRange, MIN_STEP, RangeInit};
 use super::weight::{FakeWeight, LayerLevels, WeightRule};
+use super::width::{BitWidth, Levels};
 use crate::nn::Site;
 
 /// Where a learnt step begins.
@@ -66,6 +67,16 @@ impl LsqConfig {
         Self { init: StepInit::Mean, ..Self::default() }
     }
 
+    /// `levels` goes before [`LsqConfig::range`], and must not contradict it.
+    fn spacing(&self, width: BitWidth) -> Result<Spacing> {
+        ensure!(
+            !(width.levels == Some(Levels::Full) && self.range == CodeRange::Narrow),
+            "levels full and lsq.range narrow contradict each other: drop one of the two"
+        );
+        let (bits, n_levels) = width.count()?;
+        Spacing::integers(bits, n_levels, self.range)
+    }
+
     fn learnt(&self) -> LearntOptions {
         LearntOptions { lr_factor: self.lr_factor, weight_decay: self.weight_decay, min: MIN_STEP }
     }
@@ -101,8 +112,8 @@ impl WeightScheme for LsqWeights {
         self.range(name, weight, spacing, per_channel)
     }
 
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>) -> Result<Spacing> {
-        Spacing::integers(bits, n_levels, self.lsq.range)
+    fn spacing(&self, width: BitWidth) -> Result<Spacing> {
+        self.lsq.spacing(width)
     }
 
     fn attach(&self, site: &Rc<Site>, context: &WeightContext) -> Result<Box<dyn WeightQuantizer>> {
@@ -180,10 +191,10 @@ impl ActivationScheme for LsqActivations {
         }
     }
 
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
+    fn spacing(&self, width: BitWidth, signed: bool) -> Result<Spacing> {
         match signed {
-            true => Spacing::integers(bits, n_levels, self.lsq.range),
-            false => Spacing::unsigned(bits, n_levels),
+            true => self.lsq.spacing(width),
+            false => Spacing::unsigned(width.bits, width.n_levels),
         }
     }
 

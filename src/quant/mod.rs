@@ -55,6 +55,7 @@ mod testing;
 mod tests;
 pub mod uniform;
 mod weight;
+mod width;
 
 pub use activation::{ActivationRule, Calibrated, CalibratedActivation};
 pub use claim::Claim;
@@ -74,3 +75,4 @@ pub use settings::{CalibrationConfig, Clip, CodeRange, Granularity, QuantInit, R
 pub use ste::SteActivation;
 pub use telemetry::{LayerTelemetry, ModuleTelemetry, Telemetry};
 pub use weight::{FakeWeight, LayerLevels, WeightRule};
+pub use width::{BitWidth, Levels};

@@ -147,6 +147,15 @@ impl ModuleQuantizer {
         self.layers.iter().filter_map(|layer| layer.weight.as_deref())
     }
 
+    /// Whether the network computes otherwise than a float one by now: with weights on levels, some or all, or with
+    /// quantized activations.
+    pub fn is_acting(&self) -> bool {
+        self.layers.iter().any(|layer| {
+            layer.weight.as_ref().is_some_and(|weight| weight.grid().is_some())
+                || layer.activations.as_ref().is_some_and(|a| a.report().quantizing)
+        })
+    }
+
     /// By weight key, 1 where the weight is trainable and 0 where it is frozen; f32, shape and memory
     /// format of the weight. The tensors are the quantizer's own and follow its steps: not to be
     /// changed.

@@ -17,6 +17,7 @@ use super::levels::{Codes, Spacing};
 use super::method::{ActivationQuantizer, LearntOptions};
 use super::scheme::{ActivationContext, ActivationScheme, Settings};
 use super::settings::CalibrationConfig;
+use super::width::BitWidth;
 use crate::nn::Site;
 use crate::schema::above_zero;
 
@@ -57,10 +58,10 @@ impl Settings for PactActivations {
 }
 
 impl ActivationScheme for PactActivations {
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
+    fn spacing(&self, width: BitWidth, signed: bool) -> Result<Spacing> {
         match signed {
-            true => Spacing::uniform(bits, n_levels),
-            false => Spacing::unsigned(bits, n_levels),
+            true => width.symmetric(Self::NAME),
+            false => Spacing::unsigned(width.bits, width.n_levels),
         }
     }
 

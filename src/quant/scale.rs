@@ -195,33 +195,52 @@ fn search(max: f32, loss: &(dyn Fn(f64) -> f64 + Sync)) -> Option<Fit> {
 /// The scale whose multiples by `codes` have the smallest squared distance to the values; `None` when
 /// all values are zero.
 pub(crate) fn best_step(values: &[f32], codes: Codes) -> Option<f32> {
-    let magnitudes = Magnitudes::new(values);
+    best_scale(values, Norm::L2, codes)
+}
+
+/// The scale whose multiples by `codes` have the smallest distance to the values by that norm; `None` when all values are
+/// zero.
+fn best_scale(values: &[f32], norm: Norm, codes: Codes) -> Option<f32> {
     let top = codes.highest.max(-codes.lowest);
     if codes.lowest == -codes.highest {
-        let fit = magnitudes.fit(Norm::L2, codes.count())?;
+        let fit = Magnitudes::new(values).fit(norm, codes.count())?;
         return Some((fit.max_level / f64::from(top)) as f32);
     }
-    // each side of 0 is half of a symmetric grid
+    let sides = sides(values, codes);
+    let loss = |max_level: f64| {
+        let [below, above] = [&sides[0], &sides[1]].map(|(side, highest)| match *highest {
+            0 => 0.0, // whatever the scale, these values become 0
+            n => side.loss(norm, 2 * n as u32 + 1, max_level * f64::from(n) / f64::from(top)),
+        });
+        match norm {
+            Norm::L1 => below + above,
+            Norm::L2 => below.hypot(above),
+            Norm::Linf => below.max(above),
+        }
+    };
+    // The largest level is that of the side with more codes; the other side's largest value may need a larger one.
+    let largest_value = sides.iter().map(|(side, _)| side.max()).fold(0.0, f32::max);
+    let largest = (full_scale(&sides) * f64::from(top)).max(f64::from(largest_value));
+    let fit = search(largest as f32, &loss)?;
+    Some((fit.max_level / f64::from(top)) as f32)
+}
+
+/// The magnitudes below and above 0, each with the largest code there: each is half of a symmetric grid.
+fn sides(values: &[f32], codes: Codes) -> [(Magnitudes, i32); 2] {
     let side = |sign: f32| -> Magnitudes {
         let values: Vec<f32> = values.iter().map(|v| v * sign).filter(|&v| v >= 0.0).collect();
         Magnitudes::new(&values)
     };
-    let sides = [(side(-1.0), -codes.lowest), (side(1.0), codes.highest)];
-    let loss = |max_level: f64| {
-        let of_side = |(side, highest): &(Magnitudes, i32)| match *highest {
-            0 => 0.0, // whatever the step, these values become 0
-            n => side.loss(Norm::L2, 2 * n as u32 + 1, max_level * f64::from(n) / f64::from(top)),
-        };
-        sides.iter().map(|s| of_side(s).powi(2)).sum::<f64>().sqrt()
-    };
-    // The largest level is that of the side with more codes; the other side's largest value may need a larger one.
+    [(side(-1.0), -codes.lowest), (side(1.0), codes.highest)]
+}
+
+/// The smallest scale at which no value lies beyond the outermost level of its sign; 0 when all are zero.
+fn full_scale(sides: &[(Magnitudes, i32)]) -> f64 {
     let reach = |(side, highest): &(Magnitudes, i32)| match *highest {
         0 => 0.0,
-        n => f64::from(side.max()) * f64::from(top) / f64::from(n),
+        n => f64::from(side.max()) / f64::from(n),
     };
-    let largest = sides.iter().map(reach).fold(f64::from(magnitudes.max()), f64::max);
-    let fit = search(largest as f32, &loss)?;
-    Some((fit.max_level / f64::from(top)) as f32)
+    sides.iter().map(reach).fold(0.0, f64::max)
 }
 
 /// The mean of the magnitudes; 0 when there are none.
@@ -317,23 +336,28 @@ pub fn ranges_by(
     spacing: &Spacing,
     per_channel: bool,
 ) -> Result<Vec<f32>> {
-    let num_levels = spacing.num_levels();
-    let range = |values: &[f32]| {
-        let magnitudes = Magnitudes::new(values);
-        let norm = match init {
-            QuantInit::UniformL2Opt | QuantInit::UniformL2OptPerChannel => Norm::L2,
-            QuantInit::UniformL1Opt => Norm::L1,
-            QuantInit::UniformLinfOpt => Norm::Linf,
-            QuantInit::Uniform | QuantInit::PowerOfTwo => {
-                let max = magnitudes.max();
-                return if max < ZERO { range_of_zeros(spacing) } else { max };
+    let norm = match init {
+        QuantInit::UniformL2Opt | QuantInit::UniformL2OptPerChannel => Some(Norm::L2),
+        QuantInit::UniformL1Opt => Some(Norm::L1),
+        QuantInit::UniformLinfOpt => Some(Norm::Linf),
+        QuantInit::Uniform | QuantInit::PowerOfTwo => None,
+    };
+    let range = |values: &[f32]| match spacing {
+        Spacing::Integers { .. } => spacing.multiples().and_then(|codes| match norm {
+            Some(norm) => best_scale(values, norm, codes),
+            None => Some(full_scale(&sides(values, codes)) as f32).filter(|&s| s >= ZERO),
+        }),
+        _ => {
+            let magnitudes = Magnitudes::new(values);
+            match norm {
+                Some(norm) => {
+                    magnitudes.fit(norm, spacing.num_levels()).map(|fit| fit.max_level as f32)
+                }
+                None => Some(magnitudes.max()).filter(|&max| max >= ZERO),
             }
-        };
-        match magnitudes.fit(norm, num_levels) {
-            Some(fit) => fit.max_level as f32,
-            None => range_of_zeros(spacing),
         }
     };
+    let range = |values: &[f32]| range(values).unwrap_or_else(|| range_of_zeros(spacing));
     by_channel(name, weight, per_channel, range)
 }
 
@@ -465,6 +489,7 @@ pub(crate) fn ensure_finite(name: &str, x: &Tensor) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::CodeRange;
     use crate::quant::levels::Grid;
     use crate::quant::testing::weights;
 
@@ -567,6 +592,52 @@ mod tests {
         assert!((scale(Norm::L2) - 0.46).abs() < 1e-4);
         assert!((scale(Norm::L1) - 0.3).abs() < 1e-4);
         assert!((scale(Norm::Linf) - 0.5).abs() < 1e-4);
+    }
+
+    /// The norm of the distances to the nearest of `codes` times `scale`, value by value.
+    fn loss_of_codes(values: &[f32], codes: Codes, scale: f64, norm: Norm) -> f64 {
+        let levels: Vec<f64> =
+            (codes.lowest..=codes.highest).map(|code| f64::from(code) * scale).collect();
+        let distances = values.iter().map(|&v| {
+            let distance = |level: &f64| (f64::from(v) - level).abs();
+            levels.iter().map(distance).fold(f64::INFINITY, f64::min)
+        });
+        match norm {
+            Norm::L1 => distances.sum(),
+            Norm::L2 => distances.map(|d| d * d).sum::<f64>().sqrt(),
+            Norm::Linf => distances.fold(0.0, f64::max),
+        }
+    }
+
+    #[test]
+    fn the_scale_of_an_even_number_of_levels_is_that_of_a_brute_force_search() {
+        let inits = [
+            (QuantInit::UniformL2Opt, Norm::L2),
+            (QuantInit::UniformL1Opt, Norm::L1),
+            (QuantInit::UniformLinfOpt, Norm::Linf),
+        ];
+        for (seed, bits) in [(1, 2), (2, 3), (3, 4)] {
+            // more and larger positive values than negative ones: the grid is not symmetric, nor need values be
+            let values: Vec<f32> = values(seed, 300).iter().map(|v| v + 0.1).collect();
+            let w = Tensor::from_slice(&values);
+            let spacing = Spacing::integers(Some(bits), None, CodeRange::Full).unwrap();
+            let codes = spacing.multiples().unwrap();
+            let largest = f64::from(values.iter().fold(0.0f32, |max, v| max.max(v.abs())));
+            for (init, norm) in inits {
+                let found = f64::from(ranges("w", &w, init, &spacing).unwrap()[0]);
+                let found = loss_of_codes(&values, codes, found, norm);
+                let highest = 2.0 * largest / f64::from(codes.highest);
+                let brute = (1..=20_000)
+                    .map(|i| loss_of_codes(&values, codes, highest * f64::from(i) / 20_000.0, norm))
+                    .fold(f64::INFINITY, f64::min);
+                assert!(found <= brute * 1.001, "{init:?} {bits} bits: {found} {brute}");
+            }
+            // of the plain method: nothing is clipped, and one value lies on an outermost level
+            let scale = ranges("w", &w, QuantInit::Uniform, &spacing).unwrap()[0];
+            let above = values.iter().fold(0.0f32, |max, &v| max.max(v)) / codes.highest as f32;
+            let below = values.iter().fold(0.0f32, |max, &v| max.max(-v)) / -codes.lowest as f32;
+            assert_eq!(scale, above.max(below));
+        }
     }
 
     #[test]

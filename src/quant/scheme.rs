@@ -17,6 +17,7 @@ use super::levels::Spacing;
 use super::method::{ActivationQuantizer, WeightQuantizer};
 use super::scale;
 use super::schedule::FractionSchedule;
+use super::width::BitWidth;
 use crate::nn::Site;
 
 /// The settings of a method as they stand in a config: each field is a key of the stage's object.
@@ -65,11 +66,11 @@ pub trait WeightScheme: fmt::Debug {
         let _ = (from, to);
     }
 
-    /// The levels of a width: of `bits`, or `n_levels` of them.
+    /// The levels of a width.
     ///
     /// # Errors
-    /// If `bits` and `n_levels` are missing, out of range or contradict each other.
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>) -> Result<Spacing>;
+    /// If its numbers are missing, out of range or contradict each other, or the method has no such levels.
+    fn spacing(&self, width: BitWidth) -> Result<Spacing>;
 
     /// Whether these settings ask for a scale for each output channel, whatever the granularity says.
     fn is_per_channel(&self) -> bool {
@@ -144,8 +145,8 @@ pub trait ActivationScheme: fmt::Debug {
     /// The levels of a width; `signed` false where no activation is negative.
     ///
     /// # Errors
-    /// If `bits` and `n_levels` are missing, out of range or contradict each other.
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing>;
+    /// If its numbers are missing, out of range or contradict each other, or the method has no such levels.
+    fn spacing(&self, width: BitWidth, signed: bool) -> Result<Spacing>;
 
     /// Makes the quantizer of what goes into a layer.
     ///

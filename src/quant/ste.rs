@@ -13,6 +13,7 @@ use super::checks::check_order;
 use super::levels::Spacing;
 use super::method::{ActivationQuantizer, ActivationReport, SavedState, saved_epoch};
 use super::scheme::{ActivationContext, ActivationScheme, Settings};
+use super::width::BitWidth;
 use crate::nn::{ActivationSlot, Site};
 
 /// Method `ste` of activations, which has no settings of its own.
@@ -27,8 +28,8 @@ impl Settings for SteActivations {
 }
 
 impl ActivationScheme for SteActivations {
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, _signed: bool) -> Result<Spacing> {
-        Spacing::uniform(bits, n_levels)
+    fn spacing(&self, width: BitWidth, _signed: bool) -> Result<Spacing> {
+        width.symmetric(Self::NAME)
     }
 
     fn attach(

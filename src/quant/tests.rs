@@ -16,15 +16,22 @@ fn weight_config(json: &str) -> WeightQuantConfig {
     serde_json::from_str(json).unwrap()
 }
 
-/// Every weight method, at several widths, per tensor and per channel.
+/// Every weight method, at several widths, per tensor and per channel, with either choice of levels.
 fn weight_configs() -> Vec<WeightQuantConfig> {
     let mut all = Vec::new();
     for method in WeightMethod::ALL {
-        for (width, granularity) in
-            [(1, "tensor"), (2, "channel"), (4, "tensor"), (8, "channel"), (2, "tensor")]
-        {
+        for (width, granularity, levels) in [
+            (1, "tensor", "null"),
+            (2, "channel", "null"),
+            (4, "tensor", "null"),
+            (8, "channel", "null"),
+            (2, "tensor", "null"),
+            (3, "channel", r#""odd""#),
+            (2, "tensor", r#""full""#),
+            (8, "channel", r#""full""#),
+        ] {
             let json = format!(
-                r#"{{"method": "{method}", "bits": {width}, "granularity": "{granularity}"}}"#
+                r#"{{"method": "{method}", "bits": {width}, "granularity": "{granularity}", "levels": {levels}}}"#
             );
             let mut config = weight_config(&json);
             if config.spacing().is_err() {
@@ -51,11 +58,21 @@ fn weight_configs() -> Vec<WeightQuantConfig> {
 fn input_configs() -> Vec<ActivationQuantConfig> {
     let mut all = Vec::new();
     for method in ActivationMethod::ALL {
-        for (width, start) in [(2, 0), (8, 1), (4, 2)] {
+        for (width, start, levels) in [
+            (2, 0, "null"),
+            (8, 1, "null"),
+            (4, 2, "null"),
+            (3, 1, r#""odd""#),
+            (3, 0, r#""full""#),
+            (3, 2, r#""full""#),
+        ] {
             let json = format!(
-                r#"{{"method": "{method}", "bits": {width}, "quant_start_epoch": {start}}}"#
+                r#"{{"method": "{method}", "bits": {width}, "quant_start_epoch": {start}, "levels": {levels}}}"#
             );
             let mut config: ActivationQuantConfig = serde_json::from_str(&json).unwrap();
+            if config.spacing(true).is_err() {
+                continue; // always symmetric
+            }
             let range = if start == 2 { RangeInit::Mse } else { RangeInit::Max };
             let calibration = CalibrationConfig { batches: 2, range };
             match &mut config.settings {

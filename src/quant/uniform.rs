@@ -17,6 +17,7 @@ use super::scheme::{ActivationContext, ActivationScheme, Settings, WeightContext
 use super::settings::Clip;
 use super::settings::{CalibrationConfig, QuantInit};
 use super::weight::{FakeWeight, LayerLevels, WeightRule};
+use super::width::BitWidth;
 use crate::nn::Site;
 
 /// Settings of weights quantized at a scale that they give themselves (method `uniform`).
@@ -48,8 +49,8 @@ impl WeightScheme for UniformWeights {
         self.quant_init_method.check_even(Self::NAME, at, problems);
     }
 
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>) -> Result<Spacing> {
-        Spacing::uniform(bits, n_levels)
+    fn spacing(&self, width: BitWidth) -> Result<Spacing> {
+        width.evenly_spaced()
     }
 
     fn is_per_channel(&self) -> bool {
@@ -123,10 +124,10 @@ impl Settings for UniformActivations {
 }
 
 impl ActivationScheme for UniformActivations {
-    fn spacing(&self, bits: Option<u32>, n_levels: Option<u32>, signed: bool) -> Result<Spacing> {
+    fn spacing(&self, width: BitWidth, signed: bool) -> Result<Spacing> {
         match signed {
-            true => Spacing::uniform(bits, n_levels),
-            false => Spacing::unsigned(bits, n_levels),
+            true => width.evenly_spaced(),
+            false => Spacing::unsigned(width.bits, width.n_levels),
         }
     }
 

@@ -142,9 +142,17 @@ pub struct TrainingSection {
     /// Train on so many images, spread evenly over `TRAIN`; `null` takes all.
     #[schemars(range(min = 1))]
     pub train_images: Option<usize>,
+    /// Images of an epoch; the next epoch goes on through the list where this one ended, so that every image comes once
+    /// before any comes again. `null`: all of them. For large lists, whose schedules count in epochs.
+    #[schemars(range(min = 1))]
+    pub epoch_images: Option<usize>,
     /// Stop, with a checkpoint, after so many steps in all.
     #[schemars(range(min = 1))]
     pub max_steps: Option<u64>,
+    /// Training batches on which the running statistics of batch norms are estimated again before every validation and
+    /// at the end of a stage, once quantization changes the network ([batch_norm.md](batch_norm.md)): at most those of an
+    /// epoch; 0 leaves the moving averages of training.
+    pub bn_batches: usize,
     /// What chooses the best checkpoint of a stage, and when a stage ends early.
     pub monitor: MonitorConfig,
     /// Average the weights and evaluate the average; `null` evaluates the weights themselves.
@@ -164,7 +172,9 @@ impl Default for TrainingSection {
             valid_every: train.valid_every,
             valid_images: None,
             train_images: None,
+            epoch_images: None,
             max_steps: train.max_steps,
+            bn_batches: train.bn_batches,
             monitor: train.monitor,
             ema: train.ema,
         }
@@ -209,6 +219,7 @@ impl Config {
             keep: t.keep,
             valid_every: t.valid_every,
             max_steps: t.max_steps,
+            bn_batches: t.bn_batches,
             monitor: t.monitor,
             ema: t.ema.clone(),
         }

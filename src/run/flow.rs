@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::io;
 use crate::nn::Network;
 use crate::quant::{
-    ActivationMethod, ActivationQuantConfig, WeightMethod, WeightQuantConfig, select,
+    ActivationMethod, ActivationQuantConfig, Levels, WeightMethod, WeightQuantConfig, select,
 };
 use crate::run::config::Config;
 use crate::run::folder::Start;
@@ -191,6 +191,15 @@ pub struct Width {
     pub bits: u32,
     /// Levels.
     pub n_levels: Option<u32>,
+    /// How many levels the bits are; none for what the config's stage or the method takes. No part of the text form.
+    pub levels: Option<Levels>,
+}
+
+impl Width {
+    /// So many bits.
+    pub fn of_bits(bits: u32) -> Self {
+        Self { bits, n_levels: None, levels: None }
+    }
 }
 
 /// The forms of [`Bits`], for messages.
@@ -214,7 +223,8 @@ impl FromStr for Bits {
         let width = |text: &str| -> Result<Width> {
             let (bits, levels) = text.split_once('/').map_or((text, None), |(b, n)| (b, Some(n)));
             let number = |digits: &str| digits.parse::<u32>().with_context(refuse);
-            Ok(Width { bits: number(bits)?, n_levels: levels.map(number).transpose()? })
+            let n_levels = levels.map(number).transpose()?;
+            Ok(Width { n_levels, ..Width::of_bits(number(bits)?) })
         };
         Ok(Self {
             weights: weights.map(width).transpose()?,
@@ -226,7 +236,7 @@ impl FromStr for Bits {
 impl fmt::Display for Bits {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         for (letter, width) in [("w", self.weights), ("a", self.activations)] {
-            if let Some(Width { bits, n_levels }) = width {
+            if let Some(Width { bits, n_levels, .. }) = width {
                 write!(f, "{letter}{bits}")?;
                 if let Some(n) = n_levels {
                     write!(f, "/{n}")?;
@@ -408,7 +418,10 @@ fn weights_of(
         base
     });
     let layer_bits = BTreeMap::new();
-    WeightQuantConfig { bits: Some(width.bits), n_levels: width.n_levels, layer_bits, ..base }
+    let Width { bits, n_levels, levels } = width;
+    // a number of levels in the text goes before the stage's choice
+    let levels = levels.or(base.levels.filter(|_| n_levels.is_none()));
+    WeightQuantConfig { bits: Some(bits), n_levels, levels, layer_bits, ..base }
 }
 
 /// As [`weights_of`], for inputs.
@@ -424,7 +437,9 @@ fn activations_of(
         base.stretch(StageConfig::DEFAULT_EPOCHS, epochs);
         base
     });
-    ActivationQuantConfig { bits: Some(width.bits), n_levels: width.n_levels, ..base }
+    let Width { bits, n_levels, levels } = width;
+    let levels = levels.or(base.levels.filter(|_| n_levels.is_none()));
+    ActivationQuantConfig { bits: Some(bits), n_levels, levels, ..base }
 }
 
 /// The stage with its epochs and learning rates, quantizing nothing.
@@ -434,7 +449,14 @@ fn without_quantizing(stage: &StageConfig) -> StageConfig {
         None => stage.name.clone(),
     };
     let afterwards = Afterwards::Freeze;
-    StageConfig { name, module: None, weights: None, activations: None, afterwards, ..stage.clone() }
+    StageConfig {
+        name,
+        module: None,
+        weights: None,
+        activations: None,
+        afterwards,
+        ..stage.clone()
+    }
 }
 
 /// What every layer is to be, for comparisons: no stage to be trained. A width means as many levels as it numbers,
@@ -469,8 +491,10 @@ fn uniform(flow: &[StageConfig], method: WeightMethod, bits: Bits) -> StageConfi
         stretch::stage(&mut stage, epochs);
     }
     let mut stage = text.resolve(&[stage]);
+    let levels = bits.weights.and_then(|width| width.levels);
+    let levels = levels.map_or(String::new(), |levels| format!("_{levels}"));
+    stage.name = format!("uniform_{method}_{bits}{levels}").replace('/', "-");
     stage.afterwards = Afterwards::Freeze; // no stage comes after it
-    stage.name = format!("uniform_{method}_{bits}").replace('/', "-");
     stage
 }
 
@@ -525,7 +549,7 @@ mod tests {
 
     #[test]
     fn bits_are_read_in_every_form_and_written_back() {
-        let width = |bits, n_levels| Some(Width { bits, n_levels });
+        let width = |bits, n_levels| Some(Width { n_levels, ..Width::of_bits(bits) });
         for (text, weights, activations, written) in [
             ("2", width(2, None), None, "w2"),
             ("w4", width(4, None), None, "w4"),

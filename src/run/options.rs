@@ -55,7 +55,12 @@ pub(crate) fn decoder_for(config: &Config, dataset: &Dataset) -> Result<Box<dyn 
     decoder(config, dataset.models.iter().map(|model| model.corners).collect())
 }
 
-/// How training images are loaded in the first epoch.
+/// Images of an epoch, of `num_images` of the training list.
+pub(crate) fn images_of_epoch(config: &Config, num_images: usize) -> usize {
+    config.training.epoch_images.unwrap_or(num_images)
+}
+
+/// How all training images are loaded, once, in the order of the first epoch.
 pub(crate) fn loader_options(config: &Config, batch_size: usize) -> LoaderOptions {
     LoaderOptions {
         seed: config.experiment.seed,
@@ -63,6 +68,7 @@ pub(crate) fn loader_options(config: &Config, batch_size: usize) -> LoaderOption
         batch_size,
         augment: config.data.augment,
         shuffle: true,
+        epoch_images: None,
         replace_empty: true,
         first_batch: 0,
         drop_last: true,

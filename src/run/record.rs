@@ -14,8 +14,8 @@ use crate::io::{write_atomic, write_json};
 use crate::quant::SiteReport;
 use crate::run::folder::Folder;
 use crate::train::{
-    CheckpointRecord, Counts, EpochRecord, Monitored, Observer, Record, StageEnd, StageStart,
-    StepRecord, TelemetryRecord, ValidRecord,
+    BatchNormRecord, CheckpointRecord, Counts, EpochRecord, Monitored, Observer, Record, StageEnd,
+    StageStart, StepRecord, TelemetryRecord, ValidRecord,
 };
 
 /// Steps between two lines of steps in the files; the first steps are all written.
@@ -178,6 +178,19 @@ impl Observer for Recorder<'_> {
             self.scalars(telemetry.global_step, &[(&format!("quantize/{module}/{name}"), value)])?;
         }
         self.view.telemetry(telemetry)
+    }
+
+    fn batch_norm(&mut self, estimate: &BatchNormRecord) -> Result<()> {
+        self.line(&Record::BatchNorm(estimate.clone()))?;
+        let BatchNormRecord { largest_shift, largest_variance_ratio, .. } = estimate;
+        self.scalars(
+            estimate.global_step,
+            &[
+                ("batch_norm/mean_shift_sd", largest_shift.mean_shift_sd),
+                ("batch_norm/variance_ratio", largest_variance_ratio.variance_ratio),
+            ],
+        )?;
+        self.view.batch_norm(estimate)
     }
 
     fn validation(&mut self, valid: &ValidRecord) -> Result<()> {

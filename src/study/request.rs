@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::sensitivity::Division;
-use crate::quant::WeightMethod;
+use crate::quant::{Levels, WeightMethod};
 use crate::run::request::Request;
 
 /// What `mqat search` is asked.
@@ -32,6 +32,8 @@ pub struct SearchRequest {
     pub budget: Budget,
     /// The quantizer of the weights, instead of the config's.
     pub method: Option<WeightMethod>,
+    /// How many levels a width is, instead of the config's.
+    pub levels: Option<Levels>,
     /// How the curvature is measured.
     pub trace: TraceRequest,
     /// Which module goes first.
@@ -80,6 +82,7 @@ impl SearchRequest {
             size: SizeKind::Paper,
             budget: Budget::default(),
             method: Some(WeightMethod::Lsq),
+            levels: None,
             trace: TraceRequest::default(),
             first: First::Smallest,
             layerwise: true,

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use crate::quant::levels::bits_of;
 use crate::quant::{Grid, WeightQuantConfig};
 
 /// Quantizing a weight to a bit width.
@@ -31,7 +32,8 @@ pub enum Division {
 }
 
 /// The squared quantization error of `weight` at each width, with the spacing and the range that the method of `config`
-/// expects ([`crate::quant::WeightScheme::expected_range`]); its own bits and level count are not looked at.
+/// expects ([`crate::quant::WeightScheme::expected_range`]). Its own bits are not looked at, and its level count only at the
+/// width that it is one of.
 ///
 /// # Errors
 /// If the config's levels do not exist at a width (powers of two at 1 bit), or the weight is not finite.
@@ -45,7 +47,7 @@ pub fn width_errors(
     let at_width = |&bits: &u32| {
         let config = WeightQuantConfig {
             bits: Some(bits),
-            n_levels: None,
+            n_levels: config.n_levels.filter(|&n| bits_of(n) == bits),
             layer_bits: BTreeMap::new(),
             ..config.clone()
         };
@@ -78,7 +80,7 @@ pub fn sensitivity(trace: f64, num_weights: usize, squared_error: f64, division:
 mod tests {
     use super::*;
     use crate::quant::inq::InqWeights;
-    use crate::quant::{Granularity, QuantInit, WeightMethod};
+    use crate::quant::{Granularity, Levels, QuantInit, WeightMethod};
 
     fn inq(quant_init_method: QuantInit) -> WeightQuantConfig {
         let settings = InqWeights { quant_init_method, ..Default::default() };
@@ -104,11 +106,11 @@ mod tests {
     }
 
     #[test]
-    fn levels_of_the_config_do_not_hide_a_width() {
+    fn levels_of_the_config_are_those_of_their_width_alone() {
         let weight = Tensor::from_slice(&[1.0f32, -0.6, 0.4, 0.25]).reshape([1, 1, 2, 2]);
         let config = WeightQuantConfig { bits: Some(2), n_levels: Some(4), ..Default::default() };
         let found = width_errors("w", &weight, &config, &[2, 4, 8]).unwrap();
-        assert_eq!(found.iter().map(|e| e.num_levels).collect::<Vec<_>>(), [3, 15, 255]);
+        assert_eq!(found.iter().map(|e| e.num_levels).collect::<Vec<_>>(), [4, 15, 255]);
         assert!(found.windows(2).all(|pair| pair[1].squared_error < pair[0].squared_error));
         let powers = inq(QuantInit::PowerOfTwo);
         let err = width_errors("fpn.p6.weight", &weight, &powers, &[1]).unwrap_err();
@@ -126,6 +128,22 @@ mod tests {
         let channels = WeightQuantConfig { granularity: Granularity::Channel, ..config };
         let found = width_errors("w", &weight, &channels, &[3]).unwrap();
         assert!(found[0].squared_error < 1e-9, "each channel has one value: {found:?}");
+    }
+
+    #[test]
+    fn a_choice_of_levels_makes_methods_alike() {
+        let weight = Tensor::from_slice(&[-2.0f32, -1.0, 0.0, 1.0]).reshape([4, 1, 1, 1]);
+        for method in [WeightMethod::Inq, WeightMethod::Lsq, WeightMethod::Uniform] {
+            for (levels, expected) in [(Levels::Odd, [3, 15]), (Levels::Full, [4, 16])] {
+                let levels = Some(levels);
+                let config = WeightQuantConfig { levels, ..WeightQuantConfig::of(method) };
+                let found = width_errors("w", &weight, &config, &[2, 4]).unwrap();
+                assert_eq!(found.iter().map(|e| e.num_levels).collect::<Vec<_>>(), expected);
+                // -2, -1, 0, 1 are the codes of 2 bits
+                let is_exact = found[0].squared_error < 1e-9;
+                assert_eq!(is_exact, expected[0] == 4, "{method} {found:?}");
+            }
+        }
     }
 
     #[test]

@@ -14,7 +14,8 @@ use super::rows::LayerRow;
 use super::trial::{Trial, TrialPlace};
 use crate::artifact::network::blank_network;
 use crate::nn::Network;
-use crate::quant::{ActivationQuantConfig, WeightQuantConfig, levels, select};
+use crate::quant::levels::{MAX_LEVELS, bits_of};
+use crate::quant::{ActivationQuantConfig, BitWidth, WeightQuantConfig, select};
 use crate::run::config::Config;
 use crate::run::flow::{Baseline, Bits, FlowSource, TextStage, Width};
 use crate::run::home::Home;
@@ -131,12 +132,13 @@ impl Setup {
         self.request.trial_bits
     }
 
-    /// How a layer is quantized; `None` outside of the modules.
+    /// How a layer is quantized, with the config's own number of levels whatever the width; `None` outside of the modules.
     pub fn quantizers(&self, layer: &str) -> Result<Option<Quantizers>> {
         let module = self.modules.iter().find(|m| m.layers.iter().any(|(n, _)| n == layer));
         let Some(module) = module else { return Ok(None) };
         let stage = self.stage_of(&module.pattern, self.request.trial_bits)?;
-        Ok(stage.weights.map(|w| (w, stage.activations)))
+        let n_levels = self.n_levels_of(&module.pattern);
+        Ok(stage.weights.map(|w| (WeightQuantConfig { n_levels, ..w }, stage.activations)))
     }
 
     /// The index of a module by its pattern.
@@ -162,22 +164,28 @@ impl Setup {
         Ok(given.to_vec())
     }
 
+    /// The stage of the user's config that a module takes its settings from.
+    fn template_of(&self, pattern: &str) -> Option<&StageConfig> {
+        let own = self.template.iter().find(|stage| stage.module.as_deref() == Some(pattern));
+        own.or(self.template.first())
+    }
+
+    /// The config's own number of levels, which the width that it is one of has (4 levels: 2 bits); `--levels` goes before.
+    fn n_levels_of(&self, pattern: &str) -> Option<u32> {
+        let weights = self.template_of(pattern).and_then(|stage| stage.weights.as_ref());
+        weights.and_then(|weights| weights.n_levels).filter(|_| self.request.levels.is_none())
+    }
+
     /// The stage that quantizes a module, as long as the config says.
     fn stage_of(&self, pattern: &str, bits: u32) -> Result<StageConfig> {
-        let template = self
-            .template
-            .iter()
-            .find(|stage| stage.module.as_deref() == Some(pattern))
-            .or(self.template.first());
-        let levels = template.and_then(|s| s.weights.as_ref()).and_then(|w| w.n_levels);
-        let inputs = template.and_then(|s| s.activations.as_ref());
+        let inputs = self.template_of(pattern).and_then(|s| s.activations.as_ref());
         let stage = TextStage {
             module: pattern.to_owned(),
             bits: Bits {
-                // The config's own number of levels where it is one of this width (4 levels at 2 bits).
                 weights: Some(Width {
                     bits,
-                    n_levels: levels.filter(|&n| levels::bits_of(n) == bits),
+                    n_levels: self.n_levels_of(pattern).filter(|&n| bits_of(n) == bits),
+                    levels: self.request.levels,
                 }),
                 activations: inputs.map(width_of_inputs),
             },
@@ -217,8 +225,9 @@ impl Setup {
         let method =
             config.quantize.flow[0].weights.as_ref().map(|w| w.method()).unwrap_or_default();
         let inputs = config.quantize.flow[0].activations.as_ref().map(width_of_inputs);
-        let bits =
-            Bits { weights: Some(Width { bits: widest, n_levels: None }), activations: inputs };
+        let levels = self.request.levels;
+        let widest = Width { levels, ..Width::of_bits(widest) };
+        let bits = Bits { weights: Some(widest), activations: inputs };
         let (first_layer, last_layer) =
             (config.quantize.flow[0].first_layer, config.quantize.flow[0].last_layer);
         FlowSource::Baseline(Baseline::Uniform { method, bits }).apply(&mut config)?;
@@ -227,7 +236,13 @@ impl Setup {
         stage.module = Some(self.request.modules.join(","));
         (stage.first_layer, stage.last_layer) = (first_layer, last_layer);
         let weights = stage.weights.as_mut().context("the stage quantizes no weights")?;
-        weights.layer_bits = layers.iter().map(|l| (l.layer.clone(), l.bits)).collect();
+        let width = |l: &LayerRow| {
+            let module = self.modules.iter().find(|m| m.layers.iter().any(|(n, _)| *n == l.layer));
+            let n_levels = module.and_then(|module| self.n_levels_of(&module.pattern));
+            let n_levels = n_levels.filter(|&n| bits_of(n) == l.bits);
+            BitWidth { n_levels, ..BitWidth::of_bits(l.bits) }
+        };
+        weights.layer_bits = layers.iter().map(|l| (l.layer.clone(), width(l))).collect();
         (weights.bits, weights.n_levels) = (None, None);
         Ok(stage)
     }
@@ -352,8 +367,9 @@ fn num_parameters(net: &dyn Network, pattern: &str) -> Result<usize> {
 }
 
 fn width_of_inputs(inputs: &ActivationQuantConfig) -> Width {
-    let by_levels = || levels::bits_of(inputs.n_levels.unwrap_or(levels::MAX_LEVELS));
-    Width { bits: inputs.bits.unwrap_or_else(by_levels), n_levels: inputs.n_levels }
+    let by_levels = || bits_of(inputs.n_levels.unwrap_or(MAX_LEVELS));
+    let ActivationQuantConfig { bits, n_levels, levels, .. } = *inputs;
+    Width { bits: bits.unwrap_or_else(by_levels), n_levels, levels }
 }
 
 /// A pattern as part of a file's name.

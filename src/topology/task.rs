@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::data::Batch;
 use crate::nn::Network;
@@ -44,6 +44,12 @@ pub trait Prepare: Send + Sync {
 pub trait Task {
     /// What makes its targets.
     fn preparer(&self) -> Arc<dyn Prepare>;
+
+    /// The images of a batch as the network takes them: `[n, 3, h, w]`, normalised, on `device`.
+    ///
+    /// # Errors
+    /// If the batch does not fit the network.
+    fn images(&self, batch: &Batch, device: Device) -> Result<Tensor>;
 
     /// Runs the network (`train`: in training mode) and compares its outputs with the targets.
     ///

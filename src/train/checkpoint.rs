@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Tensor};
 
 use super::record::exact_losses;
-use super::{Afterwards, NamedLosses, StageConfig};
+use super::{Afterwards, BatchNormInfo, NamedLosses, StageConfig};
 use crate::io::{parse_json, tensors};
 use crate::nn::{Network, Store, device_name, device_name_of};
 use crate::quant::{Claim, ModuleQuantizer, Telemetry};
@@ -153,6 +153,10 @@ pub struct CheckpointMeta {
     /// By what the data of the run are known again, by split; empty in files of earlier versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, DataPrint>,
+    /// How the running statistics of batch norms were estimated, where they are not the moving averages of training; none in
+    /// files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_norm: Option<BatchNormInfo>,
     /// Where the weights come from, when no run of this program trained them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<Imported>,
@@ -213,6 +217,9 @@ pub struct Imported {
 }
 
 impl CheckpointMeta {
+    /// The metadata entry of a file of bare weights that holds a [`BatchNormInfo`] as JSON.
+    pub const BATCH_NORM: &str = "batch_norm";
+
     /// Of weights that another program trained, under the config of the network they are in.
     pub fn of_import(
         imported: Imported,
@@ -234,6 +241,7 @@ impl CheckpointMeta {
             config_hash: String::new(),
             config,
             data: BTreeMap::new(),
+            batch_norm: None,
             imported: Some(imported),
         }
     }

@@ -31,6 +31,9 @@ pub struct TrainConfig {
     /// Stop, with a checkpoint, after so many steps in all.
     #[schemars(range(min = 1))]
     pub max_steps: Option<u64>,
+    /// Training batches on which the running statistics of batch norms are estimated again before validation, once
+    /// quantization changes the network; at most those of an epoch, 0 leaves the statistics of training.
+    pub bn_batches: usize,
     /// What chooses the best checkpoint, and when a stage ends early.
     pub monitor: MonitorConfig,
     /// Average the weights of each stage and evaluate the average; `null` evaluates the weights themselves.
@@ -48,6 +51,7 @@ impl Default for TrainConfig {
             keep: 3,
             valid_every: 1,
             max_steps: None,
+            bn_batches: 50,
             monitor: MonitorConfig::default(),
             ema: None,
         }

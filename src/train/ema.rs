@@ -105,6 +105,19 @@ impl Ema {
         Ok(())
     }
 
+    /// Sets averages by name.
+    ///
+    /// # Errors
+    /// If a name is none of the network's.
+    pub fn set(&mut self, values: &[(String, Tensor)]) -> Result<()> {
+        for (name, value) in values {
+            let var = self.vars.iter_mut().find(|v| v.name == *name);
+            let var = var.with_context(|| format!("no tensor {name}"))?;
+            no_grad(|| var.average.copy_(value));
+        }
+        Ok(())
+    }
+
     /// Does something while the network holds the average, and gives it its own weights back.
     pub fn evaluate<T>(&self, task: impl FnOnce() -> T) -> T {
         let put = |var: &Averaged, value: &Tensor| {

@@ -7,6 +7,7 @@
 //! It refuses to step on losses that are not finite, to end a stage with a weight off its levels, and to mix two
 //! runs in a folder. It knows no dataset and no metric.
 
+mod batch_norm;
 mod checkpoint;
 mod config;
 mod ema;
@@ -27,6 +28,7 @@ mod valid;
 #[cfg(test)]
 mod tests;
 
+pub use batch_norm::{BatchNormInfo, Estimated, batch_statistics, estimation_epoch, largest_shift};
 pub use checkpoint::{
     Best, Checkpoint, CheckpointMeta, DataPrint, EpochSums, Imported, Loaded, Position,
     QuantizedModule, attach_all, config_hash, load_for_evaluation, load_weights,
@@ -39,8 +41,8 @@ pub use monitor::{MonitorConfig, Monitored};
 pub use observer::Observer;
 pub use prefetch::{BatchRequest, BatchSource, Batches};
 pub use record::{
-    CheckpointRecord, Counts, EpochRecord, NamedLosses, Record, StageEnd, StageStart, StepRecord,
-    TelemetryRecord, ValidRecord, ValidScore,
+    BatchNormRecord, CheckpointRecord, Counts, EpochRecord, NamedLosses, Record, StageEnd,
+    StageStart, StepRecord, TelemetryRecord, ValidRecord, ValidScore,
 };
 pub use rehearse::Rehearsal;
 pub use sgd::{Sgd, SgdConfig};

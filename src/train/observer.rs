@@ -3,7 +3,8 @@
 use anyhow::Result;
 
 use super::record::{
-    CheckpointRecord, EpochRecord, StageEnd, StageStart, StepRecord, TelemetryRecord, ValidRecord,
+    BatchNormRecord, CheckpointRecord, EpochRecord, StageEnd, StageStart, StepRecord,
+    TelemetryRecord, ValidRecord,
 };
 
 /// Is told what happens, in order. An error stops the run.
@@ -28,6 +29,11 @@ pub trait Observer {
 
     /// The quantization of the stage's module was measured; comes after the epoch.
     fn telemetry(&mut self, _telemetry: &TelemetryRecord) -> Result<()> {
+        Ok(())
+    }
+
+    /// The statistics of batch norms were estimated again; comes before the validation.
+    fn batch_norm(&mut self, _estimate: &BatchNormRecord) -> Result<()> {
         Ok(())
     }
 

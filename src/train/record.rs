@@ -10,6 +10,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::io;
+use crate::nn::BatchNormShift;
 use crate::quant::{ModuleTelemetry, SiteReport};
 
 /// A line of `metrics.jsonl`: the key `kind` tells which.
@@ -24,6 +25,8 @@ pub enum Record {
     Epoch(EpochRecord),
     /// What quantization did in an epoch.
     Telemetry(TelemetryRecord),
+    /// Statistics of batch norms were estimated again.
+    BatchNorm(BatchNormRecord),
     /// A validation.
     Validation(ValidRecord),
     /// A stage is complete.
@@ -38,6 +41,7 @@ impl Record {
             Self::Step(r) => r.global_step,
             Self::Epoch(r) => r.global_step,
             Self::Telemetry(r) => r.global_step,
+            Self::BatchNorm(r) => r.global_step,
             Self::Validation(r) => r.global_step,
             Self::StageEnd(r) => r.global_step,
         }
@@ -278,6 +282,29 @@ pub struct TelemetryRecord {
     /// The module and its layers.
     #[serde(flatten)]
     pub module: ModuleTelemetry,
+}
+
+/// The running statistics of batch norms, before they were estimated again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BatchNormRecord {
+    /// Steps of the run so far.
+    pub global_step: u64,
+    /// Epochs of the run so far.
+    pub global_epoch: u64,
+    /// The stage, from 0.
+    pub stage: usize,
+    /// The stage's name.
+    pub stage_name: String,
+    /// Training batches of the estimate.
+    pub num_batches: usize,
+    /// Batch norms that were estimated.
+    pub num_layers: usize,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// The batch norm whose running mean was furthest from that of the batches.
+    pub largest_shift: BatchNormShift,
+    /// The batch norm whose running variance was furthest from that of the batches, as a factor.
+    pub largest_variance_ratio: BatchNormShift,
 }
 
 /// A stage that begins, or goes on after a resume.

@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use super::checkpoint::{self, Best, EpochSums, config_hash};
 use super::ema::Ema;
 use super::{
-    BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord, DataPrint,
-    Observer, Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd, StageStart,
-    TrainConfig, ValidScore,
+    BatchNormInfo, BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord,
+    DataPrint, Observer, Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd,
+    StageStart, TrainConfig, ValidScore,
 };
 use crate::io::differing_keys;
 use crate::nn::{Network, device_name};
@@ -83,6 +83,8 @@ pub struct Trainer {
     /// The moving average of the weights, from the epoch of the stage on that it begins with.
     pub(super) ema: Option<Ema>,
     pub(super) telemetry: Telemetry,
+    /// How the statistics of batch norms were estimated the last time.
+    pub(super) batch_norm: Option<BatchNormInfo>,
     pub(super) quantizers: Vec<(QuantizedModule, ModuleQuantizer)>,
     folder: CheckpointFolder,
     run: RunInfo,
@@ -118,6 +120,7 @@ impl Trainer {
             last_checkpoint: None,
             ema: None,
             telemetry: Telemetry::default(),
+            batch_norm: None,
             quantizers: Vec::new(),
             run,
             saved: None,
@@ -213,6 +216,7 @@ impl Trainer {
         self.position = meta.position;
         self.sums = meta.epoch_sums;
         self.best = meta.best;
+        self.batch_norm = meta.batch_norm;
         Ok(())
     }
 
@@ -347,6 +351,10 @@ impl Trainer {
         &self.config.stages[self.position.stage]
     }
 
+    pub(super) fn seed(&self) -> u64 {
+        self.run.seed
+    }
+
     /// The quantizers of the stage's module, if it has one.
     pub(super) fn current_quantizer(&mut self) -> Option<&mut ModuleQuantizer> {
         let stage = self.position.stage;
@@ -428,6 +436,11 @@ impl Trainer {
     fn end_stage(&mut self, hooks: &mut Hooks<'_>) -> Result<PathBuf> {
         let index = self.position.stage;
         let name = self.stage().label();
+        // For a stage that ends without a validation, after a resume with fewer epochs.
+        if self.is_estimate_due() {
+            self.reestimate_batch_norms(hooks)?;
+            self.saved = self.saved.take().filter(|_| self.is_estimate_due());
+        }
         let on_grid = || -> Result<()> {
             for (module, quantizer) in &self.quantizers {
                 quantizer.assert_on_grid().with_context(|| {
@@ -493,6 +506,7 @@ impl Trainer {
             config_hash: config_hash(&self.run.config),
             config: self.run.config.clone(),
             data: self.run.data.clone(),
+            batch_norm: self.batch_norm.clone(),
             imported: None,
         };
         Checkpoint {

@@ -68,6 +68,7 @@ impl Best {
 impl Trainer {
     /// Validates; whether the weights are the stage's best so far.
     pub(super) fn validate(&mut self, hooks: &mut Hooks<'_>) -> Result<bool> {
+        self.reestimate_batch_norms(hooks)?;
         let score =
             self.evaluated(|| tch::no_grad(|| (hooks.validate)(self.net.as_ref(), &self.position)));
         let Some(mut score) = score.context("validating")? else { return Ok(false) };

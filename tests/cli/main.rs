@@ -12,6 +12,7 @@ mod options;
 mod packed;
 mod pipeline;
 mod predict;
+mod recalibrate;
 mod report;
 mod resume;
 mod robustness;

@@ -72,6 +72,8 @@ fn stopping_after_any_number_of_steps_changes_nothing() {
     // Nothing is left to do, and nothing more is written.
     let metrics = logs.join("SwissCube/WidedepthTiny/exp000/metrics.jsonl");
     let before = fs::read_to_string(&metrics).unwrap();
+    // Batch norms of the quantized stage were estimated again, once an epoch.
+    assert_eq!(before.matches("\"kind\":\"batch_norm\"").count(), 2, "{before}");
     assert_eq!(before.matches("\"stage_end\"").count(), 2, "{before}");
     run(&resumed(&places)).code(0);
     assert_eq!(fs::read_to_string(&metrics).unwrap(), before);

@@ -23,6 +23,7 @@ use crate::export::packed::PackOptions;
 use crate::io::{pth, tensors};
 use crate::nn::Network;
 use crate::run::{Config, Home, Names, Select};
+use crate::train::CheckpointMeta;
 
 /// What file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
@@ -225,11 +226,14 @@ fn write_weights(request: &ExportRequest, exported: &Exported) -> Result<ExportR
     match request.target.format() {
         ExportFormat::Pth => pth::write(out, &state)?,
         _ => {
-            let metadata = BTreeMap::from([
+            let mut metadata = BTreeMap::from([
                 ("format".to_owned(), "pt".to_owned()),
                 ("mqat_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
                 ("quantized".to_owned(), Value::from(quantized.clone()).to_string()),
             ]);
+            if let Some(info) = loaded.meta.as_ref().and_then(|meta| meta.batch_norm.as_ref()) {
+                metadata.insert(CheckpointMeta::BATCH_NORM.to_owned(), info.to_json()?);
+            }
             tensors::write(out, &state, &metadata)?;
         }
     }

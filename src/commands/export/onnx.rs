@@ -201,6 +201,7 @@ pub(super) fn write(
         quantized: quantized.clone(),
         activations: activations.text.clone(),
         activation_bits: (!plan.is_empty()).then_some(activations.bits),
+        batch_norm: loaded.meta.as_ref().and_then(|meta| meta.batch_norm.clone()),
         config: serde_json::to_value(config).context("writing the config as JSON")?,
     };
     let model = emit(&graph, &plan, &emit_options, &metadata(&meta, &graph, config)?)?;

@@ -15,12 +15,12 @@ use crate::artifact::tensor::TensorReport;
 use crate::artifact::weights::{self, InqLayerReport, OtherMember};
 use crate::artifact::{OnnxMeta, packed};
 use crate::export::onnx::{META_KEY, StoredCodes, StoredValues, read_contents};
-use crate::io::tensors;
+use crate::io::{parse_json, tensors};
 use crate::quant::SiteReport;
 use crate::run::config;
 use crate::topology::Topology;
 use crate::topology::wdr::{NetworkConfig, keys, recognise};
-use crate::train::{Best, CheckpointMeta, Imported, Position};
+use crate::train::{BatchNormInfo, Best, CheckpointMeta, Imported, Position};
 
 /// Group of tensors that belong to no module.
 const OTHER: &str = "other";
@@ -43,6 +43,8 @@ pub struct FileReport {
     pub position: Option<Position>,
     /// How a checkpoint came to be.
     pub provenance: Option<ProvenanceReport>,
+    /// How the statistics of batch norms were estimated, where they are no moving averages of training.
+    pub batch_norm: Option<BatchNormInfo>,
     /// The part of a nested PyTorch file that holds the network.
     pub member: Option<String>,
     /// Its other parts.
@@ -147,6 +149,7 @@ pub fn inspect_file(path: &Path) -> Result<FileReport> {
         stage: None,
         position: None,
         provenance: None,
+        batch_norm: None,
         member: None,
         other_members: Vec::new(),
         key_form: String::new(),
@@ -163,6 +166,7 @@ pub fn inspect_file(path: &Path) -> Result<FileReport> {
     match kind {
         FileKind::Checkpoint | FileKind::Safetensors => {
             report.tensors = head(path)?;
+            report.batch_norm = bare_batch_norm(path)?;
             if let Some(meta) = CheckpointMeta::of_file(path)? {
                 describe_checkpoint(&mut report, meta);
             } else if report.tensors.iter().any(|t| keys::inq_extra(&t.name).is_some()) {
@@ -193,6 +197,15 @@ fn head(path: &Path) -> Result<Vec<TensorReport>> {
     Ok(tensors.map(report).collect())
 }
 
+/// What the metadata of bare weights say of batch norms.
+fn bare_batch_norm(path: &Path) -> Result<Option<BatchNormInfo>> {
+    let key = CheckpointMeta::BATCH_NORM;
+    let head = tensors::read_head(path)?;
+    let parse =
+        |json: &String| parse_json(json.as_bytes(), &format!("{}: metadata {key}", path.display()));
+    head.metadata.get(key).map(parse).transpose()
+}
+
 /// Position, provenance and quantizers of a checkpoint of mqat.
 fn describe_checkpoint(report: &mut FileReport, meta: CheckpointMeta) {
     report.quantized = module_names(&meta.quantized);
@@ -206,6 +219,7 @@ fn describe_checkpoint(report: &mut FileReport, meta: CheckpointMeta) {
     report.mqat_version = Some(meta.mqat_version);
     report.stage = Some(meta.stage_name);
     report.position = Some(meta.position);
+    report.batch_norm = meta.batch_norm;
     report.provenance = Some(ProvenanceReport {
         seed: meta.seed,
         device: meta.device,
@@ -261,6 +275,7 @@ fn describe_onnx(report: &mut FileReport) -> Result<()> {
         let meta = OnnxMeta::of_file(&report.path)?;
         report.notes.push(format!("exported by mqat {}, {}", meta.mqat_version, meta.activations));
         report.quantized = meta.quantized;
+        report.batch_norm = meta.batch_norm;
         let config = config::parse(meta.config, "its config")?;
         let Topology::Widedepth(params) = config.network;
         report.network = Some(ShapeReport {
@@ -391,6 +406,9 @@ impl FileReport {
                 let from = imported.file.display();
                 let _ = writeln!(out, "imported from {from}, keys {}", imported.key_form);
             }
+        }
+        if let Some(info) = &self.batch_norm {
+            let _ = writeln!(out, "{}", info.text());
         }
         if let Some(member) = &self.member {
             let _ = writeln!(out, "the network is its member {member:?}");

@@ -29,6 +29,24 @@ pub fn permutation(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
     order
 }
 
+/// The images of an epoch: a permutation of all `n`, or the next `epoch_images` of the permutations one after another, so
+/// that each image comes once before any comes again.
+fn shuffled(options: &LoaderOptions, n: usize) -> Vec<usize> {
+    let Some(length) = options.epoch_images.filter(|_| n > 0) else {
+        return permutation(options.seed, options.epoch, n);
+    };
+    let mut place = u128::from(options.epoch) * length as u128;
+    let mut order = Vec::with_capacity(length);
+    while order.len() < length {
+        let (pass, start) = ((place / n as u128) as u64, (place % n as u128) as usize);
+        let all = permutation(options.seed, pass, n);
+        let end = n.min(start + length - order.len());
+        order.extend_from_slice(&all[start..end]);
+        place += (end - start) as u128;
+    }
+    order
+}
+
 /// A place of the epoch, filled.
 pub(super) struct Slot {
     /// The image that fills it, with its index into the frames; `None` when it was left out.
@@ -62,7 +80,7 @@ impl Plan {
         ensure!(options.batch_size > 0, "the batch size is 0, expected 1 or more");
         let n = dataset.frames.len();
         let order = match options.shuffle {
-            true => permutation(options.seed, options.epoch, n),
+            true => shuffled(&options, n),
             false => (0..n).collect(),
         };
         let preparer = Preparer::new(input, data)?;
@@ -111,7 +129,7 @@ impl Plan {
         for attempt in 0..MAX_ATTEMPTS {
             if attempt > 0 {
                 let place = [REPLACE, epoch, wanted as u64, attempt];
-                index = seed::stream(seed, &place).random_range(0..self.order.len());
+                index = seed::stream(seed, &place).random_range(0..self.dataset.frames.len());
             }
             if replace_empty && self.dataset.frames[index].objects.is_empty() {
                 continue;

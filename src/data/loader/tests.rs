@@ -65,6 +65,22 @@ fn each_epoch_has_an_order_and_augmentations_of_its_own() {
 }
 
 #[test]
+fn short_epochs_go_on_through_the_images() {
+    let tiny = TinyDataset::with_images(11);
+    let order = |epoch, length| {
+        let options = LoaderOptions { epoch, epoch_images: Some(length), ..training(0) };
+        let all = batches(&tiny, options);
+        all.iter().flat_map(|b| b.indices.clone()).collect::<Vec<_>>()
+    };
+    let one_by_one: Vec<usize> = (0..6).flat_map(|epoch| order(epoch, 4)).collect();
+    let passes = [permutation(4, 0, 11), permutation(4, 1, 11)].concat();
+    assert_eq!(one_by_one[..22], passes);
+    assert_eq!(order(1, 11), permutation(4, 1, 11), "an epoch of all images is a pass");
+    assert_eq!(order(0, 30).len(), 30, "an epoch may be longer than the list");
+    assert_eq!(order(0, 30)[..22], passes);
+}
+
+#[test]
 fn a_permutation_holds_each_index_once() {
     for n in [0, 1, 2, 100] {
         let order = permutation(1, 7, n);

@@ -605,7 +605,7 @@ mod tests {
         let by_output: HashMap<&str, &str> =
             out.node.iter().map(|n| (n.output[0].as_str(), n.op_type.as_str())).collect();
         let convs: Vec<_> = out.node.iter().filter(|n| n.op_type == "Conv").collect();
-        assert_eq!(convs.len(), 50);
+        assert_eq!(convs.len(), 36);
         let mut between = 0;
         for conv in convs {
             let readers: Vec<&str> = out

@@ -281,12 +281,12 @@ mod tests {
     fn the_tiny_network_has_its_nodes_and_convolutions() {
         let net = network(&NetworkConfig::widedepth_tiny(), 2);
         let graph = graph_of(&net, &[], (64, 64)).unwrap();
-        assert_eq!((graph.nodes.len(), graph.convs.len(), graph.norms.len()), (116, 26, 4));
+        assert_eq!((graph.nodes.len(), graph.convs.len(), graph.norms.len()), (83, 24, 4));
         assert!(!graph.nodes.iter().any(|n| matches!(n.op, Op::Affine { .. })));
         let name = |i: usize| graph.nodes[i].name.as_str();
         assert_eq!([name(0), name(1)], ["images", "backbone.features.init_block.conv"]);
         let last = graph.nodes.len() - 1;
-        assert_eq!([name(last - 1), name(last)], ["head.pose_pred.p7", "head.scales.4.scale"]);
+        assert_eq!([name(last - 1), name(last)], ["head.pose_pred.p5", "head.scales.2.scale"]);
     }
 
     #[test]

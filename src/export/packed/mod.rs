@@ -48,6 +48,7 @@ pub use file::{MAGIC, read, read_head, verify, write};
 pub use format::{HeadCodes, HeadTensor, PackedHead};
 pub use levels::Levels;
 pub use network::{Bytes, PackOptions, Packed, Ternary, Unpacked, pack, unpack};
+pub(crate) use network::{has_folded, plain};
 
 /// A packed file in memory.
 #[derive(Debug, Clone, PartialEq)]

@@ -221,7 +221,7 @@ fn host(tensor: &Tensor, kind: Kind) -> Result<Tensor> {
 }
 
 /// A tensor's numbers as they are.
-fn plain(tensor: &Tensor) -> Result<Content> {
+pub(crate) fn plain(tensor: &Tensor) -> Result<Content> {
     macro_rules! bytes {
         ($kind:expr, $number:ty) => {
             Vec::<$number>::try_from(host(tensor, $kind)?)?
@@ -310,6 +310,11 @@ pub struct Unpacked {
     pub state: Vec<(String, Tensor)>,
     /// The `extra` tensors of [`pack`].
     pub extra: Vec<(String, Tensor)>,
+}
+
+/// Whether batch norms are stored as multiplier and offset, by a file's `meta`.
+pub(crate) fn has_folded(meta: &Map<String, Value>) -> bool {
+    meta.get(FOLDED).and_then(Value::as_array).is_some_and(|names| !names.is_empty())
 }
 
 /// Turns a packed file into tensors, on the CPU; `extra` ones are told by `is_extra` from the network's.

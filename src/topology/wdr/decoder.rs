@@ -161,7 +161,11 @@ mod tests {
 
     #[test]
     fn a_network_gives_what_its_decoder_reads() {
-        let net = PoseNet::new(&NetworkConfig::widedepth_tiny(), 2, Device::Cpu, 3).unwrap();
+        let config = NetworkConfig {
+            anchor_sizes: NetworkConfig::widedepth().anchor_sizes,
+            ..NetworkConfig::widedepth_tiny()
+        };
+        let net = PoseNet::new(&config, 2, Device::Cpu, 3).unwrap();
         let decoder = decoder(2);
         assert_eq!(Engine::outputs(&net, 64, 48), decoder.outputs());
         let images = Tensor::zeros([2, 3, 48, 64], (tch::Kind::Float, Device::Cpu));

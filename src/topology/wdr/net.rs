@@ -218,9 +218,17 @@ mod tests {
         }
     }
 
+    /// The tiny network with the levels of the published one.
+    fn five_levels() -> NetworkConfig {
+        NetworkConfig {
+            anchor_sizes: NetworkConfig::widedepth().anchor_sizes,
+            ..NetworkConfig::widedepth_tiny()
+        }
+    }
+
     #[test]
     fn the_summary_tells_the_shapes_that_come_out() {
-        let config = NetworkConfig { with_output_layer: true, ..NetworkConfig::widedepth_tiny() };
+        let config = NetworkConfig { with_output_layer: true, ..five_levels() };
         let net = PoseNet::blank(&config, 2, Device::Cpu).unwrap();
         let layers = net.summary(100, 72);
         let features = tch::no_grad(|| net.features_t(&images(1, 72, 100), false));
@@ -372,7 +380,7 @@ mod tests {
 
     #[test]
     fn channels_last_images_stay_channels_last() {
-        let net = PoseNet::new(&NetworkConfig::widedepth_tiny(), 1, Device::Cpu, 3).unwrap();
+        let net = PoseNet::new(&five_levels(), 1, Device::Cpu, 3).unwrap();
         let bytes: Vec<u8> = (0..2 * 64 * 64 * 3).map(|i| (i * 31 % 256) as u8).collect();
         let preprocess = Preprocess { width: 64, height: 64, mean: [0.5; 3], std: [0.25; 3] };
         let nhwc = preprocess.images(&bytes, Device::Cpu).unwrap();

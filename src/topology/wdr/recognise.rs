@@ -35,7 +35,16 @@ pub fn shape_of(sizes: &Sizes, base: &NetworkConfig) -> Option<NetworkConfig> {
     };
     config.head_convs = sizes.keys().filter(is_tower).count() as i64;
     config.head_channels = out("head.cls_tower.0.weight").unwrap_or(config.head_channels);
+    config.anchor_sizes =
+        anchors_of(num_children(sizes, "head.scales.") as usize, config.anchor_sizes);
     Some(config)
+}
+
+/// Anchor sizes, px, for that many levels: `base`'s, shortened, or doubled onward; `base` itself for a file without a head.
+fn anchors_of(num_levels: usize, base: Vec<f64>) -> Vec<f64> {
+    let Some(&finest) = base.first().filter(|_| num_levels > 0) else { return base };
+    let size = |level| base.get(level).copied().unwrap_or(finest * 2f64.powi(level as i32));
+    (0..num_levels).map(size).collect()
 }
 
 /// The config with the Darknet that the tensors are of.
@@ -96,6 +105,7 @@ fn same_widths(a: &NetworkConfig, b: &NetworkConfig) -> bool {
         a.fpn_channels,
         a.head_channels,
         a.head_convs,
+        a.anchor_sizes.len(),
     ) == (
         b.backbone,
         b.stem_channels,
@@ -104,6 +114,7 @@ fn same_widths(a: &NetworkConfig, b: &NetworkConfig) -> bool {
         b.fpn_channels,
         b.head_channels,
         b.head_convs,
+        b.anchor_sizes.len(),
     )
 }
 
@@ -148,5 +159,28 @@ pub(super) fn advise(
             found + 1
         ),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Network;
+    use crate::topology::wdr::PoseNet;
+    use tch::Device;
+
+    #[test]
+    fn the_levels_of_a_file_are_told_by_its_heads_scales() {
+        let told = |anchors: Vec<f64>| {
+            let config = NetworkConfig { anchor_sizes: anchors, ..NetworkConfig::widedepth_tiny() };
+            let net = PoseNet::blank(&config, 2, Device::Cpu).unwrap();
+            let tensors = net.state();
+            let sizes = tensors.iter().map(|(name, t)| (name.as_str(), t.size())).collect();
+            shape_of(&sizes, &NetworkConfig::widedepth_tiny()).unwrap()
+        };
+        assert_eq!(topology_of(&told(vec![32.0, 64.0, 128.0])), Some("WidedepthTiny"));
+        let five = told(vec![32.0, 64.0, 128.0, 256.0, 512.0]);
+        assert_eq!(five.anchor_sizes, [32.0, 64.0, 128.0, 256.0, 512.0]);
+        assert_eq!(topology_of(&five), None, "the preset has three");
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use tch::Device;
+use tch::{Device, Tensor};
 
 use super::anchors::AnchorGrid;
 use super::candidates::CandidateConfig;
@@ -77,6 +77,10 @@ impl Task for CellTask {
         self.targets.clone()
     }
 
+    fn images(&self, batch: &Batch, device: Device) -> Result<Tensor> {
+        self.preprocess.images(&batch.pixels, device)
+    }
+
     fn losses(
         &self,
         network: &dyn Network,
@@ -86,7 +90,7 @@ impl Task for CellTask {
         let assignments: &Vec<Assignment> = prepared.targets()?;
         let Targets { grid, camera, .. } = self.targets.as_ref();
         let device = network.store().device();
-        let images = self.preprocess.images(&prepared.batch.pixels, device)?;
+        let images = self.images(&prepared.batch, device)?;
         let outputs = Outputs::of_named(&network.run(&images, train), grid)?;
         let losses = losses(&outputs, grid, camera, assignments, &self.loss)?;
         Ok(BatchLosses::new(vec![("cls", losses.cls), ("reg", losses.reg)], losses.num_positive))

@@ -1,6 +1,7 @@
 //! Whole runs of a very small network on made-up batches.
 
 mod afterwards;
+mod batch_norm;
 mod folder;
 mod resume;
 mod rules;
@@ -176,6 +177,7 @@ struct Recorder {
     steps: Vec<StepRecord>,
     epochs: Vec<EpochRecord>,
     telemetry: Vec<TelemetryRecord>,
+    batch_norm: Vec<BatchNormRecord>,
     valid: Vec<ValidRecord>,
     checkpoints: Vec<CheckpointRecord>,
     starts: Vec<StageStart>,
@@ -209,6 +211,11 @@ impl Observer for Recorder {
 
     fn telemetry(&mut self, telemetry: &TelemetryRecord) -> Result<()> {
         self.telemetry.push(TelemetryRecord { seconds: 0.0, ..telemetry.clone() });
+        Ok(())
+    }
+
+    fn batch_norm(&mut self, estimate: &BatchNormRecord) -> Result<()> {
+        self.batch_norm.push(BatchNormRecord { seconds: 0.0, ..estimate.clone() });
         Ok(())
     }
 

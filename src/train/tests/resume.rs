@@ -31,6 +31,7 @@ fn stopping_after_any_update_and_resuming_changes_no_bit() {
     let (expected, reference) = undisturbed(&config);
     let num_steps = reference.steps.len() as u64;
     assert_eq!(num_steps, 6 * BATCHES as u64);
+    assert_eq!(reference.batch_norm.len(), 4); // of the epochs that are quantized
     // Within, at the end of, and right after the begin of epochs and stages.
     for stop in [1, 3, 6, 7, 9, 11, 14, 15, 17] {
         let folder = tempfile::tempdir().unwrap();
@@ -57,6 +58,7 @@ fn stopping_after_any_update_and_resuming_changes_no_bit() {
         assert_eq!(means(&recorder), means(&reference), "after {stop} steps");
         assert_eq!(recorder.valid, reference.valid, "after {stop} steps");
         assert_eq!(recorder.telemetry, reference.telemetry, "after {stop} steps");
+        assert_eq!(recorder.batch_norm, reference.batch_norm, "after {stop} steps");
         assert_eq!(recorder.messages, [""; 0]);
     }
 }

@@ -1,0 +1,170 @@
+//! Batch norms of a quantized network: their running statistics estimated again before they are used.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use tch::no_grad;
+
+use super::trainer::{Hooks, Trainer};
+use super::{BatchNormRecord, BatchRequest, Batches};
+use crate::nn::{BatchNormShift, BatchStatistics, Network};
+use crate::quant::ModuleQuantizer;
+use crate::seed;
+use crate::topology::Task;
+
+/// First part of the place of the stream that draws the batches.
+const PURPOSE_BATCHES: u64 = u64::from_le_bytes(*b"bn_batch");
+
+/// How the running statistics of a file's batch norms were estimated, for its metadata.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BatchNormInfo {
+    /// Training batches that they were estimated on.
+    pub reestimated_on: usize,
+    /// Images of a batch.
+    pub batch_size: usize,
+    /// Steps of the run behind the weights they belong to; training steps after it moved them on.
+    pub global_step: u64,
+    /// The batch norm whose mean had moved furthest before, and how far.
+    pub largest_shift: BatchNormShift,
+}
+
+impl BatchNormInfo {
+    /// For the metadata of a file.
+    ///
+    /// # Errors
+    /// If a number cannot be written.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self).context("writing what batch norms were estimated on as JSON")
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        format!(
+            "batch-norm statistics estimated on {} training batches of {} after {} steps; the largest shift of a mean before \
+             was {:.2} sd ({})",
+            self.reestimated_on,
+            self.batch_size,
+            self.global_step,
+            self.largest_shift.mean_shift_sd,
+            self.largest_shift.layer
+        )
+    }
+}
+
+/// The epoch whose order and augmentation give the batches of an estimate: a function of seed and place, and none that
+/// training uses.
+pub fn estimation_epoch(seed: u64, place: &[u64]) -> u64 {
+    let place: Vec<u64> = std::iter::once(PURPOSE_BATCHES).chain(place.iter().copied()).collect();
+    // Training counts its epochs from 0.
+    seed::stream(seed, &place).random::<u64>() | (1 << 63)
+}
+
+/// The largest shift of a mean among layers.
+pub fn largest_shift(shifts: &[BatchNormShift]) -> Option<&BatchNormShift> {
+    shifts.iter().max_by(|a, b| a.mean_shift_sd.total_cmp(&b.mean_shift_sd))
+}
+
+/// Statistics of a network's batch norms over the first `num` of `batches`, and the images they saw. Weights and activations are
+/// those of evaluation; no gradient.
+///
+/// # Errors
+/// If there is no batch, one cannot be read, or one does not fit the network.
+pub fn batch_statistics(
+    net: &dyn Network,
+    task: &dyn Task,
+    batches: Batches,
+    num: usize,
+) -> Result<(BatchStatistics, Estimated)> {
+    let store = net.store();
+    let mut estimated = Estimated::default();
+    let collected = store.collect_batch_statistics(|| {
+        for batch in batches.take(num) {
+            let batch = batch?;
+            estimated.num_batches += 1;
+            estimated.batch_size = estimated.batch_size.max(batch.indices.len());
+            let images = task.images(&batch, store.device())?;
+            no_grad(|| drop(net.run(&images, false)));
+        }
+        Ok(())
+    })?;
+    ensure!(estimated.num_batches > 0, "no batch to estimate the statistics of batch norms on");
+    Ok((collected, estimated))
+}
+
+/// What an estimate was made on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Estimated {
+    /// Batches.
+    pub num_batches: usize,
+    /// Images of a batch.
+    pub batch_size: usize,
+}
+
+impl Trainer {
+    /// Estimates the running statistics of batch norms again, if quantization changes what the network computes: they
+    /// are the cumulative average over training batches instead of a moving one that lags behind steps between levels.
+    ///
+    /// They become those of the network as it is evaluated: of the averaged weights where there are any. Training does
+    /// not depend on them, since it normalises by the batch; where batch norms are frozen it does, and they stay.
+    ///
+    /// # Errors
+    /// If a batch cannot be read, or statistics are not finite.
+    pub(super) fn reestimate_batch_norms(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
+        let batch_size = self.stage().batch_size;
+        let num = self.config.bn_batches.min(hooks.source.num_batches(batch_size));
+        let concerns = self.net.store().has_batch_norms()
+            && self.quantizers.iter().any(|(_, q)| ModuleQuantizer::is_acting(q));
+        if num == 0 || self.stage().freeze_bn || !concerns {
+            return Ok(());
+        }
+        let since = Instant::now();
+        let place = [self.position.stage as u64, u64::from(self.position.epoch)];
+        let request = BatchRequest {
+            epoch_key: estimation_epoch(self.seed(), &place),
+            first_batch: 0,
+            batch_size,
+        };
+        let batches = hooks.source.open(request);
+        let (net, task) = (self.net.as_ref(), self.task.as_ref());
+        let estimate = |batches| {
+            let (statistics, on) = batch_statistics(net, task, batches, num)?;
+            let shifts = statistics.shifts(net.store())?;
+            anyhow::Ok((statistics, on, shifts))
+        };
+        let (statistics, on, shifts) = batches
+            .and_then(|batches| self.evaluated(|| estimate(batches)))
+            .context("estimating the statistics of batch norms (training.bn_batches)")?;
+        let Some(largest) = largest_shift(&shifts).cloned() else { return Ok(()) };
+        match &mut self.ema {
+            Some(ema) => ema.set(&statistics.tensors())?,
+            None => statistics.assign(self.net.store())?,
+        }
+        self.batch_norm = Some(BatchNormInfo {
+            reestimated_on: on.num_batches,
+            batch_size: on.batch_size,
+            global_step: self.position.global_step,
+            largest_shift: largest.clone(),
+        });
+        let furthest = |a: &&BatchNormShift, b: &&BatchNormShift| {
+            a.variance_factor().total_cmp(&b.variance_factor())
+        };
+        hooks.observer.batch_norm(&BatchNormRecord {
+            global_step: self.position.global_step,
+            global_epoch: self.position.global_epoch,
+            stage: self.position.stage,
+            stage_name: self.stage().label(),
+            num_batches: on.num_batches,
+            num_layers: shifts.len(),
+            seconds: since.elapsed().as_secs_f64(),
+            largest_variance_ratio: shifts.iter().max_by(furthest).unwrap_or(&largest).clone(),
+            largest_shift: largest,
+        })
+    }
+
+    /// Whether the running statistics are those of the weights of this moment, or need not be estimated.
+    pub(super) fn is_estimate_due(&self) -> bool {
+        self.batch_norm.as_ref().is_none_or(|b| b.global_step != self.position.global_step)
+    }
+}
