@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use tch::Tensor;
 
 use super::levels::Spacing;
+use super::oscillation::OscillationConfig;
 use super::method::{ActivationQuantizer, WeightQuantizer};
 use super::scale;
 use super::schedule::FractionSchedule;
@@ -45,6 +46,8 @@ pub struct WeightContext {
     pub spacing: Spacing,
     /// Whether each output channel has a scale of its own.
     pub per_channel: bool,
+    /// Freezing of weights that oscillate, of methods with fake quantization.
+    pub oscillation: Option<OscillationConfig>,
     /// Seed of the run.
     pub seed: u64,
 }

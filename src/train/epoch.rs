@@ -112,6 +112,9 @@ impl Trainer {
         prepared: &Prepared,
         num_batches: usize,
     ) -> Result<(StepNumbers, f64)> {
+        if self.quantizers.iter_mut().fold(false, |froze, (_, q)| q.watch() || froze) {
+            self.freeze()?;
+        }
         let stage = &self.config.stages[self.position.stage];
         let lr = stage.lr.at(LrPlace {
             epoch: self.position.epoch,

@@ -1,6 +1,8 @@
 //! Whole runs of a very small network on made-up batches.
 
 mod afterwards;
+mod distill;
+mod oscillation;
 mod batch_norm;
 mod folder;
 mod resume;
@@ -23,7 +25,7 @@ use crate::nn::{Network, Preprocess};
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
 use crate::seed;
 use crate::topology::wdr::{LossConfig, NetworkConfig, TargetConfig};
-use crate::topology::{Family, Task, TaskSetting};
+use crate::topology::{Family, Task, TaskSetting, Teacher};
 
 const SIZE: usize = 32;
 const SEED: u64 = 11;
@@ -70,6 +72,10 @@ fn toy_batch(epoch: u64, batch: usize, size: usize) -> Batch {
 }
 
 fn task() -> Box<dyn Task> {
+    task_with(None)
+}
+
+fn task_with(teacher: Option<Teacher>) -> Box<dyn Task> {
     let model = ObjectModel {
         obj_id: 1,
         name: "obj_000001".to_owned(),
@@ -83,6 +89,7 @@ fn task() -> Box<dyn Task> {
         models: Arc::new(vec![model]),
         targets: TargetConfig::default(),
         loss: LossConfig::default(),
+        teacher,
         preprocess: Preprocess {
             width: 32,
             height: 32,
