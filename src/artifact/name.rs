@@ -14,7 +14,7 @@ pub(crate) fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuanti
         let sites = quantizer.report();
         let weights: Vec<_> = sites.iter().filter(|s| s.num_levels.is_some()).collect();
         let total: usize = weights.iter().map(|s| s.num_weights).sum();
-        let frozen: f64 = weights.iter().map(|s| s.share_frozen * s.num_weights as f64).sum();
+        let frozen: f64 = weights.iter().map(|s| s.frozen_fraction * s.num_weights as f64).sum();
         let mut text = String::new();
         if total > 0 && frozen < total as f64 {
             text += &format!(", only {:.1} % frozen", 100.0 * frozen / total as f64);

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use tch::Device;
 
 use super::kind::Strictness;
-use super::weights;
 use super::network::new_network;
+use super::weights;
 use crate::nn::Network;
 use crate::run::Config;
 use crate::topology::Teacher;

@@ -72,7 +72,7 @@ impl Machine {
         }
     }
 
-    /// A word on other programs, if they took a share of the machine.
+    /// A word on other programs, if they took a fraction of the machine.
     pub(super) fn busy(&self) -> Option<String> {
         let load = self.load_average?;
         (load > 0.5).then(|| {

@@ -130,19 +130,19 @@ pub(super) fn common_size(sources: &[Source]) -> Result<(usize, usize)> {
 }
 
 /// A network ready to be called.
-struct Opened {
+struct BenchNetwork {
     engine: Rc<dyn Engine>,
     device: Device,
     details: Map<String, Value>,
 }
 
-fn open_source(source: &Source, device: Device, threads: usize) -> Result<Opened> {
+fn open_source(source: &Source, device: Device, threads: usize) -> Result<BenchNetwork> {
     let Source { file, config, .. } = source;
     let Some(artifact) = file else {
         let net = new_network(config, device)?;
         let details =
             object([("network", json!("initial weights")), ("engine", json!("libtorch"))]);
-        return Ok(Opened { engine: Rc::from(net as Box<dyn Engine>), device, details });
+        return Ok(BenchNetwork { engine: Rc::from(net as Box<dyn Engine>), device, details });
     };
     let (own, input) = (&artifact.config.input, &config.input);
     ensure!(
@@ -166,7 +166,7 @@ fn open_source(source: &Source, device: Device, threads: usize) -> Result<Opened
     if let Some(exact_sums) = opened.exact_sums {
         details.insert("exact_sums".to_owned(), json!(exact_sums));
     }
-    Ok(Opened { engine: Rc::from(opened.engine), device: opened.device, details })
+    Ok(BenchNetwork { engine: Rc::from(opened.engine), device: opened.device, details })
 }
 
 /// Every source under every setting.
@@ -183,7 +183,7 @@ pub(super) fn subjects<'a>(
     let mut subjects = Vec::new();
     for source in sources {
         // ONNX Runtime's threads belong to a session, libtorch's to the process.
-        let mut shared: Option<Rc<Opened>> = None;
+        let mut shared: Option<Rc<BenchNetwork>> = None;
         for &n in &threads {
             let opened = match shared.take().filter(|_| !source.is_ort()) {
                 Some(opened) => opened,
@@ -207,7 +207,7 @@ pub(super) fn subjects<'a>(
 
 fn subject<'a>(
     name: String,
-    opened: &Rc<Opened>,
+    opened: &Rc<BenchNetwork>,
     config: &Config,
     batch: usize,
     threads: usize,

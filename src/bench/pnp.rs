@@ -11,7 +11,7 @@ use tch::Device;
 
 use super::machine::Machine;
 use super::report::{BenchReport, object};
-use super::rounds::{Progress, Rounds, Spread, Subject, measure, timed};
+use super::rounds::{Progress, Quartiles, Rounds, Subject, measure, timed};
 use crate::geom::{Camera, Pose, Vec2, Vec3, box_corners};
 use crate::pose::errors::{re_deg, te_mm};
 use crate::pose::{RansacConfig, solve_pnp_ransac};
@@ -38,7 +38,7 @@ pub struct PnpBenchRequest {
     pub points: Vec<usize>,
     /// Standard deviations of the noise, px.
     pub noise_px: Vec<f64>,
-    /// Shares of correspondences that are anywhere in the image, 0 to 1.
+    /// Fractions of correspondences that are anywhere in the image, 0 to 1.
     pub outliers: Vec<f64>,
 }
 
@@ -90,8 +90,10 @@ fn check(request: &PnpBenchRequest) -> Result<()> {
     if let Some(px) = request.noise_px.iter().find(|px| !(px.is_finite() && **px >= 0.0)) {
         bail!("--noise: {px} is not a number of at least 0");
     }
-    if let Some(share) = request.outliers.iter().find(|share| !(0.0..=1.0).contains(*share)) {
-        bail!("--outliers: {share} is outside 0..=1");
+    if let Some(fraction) =
+        request.outliers.iter().find(|fraction| !(0.0..=1.0).contains(*fraction))
+    {
+        bail!("--outliers: {fraction} is outside 0..=1");
     }
     Ok(())
 }
@@ -196,7 +198,7 @@ fn subject<'a>(
         .map(|(pose, p)| [re_deg(&pose, &p.truth), te_mm(&pose, &p.truth) / p.truth.t_mm.norm()])
         .collect();
     let median = |which: usize| -> Value {
-        json!(Spread::of(errors.iter().map(|e| e[which]).collect()).map(|spread| spread.median))
+        json!(Quartiles::of(errors.iter().map(|e| e[which]).collect()).map(|spread| spread.median))
     };
     Subject {
         name: format!("{points} points, {noise_px} px, {:.0} % outliers", 100.0 * outliers),
@@ -204,7 +206,7 @@ fn subject<'a>(
             ("points", json!(points)),
             ("noise_px", json!(noise_px)),
             ("outliers", json!(outliers)),
-            ("share_solved", json!(errors.len() as f64 / problems.len() as f64)),
+            ("solved_fraction", json!(errors.len() as f64 / problems.len() as f64)),
             ("median_rotation_error_deg", median(0)),
             ("median_translation_error_relative", median(1)),
         ]),
@@ -235,7 +237,7 @@ mod tests {
         let report = bench_pnp(&request(), &mut |_| ()).unwrap();
         assert_eq!(report.subjects.len(), 2);
         for subject in &report.subjects {
-            assert_eq!(subject.details["share_solved"], 1.0, "{}", subject.name);
+            assert_eq!(subject.details["solved_fraction"], 1.0, "{}", subject.name);
             let error = subject.details["median_rotation_error_deg"].as_f64().unwrap();
             assert!(error < 1e-4, "{}: {error}", subject.name);
             assert_eq!((subject.samples_s.len(), subject.items_per_call), (2, 20));

@@ -110,15 +110,15 @@ pub(super) fn measure(
     let reports = subjects.iter().enumerate().map(|(i, subject)| {
         let seconds = per_item(i);
         let ratios = seconds.iter().zip(&first).map(|(own, first)| own / first).collect();
-        let seconds_per_item = Spread::of(seconds).context("no sample")?;
+        let seconds_per_item = Quartiles::of(seconds).context("no sample")?;
         Ok(SubjectReport {
             name: subject.name.clone(),
             details: subject.details.clone(),
             items_per_call: subject.per_call,
             samples_s: samples[i].clone(),
-            call_s: Spread::of(samples[i].clone()).context("no sample")?,
+            call_s: Quartiles::of(samples[i].clone()).context("no sample")?,
             items_per_s: 1.0 / seconds_per_item.median,
-            over_first: Spread::of(ratios).context("no sample")?,
+            over_first: Quartiles::of(ratios).context("no sample")?,
             seconds_per_item,
         })
     });
@@ -137,18 +137,18 @@ pub struct SubjectReport {
     /// Seconds of each call, round by round.
     pub samples_s: Vec<f64>,
     /// Seconds of a call.
-    pub call_s: Spread,
+    pub call_s: Quartiles,
     /// Seconds of an item.
-    pub seconds_per_item: Spread,
+    pub seconds_per_item: Quartiles,
     /// Items a second, by the median.
     pub items_per_s: f64,
     /// Seconds of an item over those of the first subject in the same round.
-    pub over_first: Spread,
+    pub over_first: Quartiles,
 }
 
 /// Some numbers in short.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
+pub struct Quartiles {
     /// The smallest.
     pub min: f64,
     /// A quarter is at most this.
@@ -161,13 +161,13 @@ pub struct Spread {
     pub max: f64,
 }
 
-impl Spread {
+impl Quartiles {
     /// `None` without numbers. Between two numbers quantiles are interpolated.
     pub(super) fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let last = values.len().checked_sub(1)?;
-        let at = |share: f64| {
-            let place = share * last as f64;
+        let at = |fraction: f64| {
+            let place = fraction * last as f64;
             let (below, above) = (values[place.floor() as usize], values[place.ceil() as usize]);
             below + (above - below) * place.fract()
         };
@@ -258,14 +258,14 @@ mod tests {
 
     #[test]
     fn quantiles_lie_between_the_numbers() {
-        let spread = Spread::of(vec![4.0, 1.0, 3.0, 2.0]).unwrap();
-        let expected = Spread { min: 1.0, q1: 1.75, median: 2.5, q3: 3.25, max: 4.0 };
+        let spread = Quartiles::of(vec![4.0, 1.0, 3.0, 2.0]).unwrap();
+        let expected = Quartiles { min: 1.0, q1: 1.75, median: 2.5, q3: 3.25, max: 4.0 };
         assert_eq!(spread, expected);
-        let one = Spread::of(vec![7.0]).unwrap();
+        let one = Quartiles::of(vec![7.0]).unwrap();
         assert_eq!([one.min, one.q1, one.median, one.q3, one.max], [7.0; 5]);
-        let odd = Spread::of(vec![5.0, 9.0, 1.0]).unwrap();
+        let odd = Quartiles::of(vec![5.0, 9.0, 1.0]).unwrap();
         assert_eq!((odd.q1, odd.median, odd.q3), (3.0, 5.0, 7.0));
-        assert!(Spread::of(vec![]).is_none());
+        assert!(Quartiles::of(vec![]).is_none());
     }
 
     #[test]

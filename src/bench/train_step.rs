@@ -175,8 +175,8 @@ impl Run {
         }
         let last = self.stages.last_mut().context("a run without stages")?;
         let epoch = telling_epoch(last);
-        if let Some(inputs) = &mut last.activations {
-            inputs.quant_start_epoch = inputs.quant_start_epoch.min(epoch); // they are quantized by then
+        if let Some(activations) = &mut last.activations {
+            activations.quant_start_epoch = activations.quant_start_epoch.min(epoch); // they are quantized by then
         }
         let label = last.label();
         let net = new_network(config, device)?;
@@ -207,16 +207,15 @@ fn details(rehearsal: &Rehearsal, stage: &str, epoch: u32) -> Map<String, Value>
     let mut bits: Vec<u32> = quantized.clone().map(|site| site.bits).collect();
     bits.sort_unstable();
     bits.dedup();
-    let inputs = |site: &&crate::quant::SiteReport| {
-        site.activations.as_ref().is_some_and(|inputs| inputs.quantizing)
-    };
+    let activations =
+        |site: &&crate::quant::SiteReport| site.activations.as_ref().is_some_and(|a| a.quantizing);
     object([
         ("stage", json!(stage)),
         ("epoch", json!(epoch)),
         ("quantized_layers", json!(quantized.count())),
-        ("quantized_inputs", json!(sites.iter().filter(inputs).count())),
+        ("quantized_activations", json!(sites.iter().filter(activations).count())),
         ("bits", json!(bits)),
-        ("share_frozen", json!(rehearsal.share_frozen())),
+        ("frozen_fraction", json!(rehearsal.frozen_fraction())),
     ])
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, select};
-use super::terminal::Progress;
+use super::terminal::JobProgress;
 use crate::artifact::EngineChoice;
 use crate::bench::{
     BenchProgress, BenchReport, EngineBenchRequest, ForwardBenchRequest, LoaderBenchRequest,
@@ -256,8 +256,8 @@ pub struct PnpArgs {
     #[arg(long, default_value = "1", value_name = "PX,...", value_delimiter = ',')]
     pub noise: Vec<f64>,
 
-    /// Share of correspondences that are anywhere in the image.
-    #[arg(long, default_value = "0,0.3", value_name = "SHARE,...", value_delimiter = ',')]
+    /// Fraction of correspondences that are anywhere in the image.
+    #[arg(long, default_value = "0,0.3", value_name = "FRACTION,...", value_delimiter = ',')]
     pub outliers: Vec<f64>,
 
     #[command(flatten)]
@@ -288,11 +288,11 @@ fn request_with_data(args: ConfigSelect, data: DataArgs, device: DeviceChoice) -
 }
 
 pub(super) fn run(args: BenchArgs) -> Result<()> {
-    let mut bar: Option<(&'static str, Progress)> = None;
+    let mut bar: Option<(&'static str, JobProgress)> = None;
     let mut progress = |at: BenchProgress| {
         if bar.as_ref().is_none_or(|(doing, _)| *doing != at.doing)
             && let Some((_, ended)) =
-                bar.replace((at.doing, Progress::start(at.doing, at.unit, at.num_all as u64, 0)))
+                bar.replace((at.doing, JobProgress::start(at.doing, at.unit, at.num_all as u64, 0)))
         {
             ended.finish();
         }

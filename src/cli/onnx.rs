@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::shared::refuse;
 use crate::commands::{OnnxOptions, Runtime};
-use crate::export::onnx::{Carrier, Method};
+use crate::export::onnx::{CalibrationMethod, Carrier};
 
 /// What an ONNX file is to be.
 #[derive(Debug, Clone, Args)]
@@ -22,7 +22,7 @@ pub struct OnnxArgs {
     /// (percentile), or by the least squared error of rounding (mse), which cuts more, and with it what large objects show
     /// [default: percentile].
     #[arg(long, value_name = "minmax|percentile|mse", requires = "calibrate")]
-    pub calibration: Option<Method>,
+    pub calibration: Option<CalibrationMethod>,
 
     /// Percentage of values below the range's upper end, and above its lower one, of --calibration percentile
     /// [default: 99.999].
@@ -99,7 +99,9 @@ impl OnnxArgs {
     pub(super) fn options(&self) -> Result<OnnxOptions> {
         let usual = OnnxOptions::default();
         let method = match (self.calibration.unwrap_or_default(), self.percentile) {
-            (Method::Percentile(_), Some(percent)) => Method::Percentile(percent),
+            (CalibrationMethod::Percentile(_), Some(percent)) => {
+                CalibrationMethod::Percentile(percent)
+            }
             (method, given) => {
                 let why = "--calibration sets the ranges in another way";
                 refuse(&[("--percentile", given.is_some())], why)?;

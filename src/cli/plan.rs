@@ -27,7 +27,7 @@ pub struct FlowArgs {
     /// stage as long as the flow; full-precision trains the flow's epochs without quantizing; hawq (of `train`) first
     /// chooses the bits of every layer for --target-compression, as `mqat search --layerwise --method lsq`.
     #[arg(long, value_name = "METHOD")]
-    pub method: Option<Method>,
+    pub method: Option<FlowMethod>,
 
     /// Bits of a uniform baseline: 4, w4a8, ...
     #[arg(long, value_name = "BITS", requires = "method")]
@@ -48,7 +48,7 @@ pub struct FlowArgs {
 
 /// What `--method` names.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Method {
+pub enum FlowMethod {
     /// No quantization.
     FullPrecision,
     /// Bits for each layer, by its sensitivity.
@@ -57,7 +57,7 @@ pub enum Method {
     Uniform(WeightMethod),
 }
 
-impl FromStr for Method {
+impl FromStr for FlowMethod {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -80,7 +80,7 @@ impl FlowArgs {
     /// # Errors
     /// If its options do not go together.
     pub(super) fn hawq_target(&self) -> Result<Option<f64>> {
-        let is_hawq = self.method == Some(Method::Hawq);
+        let is_hawq = self.method == Some(FlowMethod::Hawq);
         match self.target_compression {
             None if is_hawq => bail!("--method hawq needs --target-compression, for example 8"),
             Some(_) if !is_hawq => bail!("--target-compression is for --method hawq"),
@@ -105,16 +105,16 @@ impl FlowArgs {
              --target-compression X --out FILE`, then pass --flow FILE"
         );
         let baseline = match (self.method, self.bits) {
-            (None | Some(Method::Hawq), _) => return Ok(self.flow),
-            (Some(Method::FullPrecision), bits) => {
+            (None | Some(FlowMethod::Hawq), _) => return Ok(self.flow),
+            (Some(FlowMethod::FullPrecision), bits) => {
                 ensure!(bits.is_none(), "--method full-precision takes no --bits");
                 ensure!(self.levels.is_none(), "--method full-precision takes no --levels");
                 Baseline::FullPrecision
             }
-            (Some(Method::Uniform(method)), Some(bits)) => {
+            (Some(FlowMethod::Uniform(method)), Some(bits)) => {
                 Baseline::Uniform { method, bits: with_levels(bits, self.levels)? }
             }
-            (Some(Method::Uniform(_)), None) => {
+            (Some(FlowMethod::Uniform(_)), None) => {
                 bail!("--method of a uniform baseline needs --bits, for example --bits 4")
             }
         };

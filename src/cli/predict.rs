@@ -10,7 +10,7 @@ use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, Places, request};
 use super::stop;
 use super::stop::CommandEnd;
-use super::terminal::Progress;
+use super::terminal::JobProgress;
 use crate::artifact::EngineChoice;
 use crate::commands::{Overlays, PredictProgress, PredictRequest, predict};
 
@@ -134,7 +134,7 @@ pub(super) fn run(args: PredictArgs) -> Result<CommandEnd> {
 /// A bar, or lines where nobody knows how long it takes.
 enum Bar {
     Unstarted,
-    Known(Progress),
+    Known(JobProgress),
     Unknown(Instant),
 }
 
@@ -143,7 +143,9 @@ impl Bar {
         let PredictProgress { num_done, num_images, num_poses } = at;
         if matches!(self, Self::Unstarted) {
             *self = match num_images {
-                Some(total) => Self::Known(Progress::start("predict", "images", total as u64, 0)),
+                Some(total) => {
+                    Self::Known(JobProgress::start("predict", "images", total as u64, 0))
+                }
                 None => Self::Unknown(Instant::now()),
             };
         }

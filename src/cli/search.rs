@@ -14,11 +14,11 @@ use super::stop;
 use super::stop::CommandEnd;
 use crate::quant::{Levels, WeightMethod};
 use crate::run::parse_weight_method;
-use crate::train::Afterwards;
 use crate::study::{
-    Budget, Division, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, StageEpochs, Target, TraceRequest,
-    Walk, search,
+    Budget, Division, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, SizeTarget,
+    StageEpochs, TraceRequest, Walk, search,
 };
+use crate::train::Afterwards;
 
 /// Arguments of `mqat search`.
 #[derive(Debug, Clone, Args)]
@@ -195,8 +195,8 @@ pub struct TraceArgs {
     #[arg(long, value_name = "N", default_value_t = TraceRequest::default().max_probes)]
     pub trace_probes: usize,
 
-    /// Stop when the summed sensitivity's standard error is below this share of it.
-    #[arg(long, value_name = "SHARE", default_value_t = TraceRequest::default().relative_error)]
+    /// Stop when the summed sensitivity's standard error is below this fraction of it.
+    #[arg(long, value_name = "FRACTION", default_value_t = TraceRequest::default().relative_error)]
     pub trace_error: f64,
 }
 
@@ -287,9 +287,9 @@ impl SearchArgs {
     fn request(self) -> Result<SearchRequest> {
         let target = &self.target;
         Ok(SearchRequest {
-            target: (target.target_compression.map(Target::Compression))
-                .or(target.target_bytes.map(Target::Bytes))
-                .or(target.target_bits.map(Target::Bits)),
+            target: (target.target_compression.map(SizeTarget::Compression))
+                .or(target.target_bytes.map(SizeTarget::Bytes))
+                .or(target.target_bits.map(SizeTarget::Bits)),
             run: request(self.select, self.places),
             program: own_program()?,
             from: self.from,

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::print::{print_json, print_text};
-use super::terminal::Progress;
+use super::terminal::JobProgress;
 use crate::synth::{self, Attitude, Format, SynthOptions, parse_depth_range};
 
 /// Arguments of `mqat synth`.
@@ -95,7 +95,7 @@ pub(super) fn run(args: &SynthArgs) -> Result<()> {
     // With --keep a rendering that was cut off is begun anew; a finished dataset with other settings is left alone.
     options.overwrite |= args.keep && synth::unfinished(&args.out);
     let total = options.num_images() as u64;
-    let progress = Mutex::new(Progress::start("rendering", "images", total, 0));
+    let progress = Mutex::new(JobProgress::start("rendering", "images", total, 0));
     let report = synth::generate(&options, &|done, _| {
         // A poisoned lock means another thread panicked, which ends the run anyway.
         if let Ok(mut progress) = progress.lock() {

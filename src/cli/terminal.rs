@@ -127,7 +127,7 @@ impl MakeWriter<'_> for AboveBars {
 }
 
 /// A job of known length: a bar on a terminal, a line now and then elsewhere.
-pub struct Progress {
+pub struct JobProgress {
     name: String,
     unit: &'static str,
     total: u64,
@@ -138,7 +138,7 @@ pub struct Progress {
     quiet: bool,
 }
 
-impl Progress {
+impl JobProgress {
     /// A job of `total` `unit`s, of which `done` were done before.
     pub fn start(name: &str, unit: &'static str, total: u64, done: u64) -> Self {
         let quiet = !tracing::enabled!(tracing::Level::INFO);
@@ -201,13 +201,13 @@ impl Progress {
 
 /// The progress of jobs one after another, told apart by their names.
 #[derive(Default)]
-pub struct Jobs(Option<(String, Progress)>);
+pub struct Jobs(Option<(String, JobProgress)>);
 
 impl Jobs {
     /// `done` of the `total` `unit` of the job `name` are done; a job of another name before it is over.
     pub fn at(&mut self, name: &str, unit: &'static str, done: usize, total: usize) {
         if self.0.as_ref().is_none_or(|(of, _)| of != name) {
-            let next = (name.to_owned(), Progress::start(name, unit, total as u64, 0));
+            let next = (name.to_owned(), JobProgress::start(name, unit, total as u64, 0));
             if let Some((_, ended)) = self.0.replace(next) {
                 ended.finish();
             }

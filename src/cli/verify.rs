@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, Reads, reading};
-use super::terminal::Progress;
+use super::terminal::JobProgress;
 use crate::commands::{Limits, VerifyRequest, verify};
 use crate::data::Split;
 
@@ -30,12 +30,12 @@ pub struct VerifyArgs {
     #[arg(long, default_value = "test", value_name = "train|valid|test")]
     pub split: Split,
 
-    /// How far logits and offsets of a level may lie apart, as a share of their largest magnitude in A.
-    #[arg(long, default_value_t = Limits::default().outputs, value_name = "SHARE", value_parser = limit)]
+    /// How far logits and offsets of a level may lie apart, as a fraction of their largest magnitude in A.
+    #[arg(long, default_value_t = Limits::default().outputs, value_name = "FRACTION", value_parser = limit)]
     pub tolerance: f64,
 
-    /// Which share of the detections may be made by one of the two only.
-    #[arg(long, default_value_t = Limits::default().changed, value_name = "SHARE", value_parser = limit)]
+    /// Which fraction of the detections may be made by one of the two only.
+    #[arg(long, default_value_t = Limits::default().changed, value_name = "FRACTION", value_parser = limit)]
     pub max_changed: f64,
 
     /// How far ADI-0.1d may differ, percentage points.
@@ -70,10 +70,10 @@ pub(super) fn run(args: VerifyArgs) -> Result<()> {
             adi_points: args.max_adi,
         },
     };
-    let mut bar: Option<Progress> = None;
+    let mut bar: Option<JobProgress> = None;
     let report = verify(&request, &mut |at| {
-        let bar =
-            bar.get_or_insert_with(|| Progress::start("verify", "images", at.num_images as u64, 0));
+        let bar = bar
+            .get_or_insert_with(|| JobProgress::start("verify", "images", at.num_images as u64, 0));
         bar.at(at.num_done as u64, "");
     })?;
     if let Some(bar) = bar {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::terminal::Progress;
+use super::terminal::JobProgress;
 use crate::quant::telemetry::Numbers;
 use crate::train::{
     BatchNormRecord, CheckpointRecord, Counts, EpochRecord, Monitored, NamedLosses, Observer,
@@ -12,7 +12,7 @@ use crate::train::{
 /// Bars and log lines of a training run.
 #[derive(Default)]
 pub(super) struct TrainView {
-    epoch: Option<Progress>,
+    epoch: Option<JobProgress>,
     /// A stage and its first loss that was seen.
     begin: Option<(usize, f64)>,
 }
@@ -59,7 +59,7 @@ impl Observer for TrainView {
         let done = step.batch as u64;
         let bar = self.epoch.get_or_insert_with(|| {
             let name = format!("{} epoch {}", step.stage_name, step.epoch);
-            Progress::start(&name, "batches", step.num_batches as u64, done)
+            JobProgress::start(&name, "batches", step.num_batches as u64, done)
         });
         let note = format!("loss {:.4}  {:.1} images/s", step.loss, step.images_per_s);
         bar.at(done + 1, &note);
@@ -68,8 +68,8 @@ impl Observer for TrainView {
 
     fn epoch(&mut self, epoch: &EpochRecord) -> Result<()> {
         self.end_bar();
-        let share = epoch.share_frozen.filter(|_| epoch.quantized_fraction.is_some());
-        let frozen = share.map_or(String::new(), |s| format!(", {:.2} % frozen", s * 100.0));
+        let fraction = epoch.frozen_fraction.filter(|_| epoch.quantized_fraction.is_some());
+        let frozen = fraction.map_or(String::new(), |s| format!(", {:.2} % frozen", s * 100.0));
         tracing::info!(
             "{} epoch {}/{}: loss {:.4} ({}), lr {:.2e}, gradient norm {:.2}{frozen}, {:.1} images/s",
             epoch.stage_name,
@@ -153,7 +153,7 @@ impl Observer for TrainView {
                     site.bits,
                     site.levels_in_use,
                     site.scale,
-                    site.share_frozen * 100.0
+                    site.frozen_fraction * 100.0
                 );
             }
         }
@@ -208,13 +208,13 @@ fn telemetry_text(numbers: &Numbers) -> String {
         Some(format!("scale moved by {:.2} %", 100.0 * value))
     };
     let parts = [
-        percent(numbers.share_frozen, "frozen"),
+        percent(numbers.frozen_fraction, "frozen"),
         percent(numbers.flip_rate, "changed level"),
         percent(numbers.oscillation, "changed back"),
         numbers.num_frozen_by_oscillation.map(|n| format!("{n} frozen for oscillating")),
         drift(numbers.scale_drift),
         numbers.sqnr_db.map(|db| format!("SQNR {db:.1} dB")),
-        percent(numbers.share_zero, "zero"),
+        percent(numbers.zero_fraction, "zero"),
         numbers.levels_in_use.map(|n| format!("{n} levels in use")),
     ];
     let known: Vec<String> = parts.into_iter().flatten().collect();

@@ -235,7 +235,7 @@ fn audit_onnx(request: &AuditRequest, artifact: &Artifact) -> Result<AuditReport
 }
 
 fn onnx_row(layer: &LayerReport, is_known: bool, stored: StoredWeight) -> TensorAudit {
-    let inputs = stored.has_integer_input.then(|| ActivationReport {
+    let activations = stored.has_integer_input.then(|| ActivationReport {
         method: "integers".to_owned(),
         bits: layer.activations.as_ref().map_or(STORED_BITS, |plan| plan.bits.min(STORED_BITS)),
         num_levels: layer.activations.as_ref().map_or(1 << STORED_BITS, |plan| plan.num_levels),
@@ -249,7 +249,7 @@ fn onnx_row(layer: &LayerReport, is_known: bool, stored: StoredWeight) -> Tensor
     match stored.values {
         StoredValues::Float(values) => {
             let weight = Tensor::from_slice(&values).reshape(&stored.dims);
-            let audit = WeightAudit::of_floats(&layer.name, values.len(), inputs);
+            let audit = WeightAudit::of_floats(&layer.name, values.len(), activations);
             row(layer, is_known, Some(audit), Some(&weight))
         }
         StoredValues::Codes(codes) => {
@@ -262,7 +262,7 @@ fn onnx_row(layer: &LayerReport, is_known: bool, stored: StoredWeight) -> Tensor
                 num_values: Some(codes.num_values),
                 scale: Some(codes.scale),
                 problems: codes.problems,
-                ..WeightAudit::of_floats(&layer.name, num_weights, inputs)
+                ..WeightAudit::of_floats(&layer.name, num_weights, activations)
             };
             row(layer, is_known, Some(audit), None)
         }
@@ -344,10 +344,10 @@ fn row(
             _ => {}
         }
     }
-    let inputs = quantized.as_ref().and_then(|q| q.inputs.as_ref());
+    let activations = quantized.as_ref().and_then(|q| q.activations.as_ref());
     if let (Some(plan), true) = (&layer.activations, is_known) {
-        match inputs {
-            None => problems.push(format!("has float inputs, and {plan} are expected")),
+        match activations {
+            None => problems.push(format!("has float activations, and {plan} are expected")),
             Some(i) if i.bits > plan.bits => {
                 problems
                     .push(format!("has activations of {} bits, and {plan} are expected", i.bits));
@@ -441,7 +441,7 @@ impl AuditReport {
         let _ = writeln!(
             out,
             "\n\n{:<44} {:>9}  {:<26} {:<34} {:<10}",
-            "convolution", "weights", "expected", "found", "inputs"
+            "convolution", "weights", "expected", "found", "activations"
         );
         for t in &self.tensors {
             let expected = t.expected.as_deref().unwrap_or("-");
@@ -451,7 +451,7 @@ impl AuditReport {
                 t.name,
                 t.num_weights,
                 t.found(),
-                t.inputs()
+                t.activations()
             );
             for problem in &t.problems {
                 let _ = writeln!(out, "  problem: {problem}");
@@ -521,8 +521,8 @@ impl TensorAudit {
         }
     }
 
-    fn inputs(&self) -> String {
-        match self.quantized.as_ref().and_then(|q| q.inputs.as_ref()) {
+    fn activations(&self) -> String {
+        match self.quantized.as_ref().and_then(|q| q.activations.as_ref()) {
             Some(i) => format!("{} {} bits ({} levels)", i.method, i.bits, i.num_levels),
             None => "float".to_owned(),
         }

@@ -34,10 +34,11 @@ pub use predict::{
 pub use recalibrate::{
     RecalibrateReport, RecalibrateRequest, RecalibratedLayer, Shift, recalibrate,
 };
-pub use report::{Family, Group, Point, ReportRequest, ReportSummary, report};
+pub use report::{Group, Point, QuantizationKind, ReportRequest, ReportSummary, report};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use verify::{
-    ArtefactReport, Detections, Limits, PoseDeviation, Spread, VerifyReport, VerifyRequest, verify,
+    ArtefactReport, Detections, Limits, PoseDeviation, Quantiles, VerifyReport, VerifyRequest,
+    verify,
 };

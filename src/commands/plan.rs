@@ -125,18 +125,18 @@ pub struct PlannedEpoch {
     pub lr_first: Option<f64>,
     /// Learning rate of its last step.
     pub lr_last: Option<f64>,
-    /// Share of the stage's weights that is frozen on levels during it; null for methods without a schedule.
+    /// Fraction of the stage's weights that is frozen on levels during it; null for methods without a schedule.
     pub fraction: Option<f64>,
-    /// What becomes of the inputs of the stage's layers.
-    pub inputs: Inputs,
+    /// What becomes of the activations of the stage's layers.
+    pub activations: ActivationPhase,
     /// Whether the optimizer's momentum is cleared at its begin.
     pub clears_momentum: bool,
 }
 
-/// What becomes of the inputs of a stage's layers in an epoch.
+/// What becomes of the activations of a stage's layers in an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Inputs {
+pub enum ActivationPhase {
     /// Nothing.
     Float,
     /// Their range is recorded.
@@ -260,7 +260,7 @@ fn attached(stages: &[StageConfig]) -> Vec<AttachedModule> {
 
 fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch> {
     let by_update = stage.lr.warmup_steps > 0 || matches!(stage.lr.decay, Decay::Steps { .. });
-    // A cosine depends on the share of the stage alone; anything stands for the steps of an epoch then.
+    // A cosine depends on the fraction of the stage alone; anything stands for the steps of an epoch then.
     let steps = steps_per_epoch.or((!by_update).then_some(1000));
     let lr = |epoch: u32, offset: u64| {
         let steps = steps?;
@@ -278,7 +278,7 @@ fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch
             lr_first: lr(epoch, 0),
             lr_last: lr(epoch, u64::MAX),
             fraction: schedule.map(|s| s.fraction_at(epoch)),
-            inputs: inputs(stage, epoch),
+            activations: activations(stage, epoch),
             clears_momentum: epoch == 0 || (clears && schedule.is_some_and(|s| s.steps_at(epoch))),
         })
         .collect()
@@ -319,15 +319,15 @@ fn listed(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<u32> {
     epochs
 }
 
-fn inputs(stage: &StageConfig, epoch: u32) -> Inputs {
-    let Some(activations) = &stage.activations else { return Inputs::Float };
+fn activations(stage: &StageConfig, epoch: u32) -> ActivationPhase {
+    let Some(activations) = &stage.activations else { return ActivationPhase::Float };
     let start = activations.quant_start_epoch;
     if epoch >= start {
-        Inputs::Quantized
+        ActivationPhase::Quantized
     } else if epoch + 1 == start {
-        Inputs::Recorded
+        ActivationPhase::Recorded
     } else {
-        Inputs::Float
+        ActivationPhase::Float
     }
 }
 
@@ -363,7 +363,7 @@ impl PlanReport {
         let _ = writeln!(
             out,
             "\n{:<44} {:>9}  {:<24} {:<24} stage",
-            "convolution", "weights", "quantized to", "inputs"
+            "convolution", "weights", "quantized to", "activations"
         );
         for l in self.layers.iter().filter(|l| l.kind == "conv") {
             let stage = match (&l.stage, &l.stage_name, l.float_because) {
@@ -371,10 +371,10 @@ impl PlanReport {
                 (_, _, Some(because)) => because.to_owned(),
                 _ => "-".to_owned(),
             };
-            let (weights, inputs) = (l.weights_text(), l.activations_text());
+            let (weights, activations) = (l.weights_text(), l.activations_text());
             let _ = writeln!(
                 out,
-                "{:<44} {:>9}  {weights:<24} {inputs:<24} {stage}",
+                "{:<44} {:>9}  {weights:<24} {activations:<24} {stage}",
                 l.name, l.num_weights
             );
         }
@@ -450,10 +450,10 @@ impl PlannedEpoch {
         if let Some(fraction) = self.fraction {
             let _ = write!(text, " {:>6.2} % frozen", 100.0 * fraction);
         }
-        match self.inputs {
-            Inputs::Float => {}
-            Inputs::Recorded => text.push_str(", activations recorded"),
-            Inputs::Quantized => text.push_str(", activations quantized"),
+        match self.activations {
+            ActivationPhase::Float => {}
+            ActivationPhase::Recorded => text.push_str(", activations recorded"),
+            ActivationPhase::Quantized => text.push_str(", activations quantized"),
         }
         if self.clears_momentum && self.epoch > 0 {
             text.push_str(", momentum cleared");
@@ -467,7 +467,7 @@ impl PlannedEpoch {
             && next.lr_first == next.lr_last
             && self.lr_first == self.lr_last
             && self.fraction == next.fraction
-            && self.inputs == next.inputs
+            && self.activations == next.activations
             && !next.clears_momentum
     }
 }

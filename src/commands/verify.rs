@@ -43,10 +43,10 @@ pub struct VerifyRequest {
 /// What may differ at most.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Limits {
-    /// Largest difference of a level's logits or offsets, as a share of the largest magnitude of that output in the
+    /// Largest difference of a level's logits or offsets, as a fraction of the largest magnitude of that output in the
     /// reference.
     pub outputs: f64,
-    /// Share of detections that only one of the two makes.
+    /// Fraction of detections that only one of the two makes.
     pub changed: f64,
     /// Difference of ADI-0.1d, percentage points.
     pub adi_points: f64,
@@ -192,23 +192,23 @@ pub struct Detections {
     /// Made by the second alone.
     pub only_second: usize,
     /// Those that only one makes over all.
-    pub share_changed: f64,
+    pub changed_fraction: f64,
 }
 
 /// How far poses of the same object lie apart.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct PoseDeviation {
     /// Angle of the rotation between the two, degrees.
-    pub rotation_deg: Spread,
+    pub rotation_deg: Quantiles,
     /// Distance of the translations, mm.
-    pub translation_mm: Spread,
+    pub translation_mm: Quantiles,
     /// The same over the object's distance.
-    pub translation_relative: Spread,
+    pub translation_relative: Quantiles,
 }
 
 /// Some numbers in short.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
+pub struct Quantiles {
     /// The middle one.
     pub median: f64,
     /// 95 % are at most this.
@@ -217,12 +217,12 @@ pub struct Spread {
     pub max: f64,
 }
 
-impl Spread {
+impl Quantiles {
     /// `None` without numbers.
     fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let last = values.len().checked_sub(1)?;
-        let at = |share: f64| values[(share * last as f64).ceil() as usize];
+        let at = |fraction: f64| values[(fraction * last as f64).ceil() as usize];
         Some(Self { median: at(0.5), p95: at(0.95), max: values[last] })
     }
 }
@@ -426,10 +426,10 @@ fn failures(
             ));
         }
     }
-    if detections.share_changed > limits.changed {
+    if detections.changed_fraction > limits.changed {
         failures.push(format!(
             "{:.2} % of the detections are made by one of the two only, above {:.2} %",
-            100.0 * detections.share_changed,
+            100.0 * detections.changed_fraction,
             100.0 * limits.changed
         ));
     }
@@ -459,15 +459,15 @@ fn compare_poses(predictions: &[Vec<Prediction>; 2]) -> (Detections, Option<Pose
     }
     let (only_first, only_second) = (first.len() - both, second.len() - both);
     let all = (both + only_first + only_second).max(1);
-    let share_changed = (only_first + only_second) as f64 / all as f64;
-    let spreads = (Spread::of(rotations), Spread::of(translations), Spread::of(relative));
+    let changed_fraction = (only_first + only_second) as f64 / all as f64;
+    let spreads = (Quantiles::of(rotations), Quantiles::of(translations), Quantiles::of(relative));
     let poses = match spreads {
         (Some(rotation_deg), Some(translation_mm), Some(translation_relative)) => {
             Some(PoseDeviation { rotation_deg, translation_mm, translation_relative })
         }
         _ => None,
     };
-    (Detections { both, only_first, only_second, share_changed }, poses)
+    (Detections { both, only_first, only_second, changed_fraction }, poses)
 }
 
 impl VerifyReport {
@@ -534,13 +534,13 @@ impl VerifyReport {
             d.both,
             d.only_first,
             d.only_second,
-            100.0 * d.share_changed,
+            100.0 * d.changed_fraction,
             100.0 * self.limits.changed
         );
         let _ = match &self.poses {
             None => writeln!(out, "poses: none that both find"),
             Some(p) => {
-                let spread = |s: &Spread| {
+                let spread = |s: &Quantiles| {
                     format!("{} / {} / {}", short(s.median), short(s.p95), short(s.max))
                 };
                 writeln!(
@@ -599,22 +599,25 @@ mod tests {
         let second =
             vec![prediction("b", 2.0, 10.0), prediction("a", 0.0, 0.0), prediction("d", 0.0, 0.0)];
         let (detections, poses) = compare_poses(&[first, second]);
-        let expected = Detections { both: 2, only_first: 1, only_second: 1, share_changed: 0.5 };
+        let expected = Detections { both: 2, only_first: 1, only_second: 1, changed_fraction: 0.5 };
         assert_eq!(detections, expected);
         let poses = poses.unwrap();
         assert!((poses.rotation_deg.max - 2.0).abs() < 1e-6, "{poses:?}");
         assert!((poses.translation_mm.max - 10.0).abs() < 1e-9);
         assert!((poses.translation_relative.max - 0.01).abs() < 1e-9);
         let (none, poses) = compare_poses(&[Vec::new(), Vec::new()]);
-        assert_eq!((none.share_changed, poses), (0.0, None));
+        assert_eq!((none.changed_fraction, poses), (0.0, None));
     }
 
     #[test]
     fn a_spread_is_of_the_sorted_numbers() {
-        let s = Spread::of((1..=100).rev().map(f64::from).collect()).unwrap();
+        let s = Quantiles::of((1..=100).rev().map(f64::from).collect()).unwrap();
         assert_eq!((s.median, s.p95, s.max), (51.0, 96.0, 100.0));
-        assert_eq!(Spread::of(vec![7.0]).unwrap(), Spread { median: 7.0, p95: 7.0, max: 7.0 });
-        assert_eq!(Spread::of(Vec::new()), None);
+        assert_eq!(
+            Quantiles::of(vec![7.0]).unwrap(),
+            Quantiles { median: 7.0, p95: 7.0, max: 7.0 }
+        );
+        assert_eq!(Quantiles::of(Vec::new()), None);
     }
 
     #[test]
@@ -671,7 +674,7 @@ mod tests {
         wild.deviation.num_not_finite = 3;
         let text = failures(&limits, &with(wild), &none, None).join("; ");
         assert_eq!(text, "logits of P6: 3 values are finite in one of the two only");
-        let changed = Detections { share_changed: 0.02, ..none };
+        let changed = Detections { changed_fraction: 0.02, ..none };
         assert!(failures(&limits, &fine, &changed, None)[0].contains("2.00 % of the detections"));
         let text = failures(&limits, &fine, &none, Some(-1.25)).join("; ");
         assert_eq!(text, "ADI-0.1d differs by -1.25 points, above 1.00");

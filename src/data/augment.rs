@@ -21,7 +21,7 @@ pub struct Augmentation {
 }
 
 impl Augmentation {
-    /// Draws within the limits of `data`: an integer shift within the share of `width` and `height` (px), an angle
+    /// Draws within the limits of `data`: an integer shift within the fraction of `width` and `height` (px), an angle
     /// and a scale, all uniform.
     pub fn draw(data: &DataConfig, width: usize, height: usize, rng: &mut impl Rng) -> Self {
         let mut shift = |side: usize| {

@@ -58,6 +58,6 @@ pub struct FrameObjectInfo {
     pub px_count_valid: u64,
     /// Visible pixels.
     pub px_count_visib: u64,
-    /// Visible share of the silhouette, 0 to 1.
+    /// Visible fraction of the silhouette, 0 to 1.
     pub visib_fract: f64,
 }

@@ -26,9 +26,9 @@ const SMALLEST_MM: f64 = 1.0;
 const INSIDE_DIAMETERS: f64 = 0.5;
 /// An object that is seen smaller than this cannot be found, px.
 const SMALLEST_PX: f64 = 1.0;
-/// Largest distance of a camera's middle from that of its image, shares of width and height.
+/// Largest distance of a camera's middle from that of its image, fractions of width and height.
 const OFF_CENTER: f64 = 0.08;
-/// The internal camera cuts images off when its field is below this share of theirs, and wastes its pixels above that one.
+/// The internal camera cuts images off when its field is below this fraction of theirs, and wastes its pixels above that one.
 const FIELD_RANGE: (f64, f64) = (0.9, 1.25);
 
 /// An object of BOP's `models_info.json`, as far as it is compared; mm.
@@ -255,7 +255,7 @@ pub(super) fn check_distances(at: &Path, frames: &[Frame], models: &[ObjectModel
 pub(crate) fn off_center(camera: &Camera, (width, height): Size) -> Option<String> {
     let c = camera.center_px();
     let (x, y) = (c.x / width as f64, c.y / height as f64);
-    let far = |share: f64| (share - 0.5).abs() > OFF_CENTER;
+    let far = |fraction: f64| (fraction - 0.5).abs() > OFF_CENTER;
     (far(x) || far(y)).then(|| {
         format!(
             "the middle of the camera, ({:.1}, {:.1}) px, is at {:.0} % of the width and {:.0} % of the height of an image \

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use super::{DataConfig, Dataset, InputConfig, SampleObject};
-use plan::Plan;
+use plan::LoadPlan;
 pub use plan::permutation;
 use queue::Queue;
 
@@ -94,7 +94,7 @@ impl Default for LoaderOptions {
 /// Workers prepare at most a few batches ahead and end when the loader is dropped. After an `Err` nothing follows.
 /// A batch whose images are all left out is passed over.
 pub struct Loader {
-    plan: Arc<Plan>,
+    plan: Arc<LoadPlan>,
     /// `None` without workers.
     queue: Option<Queue>,
     next_batch: usize,
@@ -112,7 +112,7 @@ impl Loader {
         data: &DataConfig,
         options: LoaderOptions,
     ) -> Result<Self> {
-        let plan = Arc::new(Plan::new(dataset, input, data, options)?);
+        let plan = Arc::new(LoadPlan::new(dataset, input, data, options)?);
         let next_batch = plan.options.first_batch;
         let queue = match plan.options.workers {
             0 => None,

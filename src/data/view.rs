@@ -84,7 +84,7 @@ impl View {
         }
     }
 
-    /// The share of a picture's area that the network gets to see, 0 to 1.
+    /// The fraction of a picture's area that the network gets to see, 0 to 1.
     pub fn coverage(&self, (width, height): (u32, u32)) -> f64 {
         let n = COVERAGE_POINTS;
         let at = |i: u32, side: u32| (f64::from(i) + 0.5) / f64::from(n) * f64::from(side) - 0.5;
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn coverage_is_the_share_of_the_picture_that_is_seen() {
+    fn coverage_is_the_fraction_of_the_picture_that_is_seen() {
         // The internal camera sees x / z and y / z within +-0.32, the picture's within +-0.64.
         let k = [100.0, 0.0, 31.5, 0.0, 100.0, 31.5, 0.0, 0.0, 1.0];
         let input = InputConfig { width: 64, height: 64, k, ..InputConfig::default() };

@@ -232,10 +232,10 @@ fn bilinear(source: Raster, grids: &[Grid], (width, height): Size) -> Vec<u8> {
 
 /// Writes sums of `num` samples as pixels: their means, half a grey level rounded up.
 pub(super) fn round_means(sums: &[Lanes], num: usize, out_row: &mut [u8]) {
-    let share = 1.0 / num as f32;
+    let fraction = 1.0 / num as f32;
     for (pixel, sum) in out_row.chunks_exact_mut(3).zip(sums) {
         // By way of i32, which four lanes convert to at once; the values lie in 0.5..256.
-        let rounded = sum.map(|s| (s * share + 0.5) as i32 as u8);
+        let rounded = sum.map(|s| (s * fraction + 0.5) as i32 as u8);
         pixel.copy_from_slice(&rounded[..3]);
     }
 }

@@ -15,7 +15,7 @@ use crate::pose::{BopModel, BopScores, bop_scores, symmetries};
 
 /// An object of `models_info.json`, as far as it is used here.
 #[derive(Deserialize)]
-struct ModelInfo {
+struct ModelSymmetries {
     /// Row-major 4 x 4 transforms, mm.
     #[serde(default)]
     symmetries_discrete: Vec<Vec<f64>>,
@@ -42,7 +42,7 @@ pub fn average_recalls(
     left_out: &[BadSample],
 ) -> Result<BopScores> {
     let path = data.models_info(&dataset.root);
-    let infos: BTreeMap<String, ModelInfo> =
+    let infos: BTreeMap<String, ModelSymmetries> =
         if path.is_file() { read_json(&path)? } else { BTreeMap::new() };
     let models = dataset
         .models
@@ -69,7 +69,7 @@ pub fn average_recalls(
     Ok(bop_scores(&targets_of(&frames), &estimates, &models, width))
 }
 
-fn symmetries_of(info: &ModelInfo, obj_id: u32, path: &Path) -> Result<Vec<Pose>> {
+fn symmetries_of(info: &ModelSymmetries, obj_id: u32, path: &Path) -> Result<Vec<Pose>> {
     let place = |what: &str, i: usize| format!("{}: object {obj_id}: {what}[{i}]", path.display());
     let discrete = (info.symmetries_discrete.iter().enumerate())
         .map(|(i, m)| {

@@ -7,14 +7,14 @@ const LEAST_COLUMN: usize = 8;
 
 /// A table: the first column is text (left), the others numbers (right).
 #[derive(Debug, Clone, Default)]
-pub(super) struct Grid {
+pub(super) struct TextTable {
     /// Head of each column.
     pub(super) head: Vec<String>,
     /// Rows; an empty row is a gap.
     pub(super) rows: Vec<Vec<String>>,
 }
 
-impl Grid {
+impl TextTable {
     pub(super) fn new(head: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self { head: head.into_iter().map(Into::into).collect(), rows: Vec::new() }
     }
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn text_is_aligned_and_markdown_escapes() {
-        let mut grid = Grid::new(["percent", "near", "all"]);
+        let mut grid = TextTable::new(["percent", "near", "all"]);
         grid.row("ADI-0.1d", ["92.4", "100.0"]);
         grid.gap();
         grid.row("a|b", [number(None, 1), difference(Some(-0.04), 1)]);

@@ -64,14 +64,14 @@ pub struct Outline<'a> {
 
 /// A square part of the image and the panel it is shown on.
 #[derive(Debug, Clone, Copy)]
-struct View {
+struct PanelView {
     /// Top-left corner (of the pixel's area, so 0 is the image's edge), px of the image.
     origin: Vec2,
     /// Panel px per image px.
     scale: f64,
 }
 
-impl View {
+impl PanelView {
     /// The square of `side_px` about `center` (px, as areas), on a whole panel.
     fn about(center: Vec2, side_px: f64) -> Self {
         let half = Vec2::new(side_px / 2.0, side_px / 2.0);
@@ -260,13 +260,13 @@ fn overlay_of(
     Ok(overlay(&image, &frame.camera, &truth, &guesses, &caption))
 }
 
-fn whole_view(image: &RgbImage) -> View {
+fn whole_view(image: &RgbImage) -> PanelView {
     let (w, h) = (f64::from(image.width()), f64::from(image.height()));
-    View::about(Vec2::new(w, h) / 2.0, w.max(h).max(1.0))
+    PanelView::about(Vec2::new(w, h) / 2.0, w.max(h).max(1.0))
 }
 
 /// The square that holds the true boxes, or the predicted ones when there is no true one.
-fn zoom_view(lens: &Lens, truth: &[Outline], predicted: &[Outline]) -> Option<View> {
+fn zoom_view(lens: &Lens, truth: &[Outline], predicted: &[Outline]) -> Option<PanelView> {
     let outlines = if truth.is_empty() { predicted } else { truth };
     let points: Vec<Vec2> = outlines
         .iter()
@@ -279,13 +279,13 @@ fn zoom_view(lens: &Lens, truth: &[Outline], predicted: &[Outline]) -> Option<Vi
     let low = points.iter().fold(first, |a, b| a.inf(b));
     let high = points.iter().fold(first, |a, b| a.sup(b));
     let side = ((high - low).max() * ZOOM_MARGIN).max(ZOOM_LEAST_PX);
-    Some(View::about((low + high) / 2.0 + Vec2::new(0.5, 0.5), side))
+    Some(PanelView::about((low + high) / 2.0 + Vec2::new(0.5, 0.5), side))
 }
 
 /// A view being drawn on.
 struct Panel<'a> {
     picture: RgbImage,
-    view: View,
+    view: PanelView,
     lens: &'a Lens,
 }
 

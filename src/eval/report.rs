@@ -42,7 +42,7 @@ pub struct DatasetSummary {
     /// Images with several objects of a class, of which one pose counts.
     #[serde(default)]
     pub num_images_with_several: usize,
-    /// The largest share of the objects that one pose a class and image can find, percent; none without objects.
+    /// The largest fraction of the objects that one pose a class and image can find, percent; none without objects.
     #[serde(default)]
     pub ceiling_percent: Option<f64>,
 }

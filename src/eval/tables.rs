@@ -1,6 +1,6 @@
 //! Reports as tables of text: one run, or several side by side.
 
-use super::grid::{Grid, difference, number, range, wrap};
+use super::grid::{TextTable, difference, number, range, wrap};
 use super::report::{BinLimits, Report};
 use crate::pose::{DepthBins, EvalTable, Recall, Section};
 
@@ -74,13 +74,13 @@ impl Report {
         vec![self.name.clone(), what]
     }
 
-    fn grid(&self, section: &Section) -> Grid {
+    fn grid(&self, section: &Section) -> TextTable {
         let title = match section.class {
             Some(_) => format!("class {}, percent", section.name),
             None => "percent".to_owned(),
         };
         let names = self.table.bins.iter().map(|b| b.name.clone());
-        let mut grid = Grid::new(std::iter::once(title).chain(names));
+        let mut grid = TextTable::new(std::iter::once(title).chain(names));
         self.depth_rows(&mut grid);
         grid.row("objects", section.num_targets.iter().map(ToString::to_string));
         grid.row("found", section.num_found.iter().map(ToString::to_string));
@@ -102,7 +102,7 @@ impl Report {
     }
 
     /// The limits of the bins.
-    fn depth_rows(&self, grid: &mut Grid) {
+    fn depth_rows(&self, grid: &mut TextTable) {
         let mut row = |name: &str, cell: fn(&BinLimits) -> String| {
             let cells = self.bin_limits.iter().map(|l| {
                 if l.mm.is_none() && l.diameters.is_none() { String::new() } else { cell(l) }
@@ -213,10 +213,10 @@ impl<'a> Comparison<'a> {
         self.reports.first().map_or_else(Vec::new, |r| r.heading().split_off(1))
     }
 
-    fn grid(&self) -> Grid {
-        let Some(first) = self.reports.first() else { return Grid::new(["percent"]) };
+    fn grid(&self) -> TextTable {
+        let Some(first) = self.reports.first() else { return TextTable::new(["percent"]) };
         let names = first.table.bins.iter().map(|b| b.name.clone());
-        let mut grid = Grid::new(std::iter::once("percent".to_owned()).chain(names));
+        let mut grid = TextTable::new(std::iter::once("percent".to_owned()).chain(names));
         first.depth_rows(&mut grid);
         let sizes = first.table.all.num_targets.iter();
         grid.row("objects", sizes.map(ToString::to_string));
@@ -241,7 +241,7 @@ impl<'a> Comparison<'a> {
     /// The rows of one metric.
     fn block(
         &self,
-        grid: &mut Grid,
+        grid: &mut TextTable,
         digits: usize,
         values: impl Fn(&Report) -> Vec<Option<f64>>,
         intervals: bool,

@@ -138,15 +138,15 @@ impl Distortion {
             }
             let step = self.jacobian(&point).try_inverse()? * left;
             // Halved until it brings the point nearer: far out the terms bend.
-            let mut share = 1.0;
+            let mut fraction = 1.0;
             let better = loop {
-                let next = point - step * share;
+                let next = point - step * fraction;
                 let next_left = self.distort(&next) - seen;
                 if next_left.norm() < left.norm() {
                     break Some((next, next_left));
                 }
-                share *= 0.5;
-                if share < 1e-6 {
+                fraction *= 0.5;
+                if fraction < 1e-6 {
                     break None;
                 }
             };

@@ -49,7 +49,7 @@ fn replace_inner(
     let linked = path.is_symlink().then(|| fs::canonicalize(path)).transpose();
     let linked = linked.context("following the symbolic link")?;
     let path = linked.as_deref().unwrap_or(path);
-    ensure!(!path.is_dir(), "a folder of that name is in the way");
+    ensure!(!path.is_dir(), "a directory of that name already exists");
     if path.exists() && !path.is_file() {
         return write_through(path, write);
     }
@@ -182,7 +182,10 @@ mod tests {
     fn a_folder_in_the_way_is_an_error_that_names_it() {
         let folder = tempfile::tempdir().unwrap();
         let error = write_atomic(folder.path(), |_| Ok(())).unwrap_err();
-        assert!(format!("{error:#}").contains("a folder of that name is in the way"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("a directory of that name already exists"),
+            "{error:#}"
+        );
     }
 
     #[test]

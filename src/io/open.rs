@@ -80,7 +80,7 @@ fn wait_when_reading(file: &File) -> Result<()> {
 
 fn name_of(kind: std::fs::FileType) -> &'static str {
     if kind.is_dir() {
-        "a folder"
+        "a directory"
     } else if kind.is_fifo() {
         "a pipe"
     } else if kind.is_socket() {
@@ -111,7 +111,7 @@ mod tests {
         for (path, what) in [
             (pipe.as_path(), "a pipe"),
             (Path::new("/dev/zero"), "a device"),
-            (dir.path(), "a folder"),
+            (dir.path(), "a directory"),
             (Path::new("/no/such"), "No such file"),
         ] {
             for error in [open_file(path).unwrap_err(), read_file(path).unwrap_err()] {

@@ -418,7 +418,7 @@ pub(in crate::io) fn write_bytes(
 
 /// What [`load_into`] did with each name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LoadReport {
+pub struct CopyReport {
     /// Targets that now hold the source's values.
     pub applied: Vec<String>,
     /// Targets that the source lacks; left as they were.
@@ -429,7 +429,7 @@ pub struct LoadReport {
     pub mismatched: Vec<(String, String)>,
 }
 
-impl LoadReport {
+impl CopyReport {
     /// Fails unless every target was applied and nothing was left over; `at` names the source.
     ///
     /// # Errors
@@ -457,10 +457,10 @@ fn first_few(names: &[String]) -> String {
 /// Copies each source tensor into the target of the same name, in place and without a gradient.
 ///
 /// Only equal shapes and kinds are copied: nothing is broadcast or converted. Devices may differ.
-/// Pass the report to [`LoadReport::ensure_complete`] to refuse a source that does not fit exactly.
-pub fn load_into(targets: &[(String, Tensor)], source: &[(String, Tensor)]) -> LoadReport {
+/// Pass the report to [`CopyReport::ensure_complete`] to refuse a source that does not fit exactly.
+pub fn load_into(targets: &[(String, Tensor)], source: &[(String, Tensor)]) -> CopyReport {
     let mut by_name: HashMap<&str, &Tensor> = HashMap::with_capacity(source.len());
-    let mut report = LoadReport::default();
+    let mut report = CopyReport::default();
     for (name, tensor) in source {
         if by_name.insert(name, tensor).is_some() {
             report.mismatched.push((name.clone(), "occurs twice in the source".to_owned()));

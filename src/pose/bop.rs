@@ -18,7 +18,7 @@ const MSSD_STEP: f64 = 0.05;
 const MSPD_STEP_PX: f64 = 5.0;
 /// Width of the image that MSPD's thresholds are meant for, px.
 const MSPD_WIDTH_PX: f64 = 640.0;
-/// Largest step between the transforms that stand for a continuous symmetry, as a share of the largest radius.
+/// Largest step between the transforms that stand for a continuous symmetry, as a fraction of the largest radius.
 const SYMMETRY_STEP: f64 = 0.01;
 
 /// A class as the benchmark sees it.

@@ -6,7 +6,7 @@ use nalgebra::Matrix3;
 
 use crate::geom::{Camera, Pose, Vec2, Vec3};
 
-/// Points spread less than this share of their largest spread are flat, or on a line.
+/// Points spread less than this fraction of their largest spread are flat, or on a line.
 const FLATNESS: f64 = 1e-4;
 /// Sightings of each point from which on their median is worth something.
 const MIN_SIGHTINGS: usize = 3;

@@ -4,7 +4,7 @@ use nalgebra::{Matrix3, SMatrix, SVector, SymmetricEigen, Vector4};
 
 use crate::geom::{Camera, Pose, Vec2, Vec3, nearest_rotation};
 
-/// A point set is flat (or straight) when its spread in a direction is below this share of the largest.
+/// A point set is flat (or straight) when its spread in a direction is below this fraction of the largest.
 const FLATNESS: f64 = 1e-4;
 
 /// Gauss-Newton steps on the kernel's coefficients.

@@ -24,7 +24,7 @@ const NUM_SCALE_STEPS: usize = 3;
 const SIGMA_RANGE: (f64, f64) = (0.02, 0.5);
 /// Median length of a 2D Gaussian error of unit standard deviation: sqrt(2 ln 2).
 const RAYLEIGH_MEDIAN: f64 = 1.177_410_022_515_474_7;
-/// Share of the squared spread of the inliers' pixels that may be left unexplained.
+/// Fraction of the squared spread of the inliers' pixels that may be left unexplained.
 const MAX_UNEXPLAINED: f64 = 0.4;
 /// How much likelier (log, shared by the distinct points: errors of repeats may be the same error) a
 /// scene behind the camera must be to refuse the one in front.
@@ -136,12 +136,13 @@ impl Fit<'_> {
 
     /// Whether the inliers determine this pose: enough of them, of enough distinct points, with pixels
     /// that the pose explains, and not better explained by a scene behind the camera.
-    pub fn is_determined(&self, pose: &Pose, inliers: &[usize], min_share: f64) -> bool {
+    pub fn is_determined(&self, pose: &Pose, inliers: &[usize], min_fraction: f64) -> bool {
         let data = self.data;
         let condensed = data.condensed(&data.indicator(inliers));
         let num_distinct = condensed.points.len();
         let wanted = (data.groups.len() / 2 + 1).clamp(4, 6);
-        if num_distinct < wanted || (inliers.len() as f64) < min_share * data.points.len() as f64 {
+        if num_distinct < wanted || (inliers.len() as f64) < min_fraction * data.points.len() as f64
+        {
             return false;
         }
         let center = inliers.iter().map(|&i| data.pixels[i]).sum::<Vec2>() / inliers.len() as f64;
@@ -178,8 +179,8 @@ impl Fit<'_> {
 }
 
 /// Tukey's biweight: from 1 at 0 smoothly to 0 at 1 and beyond.
-fn fading(share: f64) -> f64 {
-    (1.0 - share * share).max(0.0).powi(2)
+fn fading(fraction: f64) -> f64 {
+    (1.0 - fraction * fraction).max(0.0).powi(2)
 }
 
 /// A bivariate Student distribution of residuals: Gaussian for infinite freedom, with heavier tails for less.

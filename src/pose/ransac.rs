@@ -33,7 +33,8 @@ pub struct RansacConfig {
     pub refine: bool,
     /// Smallest fraction of inliers among the finite correspondences for an answer.
     #[schemars(range(min = 0, max = 1))]
-    pub min_inlier_share: f64,
+    #[serde(alias = "min_inlier_share")]
+    pub min_inlier_fraction: f64,
 }
 
 impl Default for RansacConfig {
@@ -43,7 +44,7 @@ impl Default for RansacConfig {
             max_iterations: 100,
             confidence: 0.99,
             refine: true,
-            min_inlier_share: 0.15,
+            min_inlier_fraction: 0.15,
         }
     }
 }
@@ -56,7 +57,7 @@ impl RansacConfig {
             && self.max_iterations >= 1
             && self.confidence > 0.0
             && self.confidence < 1.0
-            && (0.0..=1.0).contains(&self.min_inlier_share)
+            && (0.0..=1.0).contains(&self.min_inlier_fraction)
     }
 }
 
@@ -129,11 +130,11 @@ pub fn find_pose(
     let pose = if config.refine { fit.finish(&leader.pose) } else { search.with_epnp(leader) };
     let pose = pose.ok_or(NoPose::NoConsensus)?;
     let inliers = data.inliers(camera, &pose, config.inlier_px).ok_or(NoPose::NoConsensus)?;
-    let wanted = (config.min_inlier_share * data.points.len() as f64).max(4.0);
+    let wanted = (config.min_inlier_fraction * data.points.len() as f64).max(4.0);
     if (inliers.len() as f64) < wanted {
         return Err(NoPose::NoConsensus);
     }
-    if !fit.is_determined(&pose, &inliers, config.min_inlier_share) {
+    if !fit.is_determined(&pose, &inliers, config.min_inlier_fraction) {
         return Err(NoPose::Undetermined);
     }
     let distances = data.distances_px(camera, &pose);
@@ -206,12 +207,12 @@ impl Search<'_> {
         (u.cross(&v).norm() > 1e-3 * longest).then_some(sample)
     }
 
-    /// Samples needed for the wanted confidence, given the best hypothesis's share of inliers.
+    /// Samples needed for the wanted confidence, given the best hypothesis's fraction of inliers.
     fn num_needed(&self, best: Option<&Hypothesis>) -> u32 {
-        let share = best
+        let fraction = best
             .and_then(|h| self.data.inliers(self.camera, &h.pose, self.config.inlier_px))
             .map_or(0.0, |inliers| inliers.len() as f64 / self.data.points.len() as f64);
-        let miss = (1.0 - share.powi(3)).max(1e-12);
+        let miss = (1.0 - fraction.powi(3)).max(1e-12);
         let needed = ((1.0 - self.config.confidence).ln() / miss.ln()).ceil();
         if needed.is_finite() { (needed.min(1e9) as u32).max(MIN_SAMPLES) } else { u32::MAX }
     }
@@ -297,18 +298,18 @@ mod tests {
         Vec2::new(rng.random_range(0.0..512.0), rng.random_range(0.0..512.0))
     }
 
-    /// Pixels of `points` with noise, of which a share is anywhere in the image; and which are not.
+    /// Pixels of `points` with noise, of which a fraction is anywhere in the image; and which are not.
     fn disturbed(
         truth: &Pose,
         points: &[Vec3],
         sigma: f64,
-        share: f64,
+        fraction: f64,
         rng: &mut ChaCha8Rng,
     ) -> (Vec<Vec2>, Vec<usize>) {
         let mut kept = Vec::new();
         let mut pixels = truth.project(&camera(), points);
         for (i, p) in pixels.iter_mut().enumerate() {
-            if rng.random_bool(share) {
+            if rng.random_bool(fraction) {
                 *p = anywhere(rng);
             } else {
                 kept.push(i);
@@ -340,9 +341,9 @@ mod tests {
         ];
         let mut rng = seed::stream(11, &[]);
         for case in 0..350 {
-            let (points, share) = shapes[case % shapes.len()];
+            let (points, fraction) = shapes[case % shapes.len()];
             let truth = some_pose(&mut rng);
-            let (pixels, kept) = disturbed(&truth, points, 0.0, share, &mut rng);
+            let (pixels, kept) = disturbed(&truth, points, 0.0, fraction, &mut rng);
             let found = solve(points, &pixels, case as u64).unwrap();
             assert!((found.pose.r - truth.r).norm() < 1e-6, "case {case}: {found:?}, {truth:?}");
             let off = (found.pose.t_mm - truth.t_mm).norm();
@@ -409,14 +410,14 @@ mod tests {
     fn with_outliers_errors_stay_near_those_of_known_inliers() {
         let points = cells();
         let mut rng = seed::stream(15, &[]);
-        // Noise (px), share of outliers, how much larger the rms errors may be.
-        for (sigma, share, worse) in
+        // Noise (px), fraction of outliers, how much larger the rms errors may be.
+        for (sigma, fraction, worse) in
             [(0.5, 0.2, 1.03), (1.0, 0.0, 1.03), (1.0, 0.5, 1.05), (2.0, 0.2, 1.03)]
         {
             let (mut ours, mut floor) = ([0.0; 2], [0.0; 2]);
             for case in 0..200 {
                 let truth = some_pose(&mut rng);
-                let (pixels, kept) = disturbed(&truth, &points, sigma, share, &mut rng);
+                let (pixels, kept) = disturbed(&truth, &points, sigma, fraction, &mut rng);
                 let found = solve(&points, &pixels, case).unwrap().pose;
                 let (x, p): (Vec<Vec3>, Vec<Vec2>) =
                     kept.iter().map(|&i| (points[i], pixels[i])).unzip();
@@ -428,7 +429,7 @@ mod tests {
             }
             for i in 0..2 {
                 let ratio = (ours[i] / floor[i]).sqrt();
-                assert!(ratio < worse, "noise {sigma} px, {share} outliers, error {i}: {ratio}");
+                assert!(ratio < worse, "noise {sigma} px, {fraction} outliers, error {i}: {ratio}");
             }
         }
     }
@@ -600,7 +601,7 @@ mod tests {
             max_iterations: 0,
             confidence: 1.0,
             refine: true,
-            min_inlier_share: -0.1,
+            min_inlier_fraction: -0.1,
         };
         let mut problems = Vec::new();
         check_ranges(&broken, "pnp", &mut problems);
@@ -608,7 +609,7 @@ mod tests {
             "pnp.inlier_px: 0",
             "pnp.max_iterations: 0",
             "pnp.confidence: 1",
-            "pnp.min_inlier_share: -0.1",
+            "pnp.min_inlier_fraction: -0.1",
         ];
         assert_eq!(problems.len(), expected.len());
         for (problem, start) in problems.iter().zip(expected) {
@@ -628,9 +629,9 @@ mod tests {
             RansacConfig { max_iterations: 1, ..good.clone() },
             RansacConfig { confidence: 0.0, ..good.clone() },
             RansacConfig { confidence: 1.0, ..good.clone() },
-            RansacConfig { min_inlier_share: -0.1, ..good.clone() },
-            RansacConfig { min_inlier_share: 1.0, ..good.clone() },
-            RansacConfig { min_inlier_share: 1.1, ..good.clone() },
+            RansacConfig { min_inlier_fraction: -0.1, ..good.clone() },
+            RansacConfig { min_inlier_fraction: 1.0, ..good.clone() },
+            RansacConfig { min_inlier_fraction: 1.1, ..good.clone() },
             good,
         ] {
             let mut problems = Vec::new();

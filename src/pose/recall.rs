@@ -230,7 +230,7 @@ fn target_errors(
     }
 }
 
-/// A share of correct targets with its uncertainty.
+/// A fraction of correct targets with its uncertainty.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Recall {
     /// Targets whose error is below the threshold.
@@ -244,7 +244,7 @@ pub struct Recall {
 }
 
 impl Recall {
-    /// The share `num_correct` of `num_targets`.
+    /// The fraction `num_correct` of `num_targets`.
     ///
     /// # Source
     /// Wilson, *Probable inference, the law of succession, and statistical inference*, JASA 1927.

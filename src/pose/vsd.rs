@@ -24,7 +24,7 @@ pub enum VsdCost {
 pub struct VsdSettings {
     /// How far behind the measured surface a point still counts as visible, mm.
     pub delta_mm: f64,
-    /// Misalignment tolerances: mm, or shares of the diameter when that is given.
+    /// Misalignment tolerances: mm, or fractions of the diameter when that is given.
     pub taus: Vec<f64>,
     /// The object's diameter, mm, when the misalignment is divided by it.
     pub diameter_mm: Option<f64>,

@@ -32,7 +32,7 @@ const STREAM_SAMPLE: u64 = 0x0061_6374;
 
 /// What the quantizer does with activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+enum ActivationMode {
     /// Passes them; recording has not begun.
     Idle,
     /// Passes them and records, to the end of the epoch.
@@ -45,17 +45,22 @@ enum Mode {
     Dead,
 }
 
-impl Mode {
-    const ALL: [Mode; 5] =
-        [Mode::Idle, Mode::Recording, Mode::Calibrating, Mode::Quantizing, Mode::Dead];
+impl ActivationMode {
+    const ALL: [ActivationMode; 5] = [
+        ActivationMode::Idle,
+        ActivationMode::Recording,
+        ActivationMode::Calibrating,
+        ActivationMode::Quantizing,
+        ActivationMode::Dead,
+    ];
 
     fn records(self) -> bool {
-        matches!(self, Mode::Recording | Mode::Calibrating)
+        matches!(self, ActivationMode::Recording | ActivationMode::Calibrating)
     }
 }
 
 /// What was recorded, as tensors on the device: no wait for it in a forward pass.
-struct Record {
+struct ActivationRecord {
     largest: Tensor,
     smallest: Tensor,
     /// Sum of the calls' mean magnitudes, each times its number of values over [`MEAN_UNIT`].
@@ -145,9 +150,9 @@ pub struct CalibratedActivation {
     context: ActivationContext,
     calibration: CalibrationConfig,
     rule: Box<dyn ActivationRule>,
-    mode: Cell<Mode>,
+    mode: Cell<ActivationMode>,
     epoch: Cell<Option<u32>>,
-    record: RefCell<Record>,
+    record: RefCell<ActivationRecord>,
     /// Known after the calibration.
     signed: Cell<Option<bool>>,
     /// The parameter of the rule, `[1]`.
@@ -185,9 +190,9 @@ impl CalibratedActivation {
         Ok(Self {
             method,
             name: site.name.clone(),
-            mode: Cell::new(Mode::Idle),
+            mode: Cell::new(ActivationMode::Idle),
             epoch: Cell::new(None),
-            record: RefCell::new(Record {
+            record: RefCell::new(ActivationRecord {
                 largest: scalar(f64::NEG_INFINITY),
                 smallest: scalar(f64::INFINITY),
                 sum_mean: scalar(0.0),
@@ -274,13 +279,13 @@ impl CalibratedActivation {
         let abs_max = largest.max(-smallest);
         if abs_max == 0.0 {
             warn!(layer = %name, "every recorded activation is 0: the layer's activations stay unquantized");
-            self.mode.set(Mode::Dead);
+            self.mode.set(ActivationMode::Dead);
             return Ok(());
         }
         self.signed.set(Some(smallest < 0.0));
         let parameter = self.initial_parameter(abs_max as f32, mean);
         let _ = no_grad(|| self.parameter.shallow_clone().fill_(f64::from(parameter)));
-        self.mode.set(Mode::Quantizing);
+        self.mode.set(ActivationMode::Quantizing);
         let levels = self.spacing().num_levels();
         info!(layer = %name, signed = smallest < 0.0, levels, parameter, "activation range found");
         Ok(())
@@ -324,7 +329,9 @@ impl ActivationSlot for CalibratedActivation {
             self.record(x);
         }
         match self.mode.get() {
-            Mode::Quantizing => self.rule.forward(x, &self.parameter, self.codes(), train),
+            ActivationMode::Quantizing => {
+                self.rule.forward(x, &self.parameter, self.codes(), train)
+            }
             _ => x.shallow_clone(),
         }
     }
@@ -339,11 +346,11 @@ impl ActivationQuantizer for CalibratedActivation {
         if self.mode.get().records() {
             self.settle()?;
         }
-        if self.mode.get() == Mode::Idle {
+        if self.mode.get() == ActivationMode::Idle {
             if epoch >= self.context.quant_start_epoch {
-                self.mode.set(Mode::Calibrating);
+                self.mode.set(ActivationMode::Calibrating);
             } else if epoch + 1 == self.context.quant_start_epoch {
-                self.mode.set(Mode::Recording);
+                self.mode.set(ActivationMode::Recording);
             }
         }
         self.rule.start_epoch(epoch);
@@ -356,7 +363,7 @@ impl ActivationQuantizer for CalibratedActivation {
     }
 
     fn begin_step(&self) -> Result<()> {
-        if self.mode.get() != Mode::Calibrating {
+        if self.mode.get() != ActivationMode::Calibrating {
             return Ok(());
         }
         let batches = self.record.borrow().batches;
@@ -375,7 +382,7 @@ impl ActivationQuantizer for CalibratedActivation {
             ("act_signed", Tensor::from(signed)),
             ("act_mode", Tensor::from(self.mode.get() as i64)),
             ("act_epoch", saved_epoch(self.epoch.get())),
-            ("act_baked", Tensor::from(i64::from(self.rests.get()))),
+            ("act_converted", Tensor::from(i64::from(self.rests.get()))),
             ("act_largest", record.largest.copy()),
             ("act_smallest", record.smallest.copy()),
             ("act_sum_mean", record.sum_mean.copy()),
@@ -392,9 +399,15 @@ impl ActivationQuantizer for CalibratedActivation {
     fn load_state(&self, state: &SavedState) -> Result<()> {
         let parameter = state.tensor(self.rule.parameter_name(), Kind::Float, &[1])?;
         let mode = state.counter("act_mode")?;
-        let mode =
-            usize::try_from(mode).ok().and_then(|i| Mode::ALL.get(i)).with_context(|| {
-                format!("{}.act_mode is {mode}, expected 0..{}", state.prefix, Mode::ALL.len())
+        let mode = usize::try_from(mode)
+            .ok()
+            .and_then(|i| ActivationMode::ALL.get(i))
+            .with_context(|| {
+                format!(
+                    "{}.act_mode is {mode}, expected 0..{}",
+                    state.prefix,
+                    ActivationMode::ALL.len()
+                )
             })?;
         let signed = match state.counter("act_signed")? {
             -1 => None,
@@ -402,13 +415,14 @@ impl ActivationQuantizer for CalibratedActivation {
         };
         let value = parameter.double_value(&[0]);
         ensure!(
-            *mode != Mode::Quantizing || (value.is_finite() && value > 0.0 && signed.is_some()),
+            *mode != ActivationMode::Quantizing
+                || (value.is_finite() && value > 0.0 && signed.is_some()),
             "{}.{} is {value}",
             state.prefix,
             self.rule.parameter_name()
         );
         let epoch = state.epoch("act_epoch")?;
-        let rests = state.counter("act_baked")? != 0;
+        let rests = state.counter_once_named("act_converted", "act_baked")? != 0;
         let mut record = self.record.borrow_mut();
         let device = self.parameter.device();
         let scalar = |field| {
@@ -437,7 +451,7 @@ impl ActivationQuantizer for CalibratedActivation {
 
     fn report(&self) -> ActivationReport {
         let (spacing, codes) = (self.spacing(), self.codes());
-        let known = self.mode.get() == Mode::Quantizing;
+        let known = self.mode.get() == ActivationMode::Quantizing;
         let value = known.then(|| self.parameter.double_value(&[0]) as f32);
         let scale = value.map(|value| self.rule.scale(value, codes));
         let record = self.record.borrow();

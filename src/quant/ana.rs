@@ -282,8 +282,8 @@ fn ramps(position: &Tensor, codes: Codes, width: f64) -> Tensor {
     let (a, b) = reached(position, codes, width);
     let climbed = &b - &a;
     let mean_threshold = (&a + &b - 1.0) * 0.5 + first;
-    let share = (position - mean_threshold) / (2.0 * width) + 0.5;
-    a + climbed * share + (first - 0.5)
+    let fraction = (position - mean_threshold) / (2.0 * width) + 0.5;
+    a + climbed * fraction + (first - 0.5)
 }
 
 /// The derivative of the staircase averaged over noise of that width.

@@ -25,14 +25,14 @@ pub struct WeightAudit {
     pub num_values: Option<usize>,
     /// Weights that are quantized and on none of the levels.
     pub num_off_grid: usize,
-    /// Share of weights that are frozen; null for methods that freeze none.
-    pub share_frozen: Option<f64>,
+    /// Fraction of weights that are frozen; null for methods that freeze none.
+    pub frozen_fraction: Option<f64>,
     /// Smallest and largest scale: a level is an integer code times it. Null where levels are not multiples of one.
     pub scale: Option<[f32; 2]>,
     /// Smallest and largest of the channels' largest levels.
     pub max_level: Option<[f32; 2]>,
     /// The quantizer of its activations.
-    pub inputs: Option<ActivationReport>,
+    pub activations: Option<ActivationReport>,
     /// What is wrong, a line each; empty when all is well.
     pub problems: Vec<String>,
 }
@@ -58,15 +58,19 @@ fn audit_layer(report: SiteReport, weight: Option<&dyn WeightQuantizer>) -> Resu
         ..WeightAudit::of_floats(&report.name, report.num_weights, report.activations)
     };
     if let Some(weight) = weight {
-        audit.weights(weight, report.share_frozen)?;
+        audit.weights(weight, report.frozen_fraction)?;
     }
-    audit.inputs();
+    audit.activations();
     Ok(audit)
 }
 
 impl WeightAudit {
     /// A layer of float weights, nothing looked at yet.
-    pub fn of_floats(name: &str, num_weights: usize, inputs: Option<ActivationReport>) -> Self {
+    pub fn of_floats(
+        name: &str,
+        num_weights: usize,
+        activations: Option<ActivationReport>,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             num_weights,
@@ -75,17 +79,17 @@ impl WeightAudit {
             num_levels: None,
             num_values: None,
             num_off_grid: 0,
-            share_frozen: None,
+            frozen_fraction: None,
             scale: None,
             max_level: None,
-            inputs,
+            activations,
             problems: Vec::new(),
         }
     }
 
-    fn weights(&mut self, weight: &dyn WeightQuantizer, share_said: f64) -> Result<()> {
+    fn weights(&mut self, weight: &dyn WeightQuantizer, fraction_said: f64) -> Result<()> {
         let used = weight.site().effective_weight(false).detach().contiguous();
-        let quantized = self.mask(weight, &used, share_said)?;
+        let quantized = self.mask(weight, &used, fraction_said)?;
         let num_bad = count(&used.isfinite().logical_not());
         if num_bad > 0 {
             self.problems.push(format!("{num_bad} weights are not finite"));
@@ -124,17 +128,17 @@ impl WeightAudit {
         if count(&neither) > 0 {
             self.problems.push("its mask holds other values than 0 and 1".to_owned());
         }
-        let share = count(&frozen) as f64 / self.num_weights as f64;
-        self.share_frozen = Some(share);
-        if share != said {
+        let fraction = count(&frozen) as f64 / self.num_weights as f64;
+        self.frozen_fraction = Some(fraction);
+        if fraction != said {
             self.problems.push(format!(
                 "its mask freezes {:.4} % of the weights, and it counts {:.4} %",
-                100.0 * share,
+                100.0 * fraction,
                 100.0 * said
             ));
         }
-        if share < 1.0 {
-            self.problems.push(format!("only {:.2} % of its weights are frozen", 100.0 * share));
+        if fraction < 1.0 {
+            self.problems.push(format!("only {:.2} % of its weights are frozen", 100.0 * fraction));
         }
         Ok(frozen)
     }
@@ -176,15 +180,15 @@ impl WeightAudit {
         Ok(())
     }
 
-    fn inputs(&mut self) {
-        let Some(inputs) = &self.inputs else { return };
-        match inputs.max_level {
+    fn activations(&mut self) {
+        let Some(activations) = &self.activations else { return };
+        match activations.max_level {
             Some(max) if !(max.is_finite() && max >= 0.0) => {
                 self.problems.push(format!("the range of its activations is {max}"));
             }
             // activations that are always 0 are left as it is
             Some(0.0) => {}
-            _ if !inputs.quantizing => {
+            _ if !activations.quantizing => {
                 self.problems.push("its activations are still float".to_owned())
             }
             _ => {}
@@ -363,7 +367,7 @@ mod tests {
         for layer in found {
             assert_eq!(layer.problems, [""; 0], "{}", layer.name);
             assert_eq!((layer.bits, layer.num_levels, layer.num_values), (2, Some(3), Some(3)));
-            assert_eq!((layer.share_frozen, layer.num_off_grid), (Some(1.0), 0));
+            assert_eq!((layer.frozen_fraction, layer.num_off_grid), (Some(1.0), 0));
             assert!(layer.scale.unwrap()[0] > 0.0);
         }
     }

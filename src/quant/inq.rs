@@ -1,4 +1,4 @@
-//! Incremental network quantization: a growing share of the weights is frozen on its levels.
+//! Incremental network quantization: a growing fraction of the weights is frozen on its levels.
 //!
 //! "Cheap" INQ: frozen values live in the weight itself and a mask tells the trainer what it may
 //! change, so the forward pass is that of a float layer.
@@ -51,7 +51,7 @@ pub struct InqWeights {
     pub quant_init_method: QuantInit,
     /// Which weights are frozen next (method `inq`).
     pub quant_strategy: QuantStrategy,
-    /// From an epoch of the stage on, the share of weights that is frozen; must end at 1 (method `inq`).
+    /// From an epoch of the stage on, the fraction of weights that is frozen; must end at 1 (method `inq`).
     #[schemars(with = "BTreeMap<String, f64>")]
     pub schedule: FractionSchedule,
     /// Whether the optimizer forgets its momentum at each step of the schedule (method `inq`).
@@ -71,8 +71,7 @@ impl Default for InqWeights {
 
 impl Settings for InqWeights {
     const NAME: &'static str = "inq";
-    const SUMMARY: &'static str =
-        "Incremental network quantization: a growing share of the weights is frozen on its levels.";
+    const SUMMARY: &'static str = "Incremental network quantization: a growing fraction of the weights is frozen on its levels.";
 }
 
 impl WeightScheme for InqWeights {
@@ -365,7 +364,7 @@ impl WeightQuantizer for InqWeight {
     fn report(&self, report: &mut SiteReport) {
         report.method = InqWeights::NAME.to_owned();
         report.set_spacing(&self.context.spacing);
-        report.share_frozen = self.num_frozen as f64 / self.site.num_weights() as f64;
+        report.frozen_fraction = self.num_frozen as f64 / self.site.num_weights() as f64;
         if let Some(grid) = &self.grid {
             let frozen = self.trainable.eq(0.0);
             report.set_grid(grid, &self.site.weight, Some(&frozen));

@@ -13,7 +13,7 @@ use crate::nn::{ActivationSlot, Site};
 /// What the begin of an epoch did to a layer's weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WeightStep {
-    /// The share of frozen weights asked for, for methods that have one.
+    /// The fraction of frozen weights asked for, for methods that have one.
     pub fraction: Option<f64>,
     /// Whether the method took a step of its schedule.
     pub stepped: bool,
@@ -218,6 +218,15 @@ impl SavedState<'_> {
         }
     }
 
+    /// A saved counter by its name, or by the one that files of earlier versions have.
+    ///
+    /// # Errors
+    /// Names it if it is missing or something else.
+    pub fn counter_once_named(&self, field: &str, earlier: &str) -> Result<i64> {
+        let has_earlier = self.tensors.contains_key(format!("{}.{earlier}", self.prefix).as_str());
+        self.counter(if has_earlier { earlier } else { field })
+    }
+
     /// A saved epoch, -1 for none.
     ///
     /// # Errors
@@ -263,9 +272,9 @@ pub struct SiteReport {
     /// The distance of neighbouring codes: 1, or 2 where the codes are the odd integers, so that two scales lie between
     /// adjacent levels.
     pub code_stride: i32,
-    /// Share of the weights that is on its levels for good, 0 to 1: frozen (`inq`), or all once the
+    /// Fraction of the weights that is on its levels for good, 0 to 1: frozen (`inq`), or all once the
     /// layer computes with quantized weights (the other methods).
-    pub share_frozen: f64,
+    pub frozen_fraction: f64,
     /// Number of different levels that these weights use.
     pub levels_in_use: usize,
     /// The quantizer of the layer's activations, if there is one.
@@ -288,7 +297,8 @@ struct AnySiteReport {
     codes: Option<[i32; 2]>,
     #[serde(default = "one")]
     code_stride: i32,
-    share_frozen: f64,
+    #[serde(alias = "share_frozen")]
+    frozen_fraction: f64,
     levels_in_use: usize,
     activations: Option<ActivationReport>,
 }
@@ -314,7 +324,7 @@ impl From<AnySiteReport> for SiteReport {
             max_level,
             codes: any.codes,
             code_stride: any.code_stride,
-            share_frozen: any.share_frozen,
+            frozen_fraction: any.frozen_fraction,
             levels_in_use: any.levels_in_use,
             activations: any.activations,
         }

@@ -15,7 +15,7 @@ use crate::nn::{Site, Store};
 /// What the begin of an epoch did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EpochStart {
-    /// The share of frozen weights from now on; none when weights are not quantized incrementally.
+    /// The fraction of frozen weights from now on; none when weights are not quantized incrementally.
     pub fraction: Option<f64>,
     /// Whether weights were frozen just now.
     pub stepped: bool,
@@ -343,7 +343,7 @@ impl LayerQuantizers {
             max_level: Vec::new(),
             codes: None,
             code_stride: 1,
-            share_frozen: 0.0,
+            frozen_fraction: 0.0,
             levels_in_use: 0,
             activations: self.activations.as_ref().map(|activations| activations.report()),
         };
@@ -463,7 +463,7 @@ mod tests {
         let mut quantizer = attach(&store, QuantStrategy::Magnitude);
         assert_eq!(quantizer.module(), "fpn");
         let before = &quantizer.report()[0];
-        assert_eq!((before.bits, before.num_levels, before.share_frozen), (2, Some(4), 0.0));
+        assert_eq!((before.bits, before.num_levels, before.frozen_fraction), (2, Some(4), 0.0));
         assert!(before.levels.is_empty() && before.scale.is_empty() && before.levels_in_use == 0);
         run(&store, &mut quantizer, (0, 0), (EPOCHS, 0));
         let reports = quantizer.report();
@@ -472,7 +472,7 @@ mod tests {
         let after = &reports[0];
         assert_eq!((after.method.as_str(), after.num_weights, after.scale.len()), ("inq", 108, 4));
         assert_eq!(after.levels, [-1.0, -1.0 / 3.0, 1.0 / 3.0, 1.0]);
-        assert_eq!((after.share_frozen, after.levels_in_use), (1.0, 4));
+        assert_eq!((after.frozen_fraction, after.levels_in_use), (1.0, 4));
         let inputs = after.activations.as_ref().unwrap();
         assert!(inputs.quantizing && inputs.max_level.unwrap() > 0.0 && inputs.num_levels == 15);
         serde_json::to_string(&reports).unwrap();

@@ -1,4 +1,4 @@
-//! The share of frozen weights, epoch by epoch.
+//! The fraction of frozen weights, epoch by epoch.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,9 +12,9 @@ pub fn moved(epoch: u32, from: u32, to: u32) -> u32 {
     u32::try_from(moved).unwrap_or(u32::MAX)
 }
 
-/// From an epoch of the stage on, which share of a layer's weights is frozen.
+/// From an epoch of the stage on, which fraction of a layer's weights is frozen.
 ///
-/// In JSON an object with the epochs as keys, `{"0": 0.2, "5": 0.4, "9": 1}`. A share holds until the
+/// In JSON an object with the epochs as keys, `{"0": 0.2, "5": 0.4, "9": 1}`. A fraction holds until the
 /// next entry; before the first entry it is 0 (the layer is float).
 #[derive(Debug, Clone, PartialEq)]
 pub struct FractionSchedule(BTreeMap<u32, f64>);
@@ -39,12 +39,12 @@ impl FractionSchedule {
         self.0.iter().map(|(&epoch, &fraction)| (epoch, fraction))
     }
 
-    /// The same shares for a stage of `to` epochs in place of `from`. Of entries that fall on one epoch the last stays.
+    /// The same fractions for a stage of `to` epochs in place of `from`. Of entries that fall on one epoch the last stays.
     pub fn stretched(&self, from: u32, to: u32) -> Self {
         Self::new(self.entries().map(|(at, fraction)| (moved(at, from, to), fraction)))
     }
 
-    /// The share that holds in an epoch.
+    /// The fraction that holds in an epoch.
     pub fn fraction_at(&self, epoch: u32) -> f64 {
         self.0.range(..=epoch).next_back().map_or(0.0, |(_, &fraction)| fraction)
     }
@@ -56,7 +56,7 @@ impl FractionSchedule {
 
     /// Adds a line for everything that is wrong with the entries.
     ///
-    /// A falling share is refused: frozen weights stay frozen.
+    /// A falling fraction is refused: frozen weights stay frozen.
     pub fn check(&self, at: &str, problems: &mut Vec<String>) {
         let Some((last_epoch, last)) = self.entries().last() else {
             problems.push(format!("{at}: is empty, expected epochs and fractions that end at 1"));

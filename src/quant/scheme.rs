@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use tch::Tensor;
 
 use super::levels::Spacing;
-use super::oscillation::OscillationConfig;
 use super::method::{ActivationQuantizer, WeightQuantizer};
+use super::oscillation::OscillationConfig;
 use super::scale;
 use super::schedule::FractionSchedule;
 use super::width::BitWidth;
@@ -80,7 +80,7 @@ pub trait WeightScheme: fmt::Debug {
         false
     }
 
-    /// The share of frozen weights by epoch, of methods that freeze.
+    /// The fraction of frozen weights by epoch, of methods that freeze.
     fn schedule(&self) -> Option<&FractionSchedule> {
         None
     }

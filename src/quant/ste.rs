@@ -43,7 +43,7 @@ impl ActivationScheme for SteActivations {
 
 /// What the quantizer does with activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+enum SteMode {
     /// Passes them through; monitoring has not begun.
     Idle,
     /// Passes them through and records their largest magnitude (in training).
@@ -56,9 +56,14 @@ enum Mode {
     Dead,
 }
 
-impl Mode {
-    const ALL: [Mode; 5] =
-        [Mode::Idle, Mode::Monitoring, Mode::Calibrating, Mode::Quantizing, Mode::Dead];
+impl SteMode {
+    const ALL: [SteMode; 5] = [
+        SteMode::Idle,
+        SteMode::Monitoring,
+        SteMode::Calibrating,
+        SteMode::Quantizing,
+        SteMode::Dead,
+    ];
 }
 
 /// The quantizer of one layer's input.
@@ -72,7 +77,7 @@ pub struct SteActivation {
     name: String,
     num_levels: u32,
     quant_start_epoch: u32,
-    mode: Cell<Mode>,
+    mode: Cell<SteMode>,
     num_recorded: Cell<i64>,
     epoch: Cell<Option<u32>>,
     abs_max: RefCell<Tensor>,
@@ -85,7 +90,7 @@ impl SteActivation {
             name: site.name.clone(),
             num_levels: context.signed.num_levels(),
             quant_start_epoch: context.quant_start_epoch,
-            mode: Cell::new(Mode::Idle),
+            mode: Cell::new(SteMode::Idle),
             num_recorded: Cell::new(0),
             epoch: Cell::new(None),
             abs_max: RefCell::new(Tensor::zeros([], (Kind::Float, site.weight.device()))),
@@ -103,7 +108,7 @@ impl SteActivation {
             self.name
         );
         let _ = no_grad(|| self.abs_max.borrow_mut().fill_(f64::from(abs_max)));
-        self.mode.set(Mode::Quantizing);
+        self.mode.set(SteMode::Quantizing);
         Ok(())
     }
 
@@ -122,11 +127,11 @@ impl SteActivation {
         }
         check_order(&self.name, self.epoch.get(), epoch)?;
         self.settle()?;
-        if self.mode.get() == Mode::Idle {
+        if self.mode.get() == SteMode::Idle {
             if epoch >= self.quant_start_epoch {
-                self.mode.set(Mode::Calibrating);
+                self.mode.set(SteMode::Calibrating);
             } else if epoch + 1 == self.quant_start_epoch {
-                self.mode.set(Mode::Monitoring);
+                self.mode.set(SteMode::Monitoring);
             }
         }
         self.epoch.set(Some(epoch));
@@ -143,7 +148,7 @@ impl SteActivation {
 
     /// Ends a recording, if one is under way.
     fn settle(&self) -> Result<()> {
-        if !matches!(self.mode.get(), Mode::Monitoring | Mode::Calibrating) {
+        if !matches!(self.mode.get(), SteMode::Monitoring | SteMode::Calibrating) {
             return Ok(());
         }
         let name = &self.name;
@@ -158,10 +163,10 @@ impl SteActivation {
             "the activations of {name} reached {abs_max} while its range was recorded"
         );
         if abs_max > 0.0 {
-            self.mode.set(Mode::Quantizing);
+            self.mode.set(SteMode::Quantizing);
         } else {
             warn!(layer = %name, "every recorded input is 0: the layer's input stays unquantized");
-            self.mode.set(Mode::Dead);
+            self.mode.set(SteMode::Dead);
         }
         Ok(())
     }
@@ -179,13 +184,13 @@ impl SteActivation {
 impl ActivationSlot for SteActivation {
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let mode = self.mode.get();
-        if train && matches!(mode, Mode::Monitoring | Mode::Calibrating) {
+        if train && matches!(mode, SteMode::Monitoring | SteMode::Calibrating) {
             self.record(x);
         }
         match mode {
-            Mode::Idle | Mode::Monitoring | Mode::Dead => x.shallow_clone(),
-            Mode::Quantizing => fake_quantize(x, &self.abs_max.borrow(), self.num_levels),
-            Mode::Calibrating => {
+            SteMode::Idle | SteMode::Monitoring | SteMode::Dead => x.shallow_clone(),
+            SteMode::Quantizing => fake_quantize(x, &self.abs_max.borrow(), self.num_levels),
+            SteMode::Calibrating => {
                 // all inputs so far may be 0; deciding that on the device saves a wait for it
                 let abs_max = self.abs_max.borrow();
                 let usable = abs_max.gt(0.0);
@@ -252,12 +257,12 @@ impl ActivationQuantizer for SteActivation {
         let abs_max = state.tensor("act_max", Kind::Float, &[])?;
         let mode = state.counter("act_mode")?;
         let mode =
-            usize::try_from(mode).ok().and_then(|i| Mode::ALL.get(i)).with_context(|| {
-                format!("{}.act_mode is {mode}, expected 0..{}", state.prefix, Mode::ALL.len())
+            usize::try_from(mode).ok().and_then(|i| SteMode::ALL.get(i)).with_context(|| {
+                format!("{}.act_mode is {mode}, expected 0..{}", state.prefix, SteMode::ALL.len())
             })?;
         let num_recorded = state.counter("act_num_recorded")?;
         let epoch = state.epoch("act_epoch")?;
-        if *mode == Mode::Quantizing {
+        if *mode == SteMode::Quantizing {
             let value = f64::try_from(abs_max.to_device(Device::Cpu))?;
             ensure!(value.is_finite() && value > 0.0, "{}.act_max is {value}", state.prefix);
         }
@@ -271,14 +276,14 @@ impl ActivationQuantizer for SteActivation {
     fn report(&self) -> ActivationReport {
         let spacing = Spacing::Uniform { num_levels: self.num_levels };
         let codes = spacing.multiples().expect("a uniform grid has a step");
-        let abs_max = (self.num_recorded.get() > 0 || self.mode.get() == Mode::Quantizing)
+        let abs_max = (self.num_recorded.get() > 0 || self.mode.get() == SteMode::Quantizing)
             .then(|| self.abs_max());
         ActivationReport {
             method: SteActivations::NAME.to_owned(),
             bits: spacing.bits(),
             num_levels: self.num_levels,
             max_level: abs_max,
-            quantizing: matches!(self.mode.get(), Mode::Quantizing | Mode::Calibrating),
+            quantizing: matches!(self.mode.get(), SteMode::Quantizing | SteMode::Calibrating),
             signed: Some(true),
             scale: abs_max.filter(|&max| max > 0.0).map(|max| spacing.scale(max)),
             codes: Some([codes.lowest, codes.highest]),

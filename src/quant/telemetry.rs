@@ -15,15 +15,16 @@ const PREFIX: &str = "telemetry.";
 
 /// Numbers of a layer, or of all layers of a module. Null: not known (yet), or not defined.
 ///
-/// The level of a weight is the one that it has or, where it is not quantized yet, the nearest one. Shares are of
+/// The level of a weight is the one that it has or, where it is not quantized yet, the nearest one. Fractions are of
 /// all weights, 0 to 1.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Numbers {
-    /// Share of weights that are frozen; null for methods that freeze none.
-    pub share_frozen: Option<f64>,
-    /// Share of weights whose level is another one than at the end of the epoch before.
+    /// Fraction of weights that are frozen; null for methods that freeze none.
+    #[serde(alias = "share_frozen")]
+    pub frozen_fraction: Option<f64>,
+    /// Fraction of weights whose level is another one than at the end of the epoch before.
     pub flip_rate: Option<f64>,
-    /// Share of weights that left a level in the epoch before and are back on it now.
+    /// Fraction of weights that left a level in the epoch before and are back on it now.
     pub oscillation: Option<f64>,
     /// Relative change of the range (for even spacing, of the scale) since the end of the epoch before, `|s - s'| / |s'|` over all channels; of a
     /// module the largest of its layers.
@@ -33,8 +34,9 @@ pub struct Numbers {
     /// Signal to quantization noise, dB: `10 log10(sum w^2 / sum (w - level)^2)`, with w the float weight. Of a frozen
     /// weight, which is float no longer, w is what it was just before it was frozen. Null without noise.
     pub sqnr_db: Option<f64>,
-    /// Share of weights whose level is 0.
-    pub share_zero: Option<f64>,
+    /// Fraction of weights whose level is 0.
+    #[serde(alias = "share_zero")]
+    pub zero_fraction: Option<f64>,
     /// Number of weights that are frozen because they oscillated; null where none are watched.
     pub num_frozen_by_oscillation: Option<usize>,
     /// Number of levels that weights have; of a module the smallest of its layers.
@@ -53,7 +55,7 @@ pub struct LayerTelemetry {
     pub numbers: Numbers,
 }
 
-/// A module's numbers: shares over all of its weights, SQNR from its summed signal and noise.
+/// A module's numbers: fractions over all of its weights, SQNR from its summed signal and noise.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModuleTelemetry {
     /// The module's pattern.
@@ -110,7 +112,9 @@ impl Telemetry {
     /// Comes before [`ModuleQuantizer::start_epoch`]: remembers the float weights that are about to be frozen.
     pub fn before_step(&mut self, quantizer: &ModuleQuantizer) {
         for weight in quantizer.weight_quantizers() {
-            if let (Some(trainable), None) = (weight.trainable(), weight.num_frozen_by_oscillation()) {
+            if let (Some(trainable), None) =
+                (weight.trainable(), weight.num_frozen_by_oscillation())
+            {
                 let now = no_grad(|| (weight.site().weight.detach().copy(), trainable.copy()));
                 self.before_step.insert(weight.site().name.clone(), now);
             }
@@ -226,14 +230,14 @@ impl Memory {
     fn measure(&mut self, weight: &dyn WeightQuantizer) -> Result<Measured> {
         let site = weight.site();
         let num_weights = site.num_weights();
-        let share = |count: i64| count as f64 / num_weights as f64;
+        let fraction = |count: i64| count as f64 / num_weights as f64;
         let count = |mask: &Tensor| mask.sum(Kind::Int64).int64_value(&[]);
         let num_frozen_by_oscillation = weight.num_frozen_by_oscillation();
         // what oscillated is frozen on a code, and its stored weight stays float
         let trainable = weight.trainable().filter(|_| num_frozen_by_oscillation.is_none());
         let mut numbers = Numbers {
             num_frozen_by_oscillation: num_frozen_by_oscillation.map(|num| num as usize),
-            share_frozen: trainable.as_ref().map(|t| share(count(&t.eq(0.0)))),
+            frozen_fraction: trainable.as_ref().map(|t| fraction(count(&t.eq(0.0)))),
             ..Numbers::default()
         };
         let (mut signal, mut noise) = (0.0, 0.0);
@@ -242,7 +246,7 @@ impl Memory {
             let used = site.effective_weight(false).detach();
             let index = grid.index(&used)?;
             let quantized = grid.nearest(&used)?;
-            numbers.share_zero = Some(share(count(&quantized.eq(0.0))));
+            numbers.zero_fraction = Some(fraction(count(&quantized.eq(0.0))));
             (signal, noise) = match &trainable {
                 // frozen weights are on their levels and add no noise here: theirs was added when they were frozen
                 Some(trainable) => (
@@ -263,15 +267,15 @@ impl Memory {
 
     /// What changed since earlier epochs; remembers this one.
     fn follow(&mut self, levels: Tensor, grid: &Grid, numbers: &mut Numbers) {
-        let share = |mask: &Tensor| mask.mean(Kind::Double).double_value(&[]);
+        let fraction = |mask: &Tensor| mask.mean(Kind::Double).double_value(&[]);
         if let Some(last) = &self.levels {
             let last = last.to_device(levels.device());
             let flipped = levels.not_equal_tensor(&last);
-            numbers.flip_rate = Some(share(&flipped.to_kind(Kind::Double)));
+            numbers.flip_rate = Some(fraction(&flipped.to_kind(Kind::Double)));
             if let Some(before) = &self.levels_before {
                 let back =
                     flipped.logical_and(&levels.eq_tensor(&before.to_device(levels.device())));
-                numbers.oscillation = Some(share(&back.to_kind(Kind::Double)));
+                numbers.oscillation = Some(fraction(&back.to_kind(Kind::Double)));
             }
         }
         let scale = grid.range().to_vec();
@@ -300,14 +304,17 @@ impl ModuleTelemetry {
             layers.iter().filter_map(|l| of(&l.numbers)).reduce(f64::max)
         };
         let numbers = Numbers {
-            share_frozen: mean(|n| n.share_frozen),
+            frozen_fraction: mean(|n| n.frozen_fraction),
             flip_rate: mean(|n| n.flip_rate),
             oscillation: mean(|n| n.oscillation),
             scale_drift: largest(|n| n.scale_drift),
             scale_drift_from_start: largest(|n| n.scale_drift_from_start),
             sqnr_db: decibels(signal, noise),
-            share_zero: mean(|n| n.share_zero),
-            num_frozen_by_oscillation: layers.iter().filter_map(|l| l.numbers.num_frozen_by_oscillation).reduce(|a, b| a + b),
+            zero_fraction: mean(|n| n.zero_fraction),
+            num_frozen_by_oscillation: layers
+                .iter()
+                .filter_map(|l| l.numbers.num_frozen_by_oscillation)
+                .reduce(|a, b| a + b),
             levels_in_use: layers.iter().filter_map(|l| l.numbers.levels_in_use).min(),
         };
         Self { module: module.to_owned(), num_weights, numbers, layers }
@@ -318,13 +325,13 @@ impl Numbers {
     /// The numbers that are known, with their names.
     pub fn known(&self) -> Vec<(&'static str, f64)> {
         let all = [
-            ("share_frozen", self.share_frozen),
+            ("frozen_fraction", self.frozen_fraction),
             ("flip_rate", self.flip_rate),
             ("oscillation", self.oscillation),
             ("scale_drift", self.scale_drift),
             ("scale_drift_from_start", self.scale_drift_from_start),
             ("sqnr_db", self.sqnr_db),
-            ("share_zero", self.share_zero),
+            ("zero_fraction", self.zero_fraction),
             ("num_frozen_by_oscillation", self.num_frozen_by_oscillation.map(|n| n as f64)),
             ("levels_in_use", self.levels_in_use.map(|n| n as f64)),
         ];
@@ -398,7 +405,7 @@ mod tests {
         let mut telemetry = Telemetry::default();
         start(&mut telemetry, &mut quantizer, 0);
         let before = telemetry.measure(&quantizer).unwrap().numbers;
-        assert_eq!(before, Numbers { share_frozen: Some(0.0), ..Numbers::default() });
+        assert_eq!(before, Numbers { frozen_fraction: Some(0.0), ..Numbers::default() });
 
         // 2 and -1.5 become 2 and -2: noise 0.25; the others are nearest to 0
         start(&mut telemetry, &mut quantizer, 1);
@@ -407,8 +414,9 @@ mod tests {
         let expected = 10.0 * f64::log10((4.0 + 2.25 + 0.25 + 0.0625) / noise);
         assert!((first.numbers.sqnr_db.unwrap() - expected).abs() < 1e-9, "{first:?}");
         assert_eq!(first.layers[0].numbers, first.numbers);
-        let Numbers { share_frozen, share_zero, levels_in_use, flip_rate, .. } = first.numbers;
-        assert_eq!((share_frozen, share_zero), (Some(0.5), Some(0.5)));
+        let Numbers { frozen_fraction, zero_fraction, levels_in_use, flip_rate, .. } =
+            first.numbers;
+        assert_eq!((frozen_fraction, zero_fraction), (Some(0.5), Some(0.5)));
         assert_eq!((levels_in_use, flip_rate), (Some(3), None));
 
         // the third weight trains over to the level 2, and is frozen there
@@ -416,7 +424,7 @@ mod tests {
         start(&mut telemetry, &mut quantizer, 2);
         let second = telemetry.measure(&quantizer).unwrap().numbers;
         assert_eq!((second.flip_rate, second.oscillation), (Some(0.25), None));
-        assert_eq!((second.scale_drift, second.share_zero), (Some(0.0), Some(0.25)));
+        assert_eq!((second.scale_drift, second.zero_fraction), (Some(0.0), Some(0.25)));
         let noise = 0.25 + 0.5625 + 0.0625;
         let expected = 10.0 * f64::log10((4.0 + 2.25 + 1.5625 + 0.0625) / noise);
         assert!((second.sqnr_db.unwrap() - expected).abs() < 1e-9, "{second:?}");

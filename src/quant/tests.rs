@@ -249,7 +249,7 @@ fn codes_and_reports_are_those_of_the_weight_that_layers_compute_with() {
         }
         for report in quantizer.report() {
             assert_eq!(report.method, config.method().name());
-            assert_eq!((report.num_levels, report.share_frozen), (Some(num_levels), 1.0));
+            assert_eq!((report.num_levels, report.frozen_fraction), (Some(num_levels), 1.0));
             let num = if config.per_channel() { 4 } else { 1 };
             let num_scales = config.spacing().unwrap().multiples().map_or(0, |_| num);
             assert_eq!((report.scale.len(), report.max_level.len()), (num_scales, num));

@@ -29,7 +29,7 @@ use crate::nn::{Site, WeightSlot};
 
 /// What a layer computes with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+enum WeightMode {
     /// The stored weight: the stage has not begun.
     Float,
     /// The quantized weight.
@@ -38,8 +38,8 @@ enum Mode {
     Frozen,
 }
 
-impl Mode {
-    const ALL: [Mode; 3] = [Mode::Float, Mode::Quantizing, Mode::Frozen];
+impl WeightMode {
+    const ALL: [WeightMode; 3] = [WeightMode::Float, WeightMode::Quantizing, WeightMode::Frozen];
 }
 
 /// The levels of a layer's weight at this moment.
@@ -198,7 +198,7 @@ pub trait WeightRule {
 struct Slot {
     rule: Box<dyn WeightRule>,
     levels: LayerLevels,
-    mode: Cell<Mode>,
+    mode: Cell<WeightMode>,
     /// The quantized weight of the step under way.
     current: RefCell<Option<Tensor>>,
     /// Weights that oscillate, where they are watched.
@@ -209,10 +209,10 @@ impl Slot {
     /// The weight that evaluation computes with, on the grid bit for bit.
     fn effective(&self, weight: &Tensor) -> Tensor {
         match self.mode.get() {
-            Mode::Quantizing => {
+            WeightMode::Quantizing => {
                 no_grad(|| self.with_frozen(self.rule.quantize(weight, &self.levels)))
             }
-            Mode::Float | Mode::Frozen => weight.detach(),
+            WeightMode::Float | WeightMode::Frozen => weight.detach(),
         }
     }
 
@@ -254,7 +254,7 @@ impl Slot {
 
 impl WeightSlot for Slot {
     fn forward(&self, weight: &Tensor, train: bool) -> Tensor {
-        if self.mode.get() != Mode::Quantizing {
+        if self.mode.get() != WeightMode::Quantizing {
             return weight.shallow_clone();
         }
         match self.current.borrow().as_ref() {
@@ -331,7 +331,7 @@ impl FakeWeight {
             oscillation: RefCell::new(oscillation),
             rule: Box::new(rule),
             levels,
-            mode: Cell::new(Mode::Float),
+            mode: Cell::new(WeightMode::Float),
             current: RefCell::new(None),
         });
         site.set_weight_slot(Some(slot.clone()));
@@ -365,7 +365,7 @@ impl FakeWeight {
 
     /// Takes the slot out and forbids updates.
     fn freeze(&mut self) {
-        self.slot.mode.set(Mode::Frozen);
+        self.slot.mode.set(WeightMode::Frozen);
         *self.slot.current.borrow_mut() = None;
         *self.slot.oscillation.borrow_mut() = None;
         (self.leaf, self.graph) = (OnceCell::new(), None);
@@ -389,17 +389,17 @@ impl WeightQuantizer for FakeWeight {
         check_order(&self.site.name, self.epoch, epoch)?;
         let is_new = self.epoch != Some(epoch);
         ensure!(
-            !(is_new && self.slot.mode.get() == Mode::Frozen),
+            !(is_new && self.slot.mode.get() == WeightMode::Frozen),
             "{} is quantized for good and cannot be trained for another epoch: resume from a checkpoint \
              of its stage",
             self.site.weight_name()
         );
-        let first = self.slot.mode.get() == Mode::Float;
+        let first = self.slot.mode.get() == WeightMode::Float;
         if first || (is_new && self.rule().refits()) {
             self.fit()?;
         }
         if first {
-            self.slot.mode.set(Mode::Quantizing);
+            self.slot.mode.set(WeightMode::Quantizing);
         }
         self.rule().start_epoch(epoch);
         self.epoch = Some(epoch);
@@ -422,7 +422,9 @@ impl WeightQuantizer for FakeWeight {
     }
 
     fn watch(&mut self) -> bool {
-        if self.slot.mode.get() != Mode::Quantizing || self.slot.oscillation.borrow().is_none() {
+        if self.slot.mode.get() != WeightMode::Quantizing
+            || self.slot.oscillation.borrow().is_none()
+        {
             return false;
         }
         let codes = self.slot.codes(&self.site.weight);
@@ -440,7 +442,7 @@ impl WeightQuantizer for FakeWeight {
     fn assert_on_grid(&self) -> Result<()> {
         let name = self.site.weight_name();
         ensure!(
-            self.slot.mode.get() != Mode::Float,
+            self.slot.mode.get() != WeightMode::Float,
             "{name} is not quantized yet: its first epoch has not begun"
         );
         let grid = self.grid().with_context(|| format!("{name}: its scales are not a grid"))?;
@@ -467,15 +469,19 @@ impl WeightQuantizer for FakeWeight {
         let range = state.tensor(field, Kind::Float, &self.levels().scale.size())?;
         let mode = state.counter("weight_mode")?;
         let mode =
-            usize::try_from(mode).ok().and_then(|i| Mode::ALL.get(i)).with_context(|| {
-                format!("{}.weight_mode is {mode}, expected 0..{}", state.prefix, Mode::ALL.len())
+            usize::try_from(mode).ok().and_then(|i| WeightMode::ALL.get(i)).with_context(|| {
+                format!(
+                    "{}.weight_mode is {mode}, expected 0..{}",
+                    state.prefix,
+                    WeightMode::ALL.len()
+                )
             })?;
         let epoch = state.epoch("epoch")?;
-        if *mode != Mode::Float {
+        if *mode != WeightMode::Float {
             let range = Vec::try_from(range.to_device(Device::Cpu))?;
             self.levels().set(range).with_context(|| format!("{}.{field}", state.prefix))?;
         }
-        if *mode != Mode::Frozen
+        if *mode != WeightMode::Frozen
             && let Some(watched) = self.slot.oscillation.borrow_mut().as_mut()
         {
             watched.load_state(state)?;
@@ -483,7 +489,7 @@ impl WeightQuantizer for FakeWeight {
         self.epoch = epoch;
         self.rule().start_epoch(epoch.unwrap_or(0));
         match mode {
-            Mode::Frozen => self.freeze(),
+            WeightMode::Frozen => self.freeze(),
             mode => self.slot.mode.set(*mode),
         }
         Ok(())
@@ -492,10 +498,10 @@ impl WeightQuantizer for FakeWeight {
     fn report(&self, report: &mut SiteReport) {
         report.method = self.method.to_owned();
         report.set_spacing(self.levels().spacing());
-        if self.slot.mode.get() == Mode::Float {
+        if self.slot.mode.get() == WeightMode::Float {
             return;
         }
-        report.share_frozen = 1.0;
+        report.frozen_fraction = 1.0;
         if let Some(grid) = self.grid() {
             report.set_grid(&grid, &self.effective(), None);
         }
@@ -507,7 +513,7 @@ impl WeightQuantizer for FakeWeight {
 
     fn learnt(&self) -> Vec<Learnt> {
         match self.rule().learnt() {
-            Some(options) if self.slot.mode.get() != Mode::Frozen => {
+            Some(options) if self.slot.mode.get() != WeightMode::Frozen => {
                 vec![options.of("weight_step", &self.levels().scale)]
             }
             _ => Vec::new(),
@@ -515,7 +521,7 @@ impl WeightQuantizer for FakeWeight {
     }
 
     fn begin_step(&mut self) {
-        if self.slot.mode.get() != Mode::Quantizing {
+        if self.slot.mode.get() != WeightMode::Quantizing {
             return;
         }
         let weight = &self.site.weight;
@@ -543,7 +549,7 @@ impl WeightQuantizer for FakeWeight {
     }
 
     fn gradient_source(&self) -> Option<Tensor> {
-        if self.slot.mode.get() == Mode::Frozen || !self.rule().has_backward() {
+        if self.slot.mode.get() == WeightMode::Frozen || !self.rule().has_backward() {
             return None;
         }
         let leaf = || no_grad(|| self.site.weight.detach().empty_like()).set_requires_grad(true);
@@ -567,7 +573,7 @@ impl WeightQuantizer for FakeWeight {
     }
 
     fn convert(&mut self) -> Result<()> {
-        if self.slot.mode.get() == Mode::Quantizing {
+        if self.slot.mode.get() == WeightMode::Quantizing {
             self.assert_on_grid()?;
             let (effective, grid) = (self.effective(), self.grid());
             *self.levels().grid.borrow_mut() = grid;

@@ -29,19 +29,19 @@ pub fn is_published(document: &Value) -> bool {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Published {
-    experiment: Experiment,
+    experiment: PublishedExperiment,
     #[serde(rename = "RUNTIME")]
     runtime: Value,
     data: Value,
     #[serde(rename = "INPUT")]
     input: Value,
-    network: Network,
+    network: PublishedNetwork,
     training: Training,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Experiment {
+struct PublishedExperiment {
     n_folds: u32,
     n_epochs: u32,
     pretrained: bool,
@@ -52,7 +52,7 @@ struct Experiment {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Network {
+struct PublishedNetwork {
     class: String,
     params: NetworkParams,
     quantize: NetworkQuantize,

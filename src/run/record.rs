@@ -160,7 +160,7 @@ impl Observer for Recorder<'_> {
         self.scalars(epoch.global_step, &[("epoch/loss", epoch.loss), ("epoch/lr", epoch.lr)])?;
         let fractions = [
             ("quantize/fraction", epoch.quantized_fraction),
-            ("quantize/share_frozen", epoch.share_frozen),
+            ("quantize/frozen_fraction", epoch.frozen_fraction),
         ];
         for (tag, value) in fractions {
             if let Some(value) = value {
@@ -288,7 +288,7 @@ fn charts(records: &[Record]) -> [(&'static str, Chart); 5] {
         _ => None,
     });
     let frozen =
-        epochs(records).filter_map(|e| Some((e.global_step as f64, e.share_frozen? * 100.0)));
+        epochs(records).filter_map(|e| Some((e.global_step as f64, e.frozen_fraction? * 100.0)));
     let chart = |title: &str, y_label: String, log_y: bool, series: Vec<Series>| Chart {
         title: title.to_owned(),
         x_label: "step".to_owned(),
@@ -424,7 +424,7 @@ mod tests {
             positive_per_image: 7.0,
             lr: 0.01,
             quantized_fraction: Some(0.5),
-            share_frozen: Some(0.25),
+            frozen_fraction: Some(0.25),
             images_per_s: 100.0,
         })
     }

@@ -61,7 +61,7 @@ impl fmt::Display for Infeasible {
 
 impl std::error::Error for Infeasible {}
 
-/// Rounding of sums is forgiven to this share of the costs before a partial choice is dropped.
+/// Rounding of sums is forgiven to this fraction of the costs before a partial choice is dropped.
 const ROUNDING: f64 = 1e-12;
 
 /// The choice of least summed cost whose sizes add up to at most `budget_bits`; of equally cheap ones the smallest.

@@ -7,14 +7,14 @@ use tch::Device;
 
 use super::allocate::{Choice, Infeasible, Item, solve};
 use super::curvature::Curvature;
-use super::request::{SearchRequest, SizeKind, Target};
+use super::request::{SearchRequest, SizeKind, SizeTarget};
 use super::rows::{GainReport, LayerRow, ModuleRow, SizeReport};
 use super::setup::{Module, Setup};
 use crate::artifact::network::blank_network;
 use crate::quant::size::{LayerSize, sizes};
 
 /// A convolution as it counts.
-struct Layer {
+struct CountedLayer {
     name: String,
     num_weights: usize,
     /// Scales of its weights, when they are quantized.
@@ -23,7 +23,7 @@ struct Layer {
     num_input_scales: usize,
 }
 
-impl Layer {
+impl CountedLayer {
     /// At a width; `None` for float.
     fn at(&self, bits: Option<u32>) -> LayerSize {
         let Self { num_weights, num_scales, num_input_scales, .. } = *self;
@@ -48,9 +48,9 @@ impl Layer {
 pub(super) struct Chooser<'a> {
     request: &'a SearchRequest,
     setup: &'a Setup,
-    target: Target,
+    target: SizeTarget,
     /// All convolutions of the network.
-    layers: Vec<Layer>,
+    layers: Vec<CountedLayer>,
     /// Everything else in the state, bits.
     rest_bits: u64,
 }
@@ -64,7 +64,7 @@ type Sensitivity<'a> = dyn Fn(&[(String, usize)], u32) -> Result<f64> + 'a;
 struct Solved {
     items: Vec<Item>,
     picks: Vec<usize>,
-    /// Share of the resamples that lead to the same picks.
+    /// Fraction of the resamples that lead to the same picks.
     same_choice: f64,
 }
 
@@ -72,18 +72,18 @@ struct Solved {
 const RESAMPLES: usize = 200;
 
 impl<'a> Chooser<'a> {
-    pub fn new(request: &'a SearchRequest, setup: &'a Setup, target: Target) -> Result<Self> {
+    pub fn new(request: &'a SearchRequest, setup: &'a Setup, target: SizeTarget) -> Result<Self> {
         match target {
-            Target::Compression(x) => {
+            SizeTarget::Compression(x) => {
                 ensure!(
                     x >= 1.0 && x.is_finite(),
                     "--target-compression is {x}, expected 1 or more"
                 );
             }
-            Target::Bits(x) => {
+            SizeTarget::Bits(x) => {
                 ensure!(x > 0.0 && x.is_finite(), "--target-bits is {x}, expected more than 0");
             }
-            Target::Bytes(n) => ensure!(n > 0, "--target-bytes is 0, expected more"),
+            SizeTarget::Bytes(n) => ensure!(n > 0, "--target-bytes is 0, expected more"),
         }
         let net = blank_network(&setup.config, Device::Cpu)?;
         let sites = net.store().sites();
@@ -92,7 +92,7 @@ impl<'a> Chooser<'a> {
             .map(|s| {
                 let channels = usize::try_from(s.weight.size()[0]).context("channels")?;
                 let quantizers = setup.quantizers(&s.name)?;
-                Ok(Layer {
+                Ok(CountedLayer {
                     name: s.name.clone(),
                     num_weights: s.num_weights(),
                     num_scales: quantizers.as_ref().map_or(0, |(w, _)| w.num_scales(channels)),
@@ -108,18 +108,18 @@ impl<'a> Chooser<'a> {
         Ok(Self { request, setup, target, layers, rest_bits })
     }
 
-    fn size(&self, layer: &Layer, bits: Option<u32>) -> u64 {
+    fn size(&self, layer: &CountedLayer, bits: Option<u32>) -> u64 {
         layer.size(self.request.size, bits)
     }
 
     fn sizes(&self, names: &[(String, usize)], bits: u32) -> u64 {
-        let inside = |l: &&Layer| names.iter().any(|(name, _)| *name == l.name);
+        let inside = |l: &&CountedLayer| names.iter().any(|(name, _)| *name == l.name);
         self.layers.iter().filter(inside).map(|l| self.size(l, Some(bits))).sum()
     }
 
     /// What no choice changes: layers outside the modules, and for files everything but convolutions.
     fn fixed_bits(&self) -> u64 {
-        let searched = |l: &&Layer| {
+        let searched = |l: &&CountedLayer| {
             self.setup.modules.iter().any(|m| m.layers.iter().any(|(name, _)| *name == l.name))
         };
         let float: u64 =
@@ -136,9 +136,9 @@ impl<'a> Chooser<'a> {
     /// The size allowed, bits.
     fn budget_bits(&self) -> u64 {
         match self.target {
-            Target::Bytes(bytes) => bytes * 8,
-            Target::Compression(x) => (self.float_bits() as f64 / x) as u64,
-            Target::Bits(x) => {
+            SizeTarget::Bytes(bytes) => bytes * 8,
+            SizeTarget::Compression(x) => (self.float_bits() as f64 / x) as u64,
+            SizeTarget::Bits(x) => {
                 let weights: usize = self.layers.iter().map(|l| l.num_weights).sum();
                 let rest = if self.request.size == SizeKind::File { self.rest_bits } else { 0 };
                 (weights as f64 * x) as u64 + rest
@@ -172,7 +172,7 @@ impl<'a> Chooser<'a> {
     fn explain(&self, infeasible: &Infeasible, beside: u64) -> anyhow::Error {
         let fixed = self.fixed_bits();
         let smallest = fixed + beside + infeasible.smallest_bits;
-        let share = |bits: u64| 100.0 * bits as f64 / smallest as f64;
+        let fraction = |bits: u64| 100.0 * bits as f64 / smallest as f64;
         let mut parts: Vec<(String, u64)> = infeasible.parts.clone();
         if fixed > 0 {
             parts.push(("layers and numbers that stay float".to_owned(), fixed));
@@ -183,7 +183,7 @@ impl<'a> Chooser<'a> {
         parts.sort_by_key(|(_, bits)| std::cmp::Reverse(*bits));
         parts.truncate(4);
         let parts: Vec<String> =
-            parts.iter().map(|(name, bits)| format!("{name} {:.1} %", share(*bits))).collect();
+            parts.iter().map(|(name, bits)| format!("{name} {:.1} %", fraction(*bits))).collect();
         // Rounded so that each of them can be reached.
         let compression = (1000.0 * self.float_bits() as f64 / smallest as f64).floor() / 1000.0;
         let weights: usize = self.layers.iter().map(|l| l.num_weights).sum();
@@ -206,9 +206,9 @@ impl<'a> Chooser<'a> {
         let bytes = budget / 8;
         let x = self.float_bits() as f64 / budget as f64;
         match self.target {
-            Target::Compression(c) => format!("{c}x, {bytes} bytes"),
-            Target::Bytes(b) => format!("{b} bytes, {x:.2}x"),
-            Target::Bits(b) => format!("{b} bits a weight, {bytes} bytes, {x:.2}x"),
+            SizeTarget::Compression(c) => format!("{c}x, {bytes} bytes"),
+            SizeTarget::Bytes(b) => format!("{b} bytes, {x:.2}x"),
+            SizeTarget::Bits(b) => format!("{b} bits a weight, {bytes} bytes, {x:.2}x"),
         }
     }
 
@@ -319,7 +319,7 @@ impl<'a> Chooser<'a> {
         &self,
         curvature: &Curvature,
         layers: &[(String, usize)],
-    ) -> Result<BTreeMap<u32, crate::study::Estimate>> {
+    ) -> Result<BTreeMap<u32, crate::study::ProbeEstimate>> {
         let widths = self.request.widths.iter().chain([&self.request.trial_bits]);
         widths.map(|&bits| Ok((bits, curvature.sensitivity(layers, bits)?))).collect()
     }

@@ -13,7 +13,7 @@ use tch::Tensor;
 use super::request::SearchRequest;
 use super::sensitivity::{WidthError, sensitivity, width_errors};
 use super::setup::Setup;
-use super::trace::{Estimate, TraceOptions, TracedLayer, Traces};
+use super::trace::{ProbeEstimate, TraceOptions, TracedLayer, Traces};
 use crate::artifact::network::blank_network;
 use crate::artifact::pretrained::load_pretrained;
 use crate::data::{Loader, LoaderOptions, Purpose, Split};
@@ -41,7 +41,7 @@ pub(super) struct Curvature {
 
 /// The file of a measurement.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredCurvature {
     /// What decides the numbers.
     of: Value,
     seconds: f64,
@@ -154,7 +154,7 @@ impl Curvature {
     }
 
     /// The trace over the weights of some layers.
-    pub fn trace(&self, layers: &[(String, usize)]) -> Result<Estimate> {
+    pub fn trace(&self, layers: &[(String, usize)]) -> Result<ProbeEstimate> {
         let mut factors = vec![0.0; self.traces.layers.len()];
         for (name, _) in layers {
             factors[self.index(name)?] = 1.0;
@@ -163,7 +163,7 @@ impl Curvature {
     }
 
     /// The summed sensitivity of some layers at a width.
-    pub fn sensitivity(&self, layers: &[(String, usize)], bits: u32) -> Result<Estimate> {
+    pub fn sensitivity(&self, layers: &[(String, usize)], bits: u32) -> Result<ProbeEstimate> {
         let mut factors = vec![0.0; self.traces.layers.len()];
         for (name, num_weights) in layers {
             let i = self.index(name)?;
@@ -244,9 +244,9 @@ fn identity(request: &SearchRequest, setup: &Setup, layers: &[TracedLayer]) -> R
     }))
 }
 
-fn open_stored(path: &Path, of: Value, layers: Vec<TracedLayer>) -> Result<Stored> {
+fn open_stored(path: &Path, of: Value, layers: Vec<TracedLayer>) -> Result<StoredCurvature> {
     if path.is_file() {
-        let stored: Stored = io::read_json(path)?;
+        let stored: StoredCurvature = io::read_json(path)?;
         ensure!(
             stored.of == of && stored.traces.layers == layers,
             "{} holds another measurement; remove it",
@@ -254,10 +254,10 @@ fn open_stored(path: &Path, of: Value, layers: Vec<TracedLayer>) -> Result<Store
         );
         return Ok(stored);
     }
-    Ok(Stored { of, seconds: 0.0, traces: Traces::new(layers) })
+    Ok(StoredCurvature { of, seconds: 0.0, traces: Traces::new(layers) })
 }
 
-fn save(path: &Path, stored: &Stored) -> Result<()> {
+fn save(path: &Path, stored: &StoredCurvature) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("making the folder {}", folder.display()))?;

@@ -43,12 +43,14 @@ pub use lengths::{LengthsReport, StageLength};
 pub use order::{ModuleGain, flow_order, num_separate_stages, orders, prefixes};
 pub use orders::{OrderReport, OrdersReport};
 pub use report::SearchReport;
-pub use request::{Budget, First, SearchRequest, SizeKind, StageEpochs, Target, TraceRequest, Walk};
+pub use request::{
+    Budget, First, SearchRequest, SizeKind, SizeTarget, StageEpochs, TraceRequest, Walk,
+};
 pub use rows::{GainReport, LayerRow, ModuleRow, SizeReport, TrialReport};
 use run::Runner;
 pub use sensitivity::{Division, WidthError, sensitivity, width_errors};
 use setup::Setup;
-pub use trace::{Estimate, TraceOptions, TracedLayer, Traces};
+pub use trace::{ProbeEstimate, TraceOptions, TracedLayer, Traces};
 use trial::Trial;
 
 /// How a search ended.

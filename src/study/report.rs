@@ -16,7 +16,7 @@ use super::request::{First, SearchRequest, StageEpochs, Walk};
 use super::rows::{LayerRow, ModuleRow, SizeReport, TrialReport, percent};
 use super::sensitivity::Division;
 use super::setup::Setup;
-use super::trace::Estimate;
+use super::trace::ProbeEstimate;
 use crate::run::flow::PlanRow;
 
 /// How the curvature was measured.
@@ -28,7 +28,7 @@ pub struct CurvatureReport {
     pub seconds: f64,
     /// Whether the summed sensitivity is known as well as was asked for.
     pub is_enough: bool,
-    /// Share of 200 resamples of the probes with which the programme finds the same bits, 0 to 1.
+    /// Fraction of 200 resamples of the probes with which the programme finds the same bits, 0 to 1.
     pub same_choice: f64,
     /// How traces became sensitivities.
     pub division: Division,
@@ -169,17 +169,21 @@ impl SearchReport {
 
     /// The rows of a plan file.
     pub(super) fn plan_rows(&self) -> Vec<PlanRow> {
-        let means = |all: &BTreeMap<u32, Estimate>| all.iter().map(|(b, e)| (*b, e.mean)).collect();
-        let row =
-            |name: &str, n: usize, trace: Estimate, all: &BTreeMap<u32, Estimate>, bits| PlanRow {
-                module: name.to_owned(),
-                num_weights: n,
-                mean_trace: Some(trace.mean / n as f64),
-                mean_trace_std_error: Some(trace.standard_error / n as f64),
-                sensitivity: means(all),
-                bits,
-                ..PlanRow::default()
-            };
+        let means =
+            |all: &BTreeMap<u32, ProbeEstimate>| all.iter().map(|(b, e)| (*b, e.mean)).collect();
+        let row = |name: &str,
+                   n: usize,
+                   trace: ProbeEstimate,
+                   all: &BTreeMap<u32, ProbeEstimate>,
+                   bits| PlanRow {
+            module: name.to_owned(),
+            num_weights: n,
+            mean_trace: Some(trace.mean / n as f64),
+            mean_trace_std_error: Some(trace.standard_error / n as f64),
+            sensitivity: means(all),
+            bits,
+            ..PlanRow::default()
+        };
         let modules = self.modules.iter().map(|m| PlanRow {
             trial_score: m.trial.as_ref().and_then(|t| t.score.percent),
             position: Some(m.position),
@@ -333,7 +337,7 @@ fn write_lengths(lengths: &LengthsReport, text: &mut String) {
     );
 }
 
-fn all_widths<'a>(all: impl Iterator<Item = &'a BTreeMap<u32, Estimate>>) -> BTreeSet<u32> {
+fn all_widths<'a>(all: impl Iterator<Item = &'a BTreeMap<u32, ProbeEstimate>>) -> BTreeSet<u32> {
     all.flat_map(|s| s.keys().copied()).collect()
 }
 
@@ -363,7 +367,7 @@ fn write_orders(orders: &OrdersReport, text: &mut String) {
     );
 }
 
-fn estimate(e: Estimate) -> String {
+fn estimate(e: ProbeEstimate) -> String {
     format!("{:.3e} +- {:.0e}", e.mean, e.standard_error)
 }
 

@@ -26,7 +26,7 @@ pub struct SearchRequest {
     /// The width of the trials, and of the module that goes first; bits.
     pub trial_bits: u32,
     /// How small the network is to become; not needed when the bits are given.
-    pub target: Option<Target>,
+    pub target: Option<SizeTarget>,
     /// What counts for it.
     pub size: SizeKind,
     /// How long trials are.
@@ -85,7 +85,7 @@ impl SearchRequest {
             modules: Vec::new(),
             widths: vec![2, 4, 8],
             trial_bits: 2,
-            target: Some(Target::Compression(compression)),
+            target: Some(SizeTarget::Compression(compression)),
             size: SizeKind::Paper,
             budget: Budget::default(),
             method: Some(WeightMethod::Lsq),
@@ -129,7 +129,7 @@ pub struct TraceRequest {
     pub batch: usize,
     /// Probes at most.
     pub max_probes: usize,
-    /// Enough when the summed sensitivity's standard error is below this share of it.
+    /// Enough when the summed sensitivity's standard error is below this fraction of it.
     pub relative_error: f64,
     /// How a trace becomes a sensitivity.
     pub division: Division,
@@ -161,7 +161,7 @@ pub enum First {
 /// How small the network is to become.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Target {
+pub enum SizeTarget {
     /// So many times smaller than with 32-bit weights.
     Compression(f64),
     /// At most so many bytes.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::request::SizeKind;
-use super::trace::Estimate;
+use super::trace::ProbeEstimate;
 use crate::pose::Recall;
 
 /// A trial that is complete.
@@ -24,7 +24,7 @@ pub struct TrialReport {
     pub checkpoint: PathBuf,
     /// What was measured on the validation split.
     pub metric: String,
-    /// The share that is right, with its interval.
+    /// The fraction that is right, with its interval.
     pub score: Recall,
     /// Steps.
     pub global_step: u64,
@@ -71,9 +71,9 @@ pub struct ModuleRow {
     /// Convolutions.
     pub num_layers: usize,
     /// Trace of the Hessian of the loss over its weights.
-    pub trace: Estimate,
+    pub trace: ProbeEstimate,
     /// Summed sensitivity of its layers, by bits.
-    pub sensitivity: BTreeMap<u32, Estimate>,
+    pub sensitivity: BTreeMap<u32, ProbeEstimate>,
     /// Its trial, if there was one.
     pub trial: Option<GainReport>,
     /// Bits of its weights.
@@ -98,9 +98,9 @@ pub struct LayerRow {
     /// Weights.
     pub num_weights: usize,
     /// Trace of the Hessian of the loss over its weights.
-    pub trace: Estimate,
+    pub trace: ProbeEstimate,
     /// Sensitivity, by bits.
-    pub sensitivity: BTreeMap<u32, Estimate>,
+    pub sensitivity: BTreeMap<u32, ProbeEstimate>,
     /// Bits of its weights.
     pub bits: u32,
     /// Levels of its weights.

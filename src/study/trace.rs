@@ -27,7 +27,7 @@ pub struct TraceOptions {
     pub min_probes: usize,
     /// Probes at most.
     pub max_probes: usize,
-    /// Enough once the standard error of the summed sensitivity is below this share of it.
+    /// Enough once the standard error of the summed sensitivity is below this fraction of it.
     pub relative_error: f64,
 }
 
@@ -42,14 +42,14 @@ pub struct TracedLayer {
 
 /// A mean over probes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Estimate {
+pub struct ProbeEstimate {
     /// The mean.
     pub mean: f64,
     /// Its standard error.
     pub standard_error: f64,
 }
 
-impl Estimate {
+impl ProbeEstimate {
     /// The mean of independent values, and its standard error; infinite for fewer than two values.
     fn of(values: impl ExactSizeIterator<Item = f64> + Clone) -> Self {
         let n = values.len() as f64;
@@ -60,7 +60,7 @@ impl Estimate {
         Self { mean, standard_error }
     }
 
-    /// The standard error as a share of the mean's size.
+    /// The standard error as a fraction of the mean's size.
     pub fn relative(&self) -> f64 {
         self.standard_error / self.mean.abs()
     }
@@ -90,14 +90,14 @@ impl Traces {
     }
 
     /// A layer's trace.
-    pub fn layer(&self, index: usize) -> Estimate {
-        Estimate::of(self.probes.iter().map(|p| p[index]))
+    pub fn layer(&self, index: usize) -> ProbeEstimate {
+        ProbeEstimate::of(self.probes.iter().map(|p| p[index]))
     }
 
     /// `sum_i factors_i * trace_i` over all layers: 1 for those of a module and 0 for the others gives the module's trace.
-    pub fn weighted_sum(&self, factors: &[f64]) -> Estimate {
+    pub fn weighted_sum(&self, factors: &[f64]) -> ProbeEstimate {
         let sum = |p: &Vec<f64>| p.iter().zip(factors).map(|(t, f)| t * f).sum();
-        Estimate::of(self.probes.iter().map(sum))
+        ProbeEstimate::of(self.probes.iter().map(sum))
     }
 
     /// Every layer's trace over as many probes drawn with replacement: what another measurement might have found
@@ -227,8 +227,8 @@ mod tests {
         let mut found = traces(&[("a", 3), ("b", 2)]);
         found.probe(&weights, &quadratic(&weights, &a), 7).unwrap();
         found.probe(&weights, &quadratic(&weights, &a), 7).unwrap();
-        assert_eq!(found.layer(0), Estimate { mean: 6.0, standard_error: 0.0 });
-        assert_eq!(found.layer(1), Estimate { mean: 6.0, standard_error: 0.0 });
+        assert_eq!(found.layer(0), ProbeEstimate { mean: 6.0, standard_error: 0.0 });
+        assert_eq!(found.layer(1), ProbeEstimate { mean: 6.0, standard_error: 0.0 });
         assert_eq!(found.weighted_sum(&[1.0, 0.5]).mean, 9.0);
     }
 
@@ -253,7 +253,7 @@ mod tests {
                 }
             }
             let expected = (variance / PROBES as f64).sqrt();
-            let Estimate { mean, standard_error } = found.layer(layer);
+            let ProbeEstimate { mean, standard_error } = found.layer(layer);
             assert!((mean - trace).abs() < 4.0 * expected, "{mean} {trace} +- {expected}");
             assert!((standard_error / expected - 1.0).abs() < 0.1, "{standard_error} {expected}");
         }
@@ -329,7 +329,7 @@ mod tests {
         let draws: Vec<Vec<f64>> = (0..2000).map(|i| found.resampled(1, i)).collect();
         assert!(draws.iter().all(|d| d[1] == 1.0));
         assert_eq!(found.resampled(1, 3), draws[3]);
-        let Estimate { mean, standard_error } = found.layer(0);
+        let ProbeEstimate { mean, standard_error } = found.layer(0);
         let scatter = draws.iter().map(|d| (d[0] - mean).powi(2)).sum::<f64>() / 2000.0;
         assert!((scatter.sqrt() / standard_error - 1.0).abs() < 0.1, "{scatter} {standard_error}");
     }

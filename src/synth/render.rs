@@ -133,8 +133,8 @@ impl Scene {
         Ok(Self { body: Surface::new(body())?, rods: Surface::new(rods())? })
     }
 
-    /// The share of the body's silhouette that lies in the image, estimated on a coarse grid.
-    pub fn share_inside(&self, camera: &Camera, size_px: u32, pose: &Pose) -> f64 {
+    /// The fraction of the body's silhouette that lies in the image, estimated on a coarse grid.
+    pub fn fraction_inside(&self, camera: &Camera, size_px: u32, pose: &Pose) -> f64 {
         let Some((rows, columns)) = self.body.pixels(camera, pose) else { return 0.0 };
         let size = f64::from(size_px);
         let fits = |r: &Range<i64>| r.start >= 0 && r.end <= i64::from(size_px);
@@ -348,7 +348,7 @@ mod tests {
     use super::super::trajectory::{camera, plan};
     use super::*;
 
-    /// The share of the visible surface that the Sun reaches, on a grid over the silhouette.
+    /// The fraction of the visible surface that the Sun reaches, on a grid over the silhouette.
     fn sunlit_share(scene: &Scene, camera: &Camera, pose: &Pose, lights: &Lights) -> f64 {
         let rays = Rays::new(camera, pose);
         let to_object = pose.r.transpose();
@@ -378,16 +378,20 @@ mod tests {
         let options = SynthOptions { size_px: 64, depth_d: (3.0, 6.0), ..SynthOptions::default() };
         let scene = Scene::new().unwrap();
         let camera = camera(64);
-        let mut shares: Vec<f64> = (0..300)
+        let mut fractions: Vec<f64> = (0..300)
             .map(|i| {
                 let sequence = plan(&options, &scene, i, 1);
                 sunlit_share(&scene, &camera, &sequence.frames[0].pose, &sequence.lights)
             })
             .collect();
-        shares.sort_by(f64::total_cmp);
-        let dark = shares.iter().filter(|&&s| s < 0.02).count();
+        fractions.sort_by(f64::total_cmp);
+        let dark = fractions.iter().filter(|&&s| s < 0.02).count();
         assert!(dark <= 30, "{dark} of 300 frames are fully shadowed");
-        assert!(shares[150] > 0.5, "half of the frames are sunlit by less than {}", shares[150]);
+        assert!(
+            fractions[150] > 0.5,
+            "half of the frames are sunlit by less than {}",
+            fractions[150]
+        );
     }
 
     #[test]

@@ -11,11 +11,11 @@ use crate::seed;
 use super::Rgb;
 
 const GAMMA: f32 = 2.2;
-/// Share of the light above white that spreads around a highlight.
+/// Fraction of the light above white that spreads around a highlight.
 const BLOOM: f32 = 0.25;
 /// Light above white that takes part in blooming, at most.
 const BLOOM_CAP: f32 = 8.0;
-/// Width of the grid on which bloom is blurred; its radius is a share of the image.
+/// Width of the grid on which bloom is blurred; its radius is a fraction of the image.
 const BLOOM_SIDE: usize = 256;
 
 /// sRGB-like 8-bit values of 16-bit linear ones.

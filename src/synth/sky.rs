@@ -11,7 +11,7 @@ const EARTH_KM: f32 = 6371.0;
 const ORBIT_KM: f32 = 7091.0;
 /// Height over which the atmosphere's glow falls to 1/e, km; wider than in reality (8 km), to be seen.
 const GLOW_KM: f32 = 22.0;
-/// The full Earth's light on the satellite, as a share of the Sun's.
+/// The full Earth's light on the satellite, as a fraction of the Sun's.
 const EARTHSHINE: f32 = 0.25;
 /// Colour of that light.
 const EARTHSHINE_RGB: Vector3<f32> = Vector3::new(0.85, 0.97, 1.18);
@@ -39,8 +39,8 @@ impl Earth {
     /// Light on a surface that faces the Earth's centre, where a white surface facing the Sun gets 1.
     pub fn shine(&self) -> Rgb {
         let towards = self.centre_km / ORBIT_KM;
-        let lit_share = 0.5 * (1.0 - towards.dot(&self.sun));
-        EARTHSHINE_RGB * (EARTHSHINE * lit_share.max(0.15))
+        let lit_fraction = 0.5 * (1.0 - towards.dot(&self.sun));
+        EARTHSHINE_RGB * (EARTHSHINE * lit_fraction.max(0.15))
     }
 
     /// True when no direction within `half_angle` (cosine, sine) of the optical axis meets the Earth or its glow.

@@ -21,9 +21,9 @@ const SIDE_PX: f64 = 1024.0;
 
 /// Fastest tumbling, degrees a frame.
 const MAX_RATE_DEG: f64 = 5.0;
-/// Smallest share of the silhouette inside the image, as estimated on a grid; the promise is 0.7.
+/// Smallest fraction of the silhouette inside the image, as estimated on a grid; the promise is 0.7.
 const MIN_INSIDE: f64 = 0.75;
-/// How far from the image centre the satellite's centre goes, as a share of the side.
+/// How far from the image centre the satellite's centre goes, as a fraction of the side.
 const MAX_OFFSET: f64 = 0.45;
 
 /// The camera of images `size_px` wide: SwissCube's, scaled.
@@ -237,8 +237,8 @@ fn depths_mm(
     (0..num_frames)
         .map(|i| {
             let phase = (start + span * i as f64 / num_frames as f64) % 2.0;
-            let share = if phase < 1.0 { 1.0 - phase } else { phase - 1.0 };
-            near + (far - near) * share
+            let fraction = if phase < 1.0 { 1.0 - phase } else { phase - 1.0 };
+            near + (far - near) * fraction
         })
         .collect()
 }
@@ -257,7 +257,7 @@ fn inside_the_frame(
     for _ in 0..24 {
         let t_mm = Vector3::new(offset[0] * z / focal, offset[1] * z / focal, z);
         let pose = Pose { r: *r, t_mm };
-        if scene.share_inside(camera, size_px, &pose) >= MIN_INSIDE {
+        if scene.fraction_inside(camera, size_px, &pose) >= MIN_INSIDE {
             return pose;
         }
         offset = offset.map(|o| o * 0.85);
@@ -308,13 +308,17 @@ mod tests {
             .map(|r| angle_deg(&r, &nominal))
             .collect();
         assert!(angles.iter().all(|&a| a <= limit));
-        // Uniform: the share within an angle goes as angle - sin(angle).
+        // Uniform: the fraction within an angle goes as angle - sin(angle).
         let mass = |deg: f64| deg.to_radians() - deg.to_radians().sin();
         for part in [30.0, 45.0, 55.0] {
-            let share = angles.iter().filter(|&&a| a <= part).count() as f64 / angles.len() as f64;
+            let fraction =
+                angles.iter().filter(|&&a| a <= part).count() as f64 / angles.len() as f64;
             let expected = mass(part) / mass(limit);
             // 400 starts: a standard error below 0.025.
-            assert!((share - expected).abs() < 0.08, "within {part}: {share}, not {expected}");
+            assert!(
+                (fraction - expected).abs() < 0.08,
+                "within {part}: {fraction}, not {expected}"
+            );
         }
     }
 
@@ -349,8 +353,9 @@ mod tests {
         assert!(depths.iter().all(|z| (near..=far).contains(z)));
         for tenth in 1..10 {
             let bound = near + (far - near) * f64::from(tenth) / 10.0;
-            let share = depths.iter().filter(|&&z| z < bound).count() as f64 / depths.len() as f64;
-            assert!((share - f64::from(tenth) / 10.0).abs() < 0.05, "{tenth}: {share}");
+            let fraction =
+                depths.iter().filter(|&&z| z < bound).count() as f64 / depths.len() as f64;
+            assert!((fraction - f64::from(tenth) / 10.0).abs() < 0.05, "{tenth}: {fraction}");
         }
     }
 

@@ -17,7 +17,7 @@ pub use teacher::Teacher;
 
 /// A network of a config: the key `class` tells the family, `params` is its shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Section", into = "Section")]
+#[serde(from = "TopologySection", into = "TopologySection")]
 pub enum Topology {
     /// The Wide-Depth-Range network (Hu et al., CVPR 2021), full or narrow.
     Widedepth(wdr::NetworkConfig),
@@ -48,7 +48,7 @@ impl Default for Topology {
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Topology")]
-struct Section {
+struct TopologySection {
     /// The family: `Widedepth`, the Wide-Depth-Range network (Hu et al., CVPR 2021).
     class: Class,
     /// Its shape.
@@ -63,15 +63,15 @@ enum Class {
     Widedepth,
 }
 
-impl From<Section> for Topology {
-    fn from(section: Section) -> Self {
+impl From<TopologySection> for Topology {
+    fn from(section: TopologySection) -> Self {
         match section.class {
             Class::Widedepth => Self::Widedepth(section.params),
         }
     }
 }
 
-impl From<Topology> for Section {
+impl From<Topology> for TopologySection {
     fn from(topology: Topology) -> Self {
         match topology {
             Topology::Widedepth(params) => Self { class: Class::Widedepth, params },
@@ -81,11 +81,11 @@ impl From<Topology> for Section {
 
 impl JsonSchema for Topology {
     fn schema_name() -> std::borrow::Cow<'static, str> {
-        Section::schema_name()
+        TopologySection::schema_name()
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        Section::json_schema(generator)
+        TopologySection::json_schema(generator)
     }
 }
 

@@ -60,7 +60,7 @@ impl Trainer {
         Ok(None)
     }
 
-    /// Quantizes the epoch's share of weights, before any of its steps.
+    /// Quantizes the epoch's fraction of weights, before any of its steps.
     pub(super) fn start_epoch(&mut self) -> Result<()> {
         self.sums = EpochSums::default();
         let epoch = self.position.epoch;
@@ -230,7 +230,7 @@ impl Trainer {
             positive_per_image: sums.num_positive as f64 / sums.images.max(1) as f64,
             lr,
             quantized_fraction: sums.fraction,
-            share_frozen: self.share_frozen(),
+            frozen_fraction: self.frozen_fraction(),
             images_per_s: sums.images as f64 / sums.seconds.max(1e-9),
         }
     }

@@ -258,8 +258,9 @@ pub struct EpochRecord {
     /// The fraction of the module's weights that its schedule wants frozen; null for methods that freeze none.
     #[serde(alias = "inq_fraction")]
     pub quantized_fraction: Option<f64>,
-    /// Share of the stage's module's weights that are frozen.
-    pub share_frozen: Option<f64>,
+    /// Fraction of the stage's module's weights that are frozen.
+    #[serde(alias = "share_frozen")]
+    pub frozen_fraction: Option<f64>,
     /// Images a second over the epoch.
     pub images_per_s: f64,
 }

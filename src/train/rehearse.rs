@@ -66,9 +66,9 @@ impl Rehearsal {
         self.trainer.sites()
     }
 
-    /// Share of the weights of the stage's module that are frozen; `None` if they stay float.
-    pub fn share_frozen(&self) -> Option<f64> {
-        self.trainer.share_frozen()
+    /// Fraction of the weights of the stage's module that are frozen; `None` if they stay float.
+    pub fn frozen_fraction(&self) -> Option<f64> {
+        self.trainer.frozen_fraction()
     }
 
     /// The run it is of.

@@ -525,15 +525,15 @@ impl Trainer {
         self.quantizers.iter().find(of_stage).map_or_else(Vec::new, |(_, q)| q.report())
     }
 
-    /// Share of the weights of the stage's module that are frozen on a level; `None` if they stay float.
-    pub(super) fn share_frozen(&self) -> Option<f64> {
+    /// Fraction of the weights of the stage's module that are frozen on a level; `None` if they stay float.
+    pub(super) fn frozen_fraction(&self) -> Option<f64> {
         let sites = self.current_sites();
         let quantized: Vec<_> = sites.iter().filter(|s| s.num_levels.is_some()).collect();
         let all: usize = quantized.iter().map(|s| s.num_weights).sum();
-        if quantized.iter().all(|s| s.share_frozen == 1.0) {
+        if quantized.iter().all(|s| s.frozen_fraction == 1.0) {
             return (all > 0).then_some(1.0); // exactly, whatever the sum below rounds to
         }
-        let frozen: f64 = quantized.iter().map(|s| s.share_frozen * s.num_weights as f64).sum();
+        let frozen: f64 = quantized.iter().map(|s| s.frozen_fraction * s.num_weights as f64).sum();
         Some(frozen / all as f64)
     }
 
@@ -543,6 +543,6 @@ impl Trainer {
             let activations = self.stage().activations.as_ref();
             activations.is_none_or(|a| epochs_done > a.quant_start_epoch)
         };
-        self.share_frozen().is_none_or(|share| share == 1.0) && quantizing(self.position.epoch)
+        self.frozen_fraction().is_none_or(|share| share == 1.0) && quantizing(self.position.epoch)
     }
 }

@@ -110,9 +110,13 @@ fn a_module_that_trains_on_is_resumed_audited_and_exported() {
         .map(|l| (&l["stage"], &l["module"]))
         .collect();
     let expected = [(0, "fpn"), (0, "fpn"), (1, "fpn"), (1, "head"), (1, "fpn"), (1, "head")];
-    assert!(modules.iter().zip(expected).all(|((s, m), (stage, name))| **s == stage && **m == name));
+    assert!(
+        modules.iter().zip(expected).all(|((s, m), (stage, name))| **s == stage && **m == name)
+    );
     assert_eq!(modules.len(), expected.len());
-    assert!(lines.iter().filter(|l| l["kind"] == "step").all(|l| l["loss_distill_cls"].is_number()));
+    assert!(
+        lines.iter().filter(|l| l["kind"] == "step").all(|l| l["loss_distill_cls"].is_number())
+    );
     let of_fpn = lines.iter().find(|l| l["kind"] == "telemetry").unwrap();
     assert!(of_fpn["num_frozen_by_oscillation"].is_number(), "{of_fpn}");
 

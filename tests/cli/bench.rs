@@ -70,7 +70,7 @@ fn pnp_measures_every_combination_and_says_how_good_the_poses_are() {
     let report = ran.json();
     let names = check(&report, "pnp", 3);
     assert_eq!((names.len(), names[1].as_str()), (4, "16 points, 0 px, 25 % outliers"));
-    assert_eq!(report["subjects"][2]["details"]["share_solved"], 1.0);
+    assert_eq!(report["subjects"][2]["details"]["solved_fraction"], 1.0);
     let ran = run(&[&["bench", "pnp"], &options[..], QUICK].concat()).code(0);
     assert!(ran.stdout().contains("s/problem"), "{}", ran.stdout());
     assert!(ran.stdout().contains("80 points, 0 px, 0 % outliers"), "{}", ran.stdout());
@@ -112,14 +112,14 @@ fn updates_are_measured_float_first() {
     assert_eq!(report["settings"]["synthetic_data"], true);
     let details = |i: usize| &report["subjects"][i]["details"];
     assert_eq!(
-        (&details(0)["quantized_layers"], &details(0)["share_frozen"]),
+        (&details(0)["quantized_layers"], &details(0)["frozen_fraction"]),
         (&0.into(), &Value::Null)
     );
-    let frozen = details(1)["share_frozen"].as_f64().unwrap();
+    let frozen = details(1)["frozen_fraction"].as_f64().unwrap();
     assert!((0.3..0.8).contains(&frozen), "{}", details(1));
     for i in [1, 2] {
         assert!(details(i)["quantized_layers"].as_u64().unwrap() > 10, "{}", details(i));
-        assert_eq!(details(i)["quantized_inputs"], details(i)["quantized_layers"]);
+        assert_eq!(details(i)["quantized_activations"], details(i)["quantized_layers"]);
     }
 
     let flow = ["--flow", "fpn:2,head:4@lsq", "--batch", "2", "--threads", "1"];

@@ -77,7 +77,7 @@ fn a_plan_tells_every_convolution_and_epoch() {
     assert_eq!(layer("backbone.features.stage2.unit1.conv")["stage"], 2);
     let epochs = &found["stages"][1]["epochs"];
     assert_eq!(
-        (&epochs[0]["inputs"], &epochs[1]["inputs"]),
+        (&epochs[0]["activations"], &epochs[1]["activations"]),
         (&"recorded".into(), &"quantized".into())
     );
     assert_eq!((&epochs[0]["fraction"], &epochs[1]["fraction"]), (&0.5.into(), &1.0.into()));
@@ -188,8 +188,8 @@ fn telemetry(exp: &Path) {
     let telemetry = of("telemetry");
     assert_eq!(telemetry.len(), 4);
     let last = telemetry[1];
-    assert_eq!((&last["module"], &last["share_frozen"]), (&"fpn".into(), &1.0.into()));
-    for key in ["flip_rate", "sqnr_db", "share_zero", "levels_in_use", "scale_drift"] {
+    assert_eq!((&last["module"], &last["frozen_fraction"]), (&"fpn".into(), &1.0.into()));
+    for key in ["flip_rate", "sqnr_db", "zero_fraction", "levels_in_use", "scale_drift"] {
         assert!(last[key].is_number() && last["layers"][0][key].is_number(), "{key} in {last}");
     }
     assert!(of("validation").iter().all(|v| v["averaged"] == true));

@@ -45,8 +45,8 @@ fn wrapped(state: State) -> State {
     all
 }
 
-/// The FPN as the published INQ leaves it with 15 levels: divided by its scale, a share of it frozen.
-fn with_inq(state: State, share: f64) -> State {
+/// The FPN as the published INQ leaves it with 15 levels: divided by its scale, a fraction of it frozen.
+fn with_inq(state: State, fraction: f64) -> State {
     let mut all = Vec::new();
     for (name, tensor) in state {
         let is_conv = name.contains("fpn.") && tensor.dim() == 4;
@@ -61,7 +61,7 @@ fn with_inq(state: State, share: f64) -> State {
         let values = levels.index_select(0, &index.reshape([-1])).reshape(scaled.size());
         let n = scaled.numel() as i64;
         let frozen = Tensor::arange(n, (Kind::Int64, Device::Cpu))
-            .lt((share * n as f64).round())
+            .lt((fraction * n as f64).round())
             .reshape(scaled.size());
         let nan = values.full_like(f64::NAN);
         all.push((format!("{name}_frozen"), values.where_self(&frozen, &nan)));
@@ -111,7 +111,7 @@ fn a_quantized_wrapper_is_imported_evaluated_and_exported() {
     assert_eq!(layers.len(), 8);
     for layer in layers {
         assert_eq!(
-            (&layer["share_frozen"], &layer["grid"]["num_levels"]),
+            (&layer["frozen_fraction"], &layer["grid"]["num_levels"]),
             (&1.0.into(), &15.into())
         );
         assert_eq!(layer["grid"]["max_level"], 1.0, "{layer}");
@@ -130,7 +130,7 @@ fn a_quantized_wrapper_is_imported_evaluated_and_exported() {
         (&seen["kind"], &seen["layers"].as_array().unwrap().len()),
         (&"checkpoint".into(), &8)
     );
-    assert_eq!(seen["layers"][0]["share_frozen"], 1.0);
+    assert_eq!(seen["layers"][0]["frozen_fraction"], 1.0);
     assert!(seen["provenance"]["imported"]["file"].as_str().unwrap().contains("published"));
     let seen = run(&["inspect", &file, "--json"]).code(0).json();
     assert_eq!((&seen["kind"], seen["inq"].as_array().unwrap().len()), (&"safetensors".into(), 8));
@@ -168,7 +168,7 @@ fn an_imported_network_computes_with_the_stored_form() {
     let loaded = load_state_dict(published.clone_all(), &net, Strictness::Strict).unwrap();
     assert_eq!(loaded.quantizers.len(), 1);
     let site = &loaded.quantizers[0].report()[0];
-    assert!((site.share_frozen - 0.5).abs() < 0.01 && site.num_levels == Some(15), "{site:?}");
+    assert!((site.frozen_fraction - 0.5).abs() < 0.01 && site.num_levels == Some(15), "{site:?}");
     for (key, frozen) in published.iter().filter(|(k, _)| k.ends_with("_frozen")) {
         let key = key.strip_suffix("_frozen").unwrap();
         let stored = &published.iter().find(|(k, _)| k == key).unwrap().1;

@@ -150,7 +150,7 @@ fn a_trained_checkpoint_becomes_integers_that_score_as_it_does() {
     // Layer by layer, from the same integers: the other runtime's float products may fall to the other side of a half.
     assert!(number(check, "/max_steps") <= 1.0, "{check}");
     for layer in check["layers"].as_array().unwrap() {
-        assert!(number(layer, "/share") < 0.1, "{layer}"); // the coarsest level has 64 values
+        assert!(number(layer, "/fraction") < 0.1, "{layer}"); // the coarsest level has 64 values
     }
     // Both compute with the same integers: what is left are halves that fall to the other side.
     assert!(number(check, "/from_reference/mean_offset") < 1e-3, "{check}");

@@ -24,7 +24,7 @@ fn a_run_trains_quantizes_and_is_evaluated() {
             (&Value::from(2), &Value::from(3)),
             "{layer}"
         );
-        assert_eq!(layer["share_frozen"], 1.0, "{layer}");
+        assert_eq!(layer["frozen_fraction"], 1.0, "{layer}");
         assert!(layer["levels_in_use"].as_u64().unwrap() <= 3, "{layer}");
         assert_eq!(layer["activations"]["quantizing"], true, "{layer}");
     }

@@ -251,7 +251,10 @@ fn layers_get_their_own_bits_in_stages_of_modules() {
     let epochs: Vec<u64> = flow.iter().map(|s| s["epochs"].as_u64().unwrap()).collect();
     assert_eq!(epochs.iter().sum::<u64>(), 10);
     let told = &plan["made_by"]["details"]["stage_epochs"];
-    assert_eq!((&told["rule"], &told["total"], &told["floor"]), (&"sensitivity".into(), &10.into(), &1.into()));
+    assert_eq!(
+        (&told["rule"], &told["total"], &told["floor"]),
+        (&"sensitivity".into(), &10.into(), &1.into())
+    );
     let told = told["stages"].as_array().unwrap();
     let longest = told.iter().max_by_key(|s| s["epochs"].as_u64()).unwrap();
     let sensitivity = |s: &Value| s["sensitivity"].as_f64().unwrap();
@@ -270,7 +273,11 @@ fn layers_get_their_own_bits_in_stages_of_modules() {
         run(&[&base[..], more].concat()).code(code).says(parts);
     };
     refused(&["--sequential"], 2, &["--layerwise"]);
-    refused(&["--layerwise", "--afterwards", "train"], 1, &["--afterwards cannot act", "--sequential"]);
+    refused(
+        &["--layerwise", "--afterwards", "train"],
+        1,
+        &["--afterwards cannot act", "--sequential"],
+    );
     refused(&["--layerwise", "--stage-epochs", "equal"], 1, &["--stage-epochs cannot act"]);
     refused(&["--stage-epochs", "equal"], 1, &["pass --out"]);
     refused(

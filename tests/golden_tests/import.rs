@@ -232,8 +232,8 @@ fn nested_pytorch_files_show_their_network_and_refuse_another() {
             let frozen = tensors.iter().find(|t| t[0] == key.as_str()).unwrap();
             let values = frozen[1]["tensor"]["values"].as_array().unwrap();
             let numbers = values.iter().filter(|v| **v != "nan").count();
-            let share = numbers as f64 / values.len() as f64;
-            assert!((layer.share_frozen - share).abs() < 1e-12, "{name}: {layer:?}");
+            let fraction = numbers as f64 / values.len() as f64;
+            assert!((layer.frozen_fraction - fraction).abs() < 1e-12, "{name}: {layer:?}");
         }
         let net = PoseNet::blank(&config, 1, Device::Cpu).unwrap();
         let error = load(&at, &net, Strictness::Strict).map(|_| ()).unwrap_err();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mqat::geom::{Camera, Corners, Pose, Vec2, Vec3, nearest_rotation};
 use mqat::topology::wdr::{
-    AnchorGrid, Assignment, Draw, LossConfig, Losses, NetworkConfig, ObjectTarget, Outputs,
+    AnchorGrid, Assignment, Draw, LossConfig, Losses, NetworkConfig, ObjectTarget, HeadOutputs,
     TargetConfig, assign, losses,
 };
 use nalgebra::Matrix3;
@@ -117,13 +117,13 @@ fn data(case: &Value) -> (String, BTreeMap<String, Array>, usize) {
 }
 
 /// The stored predictions as leaves that want a gradient.
-fn predictions(data: &BTreeMap<String, Array>, num_levels: usize) -> Outputs {
+fn predictions(data: &BTreeMap<String, Array>, num_levels: usize) -> HeadOutputs {
     let leaves = |name: &str| {
         (0..num_levels)
             .map(|i| data[&format!("{name}.{i}")].tensor().set_requires_grad(true))
             .collect()
     };
-    Outputs { cls: leaves("cls"), reg: leaves("reg") }
+    HeadOutputs { cls: leaves("cls"), reg: leaves("reg") }
 }
 
 /// The gradients of all levels, flattened and joined; zeros where there is none.
@@ -143,7 +143,7 @@ fn assert_near(found: &[f64], expected: &[f64], relative: f64, absolute: f64, wh
     }
 }
 
-fn run(setting: &Setting, data: &BTreeMap<String, Array>, n: usize) -> (Outputs, Losses) {
+fn run(setting: &Setting, data: &BTreeMap<String, Array>, n: usize) -> (HeadOutputs, Losses) {
     let outputs = predictions(data, setting.grid.levels.len());
     let assignments = setting.assignments(data, n);
     let losses =
@@ -289,7 +289,7 @@ fn the_focal_loss_is_exact_at_the_clamp() {
             .contiguous()
             .set_requires_grad(true);
         let reg = Tensor::zeros([1, 16 * num_classes as i64, cells, 1], tch::kind::FLOAT_CPU);
-        let outputs = Outputs { cls: vec![x.shallow_clone()], reg: vec![reg] };
+        let outputs = HeadOutputs { cls: vec![x.shallow_clone()], reg: vec![reg] };
         let assignment = Assignment { labels, positives: vec![], objects: vec![] };
         let one = LossConfig { weight_cls: 1.0, ..loss_config(&file) };
         let found = losses(&outputs, &grid, &setting.camera, &[assignment], &one).unwrap();

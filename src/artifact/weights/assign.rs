@@ -11,7 +11,7 @@ use crate::artifact::kind::Strictness;
 use crate::nn::{Network, Var};
 use crate::topology::wdr::keys;
 
-/// How far an anchor of the file may be off the config's, as a share of its size: half-precision files round them.
+/// How far an anchor of the file may be off the config's, as a fraction of its size: half-precision files round them.
 const ANCHOR_TOLERANCE: f64 = 0.01;
 
 /// Copies tensors (under bare keys) into the network and fills the report. Nothing is copied when it fails.

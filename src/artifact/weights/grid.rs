@@ -88,7 +88,7 @@ fn lies_on(values: &[f32], spacing: &Spacing, scale: f32) -> bool {
 
 /// What a layer says about itself, without a network.
 pub(super) fn describe(layer: &InqLayer) -> InqLayerReport {
-    let share_frozen = layer.share_frozen();
+    let frozen_fraction = layer.frozen_fraction();
     let values = frozen_values(layer);
     let grid = values
         .as_deref()
@@ -97,7 +97,7 @@ pub(super) fn describe(layer: &InqLayer) -> InqLayerReport {
     InqLayerReport {
         name: layer.name.clone(),
         num_weights: layer.weight.numel(),
-        share_frozen,
+        frozen_fraction,
         num_values: values.map(|v| v.len()),
         grid,
         largest_shift: None,
@@ -121,7 +121,7 @@ pub(super) fn plug(
     let (mut modules, mut quantizers) = (Vec::new(), Vec::new());
     for module in &net.store().modules() {
         let inside: Vec<&InqLayer> = (layers.iter())
-            .filter(|l| select::covers(module, &l.name) && l.share_frozen() > 0.0)
+            .filter(|l| select::covers(module, &l.name) && l.frozen_fraction() > 0.0)
             .collect();
         let whole = as_module(net, module, &inside);
         let groups = match whole {
@@ -139,7 +139,7 @@ pub(super) fn plug(
         }
     }
     for layer in &report.inq {
-        if layer.share_frozen > 0.0 && layer.grid.is_none() {
+        if layer.frozen_fraction > 0.0 && layer.grid.is_none() {
             report.notes.push(format!(
                 "{} lies on no known grid: its exact values are taken, as float weights",
                 layer.name

@@ -78,8 +78,8 @@ pub struct InqLayerReport {
     pub name: String,
     /// Its weights.
     pub num_weights: usize,
-    /// Share of them that is frozen, 0 to 1.
-    pub share_frozen: f64,
+    /// Fraction of them that is frozen, 0 to 1.
+    pub frozen_fraction: f64,
     /// Number of different frozen values; none when there are more than a grid may have.
     pub num_values: Option<usize>,
     /// The levels that the values lie on; none when they lie on none that is known.
@@ -221,16 +221,16 @@ impl LoadReport {
 impl InqLayerReport {
     /// A line: what is frozen on which levels.
     pub fn text(&self) -> String {
-        let share = self.share_frozen;
-        let frozen = if share == 0.0 {
+        let fraction = self.frozen_fraction;
+        let frozen = if fraction == 0.0 {
             "INQ not begun, float".to_owned()
-        } else if share == 1.0 {
+        } else if fraction == 1.0 {
             "INQ, fully frozen".to_owned()
         } else {
-            format!("INQ, {:.2} % frozen", share * 100.0)
+            format!("INQ, {:.2} % frozen", fraction * 100.0)
         };
         let levels = match (&self.grid, self.num_values) {
-            _ if self.share_frozen == 0.0 => String::new(),
+            _ if self.frozen_fraction == 0.0 => String::new(),
             (Some(g), values) => {
                 let spacing =
                     if g.spacing == "uniform" { "evenly spaced" } else { "powers of two" };

@@ -219,8 +219,8 @@ impl InqLayer {
         })
     }
 
-    /// Share of the weight that is frozen, 0 to 1.
-    pub fn share_frozen(&self) -> f64 {
+    /// Fraction of the weight that is frozen, 0 to 1.
+    pub fn frozen_fraction(&self) -> f64 {
         let frozen = self.frozen.sum(Kind::Int64).int64_value(&[]);
         if self.frozen.numel() == 0 { 0.0 } else { frozen as f64 / self.frozen.numel() as f64 }
     }
@@ -294,7 +294,7 @@ mod tests {
         assert_eq!(values(&u.tensors[0].1), [1.0, -0.2, 0.3]);
         assert_eq!((u.tensors.len(), u.inq.len()), (1, 1));
         assert_eq!((u.inq[0].name.as_str(), u.inq[0].scale), ("fpn.a", Some(0.5)));
-        assert!((u.inq[0].share_frozen() - 1.0 / 3.0).abs() < 1e-12);
+        assert!((u.inq[0].frozen_fraction() - 1.0 / 3.0).abs() < 1e-12);
     }
 
     #[test]

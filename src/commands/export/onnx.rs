@@ -21,11 +21,11 @@ use crate::eval::{
     OutputComparison, OutputDeviation, PictureBatch, PictureInfo, Pipeline, pictures_of, preprocess,
 };
 use crate::export::onnx::graph::{Graph, Weight};
-use crate::export::onnx::plan::{self, Plan};
+use crate::export::onnx::plan::{self, GraphPlan};
 use crate::export::onnx::{
-    BASE_OPSET, Calibration, Carrier, EmitOptions, INT2_OPSET, INT4_OPSET, LAST_OPSET, LayerCheck,
-    LayerSteps, META_KEY, Method, PlannedGraph, Profile, RoundedValues, SessionOptions, calibrate,
-    carrier_of, correct_biases, emit, graph_of, rounded_values,
+    BASE_OPSET, Calibration, CalibrationMethod, Carrier, EmitOptions, INT2_OPSET, INT4_OPSET,
+    LAST_OPSET, LayerCheck, LayerSteps, META_KEY, PlannedGraph, Profile, QuantizedValues,
+    SessionOptions, calibrate, carrier_of, correct_biases, emit, graph_of, quantized_values,
 };
 use crate::io;
 use crate::nn::{Engine, Preprocess};
@@ -67,7 +67,7 @@ pub struct OnnxOptions {
     /// Images of the training list that set the ranges of activations; none keeps untrained ones float.
     pub calibrate: Option<usize>,
     /// How the ranges are set.
-    pub method: Method,
+    pub method: CalibrationMethod,
     /// Bits of calibrated activations.
     pub activation_bits: u32,
     /// Leave weights float that training left float, in a calibrated network.
@@ -97,7 +97,7 @@ impl Default for OnnxOptions {
             carrier: Carrier::Int8,
             batch: None,
             calibrate: None,
-            method: Method::default(),
+            method: CalibrationMethod::default(),
             activation_bits: 8,
             keep_float: false,
             full_range: false,
@@ -118,7 +118,7 @@ pub struct OnnxReport {
     /// Convolutions by the type of their stored weights: `float`, `int8`, `int4`, `int2`.
     pub weights: BTreeMap<&'static str, usize>,
     /// Layers that training left float and that were rounded to 8 bits for this file.
-    pub rounded_after_training: Vec<String>,
+    pub quantized_after_training: Vec<String>,
     /// Layers whose trained grid no integer type holds: they are float here.
     pub grids_as_floats: Vec<String>,
     /// The file in ONNX Runtime.
@@ -136,7 +136,7 @@ pub struct CheckReport {
     pub from_reference: Difference,
     /// Differences from the network as trained.
     pub from_network: Difference,
-    /// Rounded values whose integers differ from what libtorch makes of the same integers in front of them; the largest
+    /// QuantizedGraph values whose integers differ from what libtorch makes of the same integers in front of them; the largest
     /// differences first.
     pub layers: Vec<LayerSteps>,
     /// The largest of these differences, in activation steps; none without rounded values.
@@ -165,7 +165,7 @@ pub struct Difference {
 }
 
 /// A file that was written, and its report.
-pub(super) struct Written {
+pub(super) struct WrittenOnnx {
     pub report: OnnxReport,
     pub num_tensors: usize,
     pub bytes: u64,
@@ -178,7 +178,7 @@ pub(super) fn write(
     exported: &Exported,
     config: &Config,
     options: &OnnxOptions,
-) -> Result<Written> {
+) -> Result<WrittenOnnx> {
     let Exported { from, out, net, loaded, .. } = exported;
     check_options(options)?;
     let size = (config.input.width, config.input.height);
@@ -186,7 +186,7 @@ pub(super) fn write(
         .with_context(|| from.display().to_string())?;
     let grids_as_floats = grids_as_floats(&graph);
     let images = Images::new(exported, config, options)?;
-    let Rounded { graph, plan, activations, layers } =
+    let QuantizedGraph { graph, plan, activations, layers } =
         round(exported, config, options, graph, &images)?;
     let emit_options = EmitOptions {
         opset: opset_for(&graph, options)?,
@@ -220,20 +220,20 @@ pub(super) fn write(
         opset: emit_options.opset,
         activations: activations.text,
         weights: weights_by_type(&graph, &emit_options),
-        rounded_after_training: layers
+        quantized_after_training: layers
             .into_iter()
             .filter(|name| !grids_as_floats.contains(name))
             .collect(),
         grids_as_floats,
         check,
     };
-    Ok(Written { report, num_tensors, bytes: bytes.len() as u64, quantized })
+    Ok(WrittenOnnx { report, num_tensors, bytes: bytes.len() as u64, quantized })
 }
 
 /// A graph whose values are rounded as the file has them.
-struct Rounded {
+struct QuantizedGraph {
     graph: Graph,
-    plan: Plan,
+    plan: GraphPlan,
     activations: Activations,
     /// Layers whose weights training left float, and that are rounded now.
     layers: Vec<String>,
@@ -253,7 +253,7 @@ fn round(
     options: &OnnxOptions,
     mut graph: Graph,
     images: &Images,
-) -> Result<Rounded> {
+) -> Result<QuantizedGraph> {
     let trained = plan::trained_inputs(&exported.loaded.quantizers)
         .with_context(|| exported.from.display().to_string())?;
     let as_trained = plan::as_trained(&graph, &trained);
@@ -264,7 +264,7 @@ fn round(
             false => format!("activations as trained ({} layers)", trained.len()),
         };
         let activations = Activations { text, bits };
-        return Ok(Rounded { graph, plan: as_trained, activations, layers: vec![] });
+        return Ok(QuantizedGraph { graph, plan: as_trained, activations, layers: vec![] });
     };
     let wanted = plan::wanted(&graph, options.target == Runtime::Ort);
     let float = graph.clone();
@@ -287,13 +287,13 @@ fn round(
     let batch = images.batch(num_images.min(correction_images(config)))?;
     correct_biases(&float, &graph, &mut plan, &as_trained, &batch)?;
     let method = match options.method {
-        Method::MinMax => "min-max".to_owned(),
-        Method::Percentile(percent) => format!("percentile {percent}"),
-        Method::Mse => "least error".to_owned(),
+        CalibrationMethod::MinMax => "min-max".to_owned(),
+        CalibrationMethod::Percentile(percent) => format!("percentile {percent}"),
+        CalibrationMethod::Mse => "least error".to_owned(),
     };
     let text =
         format!("{}-bit activations ({method} on {num_images} images)", options.activation_bits);
-    Ok(Rounded { graph, plan, activations: Activations { text, bits }, layers })
+    Ok(QuantizedGraph { graph, plan, activations: Activations { text, bits }, layers })
 }
 
 /// Convolutions by the type that their weights are stored in.
@@ -359,7 +359,7 @@ fn check_options(options: &OnnxOptions) -> Result<()> {
         options.data.is_none() || options.uses_dataset(),
         "--data cannot act: no image is used; add --calibrate or --check, or leave it out"
     );
-    if let Method::Percentile(percent) = options.method {
+    if let CalibrationMethod::Percentile(percent) = options.method {
         ensure!((50.0..=100.0).contains(&percent), "--percentile {percent} is outside 50..=100");
     }
     Ok(())
@@ -533,7 +533,7 @@ fn check(
     exported: &Exported,
     config: &Config,
     graph: &Graph,
-    plan: &Plan,
+    plan: &GraphPlan,
     images: &Images,
     num_images: usize,
     file: &Path,
@@ -589,11 +589,11 @@ fn failures(layers: &[LayerSteps], from_reference: &Difference) -> Vec<String> {
         return if relative <= MAX_RELATIVE { vec![] } else { vec![text] };
     }
     let text = |layer: &LayerSteps| {
-        let LayerSteps { name, max_steps, share } = layer;
+        let LayerSteps { name, max_steps, fraction } = layer;
         format!(
             "{name}: integers differ from libtorch's by up to {max_steps} activation steps ({:.1}% of them), expected at \
              most {MAX_STEPS}",
-            100.0 * share
+            100.0 * fraction
         )
     };
     layers.iter().filter(|layer| layer.max_steps > MAX_STEPS).map(text).collect()
@@ -603,20 +603,20 @@ fn failures(layers: &[LayerSteps], from_reference: &Difference) -> Vec<String> {
 fn check_layers(
     config: &Config,
     graph: &Graph,
-    plan: &Plan,
+    plan: &GraphPlan,
     images: &Images,
     num_images: usize,
     file: &Path,
 ) -> Result<Vec<LayerSteps>> {
     let values: Vec<String> =
-        rounded_values(graph, plan).into_iter().map(|(_, name)| name).collect();
+        quantized_values(graph, plan).into_iter().map(|(_, name)| name).collect();
     if values.is_empty() {
         return Ok(vec![]);
     }
     let options =
         SessionOptions { threads: config.runtime.num_threads, values, ..SessionOptions::default() };
     let engine = OnnxEngine::open_with(file, &options)?;
-    let values = RoundedValues::new(engine.session(), graph, plan);
+    let values = QuantizedValues::new(engine.session(), graph, plan);
     let mut check = LayerCheck::new(graph, plan);
     images.pipeline(&[&values]).run(images.pictures(num_images)?, |forwarded| {
         match (&forwarded.images, forwarded.outputs.as_slice()) {
@@ -626,7 +626,7 @@ fn check_layers(
     })?;
     let mut layers = check.finish();
     layers.sort_by(|a, b| {
-        (b.max_steps, b.share).partial_cmp(&(a.max_steps, a.share)).unwrap_or(Ordering::Equal)
+        (b.max_steps, b.fraction).partial_cmp(&(a.max_steps, a.fraction)).unwrap_or(Ordering::Equal)
     });
     Ok(layers)
 }
@@ -666,10 +666,10 @@ impl OnnxReport {
             let shown = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
             if names.len() > 3 { format!("{shown}, ... ({} layers)", names.len()) } else { shown }
         };
-        if !self.rounded_after_training.is_empty() {
+        if !self.quantized_after_training.is_empty() {
             text += &format!(
                 "\nrounded to 8 bits after training (--keep-float leaves them float): {}",
-                listed(&self.rounded_after_training)
+                listed(&self.quantized_after_training)
             );
         }
         if !self.grids_as_floats.is_empty() {
@@ -710,7 +710,7 @@ impl CheckReport {
                 "\n  layer by layer, from the same integers: at most {most} activation steps{}",
                 self.layers.first().map_or(String::new(), |l| format!(
                     " ({}, {:.1e} of its values)",
-                    l.name, l.share
+                    l.name, l.fraction
                 ))
             ),
         };
@@ -746,7 +746,7 @@ mod tests {
     }
 
     fn layer(name: &str, max_steps: i64) -> LayerSteps {
-        LayerSteps { name: name.to_owned(), max_steps, share: 0.25 }
+        LayerSteps { name: name.to_owned(), max_steps, fraction: 0.25 }
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct PackReport {
     /// Size without overhead, every weight in the bits that number its levels; both counts of compression.
     pub theoretical: Sizes,
     /// `bytes` over the theoretical bytes.
-    pub share_of_theoretical: f64,
+    pub fraction_of_theoretical: f64,
     /// Its tensors.
     pub num_tensors: usize,
     /// Of these, weights as codes.
@@ -65,7 +65,7 @@ impl PackReport {
             out,
             "theoretical size {:.3} MB: {:.4} x; codes {:.3}, scales {:.3}, float weights {:.3}, other {:.3}, header {:.3} MB",
             mb(t.file_bytes),
-            self.share_of_theoretical,
+            self.fraction_of_theoretical,
             mb(self.data.codes),
             mb(self.data.scales),
             mb(self.data.float_weights),
@@ -124,7 +124,7 @@ pub(super) fn write(
         header_bytes: bytes - packed.bytes.sum(),
         data: packed.bytes,
         theoretical: packed.sizes,
-        share_of_theoretical: bytes as f64 / packed.sizes.file_bytes.max(1) as f64,
+        fraction_of_theoretical: bytes as f64 / packed.sizes.file_bytes.max(1) as f64,
         num_tensors: packed.file.tensors.len(),
         num_coded: packed.file.tensors.iter().filter(is_coded).count(),
         num_folded: packed.num_folded,

@@ -453,14 +453,14 @@ impl FileReport {
             .layers
             .iter()
             .filter(|l| l.num_levels.is_some())
-            .map(|l| (l.num_weights, l.share_frozen))
-            .chain(self.inq.iter().map(|l| (l.num_weights, l.share_frozen)));
-        let (total, frozen) =
-            weights.fold((0.0, 0.0), |(t, f), (n, share)| (t + n as f64, f + n as f64 * share));
-        let share = 100.0 * frozen / f64::max(total, 1.0);
+            .map(|l| (l.num_weights, l.frozen_fraction))
+            .chain(self.inq.iter().map(|l| (l.num_weights, l.frozen_fraction)));
+        let (total, frozen) = weights
+            .fold((0.0, 0.0), |(t, f), (n, fraction)| (t + n as f64, f + n as f64 * fraction));
+        let fraction = 100.0 * frozen / f64::max(total, 1.0);
         let _ = writeln!(
             out,
-            "{num} layer(s) with quantizer state, {share:.2} % of their weights frozen"
+            "{num} layer(s) with quantizer state, {fraction:.2} % of their weights frozen"
         );
         if !all {
             return;
@@ -475,7 +475,7 @@ impl FileReport {
                     " {} bits, {n} levels ({} in use), {:.2} % frozen",
                     l.bits,
                     l.levels_in_use,
-                    100.0 * l.share_frozen
+                    100.0 * l.frozen_fraction
                 )
             });
             let _ = writeln!(out, "  {}: {}{levels}{inputs}", l.name, l.method);

@@ -16,7 +16,7 @@ use crate::io::picture::{Orientation, size_and_orientation, upright_size};
 
 /// Pictures that are looked at to tell whether the camera is theirs before anything runs.
 const LOOKED_AT: usize = 8;
-/// Share of a picture below which it is said that the network sees little of it.
+/// Fraction of a picture below which it is said that the network sees little of it.
 const LITTLE: f64 = 0.5;
 /// Cameras that are told one by one.
 const MOST_TOLD: usize = 10;
@@ -34,7 +34,7 @@ pub struct CameraReport {
     pub image_size: Option<(usize, usize)>,
     /// The distortion that was undone, for people; none for a pinhole.
     pub distortion: Option<String>,
-    /// Share of a picture's area that the network gets to see; none where no size is known.
+    /// Fraction of a picture's area that the network gets to see; none where no size is known.
     pub coverage: Option<f64>,
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Cameras {
 }
 
 /// What cameras are made for.
-pub(super) struct Network<'a> {
+pub(super) struct NetworkInput<'a> {
     pub input: &'a InputConfig,
     pub data: &'a DataConfig,
 }
@@ -62,7 +62,7 @@ impl Cameras {
     ///
     /// # Errors
     /// If `file` is not a camera, a picture has none, or the first pictures are of another size than their camera.
-    pub fn find(file: Option<&Path>, inputs: &Inputs, network: &Network) -> Result<Self> {
+    pub fn find(file: Option<&Path>, inputs: &Inputs, network: &NetworkInput) -> Result<Self> {
         let mut cameras =
             Self { views: Vec::new(), of_pictures: Vec::new(), as_stored: Vec::new(), given: None };
         if let Some(path) = file {
@@ -132,7 +132,7 @@ impl Cameras {
     }
 
     /// The number of the view for a camera, made when there is none yet.
-    fn view(&mut self, file: CameraFile, source: String, network: &Network) -> Result<usize> {
+    fn view(&mut self, file: CameraFile, source: String, network: &NetworkInput) -> Result<usize> {
         let same = |(view, report): &(Arc<View>, CameraReport)| {
             *view.lens() == file.lens && report.image_size == file.size
         };
@@ -178,7 +178,7 @@ impl Cameras {
                     if let Some(odd) = off_center(view.lens().camera(), size) {
                         tracing::warn!("{}: {odd}", picture.name);
                     }
-                    if report.coverage.is_some_and(|share| share < LITTLE) {
+                    if report.coverage.is_some_and(|fraction| fraction < LITTLE) {
                         tracing::warn!(
                             "camera {}: the network's camera sees little of it",
                             report.line()
@@ -217,7 +217,7 @@ impl Cameras {
     }
 
     /// Gives pictures without a camera the network's own, when they are of its size.
-    fn take_in(&mut self, homeless: &[(usize, &Picture)], network: &Network) -> Result<()> {
+    fn take_in(&mut self, homeless: &[(usize, &Picture)], network: &NetworkInput) -> Result<()> {
         let Some((_, first)) = homeless.first() else { return Ok(()) };
         let own = (network.input.width, network.input.height);
         let sizes = homeless.iter().take(LOOKED_AT).filter_map(|(_, picture)| {
@@ -308,8 +308,8 @@ impl CameraReport {
         if let Some(distortion) = &self.distortion {
             line += &format!(", distortion {distortion} undone");
         }
-        if let Some(share) = self.coverage {
-            line += &format!(", the network sees {:.0} % of a picture", 100.0 * share);
+        if let Some(fraction) = self.coverage {
+            line += &format!(", the network sees {:.0} % of a picture", 100.0 * fraction);
         }
         line
     }

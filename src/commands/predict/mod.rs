@@ -17,7 +17,7 @@ use serde::Serialize;
 pub use cameras::CameraReport;
 pub use jobs::Overlays;
 
-use cameras::{Cameras, Network};
+use cameras::{Cameras, NetworkInput};
 use inputs::{Input, Inputs};
 use jobs::{Jobs, Numbering};
 
@@ -143,8 +143,9 @@ impl Latency {
     fn of(mut values_s: Vec<f32>) -> Option<Self> {
         values_s.sort_by(f32::total_cmp);
         let last = values_s.len().checked_sub(1)?;
-        let rank = |share: f64| (share * values_s.len() as f64).ceil() as usize;
-        let at = |share: f64| 1e3 * f64::from(values_s[rank(share).saturating_sub(1).min(last)]);
+        let rank = |fraction: f64| (fraction * values_s.len() as f64).ceil() as usize;
+        let at =
+            |fraction: f64| 1e3 * f64::from(values_s[rank(fraction).saturating_sub(1).min(last)]);
         Some(Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), max: at(1.0) })
     }
 }
@@ -217,7 +218,7 @@ pub fn predict(
     if inputs.inputs.iter().any(|input| matches!(input, Input::Video(_))) {
         check_ffmpeg()?;
     }
-    let network = Network { input: &config.input, data: &config.data };
+    let network = NetworkInput { input: &config.input, data: &config.data };
     let cameras = Cameras::find(request.camera.as_deref(), &inputs, &network)?;
     for camera in cameras.reports() {
         tracing::info!("camera {}", camera.line());

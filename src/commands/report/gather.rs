@@ -27,7 +27,7 @@ const DEPTH: usize = 6;
 /// What a network is compared as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Family {
+pub enum QuantizationKind {
     /// No layer is quantized.
     FullPrecision,
     /// Modules one after another.
@@ -38,12 +38,12 @@ pub enum Family {
     LayerWise,
 }
 
-impl Family {
+impl QuantizationKind {
     /// In the order of the legend.
     pub const ALL: [Self; 4] = [Self::FullPrecision, Self::Modular, Self::Uniform, Self::LayerWise];
 }
 
-impl fmt::Display for Family {
+impl fmt::Display for QuantizationKind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
             Self::FullPrecision => "full precision",
@@ -66,7 +66,7 @@ pub struct Point {
     /// What it is: `fpn 2-bit (3 levels)`.
     pub network: String,
     /// What it is compared as.
-    pub family: Family,
+    pub family: QuantizationKind,
     /// The run's seed.
     pub seed: u64,
     /// Steps behind it.
@@ -84,7 +84,7 @@ pub struct Point {
 }
 
 /// An experiment with its evaluated networks.
-pub(super) struct Experiment {
+pub(super) struct GatheredExperiment {
     pub folder: Folder,
     pub points: Vec<Point>,
 }
@@ -172,7 +172,7 @@ pub(super) fn is_evaluated(path: &Path, split: Split) -> bool {
 }
 
 /// Reads an experiment's evaluation; `None` if there is none.
-pub(super) fn open(path: &Path, split: Split) -> Result<Option<Experiment>> {
+pub(super) fn open(path: &Path, split: Split) -> Result<Option<GatheredExperiment>> {
     if !is_evaluated(path, split) {
         return Ok(None);
     }
@@ -221,7 +221,7 @@ pub(super) fn open(path: &Path, split: Split) -> Result<Option<Experiment>> {
             report,
         });
     }
-    Ok(Some(Experiment { folder, points }))
+    Ok(Some(GatheredExperiment { folder, points }))
 }
 
 /// A checkpoint of an experiment that may have been moved since.
@@ -234,15 +234,15 @@ fn moved(folder: &Folder, checkpoint: PathBuf) -> PathBuf {
 }
 
 /// What stages make of a network.
-fn family(stages: &[StageConfig]) -> Family {
+fn family(stages: &[StageConfig]) -> QuantizationKind {
     let quantizing: Vec<&StageConfig> = stages.iter().filter(|s| s.module.is_some()).collect();
     match quantizing.as_slice() {
-        [] => Family::FullPrecision,
+        [] => QuantizationKind::FullPrecision,
         [one] if one.weights.as_ref().is_some_and(|w| !w.layer_bits.is_empty()) => {
-            Family::LayerWise
+            QuantizationKind::LayerWise
         }
-        [one] if one.module.as_deref() == Some("*") => Family::Uniform,
-        _ => Family::Modular,
+        [one] if one.module.as_deref() == Some("*") => QuantizationKind::Uniform,
+        _ => QuantizationKind::Modular,
     }
 }
 
@@ -267,10 +267,10 @@ mod tests {
         let all = json!({ "module": "*", "weights": { "method": "lsq", "bits": 4 } });
         let layered =
             json!({ "module": "*", "weights": { "bits": 4, "layer_bits": { "fpn": 2 } } });
-        assert_eq!(family(&stages(json!([full]))), Family::FullPrecision);
-        assert_eq!(family(&stages(json!([full, fpn]))), Family::Modular);
-        assert_eq!(family(&stages(json!([all]))), Family::Uniform);
-        assert_eq!(family(&stages(json!([full, layered]))), Family::LayerWise);
+        assert_eq!(family(&stages(json!([full]))), QuantizationKind::FullPrecision);
+        assert_eq!(family(&stages(json!([full, fpn]))), QuantizationKind::Modular);
+        assert_eq!(family(&stages(json!([all]))), QuantizationKind::Uniform);
+        assert_eq!(family(&stages(json!([full, layered]))), QuantizationKind::LayerWise);
     }
 
     #[test]

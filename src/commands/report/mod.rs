@@ -22,9 +22,9 @@ mod page;
 mod summary;
 mod tables;
 
-use gather::Experiment;
-pub use gather::{Family, Point};
-pub use summary::{Group, ReportSummary, Spread};
+use gather::GatheredExperiment;
+pub use gather::{Point, QuantizationKind};
+pub use summary::{Group, ReportSummary, RunSpread};
 
 /// What `mqat report` is asked.
 #[derive(Debug, Clone)]
@@ -128,7 +128,7 @@ fn evaluate(
 }
 
 /// Percentages over different images are not to be put side by side.
-fn ensure_comparable(experiments: &[Experiment]) -> Result<()> {
+fn ensure_comparable(experiments: &[GatheredExperiment]) -> Result<()> {
     let what = |p: &Point| {
         let d = &p.report.dataset;
         (d.root.clone(), d.list.clone(), d.num_objects)
@@ -173,7 +173,7 @@ fn groups(points: &[Point]) -> Vec<Group> {
         .collect()
 }
 
-fn spreads(runs: &[&Point], row: &str) -> Vec<Spread> {
+fn spreads(runs: &[&Point], row: &str) -> Vec<RunSpread> {
     let Some(first) = runs.first() else { return Vec::new() };
     let bins = first.report.table.bins.iter().enumerate();
     bins.filter_map(|(i, bin)| {
@@ -185,7 +185,7 @@ fn spreads(runs: &[&Point], row: &str) -> Vec<Spread> {
             [one] => one.interval_95,
             _ => None,
         };
-        Some(Spread { bin: bin.name.clone(), mean, std_dev, interval_95 })
+        Some(RunSpread { bin: bin.name.clone(), mean, std_dev, interval_95 })
     })
     .collect()
 }
@@ -200,7 +200,7 @@ fn mean_and_std_dev(values: &[f64]) -> Option<(f64, Option<f64>)> {
 
 /// Accuracy over all depths against the compression of the paper's count, a line each family.
 fn chart(summary: &ReportSummary) -> Chart {
-    let of = |family: Family| {
+    let of = |family: QuantizationKind| {
         let mut points: Vec<(f64, f64)> = summary
             .groups
             .iter()
@@ -215,7 +215,11 @@ fn chart(summary: &ReportSummary) -> Chart {
         title: format!("Accuracy over compression{synthetic}"),
         x_label: "compression: 32-bit over quantized convolution weights".to_owned(),
         y_label: "ADI-0.1d (as published), %".to_owned(),
-        series: Family::ALL.into_iter().map(of).filter(|s| !s.points.is_empty()).collect(),
+        series: QuantizationKind::ALL
+            .into_iter()
+            .map(of)
+            .filter(|s| !s.points.is_empty())
+            .collect(),
         log_y: false,
     }
 }
@@ -223,7 +227,7 @@ fn chart(summary: &ReportSummary) -> Chart {
 fn write(
     request: &ReportRequest,
     summary: &ReportSummary,
-    experiments: &[Experiment],
+    experiments: &[GatheredExperiment],
 ) -> Result<()> {
     let out = &summary.folder;
     let chart = chart(summary);

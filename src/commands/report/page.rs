@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::gather::{Experiment, Point};
+use super::gather::{GatheredExperiment, Point};
 use super::summary::ReportSummary;
 use super::tables;
 
@@ -33,7 +33,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#262b33;max-w
 pub(super) fn page(
     title: &str,
     summary: &ReportSummary,
-    experiments: &[Experiment],
+    experiments: &[GatheredExperiment],
     chart: &Path,
 ) -> Result<String> {
     let mut html = format!(
@@ -74,7 +74,7 @@ pub(super) fn page(
 }
 
 /// Curves, tables over depth and overlays of an experiment.
-fn details(experiment: &Experiment) -> Result<String> {
+fn details(experiment: &GatheredExperiment) -> Result<String> {
     let at = escape(&experiment.folder.path.display().to_string());
     let mut html = format!("<details><summary>{at}</summary>\n<div class=\"row\">");
     let plots = experiment.folder.plots();

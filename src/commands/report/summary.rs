@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::gather::{Family, Point};
+use super::gather::{Point, QuantizationKind};
 use crate::quant::size::Sizes;
 
 /// Mean and spread of a percentage over runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Spread {
+pub struct RunSpread {
     /// The column: `near`, `medium`, `far` or `all`.
     pub bin: String,
     /// Mean over the runs, percent.
@@ -26,7 +26,7 @@ pub struct Group {
     /// What the network is: `fpn 2-bit (3 levels)`.
     pub network: String,
     /// What it belongs to.
-    pub family: Family,
+    pub family: QuantizationKind,
     /// Its size.
     pub sizes: Sizes,
     /// Steps of training behind it, all stages together.
@@ -34,9 +34,9 @@ pub struct Group {
     /// The seeds, each once.
     pub seeds: Vec<u64>,
     /// `ADI-0.1d` as published.
-    pub headline: Vec<Spread>,
+    pub headline: Vec<RunSpread>,
     /// The closest-point distance at 0.1 d.
-    pub true_adi: Vec<Spread>,
+    pub true_adi: Vec<RunSpread>,
 }
 
 /// What `mqat report` found.

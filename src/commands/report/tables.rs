@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::summary::{Group, ReportSummary, Spread};
+use super::summary::{Group, ReportSummary, RunSpread};
 
 /// A percentage with its spread: `57.5 ± 1.2`, or its interval for one run.
-pub(super) fn spread(s: &Spread) -> String {
+pub(super) fn spread(s: &RunSpread) -> String {
     match (s.std_dev, s.interval_95) {
         (Some(sd), _) => format!("{:.1} ± {sd:.1}", s.mean),
         (None, Some((low, high))) => format!("{:.1} ({low:.1}-{high:.1})", s.mean),
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn one_run_has_an_interval_and_several_a_spread() {
-        let mut s = Spread {
+        let mut s = RunSpread {
             bin: "all".into(),
             mean: 57.52,
             std_dev: None,

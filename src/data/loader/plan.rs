@@ -61,7 +61,7 @@ pub(super) struct Loaded {
 }
 
 /// All that is fixed for an epoch.
-pub(super) struct Plan {
+pub(super) struct LoadPlan {
     pub options: LoaderOptions,
     dataset: Arc<Dataset>,
     preparer: Preparer,
@@ -70,7 +70,7 @@ pub(super) struct Plan {
     order: Vec<usize>,
 }
 
-impl Plan {
+impl LoadPlan {
     pub fn new(
         dataset: Arc<Dataset>,
         input: &InputConfig,

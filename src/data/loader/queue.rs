@@ -6,7 +6,7 @@ use std::thread::{Builder, JoinHandle};
 
 use anyhow::{Context, Result, bail};
 
-use super::plan::{Loaded, Plan, Slot};
+use super::plan::{LoadPlan, Loaded, Slot};
 
 /// Batches waiting beside the one that is being taken, besides a slot for each worker.
 const BATCHES_AHEAD: usize = 2;
@@ -18,7 +18,7 @@ pub(super) struct Queue {
 }
 
 struct Shared {
-    plan: Arc<Plan>,
+    plan: Arc<LoadPlan>,
     /// Batches from the oldest on that may be in the making or waiting.
     window: usize,
     state: Mutex<State>,
@@ -45,7 +45,7 @@ enum Making {
 }
 
 impl Queue {
-    pub fn start(plan: Arc<Plan>, workers: usize) -> Result<Self> {
+    pub fn start(plan: Arc<LoadPlan>, workers: usize) -> Result<Self> {
         let first = plan.options.first_batch.min(plan.num_batches());
         let window = 1 + BATCHES_AHEAD + workers.div_ceil(plan.options.batch_size);
         let state = State {

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
 use super::graph::{Graph, NodeId};
-use super::plan::Plan;
+use super::plan::GraphPlan;
 use super::reference::Reference;
 
 /// Gives each convolution of `rounded` the bias with which the means of its channels over `images` `[n, 3, h, w]` are those
@@ -21,8 +21,8 @@ use super::reference::Reference;
 pub fn correct_biases(
     float: &Graph,
     rounded: &Graph,
-    plan: &mut Plan,
-    trained: &Plan,
+    plan: &mut GraphPlan,
+    trained: &GraphPlan,
     images: &Tensor,
 ) -> Result<()> {
     ensure!(float.nodes.len() == rounded.nodes.len(), "the graphs are of different networks");
@@ -51,7 +51,7 @@ fn channel_means(x: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export::onnx::calibrate::{Calibration, Method, calibrate};
+    use crate::export::onnx::calibrate::{Calibration, CalibrationMethod, calibrate};
     use crate::export::onnx::network::graph_of;
     use crate::export::onnx::plan;
     use crate::export::onnx::testing::{images, network};
@@ -65,12 +65,13 @@ mod tests {
         let mut rounded = float.clone();
         let wanted = plan::wanted(&float, true);
         plan::round_weights(&mut rounded, &wanted, false);
-        let none = Plan::none(float.nodes.len());
-        let calibration = Calibration { method: Method::MinMax, bits: 4, symmetric: false };
+        let none = GraphPlan::none(float.nodes.len());
+        let calibration =
+            Calibration { method: CalibrationMethod::MinMax, bits: 4, symmetric: false };
         let found = calibrate(&rounded, &none, &wanted, calibration, |each| each(&images)).unwrap();
         let mut plan = plan::calibrated(&rounded, &Default::default(), found);
         // The error of a channel's mean, largest in each convolution.
-        let errors = |plan: &Plan| -> Vec<f64> {
+        let errors = |plan: &GraphPlan| -> Vec<f64> {
             let mut means = vec![];
             let see = |_: NodeId, x: &Tensor| means.push(channel_means(x));
             Reference::new(&float).run(&images, None, see).unwrap();

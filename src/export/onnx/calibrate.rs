@@ -7,20 +7,20 @@ use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 use super::graph::{Graph, Op};
-use super::plan::{Found, Plan, QParams, Wanted};
+use super::plan::{Found, GraphPlan, QParams, Wanted};
 use super::reference::Reference;
 use crate::nn::{Function, LEAKY_SLOPE};
 
 /// Bins of a histogram.
 const NUM_BINS: usize = 2048;
-/// Ends of the range that the search for the least error tries on each side, as shares of the largest value: all of it
+/// Ends of the range that the search for the least error tries on each side, as fractions of the largest value: all of it
 /// down to 2 %, by equal factors.
-const NUM_SHARES: i32 = 40;
-const SMALLEST_SHARE: f64 = 0.02;
+const NUM_FRACTIONS: i32 = 40;
+const SMALLEST_FRACTION: f64 = 0.02;
 
 /// How ranges are chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Method {
+pub enum CalibrationMethod {
     /// From the smallest to the largest value seen.
     MinMax,
     /// So that this percentage of the values lies below the upper end, and as much above the lower one.
@@ -29,7 +29,7 @@ pub enum Method {
     Mse,
 }
 
-impl FromStr for Method {
+impl FromStr for CalibrationMethod {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
@@ -42,7 +42,7 @@ impl FromStr for Method {
     }
 }
 
-impl Default for Method {
+impl Default for CalibrationMethod {
     /// Enough to leave single outliers out. Cutting more costs accuracy: large values are rare and carry the object.
     fn default() -> Self {
         Self::Percentile(99.999)
@@ -53,7 +53,7 @@ impl Default for Method {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Calibration {
     /// How.
-    pub method: Method,
+    pub method: CalibrationMethod,
     /// Bits of a value, 2 to 8.
     pub bits: u32,
     /// Signed integers around 0.
@@ -61,14 +61,14 @@ pub struct Calibration {
 }
 
 /// The rounding of the wanted values. `pass` hands over all images, batch by batch, each time it is called (once for
-/// [`Method::MinMax`], else twice); `trained` is the rounding that already exists. Channels of their own take their whole
+/// [`CalibrationMethod::MinMax`], else twice); `trained` is the rounding that already exists. Channels of their own take their whole
 /// range.
 ///
 /// # Errors
 /// If images have another size than the graph, there are none, or a value is not finite.
 pub fn calibrate(
     graph: &Graph,
-    trained: &Plan,
+    trained: &GraphPlan,
     wanted: &Wanted,
     calibration: Calibration,
     mut pass: impl FnMut(&mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()>,
@@ -106,7 +106,7 @@ pub fn calibrate(
             channels.iter().chain([range]).all(|(low, high)| low.is_finite() && high.is_finite());
         ensure!(finite, "the values of {} are not finite", node.name);
     }
-    if calibration.method != Method::MinMax {
+    if calibration.method != CalibrationMethod::MinMax {
         let mut histograms: Vec<Vec<u64>> = wanted
             .values
             .iter()
@@ -124,7 +124,7 @@ pub fn calibrate(
         ranges = (ranges.par_iter().zip(&histograms).zip(&errors))
             .map(|((&range, histogram), &below_zero)| match calibration.method {
                 _ if histogram.is_empty() || range.0 == range.1 => range,
-                Method::Percentile(percent) => {
+                CalibrationMethod::Percentile(percent) => {
                     let (low, high) = percentile(histogram, range, percent);
                     (low, if keeps_high(calibration) { range.1 } else { high })
                 }
@@ -239,8 +239,8 @@ fn least_error(
             (x, *n as f64 * if x < 0.0 { below_zero * below_zero } else { 1.0 })
         })
         .collect();
-    let shares: Vec<f64> = (0..NUM_SHARES)
-        .map(|i| SMALLEST_SHARE.powf(f64::from(i) / f64::from(NUM_SHARES - 1)))
+    let fractions: Vec<f64> = (0..NUM_FRACTIONS)
+        .map(|i| SMALLEST_FRACTION.powf(f64::from(i) / f64::from(NUM_FRACTIONS - 1)))
         .collect();
     let error = |low: f32, high: f32| {
         let p = QParams::over(low, high, calibration.bits, calibration.symmetric);
@@ -256,17 +256,17 @@ fn least_error(
         counts.iter().map(squared).sum::<f64>()
     };
     if calibration.symmetric {
-        let least = least(&shares, |s| {
+        let least = least(&fractions, |s| {
             error((f64::from(range.0) * s) as f32, (f64::from(range.1) * s) as f32)
         });
-        let share = least.unwrap_or(1.0);
-        return ((f64::from(range.0) * share) as f32, (f64::from(range.1) * share) as f32);
+        let fraction = least.unwrap_or(1.0);
+        return ((f64::from(range.0) * fraction) as f32, (f64::from(range.1) * fraction) as f32);
     }
     let ends = |end: f32| -> Vec<f32> {
         if end == 0.0 {
             vec![0.0]
         } else {
-            shares.iter().map(|s| (f64::from(end) * s) as f32).collect()
+            fractions.iter().map(|s| (f64::from(end) * s) as f32).collect()
         }
     };
     let highs = if keeps_high(calibration) { vec![range.1] } else { ends(range.1) };
@@ -289,7 +289,8 @@ fn least<T: Copy>(values: &[T], error: impl Fn(&T) -> f64) -> Option<T> {
 mod tests {
     use super::*;
 
-    const EIGHT: Calibration = Calibration { method: Method::Mse, bits: 8, symmetric: false };
+    const EIGHT: Calibration =
+        Calibration { method: CalibrationMethod::Mse, bits: 8, symmetric: false };
 
     /// A thousand values in 0..1 and one of 100.
     fn with_outlier() -> (Vec<u64>, (f32, f32)) {

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 
-use super::graph::{Codes, Conv, Graph, LevelNodes, NodeId, Op, Weight};
-use super::plan::{self, Plan, QParams};
+use super::graph::{Conv, Graph, LevelNodes, NodeId, Op, ScaledCodes, Weight};
+use super::plan::{self, GraphPlan, QParams};
 use super::proto::{self, Attribute, DataType, Tensor, ValueInfo};
 use crate::nn::{Function, LEAKY_SLOPE, NORM_EPS, PoolShape};
 
@@ -51,7 +51,7 @@ pub struct EmitOptions {
 /// If the opset is outside what is known, or lacks a type that is asked for.
 pub fn emit(
     graph: &Graph,
-    plan: &Plan,
+    plan: &GraphPlan,
     options: &EmitOptions,
     metadata: &BTreeMap<String, String>,
 ) -> Result<proto::Model> {
@@ -91,7 +91,7 @@ fn ir_version(opset: i64) -> i64 {
 }
 
 /// The type that holds a weight's codes.
-pub fn carrier_of(codes: &Codes, options: &EmitOptions) -> DataType {
+pub fn carrier_of(codes: &ScaledCodes, options: &EmitOptions) -> DataType {
     let (low, high) = codes.range();
     let fits = |kind: DataType| kind.range().0 <= low && high <= kind.range().1;
     match options.carrier {
@@ -113,7 +113,7 @@ pub(super) fn value_name(graph: &Graph, node: NodeId) -> String {
 
 struct Emitter<'a> {
     graph: &'a Graph,
-    plan: &'a Plan,
+    plan: &'a GraphPlan,
     options: &'a EmitOptions,
     out: proto::Graph,
     /// Constants that are written.
@@ -258,14 +258,14 @@ impl Emitter<'_> {
         self.push(op, &name, &[value, weight, bias], &out, attributes_of(constants));
     }
 
-    /// What a channel of a convolution is multiplied with to have the step of [`Plan::values`].
+    /// What a channel of a convolution is multiplied with to have the step of [`GraphPlan::values`].
     fn gains(&self, node: NodeId) -> Option<Vec<f32>> {
         let (common, channels) = self.plan.values[node].zip(self.plan.channels[node].as_ref())?;
         Some(channels.iter().map(|c| common.scale / c.scale).collect())
     }
 
     /// Integer weights and their inverse rounding; returns the floats' name.
-    fn codes(&mut self, node: NodeId, conv: usize, codes: &Codes) -> String {
+    fn codes(&mut self, node: NodeId, conv: usize, codes: &ScaledCodes) -> String {
         let constants = &self.graph.convs[conv];
         let (layer, name) = (&constants.name, self.graph.nodes[node].name.clone());
         let kind = carrier_of(codes, self.options);
@@ -551,7 +551,7 @@ mod tests {
     }
 
     /// The tiny network with every value but the outputs rounded.
-    fn rounded() -> (Graph, Plan) {
+    fn rounded() -> (Graph, GraphPlan) {
         let net = network(&NetworkConfig::widedepth_tiny(), 2);
         let mut graph = graph_of(&net, &[], (64, 64)).unwrap();
         let wanted = plan::wanted(&graph, true);
@@ -671,7 +671,7 @@ mod tests {
     #[test]
     fn codes_get_the_smallest_type_that_opset_and_runtime_have() {
         let of = |codes: &[i32], options: &EmitOptions| {
-            carrier_of(&Codes { codes: codes.to_vec(), scale: vec![1.0] }, options)
+            carrier_of(&ScaledCodes { codes: codes.to_vec(), scale: vec![1.0] }, options)
         };
         let all = EmitOptions { opset: INT2_OPSET, carrier: Carrier::TrueBits, ..options() };
         assert_eq!(of(&[-1, 0, 1], &all), DataType::Int2);

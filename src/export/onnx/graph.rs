@@ -11,11 +11,11 @@ pub type NodeId = usize;
 #[derive(Debug, Clone)]
 pub struct Graph {
     /// The operations; each reads earlier ones only.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<GraphNode>,
     /// The constants of convolutions and linear layers; of a layer that runs several times once.
     pub convs: Vec<Conv>,
     /// The constants of norms.
-    pub norms: Vec<Norm>,
+    pub norms: Vec<NormConstants>,
     /// The outputs, in the network's order.
     pub outputs: Vec<Output>,
     /// For each level, finest first, logits and offsets.
@@ -66,7 +66,7 @@ pub struct LevelNodes {
 
 /// An operation and the shape of its result.
 #[derive(Debug, Clone)]
-pub struct Node {
+pub struct GraphNode {
     /// Its unique name: the layer's key, and the level where a layer runs on several.
     pub name: String,
     /// What it does.
@@ -176,19 +176,19 @@ pub enum Weight {
     /// Numbers without a grid.
     Float(Vec<f32>),
     /// Integers and their scale.
-    Codes(Codes),
+    Codes(ScaledCodes),
 }
 
 /// Integers, times a scale: one, or one an output channel.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Codes {
+pub struct ScaledCodes {
     /// -128 to 127.
     pub codes: Vec<i32>,
     /// One, or one an output channel.
     pub scale: Vec<f32>,
 }
 
-impl Codes {
+impl ScaledCodes {
     /// The scale of an output channel.
     pub fn scale_of(&self, channel: usize) -> f32 {
         self.scale[if self.scale.len() == 1 { 0 } else { channel }]
@@ -211,7 +211,7 @@ impl Codes {
 
 /// The constants of a group norm (eps 1e-5), or of a batch norm of its own.
 #[derive(Debug, Clone)]
-pub struct Norm {
+pub struct NormConstants {
     /// The layer's key.
     pub name: String,
     /// Groups of channels; 1 for a batch norm.

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::emit::value_name;
 use super::graph::{Graph, NodeId};
-use super::plan::Plan;
+use super::plan::GraphPlan;
 use super::reference::{Reference, Rounding};
 use super::session::OnnxSession;
 use crate::nn::{Engine, OutputShape, Outputs};
@@ -21,27 +21,27 @@ pub struct LayerSteps {
     pub name: String,
     /// The largest difference between an integer of ONNX Runtime's and libtorch's, in steps of this value.
     pub max_steps: i64,
-    /// The share of the integers that differ.
-    pub share: f64,
+    /// The fraction of the integers that differ.
+    pub fraction: f64,
 }
 
 /// The rounded values of a graph, by node, and their names in the file: what [`super::SessionOptions::values`] has to
 /// hold for [`LayerCheck`].
-pub fn rounded_values(graph: &Graph, plan: &Plan) -> Vec<(NodeId, String)> {
+pub fn quantized_values(graph: &Graph, plan: &GraphPlan) -> Vec<(NodeId, String)> {
     let rounded = (0..graph.nodes.len()).filter(|&node| plan.values[node].is_some());
     rounded.map(|node| (node, format!("{}.q", value_name(graph, node)))).collect()
 }
 
 /// A file's rounded values as the outputs of an engine, integers as such.
-pub struct RoundedValues<'a> {
+pub struct QuantizedValues<'a> {
     session: &'a OnnxSession,
     outputs: Vec<OutputShape>,
 }
 
-impl<'a> RoundedValues<'a> {
-    /// Of a session that was opened with the names of [`rounded_values`].
-    pub fn new(session: &'a OnnxSession, graph: &Graph, plan: &Plan) -> Self {
-        let outputs = rounded_values(graph, plan)
+impl<'a> QuantizedValues<'a> {
+    /// Of a session that was opened with the names of [`quantized_values`].
+    pub fn new(session: &'a OnnxSession, graph: &Graph, plan: &GraphPlan) -> Self {
+        let outputs = quantized_values(graph, plan)
             .into_iter()
             .map(|(node, name)| OutputShape { name, shape: graph.nodes[node].shape.to_vec() })
             .collect();
@@ -49,7 +49,7 @@ impl<'a> RoundedValues<'a> {
     }
 }
 
-impl Engine for RoundedValues<'_> {
+impl Engine for QuantizedValues<'_> {
     fn outputs(&self, _width: usize, _height: usize) -> Vec<OutputShape> {
         self.outputs.clone()
     }
@@ -63,7 +63,7 @@ impl Engine for RoundedValues<'_> {
 /// Compares the layers of a file, batch by batch.
 pub struct LayerCheck<'a> {
     graph: &'a Graph,
-    plan: &'a Plan,
+    plan: &'a GraphPlan,
     reference: Reference<'a>,
     values: Vec<(NodeId, String)>,
     /// By rounded value: largest difference, integers that differ, integers.
@@ -72,13 +72,13 @@ pub struct LayerCheck<'a> {
 
 impl<'a> LayerCheck<'a> {
     /// For a graph that was written as `plan` rounds it.
-    pub fn new(graph: &'a Graph, plan: &'a Plan) -> Self {
-        let values = rounded_values(graph, plan);
+    pub fn new(graph: &'a Graph, plan: &'a GraphPlan) -> Self {
+        let values = quantized_values(graph, plan);
         let sums = vec![(0, 0, 0); values.len()];
         Self { graph, plan, reference: Reference::new(graph), values, sums }
     }
 
-    /// Adds images `[n, 3, h, w]` and what [`RoundedValues`] computed from them.
+    /// Adds images `[n, 3, h, w]` and what [`QuantizedValues`] computed from them.
     ///
     /// # Errors
     /// If a value is missing or has another shape.
@@ -112,7 +112,7 @@ impl<'a> LayerCheck<'a> {
         let steps =
             |((node, _), &(max_steps, differ, all)): (&(NodeId, String), &(i64, i64, i64))| {
                 let name = self.graph.nodes[*node].name.clone();
-                LayerSteps { name, max_steps, share: differ as f64 / all.max(1) as f64 }
+                LayerSteps { name, max_steps, fraction: differ as f64 / all.max(1) as f64 }
             };
         self.values.iter().zip(&self.sums).map(steps).collect()
     }

@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::graph::{
-    Codes, Conv, Graph, LevelNodes, Node, NodeId, Norm, Op, Output, Weight, Window,
+    Conv, Graph, GraphNode, LevelNodes, NodeId, NormConstants, Op, Output, ScaledCodes, Weight,
+    Window,
 };
 use crate::nn::{self, LayerInfo, LayerKind, NORM_EPS, Network, Store, Trace, TraceOp};
 use crate::quant::{Grid, ModuleQuantizer, WeightCodes};
@@ -130,7 +131,7 @@ impl Builder<'_> {
             let at = |i: usize| node.shape.get(i).copied().unwrap_or(1);
             let shape = [at(0), at(1), at(2)];
             place.push(self.graph.nodes.len());
-            self.graph.nodes.push(Node { name: node.name.clone(), op, inputs, shape });
+            self.graph.nodes.push(GraphNode { name: node.name.clone(), op, inputs, shape });
         }
         for (name, node) in &trace.outputs {
             let flat = trace.nodes[*node].shape.len() == 1;
@@ -189,7 +190,7 @@ impl Builder<'_> {
         weight: Vec<f32>,
         bias: Vec<f32>,
     ) -> usize {
-        self.graph.norms.push(Norm { name: layer.name.clone(), groups, weight, bias });
+        self.graph.norms.push(NormConstants { name: layer.name.clone(), groups, weight, bias });
         self.remember(layer, self.graph.norms.len() - 1)
     }
 
@@ -330,7 +331,7 @@ fn integers(grid: &Grid, codes: &Tensor) -> Option<(Vec<i32>, Vec<f32>)> {
     Some((codes, steps))
 }
 
-/// Codes whose scales carry the gains of a batch norm.
+/// ScaledCodes whose scales carry the gains of a batch norm.
 ///
 /// Scales are kept positive, as other runtimes want them: a channel of negative gain has its codes negated, unless one
 /// of them would then leave the range that the weight needs anyhow (two's complement has one more negative value).
@@ -339,8 +340,8 @@ fn fold_codes(
     steps: &[f32],
     gain: Option<&[f64]>,
     per_channel: usize,
-) -> Codes {
-    let Some(gain) = gain else { return Codes { codes, scale: steps.to_vec() } };
+) -> ScaledCodes {
+    let Some(gain) = gain else { return ScaledCodes { codes, scale: steps.to_vec() } };
     let most = codes.iter().map(|c| if *c < 0 { -c - 1 } else { *c }).max().unwrap_or(0);
     let limit =
         most.max(0).checked_add(1).map_or(MAX_CODE, |n| (n as u32).next_power_of_two() as i32 - 1);
@@ -358,7 +359,7 @@ fn fold_codes(
         }
         scale.push(factor);
     }
-    Codes { codes, scale }
+    ScaledCodes { codes, scale }
 }
 
 #[cfg(test)]

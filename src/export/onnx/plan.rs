@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::graph::{Codes, Conv, Graph, Node, NodeId, Op, Weight};
+use super::graph::{Conv, Graph, GraphNode, NodeId, Op, ScaledCodes, Weight};
 use super::proto::DataType;
 use crate::nn::Function;
 use crate::quant::{ActivationReport, ModuleQuantizer};
@@ -83,7 +83,7 @@ impl QParams {
 
 /// The rounding of a graph's values.
 #[derive(Debug, Clone, Default)]
-pub struct Plan {
+pub struct GraphPlan {
     /// By node: its value is rounded, for everything that reads it.
     pub values: Vec<Option<QParams>>,
     /// By convolution node: its input is rounded (again) before it.
@@ -95,7 +95,7 @@ pub struct Plan {
     pub biases: Vec<Option<Vec<f32>>>,
 }
 
-impl Plan {
+impl GraphPlan {
     /// Rounds nothing.
     pub fn none(num_nodes: usize) -> Self {
         Self {
@@ -152,12 +152,12 @@ fn of_report(layer: &str, report: &ActivationReport) -> Result<Option<QParams>> 
 }
 
 /// Rounds only the inputs that training quantized.
-pub fn as_trained(graph: &Graph, trained: &HashMap<String, QParams>) -> Plan {
+pub fn as_trained(graph: &Graph, trained: &HashMap<String, QParams>) -> GraphPlan {
     let inputs = graph.nodes.iter().map(|node| {
         let conv = node.op.conv()?;
         trained.get(&graph.convs[conv].name).copied()
     });
-    Plan { inputs: inputs.collect(), ..Plan::none(graph.nodes.len()) }
+    GraphPlan { inputs: inputs.collect(), ..GraphPlan::none(graph.nodes.len()) }
 }
 
 /// What calibration has to find.
@@ -215,7 +215,7 @@ pub fn wanted(graph: &Graph, by_channel: bool) -> Wanted {
 }
 
 /// Whether runtimes have a kernel of integers for what a node does: not for transposed convolutions.
-fn is_integer_kernel(graph: &Graph, node: &Node) -> bool {
+fn is_integer_kernel(graph: &Graph, node: &GraphNode) -> bool {
     node.op.conv().is_some_and(|conv| !graph.convs[conv].is_transposed())
 }
 
@@ -228,7 +228,7 @@ impl Wanted {
 
 /// Rounds what calibration found: by the trained quantizer of a layer that reads it (the widest where there are several;
 /// the others round once more), else as found.
-pub fn calibrated(graph: &Graph, trained: &HashMap<String, QParams>, found: Found) -> Plan {
+pub fn calibrated(graph: &Graph, trained: &HashMap<String, QParams>, found: Found) -> GraphPlan {
     let own = as_trained(graph, trained).inputs;
     let Found { mut values, mut channels } = found;
     let mut widest: HashMap<NodeId, QParams> = HashMap::new();
@@ -268,10 +268,10 @@ pub fn calibrated(graph: &Graph, trained: &HashMap<String, QParams>, found: Foun
         own.filter(|own| values[x].as_ref() != Some(own))
     });
     let inputs = inputs.collect();
-    Plan { values, inputs, channels, biases: vec![None; graph.nodes.len()] }
+    GraphPlan { values, inputs, channels, biases: vec![None; graph.nodes.len()] }
 }
 
-/// The one rounding that an integer kernel does before [`Plan::channels`]: the largest step, from 0 on.
+/// The one rounding that an integer kernel does before [`GraphPlan::channels`]: the largest step, from 0 on.
 fn common(channels: &[QParams]) -> QParams {
     let widest = channels.iter().max_by(|a, b| a.scale.total_cmp(&b.scale));
     QParams { zero_point: 0, ..*widest.expect("a value has channels") }
@@ -305,7 +305,7 @@ pub fn round_weights(graph: &mut Graph, wanted: &Wanted, fit_pairs: bool) -> Vec
             codes.extend(channel.iter().map(code));
             scale.push(step);
         }
-        conv.weight = Weight::Codes(Codes { codes, scale });
+        conv.weight = Weight::Codes(ScaledCodes { codes, scale });
         rounded.push(conv.name.clone());
     }
     rounded
@@ -324,7 +324,7 @@ fn largest_pair(channel: &[f32], places: usize) -> f32 {
 /// between rounded values; `None` for others, whose bias stays float.
 pub fn integer_bias(
     graph: &Graph,
-    plan: &Plan,
+    plan: &GraphPlan,
     node: NodeId,
     x: NodeId,
     conv: usize,
@@ -344,7 +344,7 @@ pub fn integer_bias(
 
 /// Makes the integer biases of a plan fit 32 bits: a bias has the scale of input and weight together, so a channel
 /// whose weights are all but 0 gets a coarser scale, and codes that are smaller by as much.
-pub fn fit_biases(graph: &mut Graph, plan: &Plan) {
+pub fn fit_biases(graph: &mut Graph, plan: &GraphPlan) {
     for (i, node) in graph.nodes.iter().enumerate() {
         let Some(conv) = node.op.conv() else { continue };
         let x = node.inputs[0];
@@ -423,8 +423,10 @@ mod tests {
 
     #[test]
     fn a_bias_that_is_too_large_for_its_scale_makes_the_scale_coarser() {
-        let weight =
-            Weight::Codes(Codes { codes: vec![100, -100, 100, -100], scale: vec![1e-12, 0.1] });
+        let weight = Weight::Codes(ScaledCodes {
+            codes: vec![100, -100, 100, -100],
+            scale: vec![1e-12, 0.1],
+        });
         let mut conv = Conv {
             name: "c".to_owned(),
             dims: [2, 2, 1, 1],

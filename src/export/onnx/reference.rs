@@ -3,8 +3,8 @@
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-use super::graph::{Conv, Graph, Node, NodeId, Op, Output};
-use super::plan::{Plan, QParams, integer_bias};
+use super::graph::{Conv, Graph, GraphNode, NodeId, Op, Output};
+use super::plan::{GraphPlan, QParams, integer_bias};
 use crate::nn::{Engine, Function, NORM_EPS, OutputShape, Outputs};
 
 /// A graph's constants as tensors, ready to run.
@@ -37,7 +37,7 @@ impl<'a> Reference<'a> {
     pub fn run(
         &self,
         images: &Tensor,
-        plan: Option<&Plan>,
+        plan: Option<&GraphPlan>,
         mut see: impl FnMut(NodeId, &Tensor),
     ) -> Result<Outputs> {
         self.run_along(images, plan, |node, value| {
@@ -53,7 +53,7 @@ impl<'a> Reference<'a> {
     pub fn run_along(
         &self,
         images: &Tensor,
-        plan: Option<&Plan>,
+        plan: Option<&GraphPlan>,
         along: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
     ) -> Result<Outputs> {
         self.run_with(images, plan, along, |_, _| None)
@@ -66,7 +66,7 @@ impl<'a> Reference<'a> {
     pub fn run_corrected(
         &self,
         images: &Tensor,
-        plan: &Plan,
+        plan: &GraphPlan,
         correct: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
     ) -> Result<Outputs> {
         self.run_with(images, Some(plan), |_, _| None, correct)
@@ -75,7 +75,7 @@ impl<'a> Reference<'a> {
     fn run_with(
         &self,
         images: &Tensor,
-        plan: Option<&Plan>,
+        plan: Option<&GraphPlan>,
         mut along: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
         mut correct: impl FnMut(NodeId, &Tensor) -> Option<Tensor>,
     ) -> Result<Outputs> {
@@ -120,10 +120,10 @@ impl<'a> Reference<'a> {
         &self,
         node: NodeId,
         images: &Tensor,
-        plan: Option<&Plan>,
+        plan: Option<&GraphPlan>,
         values: &[Option<Tensor>],
     ) -> Tensor {
-        let Node { op, inputs, shape, .. } = &self.graph.nodes[node];
+        let GraphNode { op, inputs, shape, .. } = &self.graph.nodes[node];
         let of = |i: usize| values[inputs[i]].as_ref().expect("nodes read earlier ones");
         match *op {
             Op::Input => images.shallow_clone(),
@@ -168,12 +168,12 @@ fn convolve(conv: &Conv, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
 /// A graph, rounded as a plan says, as an engine: what the written file should compute.
 pub struct PlannedGraph<'a> {
     reference: Reference<'a>,
-    plan: &'a Plan,
+    plan: &'a GraphPlan,
 }
 
 impl<'a> PlannedGraph<'a> {
     /// Copies the graph's constants.
-    pub fn new(graph: &'a Graph, plan: &'a Plan) -> Self {
+    pub fn new(graph: &'a Graph, plan: &'a GraphPlan) -> Self {
         Self { reference: Reference::new(graph), plan }
     }
 }
@@ -195,7 +195,13 @@ impl Engine for PlannedGraph<'_> {
 }
 
 /// The bias of a convolution in a plan, if it is not the layer's: rounded for one of integers.
-fn own_bias(graph: &Graph, plan: &Plan, node: NodeId, x: NodeId, conv: usize) -> Option<Tensor> {
+fn own_bias(
+    graph: &Graph,
+    plan: &GraphPlan,
+    node: NodeId,
+    x: NodeId,
+    conv: usize,
+) -> Option<Tensor> {
     let Some((integers, scales)) = integer_bias(graph, plan, node, x, conv) else {
         return plan.biases[node].as_ref().map(|bias| Tensor::from_slice(bias));
     };
@@ -214,7 +220,7 @@ pub(super) struct Rounding {
 
 impl Rounding {
     /// Of a node; none where its value stays float.
-    pub fn of(plan: &Plan, node: NodeId) -> Option<Self> {
+    pub fn of(plan: &GraphPlan, node: NodeId) -> Option<Self> {
         let params = plan.values[node]?;
         let all = plan.channels[node].as_deref();
         let tensor = |of: fn(&QParams) -> f32| match all {
@@ -251,7 +257,7 @@ fn round(x: &Tensor, params: &QParams) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export::onnx::calibrate::{Calibration, Method, calibrate};
+    use crate::export::onnx::calibrate::{Calibration, CalibrationMethod, calibrate};
     use crate::export::onnx::graph::Weight;
     use crate::export::onnx::network::{graph_of, graph_of_trace};
     use crate::export::onnx::plan;
@@ -422,8 +428,9 @@ mod tests {
         // And rounded values in between: near, and not the same.
         let mut graph = float;
         let wanted = plan::wanted(&graph, true);
-        let calibration = Calibration { method: Method::MinMax, bits: 8, symmetric: false };
-        let none = Plan::none(graph.nodes.len());
+        let calibration =
+            Calibration { method: CalibrationMethod::MinMax, bits: 8, symmetric: false };
+        let none = GraphPlan::none(graph.nodes.len());
         plan::round_weights(&mut graph, &wanted, false);
         let found = calibrate(&graph, &none, &wanted, calibration, |each| each(&images)).unwrap();
         let plan = plan::calibrated(&graph, &Default::default(), found);

@@ -71,7 +71,7 @@ pub fn pack(codes: &[u8], coding: Coding) -> Result<Vec<u8>> {
         coding.num_values()
     );
     let mut bytes = vec![0; num_bytes];
-    let (task_bytes, task): (usize, Task) = match coding {
+    let (task_bytes, task): (usize, Conversion) = match coding {
         Coding::Bits(bits) => (CODES_PER_TASK / 8 * bits as usize, BIT_PACKERS[bits as usize - 1]),
         Coding::Base3 => (CODES_PER_TASK / TRITS, pack_base3),
     };
@@ -93,7 +93,7 @@ pub fn unpack(bytes: &[u8], coding: Coding, num_codes: usize) -> Result<Vec<u8>>
         "{num_codes} codes as {coding:?} do not take {} bytes",
         bytes.len()
     );
-    let (task_bytes, task): (usize, Task) = match coding {
+    let (task_bytes, task): (usize, Conversion) = match coding {
         Coding::Bits(bits) => {
             (CODES_PER_TASK / 8 * bits as usize, BIT_UNPACKERS[bits as usize - 1])
         }
@@ -136,9 +136,9 @@ fn rest_is_zero(bytes: &[u8], coding: Coding, num_codes: usize) -> bool {
 }
 
 /// From the bytes of one form to those of the other.
-type Task = fn(&[u8], &mut [u8]);
+type Conversion = fn(&[u8], &mut [u8]);
 
-const BIT_PACKERS: [Task; 8] = [
+const BIT_PACKERS: [Conversion; 8] = [
     pack_bits::<1>,
     pack_bits::<2>,
     pack_bits::<3>,
@@ -149,7 +149,7 @@ const BIT_PACKERS: [Task; 8] = [
     pack_bits::<8>,
 ];
 
-const BIT_UNPACKERS: [Task; 8] = [
+const BIT_UNPACKERS: [Conversion; 8] = [
     unpack_bits::<1>,
     unpack_bits::<2>,
     unpack_bits::<3>,

@@ -130,14 +130,14 @@ pub fn verify(path: &Path) -> Result<()> {
 }
 
 /// A file whose header was read, and which stands at its first byte of data.
-struct Opened {
+struct OpenPackedFile {
     file: File,
     header: Header,
     header_bytes: u64,
     data_crc: u32,
 }
 
-fn open(path: &Path) -> Result<Opened> {
+fn open(path: &Path) -> Result<OpenPackedFile> {
     let file = crate::io::open_file(path)?;
     let meta = file.metadata()?;
     ensure!(meta.is_file(), "not a file");
@@ -177,7 +177,7 @@ fn open(path: &Path) -> Result<Opened> {
         "{data_bytes} bytes follow the header, expected {}: it is truncated or damaged",
         header.data_bytes
     );
-    Ok(Opened { file, header, header_bytes, data_crc: word(24) })
+    Ok(OpenPackedFile { file, header, header_bytes, data_crc: word(24) })
 }
 
 fn check_crc(what: &str, bytes: &[u8], expected: u32) -> Result<()> {

@@ -38,14 +38,14 @@ impl Folded {
 }
 
 /// The state of a batch norm in inference, on the CPU.
-struct Norm {
+struct BatchNormState {
     weight: Tensor,
     bias: Tensor,
     mean: Tensor,
     var: Tensor,
 }
 
-impl Norm {
+impl BatchNormState {
     fn of(store: &Store, name: &str) -> Option<Self> {
         let part = |part: &str| {
             let tensor = store.get(&format!("{name}.{part}"))?;
@@ -101,7 +101,8 @@ pub(super) fn fold_all(store: &Store) -> Result<(Vec<Folded>, usize)> {
     let (mut folded, mut num_not_folded) = (Vec::new(), 0);
     for var in store.vars() {
         let Some(name) = var.name.strip_suffix(".running_var") else { continue };
-        let norm = Norm::of(store, name).with_context(|| format!("{name} is not a batch norm"))?;
+        let norm = BatchNormState::of(store, name)
+            .with_context(|| format!("{name} is not a batch norm"))?;
         match no_grad(|| exact_fold(&norm)) {
             Some((multiplier, offset)) => {
                 folded.push(Folded { name: name.to_owned(), multiplier, offset });
@@ -113,9 +114,9 @@ pub(super) fn fold_all(store: &Store) -> Result<(Vec<Folded>, usize)> {
 }
 
 /// The folded form, if it gives the same bits on inputs of both memory orders.
-fn exact_fold(norm: &Norm) -> Option<(Tensor, Tensor)> {
+fn exact_fold(norm: &BatchNormState) -> Option<(Tensor, Tensor)> {
     let (multiplier, offset) = norm.fold();
-    let plain = Norm::plain(&multiplier, &offset);
+    let plain = BatchNormState::plain(&multiplier, &offset);
     let channels = norm.weight.size()[0];
     // 35 numbers for each channel, of many magnitudes and both signs
     let numbers = Tensor::arange(channels * 35, (Kind::Float, Device::Cpu));
@@ -141,7 +142,7 @@ pub(super) fn unfold(
         anyhow::Ok(stored.remove(at).1)
     };
     let (multiplier, offset) = (take("multiplier")?, take("offset")?);
-    let plain = Norm::plain(&multiplier, &offset);
+    let plain = BatchNormState::plain(&multiplier, &offset);
     let [weight, bias, mean, var, batches] = PARTS.map(|part| format!("{name}.{part}"));
     Ok([
         (weight, plain.weight),

@@ -207,7 +207,7 @@ fn a_truncated_file_is_an_error_wherever_it_ends() {
         "{error:#}"
     );
     let error = read(Path::new("/")).unwrap_err();
-    assert!(format!("{error:#}").ends_with("it is a folder, expected a file"), "{error:#}");
+    assert!(format!("{error:#}").ends_with("it is a directory, expected a file"), "{error:#}");
 }
 
 fn named(tensors: Vec<(&str, Tensor)>) -> Vec<(String, Tensor)> {

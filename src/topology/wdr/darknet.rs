@@ -75,7 +75,7 @@ impl Residual {
 }
 
 /// A stride-2 convolution (`unit1`), then residual pairs (`unit2`, ...).
-struct Stage {
+struct DarknetStage {
     down: ConvBnLeaky,
     units: Vec<Residual>,
 }
@@ -85,7 +85,7 @@ struct Stage {
 /// Keys: `features.init_block.*`, `features.stage{1..5}.unit{1..}.*`, `output.{weight,bias}`.
 pub(super) struct Darknet {
     init_block: ConvBnLeaky,
-    stages: Vec<Stage>,
+    stages: Vec<DarknetStage>,
 }
 
 impl Darknet {
@@ -100,7 +100,7 @@ impl Darknet {
         {
             let p = &features / format!("stage{}", i + 1);
             let shape = ConvShape::new(c_in, channels, 3).stride(2);
-            stages.push(Stage {
+            stages.push(DarknetStage {
                 down: ConvBnLeaky::new(&(&p / "unit1"), shape),
                 units: (2..=units)
                     .map(|unit| Residual::new(&(&p / format!("unit{unit}")), channels))

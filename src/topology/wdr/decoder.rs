@@ -143,7 +143,7 @@ mod tests {
         CellDecoder::new(grid, num_classes, corners, CandidateConfig::default()).unwrap()
     }
 
-    /// Outputs of an image in which every cell of class 1 above `logit` sees the corners at `pixels`, and class 0 is nowhere.
+    /// HeadOutputs of an image in which every cell of class 1 above `logit` sees the corners at `pixels`, and class 0 is nowhere.
     fn host(decoder: &CellDecoder, logit: f32, pixels: &[Vec2; 8]) -> HostOutputs {
         let grid = &decoder.grid;
         let mut values = Vec::new();

@@ -7,7 +7,7 @@ use tch::{Kind, Reduction, Tensor};
 use super::anchors::AnchorGrid;
 use super::head::NUM_OFFSETS;
 use super::loss::{LIFT, by_cell, positive_rows};
-use super::outputs::Outputs;
+use super::outputs::HeadOutputs;
 use super::targets::Assignment;
 
 /// Distillation: the network also learns what the float network says that the run starts from.
@@ -42,8 +42,8 @@ pub struct DistillLosses {
 /// The losses of a student's outputs against those of its teacher for the same images. Both have the shapes of the grid and
 /// the assignments.
 pub(super) fn distill(
-    student: &Outputs,
-    teacher: &Outputs,
+    student: &HeadOutputs,
+    teacher: &HeadOutputs,
     grid: &AnchorGrid,
     assignments: &[Assignment],
     config: &DistillConfig,
@@ -53,11 +53,12 @@ pub(super) fn distill(
     let cls = divergence(&q, &p.detach()) * config.weight_cls;
     let rows = Tensor::from_slice(&positive_rows(grid, assignments, num_classes));
     let rows = rows.to_device(q.device());
-    let offsets = |outputs: &Outputs| {
+    let offsets = |outputs: &HeadOutputs| {
         let all = by_cell(&outputs.reg, NUM_OFFSETS * num_classes).reshape([-1, NUM_OFFSETS]);
         all.index_select(0, &rows) * LIFT
     };
-    let difference = offsets(student).smooth_l1_loss(&offsets(teacher).detach(), Reduction::Sum, 1.0);
+    let difference =
+        offsets(student).smooth_l1_loss(&offsets(teacher).detach(), Reduction::Sum, 1.0);
     let reg = difference * (config.weight_reg / (NUM_OFFSETS as f64 * LIFT));
     DistillLosses { cls, reg }
 }
@@ -76,7 +77,7 @@ mod tests {
     use crate::schema::check_ranges;
     use crate::topology::wdr::{AssignedObject, NetworkConfig, Positive};
 
-    fn outputs(grid: &AnchorGrid, cls: f64, reg: f64) -> Outputs {
+    fn outputs(grid: &AnchorGrid, cls: f64, reg: f64) -> HeadOutputs {
         let make = |channels: i64, value: f64| {
             let level = |l: &super::super::Level| {
                 Tensor::full([1, channels, l.h as i64, l.w as i64], value, tch::kind::FLOAT_CPU)
@@ -84,7 +85,7 @@ mod tests {
             };
             grid.levels.iter().map(level).collect()
         };
-        Outputs { cls: make(2, cls), reg: make(32, reg) }
+        HeadOutputs { cls: make(2, cls), reg: make(32, reg) }
     }
 
     fn grid() -> AnchorGrid {

@@ -1,7 +1,7 @@
 //! The head: class logits and corner offsets of every cell, one set of weights for all levels.
 
 use super::config::NetworkConfig;
-use super::outputs::Outputs;
+use super::outputs::HeadOutputs;
 use crate::nn::{Conv2d, ConvShape, Fill, GroupNorm, Ops, Path, Scale};
 
 /// Numbers regressed for a cell and class: 8 corners, x and y.
@@ -74,8 +74,8 @@ impl Head {
     }
 
     /// Logits and offsets of each level, finest first.
-    pub(super) fn run<O: Ops>(&self, ops: &mut O, levels: &[O::Value]) -> Outputs<O::Value> {
-        let mut outputs = Outputs { cls: vec![], reg: vec![] };
+    pub(super) fn run<O: Ops>(&self, ops: &mut O, levels: &[O::Value]) -> HeadOutputs<O::Value> {
+        let mut outputs = HeadOutputs { cls: vec![], reg: vec![] };
         for ((x, scale), level) in levels.iter().zip(&self.scales).zip(self.finest_level..) {
             ops.at(Some(format_args!("p{level}")));
             let cls = self.cls_tower.run(ops, x);

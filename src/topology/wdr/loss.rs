@@ -7,7 +7,7 @@ use tch::{Device, Kind, Reduction, Tensor};
 
 use super::anchors::AnchorGrid;
 use super::head::NUM_OFFSETS;
-use super::outputs::Outputs;
+use super::outputs::HeadOutputs;
 use super::targets::{Assignment, Positive};
 use crate::geom::Camera;
 
@@ -72,7 +72,7 @@ impl Losses {
 /// Hu et al., *Wide-Depth-Range 6D Object Pose Estimation in Space*, CVPR 2021, section 3; the focal loss:
 /// Lin et al., ICCV 2017, equation 5.
 pub fn losses(
-    outputs: &Outputs,
+    outputs: &HeadOutputs,
     grid: &AnchorGrid,
     camera: &Camera,
     assignments: &[Assignment],
@@ -92,7 +92,7 @@ pub fn losses(
 
 /// Batch size and number of classes of outputs that fit the grid.
 fn check_shapes(
-    outputs: &Outputs,
+    outputs: &HeadOutputs,
     grid: &AnchorGrid,
     assignments: &[Assignment],
 ) -> Result<(i64, i64)> {
@@ -258,8 +258,8 @@ mod tests {
         assign(&grid, &TargetConfig::default(), &camera, &[object], &mask, draw).unwrap()
     }
 
-    /// Outputs of `n` images and 2 classes: waves, so that no two cells agree.
-    fn outputs(n: i64) -> Outputs {
+    /// HeadOutputs of `n` images and 2 classes: waves, so that no two cells agree.
+    fn outputs(n: i64) -> HeadOutputs {
         let (grid, _) = scene();
         let make = |channels: i64| {
             let level = |l: &super::super::Level| {
@@ -270,12 +270,12 @@ mod tests {
             };
             grid.levels.iter().map(level).collect()
         };
-        Outputs { cls: make(2), reg: make(32) }
+        HeadOutputs { cls: make(2), reg: make(32) }
     }
 
-    fn image(all: &Outputs, i: i64) -> Outputs {
+    fn image(all: &HeadOutputs, i: i64) -> HeadOutputs {
         let pick = |levels: &[Tensor]| levels.iter().map(|t| t.narrow(0, i, 1)).collect();
-        Outputs { cls: pick(&all.cls), reg: pick(&all.reg) }
+        HeadOutputs { cls: pick(&all.cls), reg: pick(&all.reg) }
     }
 
     #[test]
@@ -284,7 +284,7 @@ mod tests {
         let all = outputs(2);
         let assignments = [assignment(1, 10.0), assignment(0, -40.0)];
         let config = LossConfig::default();
-        let run = |o: &Outputs, a: &[Assignment]| {
+        let run = |o: &HeadOutputs, a: &[Assignment]| {
             let l = losses(o, &grid, &camera, a, &config).unwrap();
             (l.cls.double_value(&[]), l.reg.double_value(&[]), l.num_positive)
         };
@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn outputs_that_do_not_fit_are_refused() {
         let (grid, camera) = scene();
-        let run = |outputs: &Outputs, assignments: &[Assignment]| {
+        let run = |outputs: &HeadOutputs, assignments: &[Assignment]| {
             let result = losses(outputs, &grid, &camera, assignments, &LossConfig::default());
             result.unwrap_err().to_string()
         };
@@ -346,7 +346,7 @@ mod tests {
         assert!(error.contains("class logits of level 0 have shape [2, 2, 12, 8]"), "{error}");
         let short = Assignment { labels: vec![0], ..a };
         assert!(run(&outputs(1), &[short]).contains("assignment 0 has 1 cells, expected"));
-        let none = Outputs { cls: vec![], reg: vec![] };
+        let none = HeadOutputs { cls: vec![], reg: vec![] };
         assert!(run(&none, &[]).contains("0 and 0 levels of outputs, expected 5"));
     }
 

@@ -30,7 +30,7 @@ pub use decoder::CellDecoder;
 pub use distill::{DistillConfig, DistillLosses};
 pub use loss::{LossConfig, Losses, losses};
 pub use net::PoseNet;
-pub use outputs::{Features, Outputs, output_names, output_shapes};
+pub use outputs::{Features, HeadOutputs, output_names, output_shapes};
 pub use targets::{
     AssignedObject, Assignment, Draw, LevelCount, ObjectTarget, Positive, TargetConfig, assign,
     positives_per_level,

@@ -8,7 +8,7 @@ use super::config::{Backbone, NetworkConfig};
 use super::darknet::Darknet;
 use super::fpn::Fpn;
 use super::head::Head;
-use super::outputs::{Features, Outputs, output_names};
+use super::outputs::{Features, HeadOutputs, output_names};
 use super::recognise::advise;
 use super::resnet::Resnet;
 use crate::nn::{self, DenseLevel, Eager, Network, Ops, Path, Store, Trace, Tracer};
@@ -124,7 +124,7 @@ impl PoseNet {
     ///
     /// The memory order of the images (channels-last or not) is kept to the outputs; the numbers do not depend on it
     /// but for rounding.
-    pub fn forward_t(&self, images: &Tensor, train: bool) -> Outputs {
+    pub fn forward_t(&self, images: &Tensor, train: bool) -> HeadOutputs {
         self.record(&mut Eager { train }, images)
     }
 
@@ -134,7 +134,7 @@ impl PoseNet {
     }
 
     /// The network itself, for any reader.
-    fn record<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Outputs<O::Value> {
+    fn record<O: Ops>(&self, ops: &mut O, images: &O::Value) -> HeadOutputs<O::Value> {
         let levels = self.run_features(ops, images).fpn; // the backbone's features are no longer kept
         self.head.run(ops, &levels)
     }
@@ -158,7 +158,7 @@ impl Network for PoseNet {
     fn trace(&self, width: usize, height: usize) -> Trace {
         let mut tracer = Tracer::new();
         let images = tracer.input("images", &[3, height as i64, width as i64]);
-        let Outputs { cls, reg } = self.record(&mut tracer, &images);
+        let HeadOutputs { cls, reg } = self.record(&mut tracer, &images);
         let levels = self.config.levels().zip(cls.into_iter().zip(reg));
         let named = levels.flat_map(|(level, (cls, reg))| {
             let [cls_name, reg_name] = output_names(1 << level);

@@ -9,7 +9,7 @@ use crate::nn::{self, OutputShape};
 
 /// The network's outputs, one a level, finest first.
 #[derive(Debug)]
-pub struct Outputs<V = Tensor> {
+pub struct HeadOutputs<V = Tensor> {
     /// Class logits `[n, C, h, w]`.
     pub cls: Vec<V>,
     /// Corner offsets in anchor sizes `[n, 16 C, h, w]`: class by class 8 x, then 8 y.
@@ -44,7 +44,7 @@ pub fn output_shapes(grid: &AnchorGrid, num_classes: usize) -> Vec<OutputShape> 
     of(0, num_classes).chain(of(1, num_classes * REG_CHANNELS)).collect()
 }
 
-impl Outputs {
+impl HeadOutputs {
     /// The tensors under their names, for levels of these strides: all logits, then all offsets.
     pub fn named(self, strides: &[i64]) -> nn::Outputs {
         let name = |which: usize, tensors: Vec<Tensor>| -> Vec<(String, Tensor)> {
@@ -60,7 +60,7 @@ impl Outputs {
     }
 }
 
-impl Outputs {
+impl HeadOutputs {
     /// The tensors of a [`PoseNet`](super::PoseNet)'s named outputs, level by level of `grid`.
     ///
     /// # Errors

@@ -97,7 +97,7 @@ pub struct Assignment {
 }
 
 /// How many cells an object of `span_px` gets on each level: `positive_num` shared out by
-/// `exp(-lambda log2(span / size)^2)`, each share rounded, a half up.
+/// `exp(-lambda log2(span / size)^2)`, each fraction rounded, a half up.
 pub fn positives_per_level(span_px: f64, sizes_px: &[f64], config: &TargetConfig) -> Vec<usize> {
     if !(span_px.is_finite() && span_px > 0.0) {
         return vec![0; sizes_px.len()];
@@ -106,7 +106,7 @@ pub fn positives_per_level(span_px: f64, sizes_px: &[f64], config: &TargetConfig
         .iter()
         .map(|size| -config.positive_lambda * (span_px / size).log2().powi(2))
         .collect();
-    // Shares do not change with a common factor; this one keeps the largest at 1.
+    // Fractions do not change with a common factor; this one keeps the largest at 1.
     let largest = exponents.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = exponents.iter().map(|e| (e - largest).exp()).collect();
     let sum: f64 = weights.iter().sum();
@@ -239,12 +239,12 @@ mod tests {
     #[test]
     fn an_object_of_an_anchors_size_gets_most_of_its_cells_there() {
         let sizes = [32.0, 64.0, 128.0, 256.0, 512.0];
-        // Shares of 10 over e^0 + 2 e^-1 + e^-4 + e^-9: 0.1, 2.1, 5.7, 2.1, 0.1.
+        // Fractions of 10 over e^0 + 2 e^-1 + e^-4 + e^-9: 0.1, 2.1, 5.7, 2.1, 0.1.
         let config = TargetConfig::default();
         assert_eq!(positives_per_level(128.0, &sizes, &config), [0, 2, 6, 2, 0]);
         assert_eq!(positives_per_level(1e-300, &sizes, &config), [10, 0, 0, 0, 0]);
         assert_eq!(positives_per_level(f64::NAN, &sizes, &config), [0; 5]);
-        // Equal shares of 2.5 are rounded up.
+        // Equal fractions of 2.5 are rounded up.
         let flat = TargetConfig { positive_lambda: 0.0, ..config };
         assert_eq!(positives_per_level(77.0, &sizes[..4], &flat), [3, 3, 3, 3]);
     }

@@ -12,15 +12,15 @@ use super::decoder::CellDecoder;
 use super::distill::distill;
 use super::loss::{LossConfig, losses};
 use super::net::PoseNet;
-use super::outputs::{Outputs, output_shapes};
+use super::outputs::{HeadOutputs, output_shapes};
 use super::targets::{Assignment, Draw, ObjectTarget, TargetConfig, assign};
 use crate::data::{Batch, ObjectModel, SampleObject};
 use crate::geom::Camera;
 use crate::nn::{Decode, Network, OutputShape, Preprocess};
 use crate::seed;
 use crate::topology::family::{DecodeSetting, Family, TaskSetting};
-use crate::topology::teacher::Teacher;
 use crate::topology::task::{BatchLosses, Prepare, Prepared, Task};
+use crate::topology::teacher::Teacher;
 
 /// First part of the place of a target assignment's random stream.
 const PURPOSE_TARGETS: u64 = u64::from_le_bytes(*b"targets\0");
@@ -97,12 +97,12 @@ impl Task for CellTask {
         let Targets { grid, camera, .. } = self.targets.as_ref();
         let device = network.store().device();
         let images = self.images(&prepared.batch, device)?;
-        let outputs = Outputs::of_named(&network.run(&images, train), grid)?;
+        let outputs = HeadOutputs::of_named(&network.run(&images, train), grid)?;
         let losses = losses(&outputs, grid, camera, assignments, &self.loss)?;
         let mut named = vec![("cls", losses.cls), ("reg", losses.reg)];
         // What is compared in validation is the loss of the task alone.
         if let Some(teacher) = self.teacher.as_ref().filter(|_| train) {
-            let says = Outputs::of_named(&teacher.outputs(&images), grid)?;
+            let says = HeadOutputs::of_named(&teacher.outputs(&images), grid)?;
             let found = distill(&outputs, &says, grid, assignments, teacher.config());
             named.extend([("distill_cls", found.cls), ("distill_reg", found.reg)]);
         }

@@ -38,10 +38,6 @@ fn its_losses_are_named_beside_the_others_and_change_what_is_learnt() {
     assert_eq!(names(&with), ["cls", "reg", "distill_cls", "distill_reg"]);
     assert_ne!(alone, taught);
     assert!(with.epochs.iter().all(|e| e.losses.iter().all(|(_, loss)| loss > 0.0)));
-    // the student begins as this teacher, and differs from it after a step
-    let (_, own) = weights(Some(teacher(SEED)));
-    let divergence = |step: usize| own.steps[step].losses.iter().nth(3).unwrap().1;
-    assert!(divergence(0) < divergence(5), "{:?}", own.steps);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Whole runs of a very small network on made-up batches.
 
 mod afterwards;
-mod distill;
-mod oscillation;
 mod batch_norm;
+mod distill;
 mod folder;
+mod oscillation;
 mod resume;
 mod rules;
 

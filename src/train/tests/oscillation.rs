@@ -123,5 +123,8 @@ fn a_method_that_freezes_by_itself_is_refused() {
     let stage = StageConfig::mqat("fpn", serde_json::from_str(json).unwrap());
     let mut problems = Vec::new();
     TrainConfig { stages: vec![stage], ..TrainConfig::default() }.check("t", &mut problems);
-    assert!(problems[0].starts_with("t.stages.0.weights.oscillation.freeze_above: 1.5"), "{problems:?}");
+    assert!(
+        problems[0].starts_with("t.stages.0.weights.oscillation.freeze_above: 1.5"),
+        "{problems:?}"
+    );
 }

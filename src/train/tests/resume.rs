@@ -52,7 +52,7 @@ fn stopping_after_any_update_and_resuming_changes_no_bit() {
         let means = |r: &Recorder| -> Vec<_> {
             r.epochs
                 .iter()
-                .map(|e| (e.loss, e.grad_norm, e.quantized_fraction, e.share_frozen))
+                .map(|e| (e.loss, e.grad_norm, e.quantized_fraction, e.frozen_fraction))
                 .collect()
         };
         assert_eq!(means(&recorder), means(&reference), "after {stop} steps");
@@ -254,7 +254,7 @@ fn a_loaded_checkpoint_computes_what_the_trained_network_does() {
     assert_eq!(loaded.meta.unwrap().stage_name, "head");
     let sites = loaded.quantizers.iter().flat_map(|q| q.report()).collect::<Vec<_>>();
     assert_eq!(sites, trained.sites());
-    assert!(sites.iter().all(|s| s.share_frozen == 1.0 && s.num_levels == Some(3)));
+    assert!(sites.iter().all(|s| s.frozen_fraction == 1.0 && s.num_levels == Some(3)));
     let x =
         Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).sin().reshape([2, 3, 32, 32]);
     let outputs = |net: &dyn Network| outputs(net, &x);

@@ -81,7 +81,7 @@ fn records_follow_the_schedules() {
     let fractions: Vec<_> = recorder.epochs.iter().map(|e| e.quantized_fraction).collect();
     let expected = [None, None, Some(0.5), Some(0.8), Some(1.0), Some(1.0)];
     assert_eq!(fractions, expected);
-    for (share, fraction) in recorder.epochs.iter().map(|e| e.share_frozen).zip(expected) {
+    for (share, fraction) in recorder.epochs.iter().map(|e| e.frozen_fraction).zip(expected) {
         match (share, fraction) {
             // Each layer freezes the whole number below.
             (Some(share), Some(f)) => assert!(share <= f && share > f - 0.02, "{share} of {f}"),
@@ -329,7 +329,7 @@ fn telemetry_comes_with_every_epoch_that_quantizes() {
     let places: Vec<_> = recorder.telemetry.iter().map(|t| (t.stage, t.epoch)).collect();
     assert_eq!(places, [(1, 0), (1, 1), (1, 2), (2, 0)]);
     let fpn: Vec<_> = recorder.telemetry[..3].iter().map(|t| &t.module.numbers).collect();
-    let frozen: Vec<f64> = fpn.iter().map(|n| n.share_frozen.unwrap()).collect();
+    let frozen: Vec<f64> = fpn.iter().map(|n| n.frozen_fraction.unwrap()).collect();
     assert!((frozen[0] - 0.5).abs() < 0.01 && (frozen[1] - 0.8).abs() < 0.01, "{frozen:?}");
     assert_eq!(frozen[2], 1.0);
     assert_eq!(fpn[0].flip_rate, None);
@@ -356,7 +356,7 @@ fn a_rehearsed_update_is_that_of_a_run() {
     let rehearsed = trainer(&config, &folder.path().join("rehearsed"));
     let mut rehearsal = Rehearsal::new(rehearsed, toy_batch(0, 0, 2), 0).unwrap();
     assert_eq!(weight_bits(rehearsal.trainer(), ""), weight_bits(&real, ""));
-    assert_eq!(rehearsal.share_frozen(), real.share_frozen());
+    assert_eq!(rehearsal.frozen_fraction(), real.frozen_fraction());
     rehearsal.update().unwrap();
     assert_ne!(weight_bits(rehearsal.trainer(), ""), weight_bits(&real, ""));
     // nothing is written, and there is no epoch after the last
@@ -375,7 +375,7 @@ fn a_rehearsal_has_all_modules_quantized_as_their_stages_do() {
         rehearsal.update().unwrap();
     }
     let sites = rehearsal.sites();
-    assert!(sites.iter().all(|site| site.share_frozen == 1.0));
+    assert!(sites.iter().all(|site| site.frozen_fraction == 1.0));
     let of_fpn: Vec<_> = sites.iter().filter(|site| site.name.starts_with("fpn")).collect();
     assert!(of_fpn.iter().all(|site| site.activations.as_ref().unwrap().quantizing));
     assert!(sites.iter().any(|site| site.name.starts_with("head")) && !of_fpn.is_empty());
