@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mqat::geom::{Camera, Corners, Pose, Vec2, Vec3, nearest_rotation};
 use mqat::topology::wdr::{
-    AnchorGrid, Assignment, Draw, LossConfig, Losses, NetworkConfig, ObjectTarget, HeadOutputs,
+    AnchorGrid, Assignment, Draw, HeadOutputs, LossConfig, Losses, NetworkConfig, ObjectTarget,
     TargetConfig, assign, losses,
 };
 use nalgebra::Matrix3;
