@@ -293,7 +293,7 @@ class Study:
             if not self.done(base):
                 continue
             self.mqat(
-                "report", *self.places, *self.done(*patterns), "--paired", self.done(base)[0], "--title", title,
+                "report", "--quiet", *self.done(*patterns), "--paired", self.done(base)[0], "--title", title,
                 "--start", self.out / "start/start", "--out", self.out / "report" / name,
             )
             print(f"study: {self.out}/report/{name}/table.md", file=sys.stderr)

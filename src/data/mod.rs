@@ -34,6 +34,6 @@ pub use dataset::{Annotation, Dataset, Frame, Purpose, Skipped};
 pub use loader::{BadSample, Batch, Loader, LoaderOptions, permutation};
 pub use models::{ObjectBox, ObjectModel, object_boxes};
 pub use sample::{Preparer, Sample, SampleObject};
-pub use scene::{ImagePath, scene_cameras};
+pub use scene::{ImagePath, scene_cameras, sequence_of};
 pub use undistort::SourceMap;
 pub use view::View;

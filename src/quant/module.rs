@@ -196,8 +196,11 @@ impl ModuleQuantizer {
     /// Before a step: looks at where the last one has moved the weights. Whether some were frozen just now because they
     /// oscillate: the optimizer is then to have the [`ModuleQuantizer::trainable_masks`] anew.
     pub fn watch(&mut self) -> bool {
-        let weights = self.layers.iter_mut().filter_map(|layer| layer.weight.as_mut());
-        weights.fold(false, |froze, weight| weight.watch() || froze)
+        let mut froze = false;
+        for weight in self.layers.iter_mut().filter_map(|layer| layer.weight.as_mut()) {
+            froze |= weight.watch();
+        }
+        froze
     }
 
     /// Before the forward pass of an update. Together with [`ModuleQuantizer::end_step`] it saves
@@ -374,6 +377,7 @@ mod tests {
             quant_strategy: strategy,
             schedule: FractionSchedule::new([(0, 0.5), (2, 0.75), (4, 1.0)]),
             clear_optim_state_on_step: clears,
+            ..InqWeights::default()
         };
         WeightQuantConfig { n_levels: Some(4), settings: settings.into(), ..Default::default() }
     }

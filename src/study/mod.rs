@@ -23,6 +23,7 @@ mod rows;
 mod run;
 mod sensitivity;
 mod setup;
+mod start;
 mod trace;
 mod trial;
 
@@ -46,7 +47,7 @@ pub use report::SearchReport;
 pub use request::{
     Budget, First, SearchRequest, SizeKind, SizeTarget, StageEpochs, TraceRequest, Walk,
 };
-pub use rows::{GainReport, LayerRow, ModuleRow, SizeReport, TrialReport};
+pub use rows::{GainReport, LayerRow, ModuleRow, SizeReport, TrialReport, Verdict};
 use run::Runner;
 pub use sensitivity::{Division, WidthError, sensitivity, width_errors};
 use setup::Setup;
@@ -131,9 +132,15 @@ fn find_bits(
             Ok(()) => {}
             Err(cut) => return Ok(Err(cut)),
         }
+        if request.list && request.walk.is_none() {
+            return Ok(Err(Cut::Listed(Vec::new())));
+        }
+        let Some(start) = start::outcomes(request, setup, stop)? else {
+            return Ok(Err(Cut::Interrupted));
+        };
         for (i, (reference, trial)) in reference.iter().zip(&trials).enumerate() {
             let (before, after) = (reference.result()?, trial.result()?);
-            gains[i] = GainReport::of(&before, &after);
+            gains[i] = Some(GainReport::of(&before, &after, &start, request.first_margin)?);
             report.add_trial(before);
             report.add_trial(after);
         }
@@ -171,7 +178,7 @@ fn module_order(
     let ranked: Vec<ModuleGain> = (setup.modules.iter().zip(gains))
         .map(|(m, gain)| ModuleGain {
             num_parameters: m.num_parameters,
-            gain: gain.as_ref().map(|g| g.points),
+            gain: gain.as_ref().filter(|g| g.verdict == Verdict::Gains).map(|g| g.points),
         })
         .collect();
     let (mut order, mut first) = flow_order(&ranked);

@@ -39,6 +39,8 @@ pub struct SearchRequest {
     pub trace: TraceRequest,
     /// Which module goes first.
     pub first: First,
+    /// How far a trial's gain must be from 0 to decide, points of percent; none takes its standard error.
+    pub first_margin: Option<f64>,
     /// Choose bits layer by layer, for one stage over all modules (HAWQ-V3), instead of module by module.
     pub layerwise: bool,
     /// With `layerwise`: one stage for each module, with the layers' own bits, instead of one stage over all modules.
@@ -92,6 +94,7 @@ impl SearchRequest {
             levels: None,
             trace: TraceRequest::default(),
             first: First::Smallest,
+            first_margin: None,
             layerwise: true,
             sequential: false,
             afterwards: None,

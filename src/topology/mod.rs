@@ -12,7 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 pub use family::{DecodeSetting, Family, TaskSetting};
-pub use task::{BatchLosses, Prepare, Prepared, Task};
+pub use task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
 pub use teacher::Teacher;
 
 /// A network of a config: the key `class` tells the family, `params` is its shape.
@@ -28,6 +28,13 @@ impl Topology {
     pub fn family(&self) -> &dyn Family {
         match self {
             Self::Widedepth(params) => params,
+        }
+    }
+
+    /// The name under which problems have this network; `None` where its shape is one of a user's own.
+    pub fn name(&self) -> Option<&'static str> {
+        match self {
+            Self::Widedepth(params) => wdr::recognise::topology_of(params),
         }
     }
 }

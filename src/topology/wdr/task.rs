@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Tensor};
 
-use super::anchors::AnchorGrid;
+use super::anchors::{AnchorGrid, Level};
 use super::candidates::CandidateConfig;
 use super::config::NetworkConfig;
 use super::decoder::CellDecoder;
@@ -19,7 +19,7 @@ use crate::geom::Camera;
 use crate::nn::{Decode, Network, OutputShape, Preprocess};
 use crate::seed;
 use crate::topology::family::{DecodeSetting, Family, TaskSetting};
-use crate::topology::task::{BatchLosses, Prepare, Prepared, Task};
+use crate::topology::task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
 use crate::topology::teacher::Teacher;
 
 /// First part of the place of a target assignment's random stream.
@@ -126,6 +126,16 @@ impl Task for CellTask {
             );
         }
         Ok(())
+    }
+
+    fn level_targets(&self, prepared: &Prepared) -> Result<Vec<LevelTargets>> {
+        let assignments: &Vec<Assignment> = prepared.targets()?;
+        let positives = || assignments.iter().flat_map(|a| &a.positives);
+        let of_level = |level: &Level| LevelTargets {
+            name: format!("stride {}, anchors of {} px", level.stride, level.size_px),
+            num_targets: positives().filter(|p| level.cells().contains(&p.cell)).count(),
+        };
+        Ok(self.targets.grid.levels.iter().map(of_level).collect())
     }
 }
 

@@ -10,13 +10,7 @@ fn teacher(seed: u64) -> Teacher {
 }
 
 fn learning(config: &TrainConfig, folder: &Path, teacher: Option<Teacher>) -> Trainer {
-    let run = RunInfo {
-        seed: SEED,
-        checkpoints: folder.to_owned(),
-        config: serde_json::json!({"training": TrainConfig { max_steps: None, ..config.clone() }}),
-        data: Default::default(),
-    };
-    Trainer::new(toy_net(), config.clone(), task_with(teacher), run).unwrap()
+    trainer_of(config, folder, task_with(teacher))
 }
 
 #[test]
