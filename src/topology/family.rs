@@ -6,6 +6,7 @@ use anyhow::Result;
 use tch::Device;
 
 use super::task::Task;
+use super::teacher::Teacher;
 use super::wdr::{LossConfig, TargetConfig};
 use crate::data::ObjectModel;
 use crate::geom::{Camera, Corners};
@@ -57,6 +58,8 @@ pub struct TaskSetting {
     pub targets: TargetConfig,
     /// Weights of the losses.
     pub loss: LossConfig,
+    /// The network to learn from besides the targets.
+    pub teacher: Option<Teacher>,
     /// Seed of everything random.
     pub seed: u64,
 }

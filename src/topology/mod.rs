@@ -5,6 +5,7 @@
 
 mod family;
 mod task;
+mod teacher;
 pub mod wdr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use family::{DecodeSetting, Family, TaskSetting};
 pub use task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
+pub use teacher::Teacher;
 
 /// A network of a config: the key `class` tells the family, `params` is its shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

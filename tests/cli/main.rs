@@ -1,5 +1,6 @@
 //! What a user sees: the program as a process, in fresh folders.
 
+mod afterwards;
 mod against_init;
 mod bad_input;
 mod bench;
