@@ -81,7 +81,7 @@ impl Observer for TrainView {
         let left = self.left(step);
         let num_epochs = self.num_epochs;
         let bar = self.epoch.get_or_insert_with(|| {
-            let name = format!("{} epoch {} of {num_epochs}", step.stage_name, step.epoch + 1);
+            let name = format!("{} epoch {}/{num_epochs}", step.stage_name, step.epoch + 1);
             JobProgress::start(&name, "steps", step.num_batches as u64, done)
         });
         let left = left.map_or(String::new(), |left| format!(", {}", left.text()));
@@ -95,7 +95,7 @@ impl Observer for TrainView {
         let fraction = epoch.frozen_fraction.filter(|_| epoch.quantized_fraction.is_some());
         let frozen = fraction.map_or(String::new(), |s| format!(", {:.2} % frozen", s * 100.0));
         tracing::info!(
-            "{} epoch {} of {}: loss {:.4} ({}), lr {:.2e}, gradient norm {:.2}{frozen}, {:.1} images/s",
+            "{} epoch {}/{}: loss {:.4} ({}), lr {:.2e}, gradient norm {:.2}{frozen}, {:.1} images/s",
             epoch.stage_name,
             epoch.epoch + 1,
             epoch.num_epochs,
