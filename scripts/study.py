@@ -8,7 +8,8 @@ runs what is missing and writes DIR/report. Stopped or killed, the same command 
 Every network starts from the shipped full-precision weights and gets the same number of steps (EPOCHS short epochs
 of EPOCH_IMAGES images of the list that it was pretrained on), whatever its method; the float controls have the same
 stages and rates. Rates are chosen for each method on the validation list, with one seed; the test list
-is read once for each finished network.
+is read once for each finished network. Variables: TOPOLOGY, DEVICE, START (weights), DATA (a dataset instead of
+rendered images) or IMAGES (options of mqat synth), EPOCH_IMAGES, WORKERS, MQAT (the program).
 """
 
 import argparse
@@ -29,6 +30,8 @@ START = os.environ.get("START", str(REPO / "problems/SwissCube/WidedepthTiny/pre
 IMAGES = os.environ.get(
     "IMAGES", "--train 12000 --val 400 --test 2000 --size 128 --depth 1.2d:3d --attitude 45 --seed 11"
 ).split()
+DATA = os.environ.get("DATA")  # a dataset instead of rendered images
+WORKERS = os.environ.get("WORKERS", "1")
 EPOCH_IMAGES = int(os.environ.get("EPOCH_IMAGES", "672"))  # 42 steps of 16
 EPOCHS = 12  # of every network: three stages of 4 or one of 12
 RATES = [0.001, 0.003, 0.01]
@@ -61,14 +64,14 @@ class Study:
     def __init__(self, options):
         self.options = options
         self.out = pathlib.Path(options.dir).resolve()
-        self.data = self.out / "data"
+        self.data = pathlib.Path(DATA).resolve() if DATA else self.out / "data"
         self.places = ["--topology", TOPOLOGY, "--data", str(self.data), "--device", DEVICE, "--quiet"]
         self.settings = [
             "--set", "training.full_precision=null",
             "--set", f"training.epoch_images={EPOCH_IMAGES}",
             "--set", f"training.valid_every={EPOCHS}",
             "--set", "RUNTIME.NUM_THREADS=1",
-            "--set", "RUNTIME.NUM_WORKERS=1",
+            "--set", f"RUNTIME.NUM_WORKERS={WORKERS}",
             "--set", "experiment.pretrained=true",
             "--set", f"experiment.url={START}",
         ]
@@ -141,9 +144,8 @@ class Study:
             how = ["--layerwise"] if layerwise else ["--first", "smallest"]
             part = path.with_suffix(".new.json")
             part.unlink(missing_ok=True)
-            settings = [s for s in self.settings]
             self.mqat(
-                "search", *self.places, *settings, "--seed", 1, "--dir", self.out / "search", "--bits", WIDTHS,
+                "search", *self.places, *self.settings, "--seed", 1, "--dir", self.out / "search", "--bits", WIDTHS,
                 "--method", "lsq", "--target-compression", TARGETS[target], "--out", part, *how,
             )
             part.rename(path)
@@ -260,7 +262,8 @@ class Study:
     def run(self):
         parts, seeds = self.options.parts, self.options.seeds
         if not self.options.report:
-            self.mqat("synth", "--out", self.data, *IMAGES, "--keep")
+            if not DATA:
+                self.mqat("synth", "--out", self.data, *IMAGES, "--keep")
             for target in TARGETS:
                 if target in parts:
                     self.bits(target, False), self.bits(target, True)
