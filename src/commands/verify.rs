@@ -67,7 +67,7 @@ pub struct Limits {
     pub adi_points: Option<f64>,
     /// By how much the mean ADD may be larger, diameters: the whole 95 % interval of the difference above it fails.
     pub add_diameters: Option<f64>,
-    /// Below this probability (McNemar) more lost objects than gained ones are no chance.
+    /// Below this probability (McNemar) more lost objects than gained ones are not chance.
     pub chance: Option<f64>,
 }
 
@@ -444,7 +444,7 @@ fn worse(limits: &Limits, objects: &Objects) -> Vec<String> {
     let (lost, gained, p) = (verdicts.only_first, verdicts.only_second, verdicts.chance());
     if limits.chance.is_some_and(|limit| lost > gained && p < limit) {
         failures.push(format!(
-            "B loses {lost} objects of {ADI} and gains {gained}, which is no chance (McNemar p = {p:.4}, below {})",
+            "B loses {lost} objects of {ADI} and gains {gained}, more than chance explains (McNemar p = {p:.4}, below {})",
             limits.chance.unwrap_or_default()
         ));
     }

@@ -222,7 +222,7 @@ impl BopFolder {
     /// Reads the scenes of a split, in parallel, by rising number.
     ///
     /// # Errors
-    /// If there is no such split; if a file of a scene cannot be read, an image is twice in one, a camera or a pose is none,
+    /// If there is no such split; if a file of a scene cannot be read, an image is twice in one, a camera or a pose is invalid,
     /// or files of a scene disagree about the number of objects. Names the file and the image.
     pub fn scenes(&self, split: &str) -> Result<Vec<BopScene>> {
         let ids = self.splits.get(split).with_context(|| {

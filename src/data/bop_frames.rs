@@ -29,7 +29,7 @@ impl SplitList {
     /// Takes a list apart.
     ///
     /// # Errors
-    /// If a part has no name, a weight is no number above 0, or only some parts have one.
+    /// If a part has no name, a weight is not a number above 0, or only some parts have a weight.
     pub fn parse(list: &str) -> Result<Self> {
         let part = |part: &str| -> Result<(String, Option<f64>)> {
             let (name, weight) = match part.split_once(':') {

@@ -68,7 +68,7 @@ impl ModelInfos {
     /// Reads the file; without objects where there is none.
     ///
     /// # Errors
-    /// If it cannot be read or a key is no number; names file, line and key.
+    /// If it cannot be read, or a key (the id of an object) is not a number; names file, line and key.
     pub fn read(path: PathBuf) -> Result<Self> {
         let read: BTreeMap<String, ModelInfo> =
             if path.is_file() { read_lenient(&path)? } else { BTreeMap::new() };

@@ -15,8 +15,8 @@ use crate::pose::bop::{
 use crate::pose::{BopScores, Estimate};
 
 /// Scores of predictions for a dataset that tells neither targets nor visibility: all objects count, however little is seen
-/// of them, with the symmetries of `models_info.json` beside the meshes (none where there is no such file) and the width of
-/// the first image that is there (without one, without MSPD). Without VSD and AD.
+/// of them, with the symmetries of `models_info.json` beside the meshes (none without that file) and the width of
+/// the first image whose file exists; MSPD is left out if none does. VSD and AD are not computed.
 ///
 /// # Errors
 /// As [`super::evaluate`], and if `models_info.json` cannot be read or holds a symmetry that is not a rigid transform.

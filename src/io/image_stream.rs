@@ -1,7 +1,7 @@
 //! Images one after the other in a stream of bytes: PNG and JPEG files without anything between them, or raw RGB.
 //!
 //! A file's end is found by its structure (PNG chunks, JPEG segments), so that one that cannot be decoded does not take the
-//! next one with it; after bytes that are no image the next beginning of one is looked for.
+//! next one with it; after bytes that are not an image the next beginning of one is looked for.
 
 use std::io::BufRead;
 
@@ -140,7 +140,7 @@ impl<R: BufRead> Bytes<'_, R> {
         Ok(usize::from(self.byte()?) << 8 | usize::from(self.byte()?))
     }
 
-    /// Whether the stream goes on with these bytes; takes those that do.
+    /// Whether the next bytes of the stream are these; consumes them as far as they are.
     fn goes_on(&mut self, expected: &[u8]) -> Result<bool> {
         for &expected in expected {
             match self.reader.fill_buf()?.first() {

@@ -174,7 +174,7 @@ impl Pictures {
     }
 
     /// A chart to stand in the page, as a picture: scripts in a drawing from elsewhere do not run in one. `None` where
-    /// there is no file.
+    /// the file does not exist.
     fn svg(&mut self, path: &Path) -> Result<Option<String>> {
         path.is_file().then(|| self.picture(path, "image/svg+xml")).transpose()
     }
