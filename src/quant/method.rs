@@ -59,6 +59,11 @@ pub trait WeightQuantizer {
     fn effective(&self) -> Tensor {
         self.site().weight.detach()
     }
+    /// What the stored weight was divided by at the begin of the epoch under way: one number, or one per output channel;
+    /// `None` where it kept its unit. At most one epoch changes the unit.
+    fn rescaled_by(&self) -> Option<&[f32]> {
+        None
+    }
     /// What is learnt besides the weight, by field name.
     fn learnt(&self) -> Vec<Learnt> {
         Vec::new()
