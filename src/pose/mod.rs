@@ -22,6 +22,7 @@ mod paired;
 mod ransac;
 mod recall;
 mod table;
+mod thresholds;
 pub mod vsd;
 
 pub use bop::{BopModel, BopScores};
