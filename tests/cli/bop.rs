@@ -392,3 +392,24 @@ fn targets_of_objects_that_are_not_chosen_are_told() {
     assert!(has_note(report, "objects [11], which data.OBJ_IDS leaves out"), "{report}");
     assert_eq!((&report["bop"]["num_targets"], &report["classes"][2]), (&20.into(), &Value::Null));
 }
+
+#[test]
+fn depth_of_images_without_targets_of_ar_is_not_looked_at() {
+    let copied = copied();
+    copied.edit("test_targets_bop19.json", |lines| {
+        let is_other =
+            |line: &Value| (&line["scene_id"], &line["im_id"]) != (&7.into(), &30.into());
+        lines.as_array_mut().unwrap().retain(is_other);
+    });
+    let whole = copied.scored(&[]);
+    assert_eq!(
+        (&whole["bop"]["vsd_depth"], &whole["bop"]["num_targets"]),
+        (&"measured".into(), &17.into())
+    );
+    let depth = copied.at("test/000007/depth/000030.png");
+    let bytes = std::fs::read(&depth).unwrap();
+    std::fs::write(&depth, &bytes[..bytes.len() / 2]).unwrap();
+    assert_eq!(copied.scored(&[])["bop"], whole["bop"]);
+    copied.remove("test/000007/depth/000030.png");
+    assert_eq!(copied.scored(&[])["bop"], whole["bop"]);
+}
