@@ -176,8 +176,8 @@ impl BopSplit {
         let others: Vec<u32> = asked.into_iter().filter(|id| !classes.contains(id)).collect();
         if !others.is_empty() {
             self.notes.push(format!(
-                "the targets of objects {others:?}, which data.OBJ_IDS leaves out, count as not found in AR and AP; tables of \
-                 objects have the chosen ones alone"
+                "the targets of objects {others:?}, which data.OBJ_IDS leaves out, count as not found in AR and AP; the \
+                 other tables have the chosen objects alone"
             ));
         }
     }
