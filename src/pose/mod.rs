@@ -23,6 +23,7 @@ mod ransac;
 mod recall;
 mod student;
 mod table;
+mod thresholds;
 pub mod vsd;
 
 pub use bop::{BopModel, BopScores};
