@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{dataset, mqat, run, small};
+use crate::support::{dataset, mqat, run, small, tensors};
 
 /// Short stages without quantized inputs.
 const SHORT: &[&str] = &[
@@ -53,15 +53,6 @@ fn search<'a>(logs: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
 
 fn folder(logs: &Path) -> PathBuf {
     logs.join("SwissCube/WidedepthTiny/search")
-}
-
-fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
-    let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut all: Vec<_> =
-        file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
-    all.sort();
-    all
 }
 
 #[test]
