@@ -120,8 +120,12 @@ impl Telemetry {
             if let (Some(trainable), None) =
                 (weight.trainable(), weight.num_frozen_by_oscillation())
             {
-                let now = no_grad(|| (weight.site().weight.detach().copy(), trainable.copy()));
-                self.before_step.insert(weight.site().name.clone(), now);
+                let name = &weight.site().name;
+                let memory = self.layers.entry(name.clone()).or_default();
+                let float = weight.site().weight.detach().copy();
+                // An earlier epoch may have changed the unit.
+                let now = no_grad(|| (memory.in_first_unit(&float), trainable.copy()));
+                self.before_step.insert(name.clone(), now);
             }
         }
     }
