@@ -12,6 +12,7 @@ mod export;
 mod failure;
 mod import;
 mod inspect;
+mod launch;
 mod memory;
 mod onnx;
 mod pace;
@@ -30,6 +31,7 @@ mod test;
 mod train;
 mod verify;
 mod view;
+mod world;
 
 pub use crate::run::LIBTORCH_VERSION;
 pub use args::Cli;
@@ -61,8 +63,12 @@ fn exit_code(ended: Result<CommandEnd>) -> ExitCode {
 }
 
 fn dispatch(command: Command) -> Result<CommandEnd> {
+    if let Some(name) = command.of_one_process() {
+        world::ensure_alone(name)?;
+    }
     match command {
         Command::Train(args) => train::run(args),
+        Command::Launch(args) => launch::run(&args),
         Command::Test(args) => test::run(args).map(|()| CommandEnd::Done),
         Command::Predict(args) => predict::run(*args),
         Command::Search(args) => search::run(*args),
@@ -105,6 +111,9 @@ pub fn answer_without_libtorch(args: impl IntoIterator<Item = OsString>) -> Opti
         Ok(Cli { command: Command::Completions { shell }, .. }) => completions::run(shell),
         Ok(Cli { command: Command::Config(args), .. }) if args.schema => {
             config::print_schema(&args)
+        }
+        Ok(Cli { command: Command::Launch(args), .. }) => {
+            return Some(exit_code(launch::run(&args)));
         }
         Ok(_) => return None,
     };

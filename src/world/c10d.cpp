@@ -3,11 +3,13 @@
 
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <string>
 #include <vector>
 
+#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -64,6 +66,10 @@ struct MqatGroup {
 int mqat_store_open(const char* host, uint16_t port, bool is_server, const char* prefix, int64_t timeout_ms, MqatStore** out,
                     char* error, size_t size) {
     return guarded({error, size}, [&] {
+        // c10d logs each attempt with its stack; what matters is in the error.
+        if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) {
+            FLAGS_caffe2_log_level = 3; // fatal errors alone
+        }
         c10d::TCPStoreOptions options;
         options.port = port;
         options.isServer = is_server;

@@ -247,9 +247,39 @@ impl World {
         self.sum_numbers(&mut [0.0])
     }
 
+    /// The end of what processes did together: after success it waits until all are here, after a failure it tells them.
+    ///
+    /// # Errors
+    /// That of `own`, with the number of this process; if another one is lost.
+    pub fn end<T>(&self, own: Result<T>) -> Result<T> {
+        if self.is_alone() {
+            return own;
+        }
+        own.and_then(|value| self.barrier().map(|()| value))
+            .inspect_err(|error| self.tell_failure(error))
+            .with_context(|| format!("process {} of {}", self.rank, self.size))
+    }
+
+    /// Makes sure that all processes say the same.
+    ///
+    /// # Errors
+    /// If they do not: names `what`, and two processes. If a process is lost.
+    pub fn ensure_same(&self, what: &str, own: &str) -> Result<()> {
+        let all = self.gather(own.to_owned())?;
+        let other = all.iter().position(|text| *text != all[0]);
+        match other {
+            None => Ok(()),
+            Some(rank) => bail!(
+                "process {rank} has another {what} than process 0: {} there, {} here; start all of them with the same command",
+                all[rank],
+                all[0]
+            ),
+        }
+    }
+
     /// Tells the others, before this process ends, why; a failing message of theirs will say it. Rank 0 of those that
     /// keep the meeting point themselves waits a moment, so that they can ask.
-    pub fn tell_failure(&self, error: &Error) {
+    fn tell_failure(&self, error: &Error) {
         let Some(link) = &self.link else { return };
         // Whoever cannot be told learns it by the closed connection.
         drop(link.store.set(&failed(self.rank), &format!("{error:#}")));
