@@ -8,8 +8,8 @@ use anyhow::{Result, bail, ensure};
 use serde::Deserialize;
 
 use super::InputConfig;
-use super::dataset::Frame;
-use super::models::ObjectModel;
+use super::frame::Frame;
+use super::object::ObjectModel;
 use super::scene::read_lenient;
 use super::warp::Size;
 use crate::geom::{Camera, Corners, Vec3, box_corners};

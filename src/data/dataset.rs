@@ -9,43 +9,11 @@ use rayon::prelude::*;
 
 use super::config::dataset_relative;
 use super::consistency::{check_distances, warn_of_field};
+use super::frame::Frame;
 use super::models::read_models;
 use super::scene::{ImagePath, read_scene};
 use super::{DataConfig, InputConfig, ObjectModel};
-use crate::geom::{Camera, Pose};
 use crate::io;
-
-/// An object in an image.
-#[derive(Debug, Clone)]
-pub struct Annotation {
-    /// 0-based, without the background.
-    pub class: usize,
-    /// Under the frame's camera, mm.
-    pub pose: Pose,
-    /// File of its visible mask, not 0 inside; none where masks were not wanted.
-    pub mask: Option<PathBuf>,
-}
-
-/// An image of the list.
-#[derive(Debug, Clone)]
-pub struct Frame {
-    /// Path as in the list, relative to the root.
-    pub image: String,
-    /// Camera that took it, px.
-    pub camera: Camera,
-    /// Objects with a mesh; none is allowed.
-    pub objects: Vec<Annotation>,
-}
-
-impl Frame {
-    /// Objects of which one pose a class can be right: the classes that are seen.
-    pub fn num_findable(&self) -> usize {
-        let mut classes: Vec<usize> = self.objects.iter().map(|object| object.class).collect();
-        classes.sort_unstable();
-        classes.dedup();
-        classes.len()
-    }
-}
 
 /// What a dataset is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,6 +230,7 @@ fn read_frames(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Annotation;
     use crate::data::testing::{IMAGE, SCENE, TinyDataset};
 
     fn error_of(tiny: &TinyDataset) -> String {

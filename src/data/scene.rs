@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::bop::{FrameCamera, FrameObject, SceneCamera, SceneGt};
-use super::dataset::{Annotation, Frame};
+use super::frame::{Annotation, Frame};
 use crate::geom::{Camera, Pose};
 use crate::io;
 

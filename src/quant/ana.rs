@@ -215,10 +215,6 @@ impl WeightRule for AnnealedWeight {
             false => self.quantize(weight, levels),
         }
     }
-
-    fn quantize(&self, weight: &Tensor, levels: &LayerLevels) -> Tensor {
-        affine::quantize(weight, levels.scale(), levels.codes())
-    }
 }
 
 impl ActivationRule for Noise {

@@ -82,8 +82,9 @@ impl WeightRule for DorefaWeights {
         fake_quantize(weight, levels.scale(), levels.codes())
     }
 
-    fn quantize(&self, weight: &Tensor, levels: &LayerLevels) -> Tensor {
-        fake_quantize(&weight.detach(), levels.scale(), levels.codes())
+    fn quantize_into(&self, out: &mut Tensor, weight: &Tensor, levels: &LayerLevels) {
+        let value = fake_quantize(&weight.detach(), levels.scale(), levels.codes());
+        no_grad(|| out.copy_(&value));
     }
 }
 

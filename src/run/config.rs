@@ -13,8 +13,7 @@ use crate::io;
 use crate::run::home::Home;
 use crate::run::{keys, published};
 use crate::schema::{self, check_ranges, first_of_each_key};
-use crate::topology::Topology;
-use crate::topology::wdr::{LossConfig, TargetConfig};
+use crate::topology::{LossConfig, TargetConfig, Topology};
 use crate::train::{EmaConfig, MonitorConfig, StageConfig, TrainConfig};
 
 /// The problem that is meant when none is named.

@@ -44,6 +44,18 @@ pub trait Family {
     fn decoder(&self, setting: DecodeSetting) -> Result<Box<dyn Decode>>;
 }
 
+/// How a family names its tensors, besides what all networks have in common (see [`super::keys`]).
+pub(crate) struct FamilyKeys {
+    /// First components of the bare network's keys. The network is built with the same constants.
+    pub roots: &'static [&'static str],
+    /// Modules whose tensors follow from the config, with the settings that they follow from.
+    pub derived: &'static [(&'static str, &'static str)],
+    /// Begins of the keys of tensors that no output depends on, with the reason.
+    pub harmless: &'static [(&'static str, &'static str)],
+    /// What stands before the keys in the network where a file with these keys holds a module alone.
+    pub module_alone: fn(&[&str]) -> Option<&'static str>,
+}
+
 /// What a task is built from, besides the network's shape.
 #[derive(Debug, Clone)]
 pub struct TaskSetting {

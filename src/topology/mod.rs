@@ -4,6 +4,7 @@
 //! [`Network`](crate::nn::Network), its [`Task`] and what decodes its outputs; everything above this room knows these traits alone.
 
 mod family;
+pub mod keys;
 mod task;
 pub mod wdr;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use family::{DecodeSetting, Family, TaskSetting};
 pub use task::{BatchLosses, Prepare, Prepared, Task};
+pub use wdr::{LossConfig, TargetConfig};
 
 /// A network of a config: the key `class` tells the family, `params` is its shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

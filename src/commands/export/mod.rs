@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::Device;
 
-use self::onnx::{OnnxOptions, OnnxReport};
+use self::onnx::{OnnxOptions, OnnxReport, WrittenOnnx};
 pub use self::packed::PackReport;
 use self::source::Exported;
 use crate::artifact::name::module_names;
@@ -114,6 +114,22 @@ pub struct ExportReport {
     pub onnx: Option<OnnxReport>,
 }
 
+impl ExportReport {
+    /// What every format tells of the file.
+    fn new(request: &ExportRequest, weights: ExportWeights, file: FileFacts) -> Self {
+        let FileFacts { num_tensors, bytes, quantized } = file;
+        let (path, format) = (request.out.clone(), request.target.format());
+        Self { path, format, weights, num_tensors, bytes, quantized, packed: None, onnx: None }
+    }
+}
+
+/// What was counted while a file was written.
+struct FileFacts {
+    num_tensors: usize,
+    bytes: u64,
+    quantized: Vec<String>,
+}
+
 /// Writes the network of a checkpoint in the format that is asked for. Momentum, masks and position stay behind.
 ///
 /// # Errors
@@ -165,16 +181,10 @@ fn write_onnx(
     options: &OnnxOptions,
 ) -> Result<ExportReport> {
     let written = onnx::write(exported, config, options)?;
-    Ok(ExportReport {
-        path: request.out.clone(),
-        format: request.target.format(),
-        weights: weights_of(request, &exported.loaded),
-        num_tensors: written.num_tensors,
-        bytes: written.bytes,
-        quantized: written.quantized,
-        packed: None,
-        onnx: Some(written.report),
-    })
+    let WrittenOnnx { report, num_tensors, bytes, quantized } = written;
+    let weights = weights_of(request, &exported.loaded);
+    let file = FileFacts { num_tensors, bytes, quantized };
+    Ok(ExportReport { onnx: Some(report), ..ExportReport::new(request, weights, file) })
 }
 
 /// A packed file with the config in it.
@@ -196,16 +206,9 @@ fn write_packed(
     let twin = blank_network(config, Device::Cpu)?;
     let config = serde_json::to_value(config).context("writing the config as JSON")?;
     let report = packed::write(exported, twin.as_ref(), config, options)?;
-    Ok(ExportReport {
-        path: report.path.clone(),
-        format: request.target.format(),
-        weights,
-        num_tensors: report.num_tensors,
-        bytes: report.bytes,
-        quantized: report.quantized.clone(),
-        packed: Some(report),
-        onnx: None,
-    })
+    let PackReport { num_tensors, bytes, .. } = report;
+    let file = FileFacts { num_tensors, bytes, quantized: report.quantized.clone() };
+    Ok(ExportReport { packed: Some(report), ..ExportReport::new(request, weights, file) })
 }
 
 /// Parameters and buffers under their bare keys.
@@ -238,16 +241,8 @@ fn write_weights(request: &ExportRequest, exported: &Exported) -> Result<ExportR
         }
     }
     let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();
-    Ok(ExportReport {
-        path: out.clone(),
-        format: request.target.format(),
-        weights,
-        num_tensors: state.len(),
-        bytes,
-        quantized,
-        packed: None,
-        onnx: None,
-    })
+    let file = FileFacts { num_tensors: state.len(), bytes, quantized };
+    Ok(ExportReport::new(request, weights, file))
 }
 
 /// Refuses weights that are not what the network will compute with.

@@ -18,8 +18,8 @@ use crate::export::onnx::{META_KEY, StoredCodes, StoredValues, read_contents};
 use crate::io::{parse_json, tensors};
 use crate::quant::SiteReport;
 use crate::run::config;
-use crate::topology::Topology;
-use crate::topology::wdr::{NetworkConfig, keys, recognise};
+use crate::topology::wdr::{NetworkConfig, recognise};
+use crate::topology::{Topology, keys};
 use crate::train::{BatchNormInfo, Best, CheckpointMeta, Imported, Position};
 
 /// Group of tensors that belong to no module.

@@ -8,6 +8,7 @@ use super::config::{Backbone, NetworkConfig};
 use super::darknet::Darknet;
 use super::fpn::Fpn;
 use super::head::Head;
+use super::keys;
 use super::outputs::{Features, HeadOutputs, output_names};
 use super::recognise::advise;
 use super::resnet::Resnet;
@@ -87,15 +88,15 @@ impl PoseNet {
         );
         let root = store.root();
         let net = Self {
-            backbone: BackboneNet::new(&(&root / "backbone"), config),
-            fpn: Fpn::new(&(&root / "fpn"), config),
-            head: Head::new(&(&root / "head"), config, num_classes),
+            backbone: BackboneNet::new(&(&root / keys::BACKBONE), config),
+            fpn: Fpn::new(&(&root / keys::FPN), config),
+            head: Head::new(&(&root / keys::HEAD), config, num_classes),
             config: config.clone(),
             num_classes,
             store,
         };
         // Published checkpoints hold each level's anchor of cell (0, 0).
-        let anchors = root / "anchor_generator" / "cell_anchors";
+        let anchors = root / keys::ANCHORS / "cell_anchors";
         let grid = net.grid(1, 1);
         for (i, level) in grid.levels.iter().enumerate() {
             let corners = level.anchor_box(0, 0).map(|v| v as f32);
