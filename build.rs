@@ -1,5 +1,5 @@
-//! Links the programs to the libtorch they were built with, by its place, so that no LD_LIBRARY_PATH is needed; keeps
-//! libtorch out of the launcher; tells the commit.
+//! Links the programs to the libtorch in `lib/` beside them (a bundle), else to the one they were built with, by its place,
+//! so that no LD_LIBRARY_PATH is needed; keeps libtorch out of the launcher; tells the commit.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +13,7 @@ fn main() {
     // torch-sys (links = "tch") tells where the libraries are.
     let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB") else { return };
     let lib = PathBuf::from(lib);
+    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/lib");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=MQAT_TORCH_LIB={}", lib.display());
 }

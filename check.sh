@@ -30,7 +30,7 @@ for tool in fmt clippy; do
     }
 done
 if command -v shellcheck >/dev/null; then
-    step 'shellcheck' shellcheck -x setup.sh train.sh test.sh check.sh scripts/common.sh scripts/evidence.sh scripts/onnx_venv.sh .ci/run
+    step 'shellcheck' shellcheck -x setup.sh train.sh test.sh check.sh scripts/common.sh scripts/onnx_venv.sh scripts/check_examples.sh .ci/run
 fi
 step 'format' cargo fmt --check
 step 'lints' cargo clippy --release --locked --all-targets -- -D warnings
@@ -40,4 +40,5 @@ for example in examples/*.rs; do
     name=$(basename "$example" .rs)
     step "example $name" cargo run --quiet --release --locked --example "$name"
 done
+step 'examples in Python and C++' scripts/check_examples.sh
 printf '== all passed: %d s\n' "$SECONDS"

@@ -7,6 +7,8 @@
 #   4. the private .venv here; without an NVIDIA GPU only the wheels that CPUs need are installed
 # With --with-ort it also fetches ONNX Runtime's shared library (35 MB, from its wheel) to lie beside the program, for
 # `mqat test --engine ort`.
+# With --bundle DIR it makes the folder DIR, which can be carried to another machine: the program, the libraries that it
+# needs of libtorch (450 MB, CPU only), ONNX Runtime's where it is, the problems and a README.
 # Afterwards plain `cargo build --release` and `cargo test --release` work too (.cargo/config.toml names the libtorch).
 set -euo pipefail
 
@@ -18,6 +20,7 @@ readonly CPU_WHEELS=("$TORCH_WHEEL" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cup
 readonly ORT_WHEEL=onnxruntime==1.32.0
 readonly INSTALL_CPU_GB=6 INSTALL_GPU_GB=12 BUILD_GB=3
 
+readonly called_from=$PWD
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 here=$PWD
 readonly here
@@ -270,15 +273,68 @@ PYTHON
     say "$ort_library is ready"
 }
 
+# --- a folder to carry ----------------------------------------------------------------------------------------------
+
+# The libraries that the program loads, but for those of the system, a path a line.
+own_libraries() {
+    env -u LD_LIBRARY_PATH LD_TRACE_LOADED_OBJECTS=1 "$core" | sed -n 's/.* => \(\/.*\) (0x.*/\1/p' |
+        grep -v -e '^/lib' -e '^/usr/lib' || true
+    # A libtorch of the system's folders is no less needed.
+    find "$(head -n 1 "$stamp")/lib" -maxdepth 1 \( -name 'libtorch_cpu.so' -o -name 'libc10.so' -o -name 'libgomp*.so*' \)
+}
+
+make_bundle() {
+    local bundle=$1 library
+    [[ ! -e $bundle || (-d $bundle && -z $(ls -A "$bundle")) ]] || fail "$bundle already exists: name a new folder"
+    mkdir -p "$bundle/lib" || fail "$bundle cannot be made"
+    cp "$binary" "$core" "$bundle/"
+    while IFS= read -r library; do
+        cp -L "$library" "$bundle/lib/$(basename "$library")"
+    done < <(own_libraries | sort -u)
+    [[ -e $bundle/lib/libtorch_cpu.so ]] || fail "$core was built without a libtorch_cpu.so that can be copied"
+    if [[ -r $ort_library ]]; then cp "$ort_library" "$bundle/"; fi
+    cp -R problems LICENSE-MIT LICENSE-APACHE "$bundle/"
+    bundle_readme >"$bundle/README.md"
+    env -u LD_LIBRARY_PATH "$bundle/mqat-core" --help >/dev/null || fail "$bundle/mqat-core does not start: see above"
+    say "$bundle is ready: $(du -sm "$bundle" | cut -f 1) MB"
+}
+
+bundle_readme() {
+    cat <<README
+# mqat, to be carried
+
+$("$binary" --version), made on $(uname -m) with glibc $(ldd --version | sed -n '1s/.* //p').
+
+\`mqat\` here runs on any machine of that architecture with this glibc or a later one and libstdc++ (Debian, Ubuntu: libstdc++6), on
+the CPU. Nothing is installed: copy the folder, run \`./mqat --help\`, delete the folder to be rid of it.
+\`lib/\` holds libtorch and what it needs, \`problems/\` the configs, which \`mqat\` finds from any working folder. Logs and data are
+looked for here too, unless --logs and --data name others. \`mqat predict\`, \`test\` and \`export\` of a checkpoint need nothing else.
+For GPUs run setup.sh of the sources on the machine itself. The parts of PyTorch in lib/ are under PyTorch's BSD-style licence, CUDA's
+runtime under NVIDIA's.
+README
+}
+
 main() {
-    local with_ort=
-    case "$*" in
-    '') ;;
-    --with-ort) with_ort=1 ;;
-    *) fail "the only argument is --with-ort; the head of setup.sh says what it does" ;;
-    esac
+    local with_ort='' bundle=''
+    while (($# > 0)); do
+        case $1 in
+        --with-ort) with_ort=1 ;;
+        --bundle)
+            [[ -n ${2:-} ]] || fail "--bundle needs the folder to make: ./setup.sh --bundle DIR"
+            bundle=$(cd -- "$called_from" && realpath -m -- "$2")
+            shift
+            ;;
+        -h | --help)
+            sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' setup.sh
+            return
+            ;;
+        *) fail "$1 is not an option: there are --with-ort, --bundle DIR and --help" ;;
+        esac
+        shift
+    done
     if ! is_up_to_date; then set_up; fi
     if [[ -n $with_ort ]]; then install_ort; fi
+    if [[ -n $bundle ]]; then make_bundle "$bundle"; fi
 }
 
 set_up() {

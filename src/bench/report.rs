@@ -46,7 +46,7 @@ impl BenchReport {
         let Rounds { rounds, warm_up } = self.rounds;
         let _ = writeln!(
             out,
-            "{rounds} rounds in turns, after {warm_up} to warm up; ratios are to the first, round by round"
+            "{rounds} interleaved rounds, after {warm_up} to warm up; ratios are to the first, round by round"
         );
         out.push('\n');
         out.push_str(&table(&self.subjects, self.item));

@@ -12,6 +12,7 @@ mod failure;
 mod import;
 mod inspect;
 mod onnx;
+mod pace;
 mod plan;
 mod predict;
 mod print;

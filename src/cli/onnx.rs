@@ -43,7 +43,7 @@ pub struct OnnxArgs {
     pub full_range: bool,
 
     /// How integer weights are stored: a byte each (fastest), or at their true bits (smallest) [default: int8].
-    #[arg(long, value_enum)]
+    #[arg(long = "weight-type", alias = "carrier", value_name = "TYPE", value_enum)]
     pub carrier: Option<Carrier>,
 
     /// The runtime that the file is for [default: ort].
@@ -82,7 +82,7 @@ impl OnnxArgs {
             ("--activation-bits", self.activation_bits.is_some()),
             ("--keep-float", self.keep_float),
             ("--full-range", self.full_range),
-            ("--carrier", self.carrier.is_some()),
+            ("--weight-type", self.carrier.is_some()),
             ("--target", self.target.is_some()),
             ("--opset", self.opset.is_some()),
             ("--batch", self.batch.is_some()),

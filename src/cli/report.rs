@@ -15,7 +15,7 @@ use crate::run::DeviceChoice;
 /// Arguments of `mqat report`.
 #[derive(Debug, Clone, Args)]
 pub struct ReportArgs {
-    /// Experiments: folders (of one, or with experiments below them), or numbers of the topology's (3 or exp003).
+    /// Experiments: folders (of one, or with experiments below them), or experiment numbers under the given topology (3 or exp003).
     #[arg(value_name = "EXP", required = true)]
     pub experiments: Vec<String>,
 

@@ -368,7 +368,7 @@ pub(super) fn run(args: SearchArgs) -> Result<CommandEnd> {
             }
         }
         SearchEnd::Interrupted => {
-            tracing::warn!("interrupted; the same command goes on");
+            tracing::warn!("interrupted; run the same command again to resume");
             return Ok(CommandEnd::Interrupted);
         }
         SearchEnd::Ran(trial) => {

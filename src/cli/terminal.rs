@@ -4,12 +4,15 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How often a job that is not a terminal's says how far it is.
+use super::pace::duration;
+
+/// How often a job that is not a terminal's says how far it is, at most; a long one after this part of its time.
 const PLAIN_LINE_EVERY: Duration = Duration::from_secs(15);
+const PLAIN_LINES_IN_ALL_TIME: u32 = 20;
 
 fn bars() -> &'static MultiProgress {
     static BARS: OnceLock<MultiProgress> = OnceLock::new();
@@ -144,9 +147,16 @@ impl JobProgress {
         let quiet = !tracing::enabled!(tracing::Level::INFO);
         let bar = (io::stderr().is_terminal() && !quiet).then(|| {
             let style = ProgressStyle::with_template(
-                "{prefix:>24} {bar:28} {pos}/{len} {per_sec:>10} left {eta:>4} {msg}",
+                "{prefix:>24} {bar:28} {pos}/{len} {rate:>9} left {eta:>4} {msg}",
             )
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .with_key(
+                "rate",
+                |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                    // A line that cannot be drawn must not stop the work.
+                    let _ = write!(out, "{:.1}/s", state.per_sec());
+                },
+            );
             let bar = bars().add(ProgressBar::new(total).with_style(style));
             bar.set_prefix(visible(name));
             bar.set_position(done);
@@ -171,12 +181,12 @@ impl JobProgress {
         if let Some(bar) = &self.bar {
             bar.set_message(note.to_owned());
             bar.set_position(done);
-        } else if !self.quiet && self.last_line.elapsed() >= PLAIN_LINE_EVERY {
+        } else if !self.quiet && self.last_line.elapsed() >= self.line_every() {
             self.last_line = Instant::now();
             let seconds = self.started.elapsed().as_secs_f64().max(1e-3);
             let rate = (done.saturating_sub(self.start_at)) as f64 / seconds;
             let left = if rate > 0.0 {
-                format!("{:.0} s left", self.total.saturating_sub(done) as f64 / rate)
+                format!("{} left", duration(self.total.saturating_sub(done) as f64 / rate))
             } else {
                 "time left unknown".to_owned()
             };
@@ -189,6 +199,11 @@ impl JobProgress {
                 if note.is_empty() { "" } else { ", " },
             );
         }
+    }
+
+    /// Lines come thick at first and thinner as the job goes on.
+    fn line_every(&self) -> Duration {
+        PLAIN_LINE_EVERY.max(self.started.elapsed() / PLAIN_LINES_IN_ALL_TIME)
     }
 
     /// The job is over; the bar goes away.

@@ -79,7 +79,7 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
         ),
         Some(target) => match hawq_flow(&run, target, &args.flow, &stop)? {
             None => {
-                tracing::warn!("interrupted; the same command goes on");
+                tracing::warn!("interrupted; run the same command again to resume");
                 return Ok(CommandEnd::Interrupted);
             }
             flow => flow,
@@ -105,9 +105,9 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
     } else {
         let how = match report.outcome {
             Ended::Finished => "finished",
-            Ended::Interrupted => "interrupted, go on with --resume",
+            Ended::Interrupted => "interrupted; resume it with --resume",
             Ended::MaxSteps => {
-                "stopped after the steps asked for, go on with --resume and more --max-steps"
+                "reached --max-steps; resume it with --resume and a larger --max-steps"
             }
         };
         print_text(&format!(

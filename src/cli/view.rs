@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::pace::{Left, Pace};
 use super::terminal::JobProgress;
 use crate::quant::telemetry::Numbers;
 use crate::train::{
@@ -13,6 +14,10 @@ use crate::train::{
 #[derive(Default)]
 pub(super) struct TrainView {
     epoch: Option<JobProgress>,
+    /// Epochs of the stages of the run, in order.
+    epochs: Vec<u32>,
+    pace: Option<Pace>,
+    num_epochs: u32,
     /// A stage and its first loss that was seen.
     begin: Option<(usize, f64)>,
 }
@@ -26,20 +31,36 @@ impl TrainView {
             bar.finish();
         }
     }
+
+    /// What is left of stage and run after a step; the first one of a stage begins the measuring.
+    fn left(&mut self, step: &StepRecord) -> Option<Left> {
+        let done = f64::from(step.epoch) + (step.batch + 1) as f64 / step.num_batches as f64;
+        let later = self.epochs.iter().skip(step.stage + 1).map(|&n| u64::from(n)).sum();
+        self.pace.get_or_insert_with(|| Pace::start(done, self.num_epochs, later)).left(done)
+    }
 }
 
 impl Observer for TrainView {
+    fn run_start(&mut self, epochs: &[u32]) -> Result<()> {
+        self.epochs = epochs.to_vec();
+        Ok(())
+    }
+
     fn stage_start(&mut self, start: &StageStart) -> Result<()> {
         let quantized: usize = start.sites.iter().filter(|s| s.num_levels.is_some()).count();
+        let resumed = match start.epoch {
+            0 => String::new(),
+            epoch => format!(" resumed after epoch {epoch};"),
+        };
         tracing::info!(
-            "stage {} ({}): epochs {}..{} of {} batches, {:.2} M trainable parameters, {quantized} quantized layers",
+            "stage {} ({}):{resumed} {} epochs of {} steps, {:.2} M trainable parameters, {quantized} quantized layers",
             start.stage,
             start.name,
-            start.epoch,
             start.num_epochs,
             start.num_batches,
             start.num_trainable as f64 / 1e6,
         );
+        (self.pace, self.num_epochs) = (None, start.num_epochs);
         Ok(())
     }
 
@@ -57,11 +78,14 @@ impl Observer for TrainView {
             self.begin = Some((step.stage, step.loss));
         }
         let done = step.batch as u64;
+        let left = self.left(step);
+        let num_epochs = self.num_epochs;
         let bar = self.epoch.get_or_insert_with(|| {
-            let name = format!("{} epoch {}", step.stage_name, step.epoch);
-            JobProgress::start(&name, "batches", step.num_batches as u64, done)
+            let name = format!("{} epoch {} of {num_epochs}", step.stage_name, step.epoch + 1);
+            JobProgress::start(&name, "steps", step.num_batches as u64, done)
         });
-        let note = format!("loss {:.4}  {:.1} images/s", step.loss, step.images_per_s);
+        let left = left.map_or(String::new(), |left| format!(", {}", left.text()));
+        let note = format!("loss {:.4}, {:.1} images/s{left}", step.loss, step.images_per_s);
         bar.at(done + 1, &note);
         Ok(())
     }
@@ -71,7 +95,7 @@ impl Observer for TrainView {
         let fraction = epoch.frozen_fraction.filter(|_| epoch.quantized_fraction.is_some());
         let frozen = fraction.map_or(String::new(), |s| format!(", {:.2} % frozen", s * 100.0));
         tracing::info!(
-            "{} epoch {}/{}: loss {:.4} ({}), lr {:.2e}, gradient norm {:.2}{frozen}, {:.1} images/s",
+            "{} epoch {} of {}: loss {:.4} ({}), lr {:.2e}, gradient norm {:.2}{frozen}, {:.1} images/s",
             epoch.stage_name,
             epoch.epoch + 1,
             epoch.num_epochs,

@@ -24,7 +24,7 @@ use crate::run::flow::{self, Bits, FlowSource};
 use crate::run::home::Home;
 use crate::run::layers::{LayerReport, layers};
 use crate::run::request::Request;
-use crate::train::{CheckpointMeta, StageConfig};
+use crate::train::{CheckpointMeta, Position, StageConfig};
 
 /// Bits of the integers that ONNX files hold activations in.
 const STORED_BITS: u32 = 8;
@@ -384,7 +384,8 @@ fn report(
     notes: Vec<String>,
 ) -> AuditReport {
     let stage = loaded.meta.as_ref().map(|meta| {
-        format!("{} ({}), epoch {}", meta.position.stage, meta.stage_name, meta.position.epoch)
+        let Position { stage, epoch, .. } = meta.position;
+        format!("{stage} ({}), after {epoch} epochs", meta.stage_name)
     });
     AuditReport {
         file: request.file.clone(),

@@ -18,6 +18,15 @@ use crate::train::{Batches, CheckpointMeta, Estimated, batch_statistics, estimat
 /// Shift of a mean, in standard deviations, from which on it is warned of.
 pub(super) const LARGE_SHIFT_SD: f64 = 0.2;
 
+/// Which batches are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Draw {
+    /// Those that statistics are estimated on.
+    Estimate = 0,
+    /// Others, by which statistics are judged: of equal ones an estimate would look perfect.
+    Check = 1,
+}
+
 /// Training batches of a file's own config, to estimate statistics on.
 pub(super) struct TrainingBatches {
     config: Config,
@@ -55,14 +64,14 @@ impl TrainingBatches {
         Ok(Self { config: config.clone(), dataset, task, batch_size, skip_bad })
     }
 
-    /// Statistics over `num` batches, of as many epochs as that takes; another `draw` takes other batches.
+    /// Statistics over `num` batches, of as many epochs as that takes.
     ///
     /// # Errors
     /// If a batch cannot be read or does not fit the network.
     pub fn statistics(
         &self,
         net: &dyn Network,
-        draw: u64,
+        draw: Draw,
         num: usize,
     ) -> Result<(BatchStatistics, Estimated)> {
         let seed = self.config.experiment.seed;
@@ -75,7 +84,7 @@ impl TrainingBatches {
                 break;
             }
             let options = LoaderOptions {
-                epoch: estimation_epoch(seed, &[u64::MAX, draw, epoch]),
+                epoch: estimation_epoch(seed, &[u64::MAX, draw as u64, epoch]),
                 skip_bad: self.skip_bad,
                 ..loader_options(&self.config, self.batch_size)
             };
@@ -114,7 +123,7 @@ impl BatchNormAudit {
     /// # Errors
     /// As [`TrainingBatches::statistics`], or if statistics are not finite.
     pub(super) fn of(batches: &TrainingBatches, net: &dyn Network, num: usize) -> Result<Self> {
-        let (statistics, on) = batches.statistics(net, 0, num)?;
+        let (statistics, on) = batches.statistics(net, Draw::Check, num)?;
         let layers = statistics.shifts(net.store()).context("comparing batch norms")?;
         let large = layers.iter().filter(|l| l.mean_shift_sd > LARGE_SHIFT_SD);
         let large = large.map(|l| l.layer.clone()).collect();

@@ -351,6 +351,7 @@ impl PlanReport {
             counted(num_epochs, "epoch"),
             self.seed
         );
+        let _ = writeln!(out, "epochs are counted from 1; the schedules of a config count from 0");
         for stage in &self.stages {
             stage.write(&mut out);
         }
@@ -426,8 +427,8 @@ impl PlannedStage {
         }
         for (first, last) in runs(&self.epochs) {
             let epochs = match last.epoch {
-                end if end == first.epoch => format!("{end}"),
-                end => format!("{}-{end}", first.epoch),
+                end if end == first.epoch => format!("{}", end + 1),
+                end => format!("{}-{}", first.epoch + 1, end + 1),
             };
             let _ = writeln!(out, "  epoch {epochs:<8} {}", first.text(last));
         }

@@ -47,6 +47,7 @@ pub fn depth_chart(title: &str, runs: &[(&str, &[TargetErrors])]) -> Chart {
             })
             .collect(),
         log_y: false,
+        marks: Vec::new(),
     }
 }
 

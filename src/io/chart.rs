@@ -66,8 +66,10 @@ pub struct Chart {
     pub y_label: String,
     /// The curves, in the order of the legend.
     pub series: Vec<Series>,
-    /// Whether y is logarithmic; values of 0 and less then leave a gap.
+    /// Whether y is logarithmic, which its label then says; values of 0 and less leave a gap.
     pub log_y: bool,
+    /// Places on the x axis with a name: a vertical line with the name beside it.
+    pub marks: Vec<(f64, String)>,
 }
 
 impl Chart {
@@ -216,6 +218,7 @@ impl<DB: DrawingBackend> Canvas<DB> {
         let top = self.legend(chart, left)?;
         let frame = Frame { left, right: WIDTH - 28.0, top, bottom: HEIGHT - 68.0, x, y };
         self.axes(chart, &frame)?;
+        self.marks(chart, &frame)?;
         if points().next().is_none() {
             let middle = ((frame.left + frame.right) / 2.0, (frame.top + frame.bottom) / 2.0);
             self.text("no data", 18.0, SOFT_INK, middle, Anchor::Middle)?;
@@ -270,7 +273,30 @@ impl<DB: DrawingBackend> Canvas<DB> {
         self.line((*left, *top), (*left, *bottom), 1.2, AXIS)?;
         let (across, down) = ((left + right) / 2.0, (top + bottom) / 2.0);
         self.text(&chart.x_label, 16.0, INK, (across, bottom + 46.0), Anchor::Middle)?;
-        self.text(&chart.y_label, 16.0, INK, (24.0, down), Anchor::Upwards)
+        let scale = if chart.log_y { " (logarithmic)" } else { "" };
+        let y_label = format!("{}{scale}", chart.y_label);
+        self.text(&y_label, 16.0, INK, (24.0, down), Anchor::Upwards)
+    }
+
+    /// Lines at the marks that lie within the x axis; a name that would run into the next one is a row lower.
+    fn marks(&mut self, chart: &Chart, frame: &Frame) -> Drawn<DB> {
+        const SIZE: f64 = 12.0;
+        let inside = chart.marks.iter().filter(|(x, _)| (frame.x.low..=frame.x.high).contains(x));
+        let mut rows_end: Vec<f64> = Vec::new();
+        for (x, name) in inside {
+            let at = frame.place((*x, frame.y.low)).0;
+            self.line((at, frame.top), (at, frame.bottom), 1.0, AXIS)?;
+            let end = at + 5.0 + self.width_of(name, SIZE);
+            let free = rows_end.iter().position(|&row_end| row_end < at);
+            let row = free.unwrap_or(rows_end.len());
+            if free.is_none() {
+                rows_end.push(end);
+            }
+            rows_end[row] = end;
+            let down = frame.top + 8.0 + 14.0 * row as f64;
+            self.text(name, SIZE, SOFT_INK, (at + 5.0, down), Anchor::Left)?;
+        }
+        Ok(())
     }
 
     fn pixel(&self, (x, y): (f64, f64)) -> (i32, i32) {
@@ -363,6 +389,7 @@ mod tests {
             y_label: "ADI-0.1d / %".to_owned(),
             series: vec![curve("full precision", 0.5), curve("2 bits < 8 & 4", 0.4)],
             log_y: false,
+            marks: vec![],
         }
     }
 
@@ -411,6 +438,26 @@ mod tests {
         }
         // Two curves and two swatches of the legend.
         assert_eq!(text.matches("stroke=\"#0072B2\" stroke-width=\"44\"").count(), 2);
+    }
+
+    #[test]
+    fn marks_are_lines_with_their_names_and_a_logarithmic_axis_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.svg");
+        let svg = |chart: &Chart| {
+            chart.write_svg(&path).unwrap();
+            std::fs::read_to_string(&path).unwrap()
+        };
+        let count = |text: &str| text.matches("<polyline").count();
+        let plain = svg(&example());
+        assert!(!plain.contains("logarithmic"));
+        let marks = [(2.0, "fpn"), (2.1, "head"), (99.0, "outside")];
+        let marks = marks.map(|(x, name)| (x, name.to_owned())).to_vec();
+        let marked = svg(&Chart { marks, log_y: true, ..example() });
+        assert!(marked.contains("ADI-0.1d / % (logarithmic)"));
+        assert!(marked.contains("fpn") && marked.contains("head") && !marked.contains("outside"));
+        let two = Chart { marks: vec![(2.0, "a".into()), (2.1, "b".into())], ..example() };
+        assert_eq!(count(&svg(&two)), count(&plain) + 2);
     }
 
     #[test]

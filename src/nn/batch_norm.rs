@@ -260,7 +260,7 @@ mod tests {
     }
 
     fn values(tensor: &Tensor) -> Vec<f64> {
-        Vec::try_from(tensor.to_kind(Kind::Double).contiguous()).unwrap()
+        Vec::try_from(tensor.to_kind(Kind::Double).contiguous().reshape([-1])).unwrap()
     }
 
     #[track_caller]

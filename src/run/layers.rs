@@ -199,7 +199,7 @@ pub(crate) fn sizes_after(layers: &[LayerReport], net: &dyn Network, stage: usiz
 /// Both compressions with their names and the bytes, for a terminal.
 pub(crate) fn sizes_text(sizes: &Sizes) -> String {
     format!(
-        "{:.2}x by the paper's count (convolution weights alone), {:.2}x as a file (everything: {:.2} of {:.2} MB)",
+        "weight-only compression {:.2}x (convolution weights, the paper's count), whole-model {:.2}x ({:.2} of {:.2} MB)",
         sizes.paper_compression,
         sizes.file_compression,
         sizes.file_bytes as f64 / 1e6,

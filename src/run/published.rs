@@ -315,7 +315,7 @@ fn notes(p: &Published) -> Vec<String> {
     }
     if p.network.quantize.ste.is_some() {
         notes.push(
-            "network.quantize.STE is applied to the fpn's inputs here; the published code reads it and never applies it"
+            "network.quantize.STE is applied to the fpn's activations here; the published code reads it and never applies it"
                 .to_owned(),
         );
     }

@@ -118,6 +118,10 @@ impl<'a> Recorder<'a> {
 }
 
 impl Observer for Recorder<'_> {
+    fn run_start(&mut self, epochs: &[u32]) -> Result<()> {
+        self.view.run_start(epochs)
+    }
+
     fn stage_start(&mut self, start: &StageStart) -> Result<()> {
         if self.metrics.is_none() {
             self.open(start.global_step)?;
@@ -295,6 +299,7 @@ fn charts(records: &[Record]) -> [(&'static str, Chart); 5] {
         y_label,
         log_y,
         series,
+        marks: stages(records),
     };
     let series = |name: &str, points: Vec<(f64, f64)>| Series { name: name.to_owned(), points };
     [
@@ -340,6 +345,19 @@ fn charts(records: &[Record]) -> [(&'static str, Chart); 5] {
             ),
         ),
     ]
+}
+
+/// Where each stage began, by its step, and its name.
+fn stages(records: &[Record]) -> Vec<(f64, String)> {
+    let mut begins: Vec<(usize, f64, String)> = Vec::new();
+    for record in records {
+        if let Record::StageStart(start) = record
+            && begins.iter().all(|(stage, ..)| *stage != start.stage)
+        {
+            begins.push((start.stage, start.global_step as f64, start.name.clone()));
+        }
+    }
+    begins.into_iter().map(|(_, step, name)| (step, name)).collect()
 }
 
 /// The curve of each loss over the epochs, in the order in which the losses are named.
@@ -448,6 +466,32 @@ mod tests {
         write(&[step(1), step(2), end(2)]);
         assert_eq!(keep_up_to(&path, 2).unwrap(), Some(3));
         assert_eq!(Record::read_all(&path).unwrap(), [step(1), step(2), end(2)]);
+    }
+
+    #[test]
+    fn a_stage_is_marked_once_where_it_began() {
+        let begin = |stage: usize, name: &str, epoch: u32, global_step: u64| {
+            Record::StageStart(StageStart {
+                stage,
+                name: name.into(),
+                module: None,
+                epoch,
+                num_epochs: 2,
+                num_batches: 3,
+                global_step,
+                num_trainable: 1,
+                sites: vec![],
+            })
+        };
+        let records = [
+            begin(0, "full_precision", 0, 0),
+            begin(0, "full_precision", 1, 3),
+            begin(1, "fpn", 0, 6),
+        ];
+        let marks = [(0.0, "full_precision".to_owned()), (6.0, "fpn".to_owned())];
+        for (_, chart) in charts(&records) {
+            assert_eq!(chart.marks, marks);
+        }
     }
 
     #[test]

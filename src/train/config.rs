@@ -139,7 +139,7 @@ pub struct StageConfig {
     pub module: Option<String>,
     /// How the module's weights are quantized; `null` leaves them float.
     pub weights: Option<WeightQuantConfig>,
-    /// How the inputs of the module's layers are quantized; `null` leaves them float.
+    /// How the activations that go into the module's layers are quantized; `null` leaves them float.
     pub activations: Option<ActivationQuantConfig>,
     /// What becomes of the module in the stages after this one. Method `inq` has `freeze` alone.
     pub afterwards: Afterwards,

@@ -73,7 +73,7 @@ impl Trainer {
         for index in 0..self.quantizers.len() {
             if let Some(own_epoch) = self.epoch_of_quantizer(index) {
                 let step = self.start_quantizer(index, own_epoch);
-                step.with_context(|| format!("the quantization step of epoch {epoch}"))?;
+                step.with_context(|| format!("the quantization step of epoch {}", epoch + 1))?;
             }
         }
         self.freeze()
@@ -99,7 +99,7 @@ impl Trainer {
         let epoch = self.position.epoch;
         for index in 0..self.quantizers.len() {
             if let Some(own_epoch) = self.epoch_of_quantizer(index) {
-                let doing = || format!("the end of epoch {epoch} of the quantizers");
+                let doing = || format!("the end of epoch {} of the quantizers", epoch + 1);
                 self.quantizers[index].1.end_epoch(own_epoch).with_context(doing)?;
             }
         }

@@ -12,6 +12,11 @@ use super::record::{
 /// A run that is resumed tells the steps after its checkpoint a second time, with the same numbers: drop what was
 /// kept of steps beyond [`StageStart::global_step`].
 pub trait Observer {
+    /// The run begins or goes on; its stages have so many epochs, in order.
+    fn run_start(&mut self, _epochs: &[u32]) -> Result<()> {
+        Ok(())
+    }
+
     /// A stage begins or goes on.
     fn stage_start(&mut self, _start: &StageStart) -> Result<()> {
         Ok(())

@@ -82,10 +82,12 @@ impl Step<'_> {
         let losses: Vec<String> =
             losses.iter().map(|(name, loss)| format!("loss_{name} {loss}")).collect();
         bail!(
-            "step {global_step} (stage {stage} {}, epoch {epoch}, batch {batch}) was not done: {}, gradient norm \
+            "step {global_step} (stage {stage} {}, epoch {}, step {} of it) was not done: {}, gradient norm \
              {grad_norm}, expected finite numbers; images {}; {last}; look at \
              these images, or lower the learning rate ({})",
             self.stage.label(),
+            epoch + 1,
+            batch + 1,
             losses.join(", "),
             prepared.batch.names.join(", "),
             self.lr

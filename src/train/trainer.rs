@@ -318,6 +318,8 @@ impl Trainer {
                 self.run.checkpoints.display()
             );
         }
+        let epochs: Vec<u32> = self.config.stages.iter().map(|stage| stage.epochs).collect();
+        hooks.observer.run_start(&epochs)?;
         loop {
             self.begin_stage(hooks)?;
             while self.position.epoch < self.stage().epochs && !self.is_out_of_patience() {

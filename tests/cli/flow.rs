@@ -88,8 +88,8 @@ fn a_plan_tells_every_convolution_and_epoch() {
         "2 epochs of 100 steps of 4 images",
         "100.00 % frozen, activations quantized, momentum cleared",
         "inq 2 bits (3 levels)",
-        "by the paper's count",
-        "as a file",
+        "weight-only compression",
+        "whole-model",
     ] {
         assert!(text.contains(part), "{part:?} is missing in\n{text}");
     }

@@ -7,6 +7,7 @@ mod data_files;
 mod flow;
 mod help;
 mod import;
+mod launcher;
 mod onnx;
 mod options;
 mod packed;

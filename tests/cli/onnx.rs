@@ -125,9 +125,13 @@ fn a_trained_checkpoint_becomes_integers_that_score_as_it_does() {
     assert_eq!(written["onnx"]["opset"], 25);
     assert_eq!(written["onnx"]["weights"]["int2"], 8, "{written}");
     assert!(written["onnx"]["activations"].as_str().unwrap().contains("as trained (8 layers)"));
-    run(&[&export[..], &["--out", "x.onnx", "--carrier", "true-bits", "--opset", "17"]].concat())
-        .code(1)
-        .says(&["opset 17 has no integers of 4 bits for --carrier true-bits", "--carrier int8"]);
+    run(&[&export[..], &["--out", "x.onnx", "--weight-type", "true-bits", "--opset", "17"]]
+        .concat())
+    .code(1)
+    .says(&[
+        "opset 17 has no integers of 4 bits for --weight-type true-bits",
+        "--weight-type int8",
+    ]);
     let calibrated =
         ["--out", &integers, "--calibrate", "8", "--carrier", "true-bits", "--data", data];
     if let Some(python) = python() {

@@ -140,7 +140,7 @@ fn options_of_another_format_are_refused_by_name() {
         "--calibrate 4",
         "--calibrate 4 --calibration mse",
         "--calibrate 4 --keep-float",
-        "--carrier int8",
+        "--weight-type int8",
         "--target ort",
         "--opset 17",
         "--batch 1",

@@ -327,7 +327,7 @@ fn a_camera_that_does_not_fit_is_one_clear_line() {
     predict(&[&input, "--camera", &camera, "--data", &none, "--out", &pictures.at("out")])
         .code(1)
         .says(&["swisscube_bbox.json", "--boxes"]);
-    predict(&["no/such.png"]).code(1).says(&["there is no no/such.png"]);
+    predict(&["no/such.png"]).code(1).says(&["no such file: no/such.png"]);
     run(&["predict", "--checkpoint", "x"]).code(2).says(&["INPUT"]);
     run(&["predict", "x.png"]).code(2).says(&["--checkpoint"]);
 }

@@ -127,7 +127,7 @@ fn signalled(logs: &Path, signal: i32, ignored: bool) -> (Option<i32>, String) {
     for line in lines.by_ref() {
         let line = line.unwrap();
         said += &line;
-        if line.contains("epoch 2/") {
+        if line.contains("epoch 2 of") {
             break;
         }
     }
@@ -136,7 +136,7 @@ fn signalled(logs: &Path, signal: i32, ignored: bool) -> (Option<i32>, String) {
     send(signal);
     if ignored {
         for line in lines.by_ref().map_while(Result::ok) {
-            if line.contains("epoch 8/") {
+            if line.contains("epoch 8 of") {
                 break;
             }
             assert!(!line.contains("stopping"), "{line}");

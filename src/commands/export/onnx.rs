@@ -397,8 +397,8 @@ fn opset_for(graph: &Graph, options: &OnnxOptions) -> Result<i64> {
     // Integers of 2 bits are stored as ones of 4 where the opset has no others.
     ensure!(
         !small || opset >= INT4_OPSET,
-        "opset {opset} has no integers of 4 bits for --carrier true-bits: pass --opset {INT4_OPSET} or later, or \
-         --carrier int8"
+        "opset {opset} has no integers of 4 bits for --weight-type true-bits: pass --opset {INT4_OPSET} or later, or \
+         --weight-type int8"
     );
     Ok(opset)
 }

@@ -391,7 +391,7 @@ impl FileReport {
         {
             let _ = writeln!(
                 out,
-                "checkpoint of mqat {version}: stage {} ({stage}), epoch {}, batch {}, step {}",
+                "checkpoint of mqat {version}: stage {} ({stage}) after {} epochs and {} steps of the next, step {} of the run",
                 at.stage, at.epoch, at.batch, at.global_step
             );
         }

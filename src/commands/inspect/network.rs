@@ -121,8 +121,11 @@ impl NetworkReport {
             );
         }
         if all {
-            let _ =
-                writeln!(out, "\n{:<44} {:<20} {:>10}  weights / inputs", "layer", "shape", "MMAC");
+            let _ = writeln!(
+                out,
+                "\n{:<44} {:<20} {:>10}  weights / activations",
+                "layer", "shape", "MMAC"
+            );
             for l in &self.layers {
                 let shape = format!("{:?}", l.shape);
                 let macs = l.num_macs as f64 / 1e6;

@@ -64,7 +64,7 @@ pub(super) fn find(given: &[PathBuf], recursive: bool) -> Result<Inputs> {
             found.add_glob(pattern)?;
         } else {
             bail!(
-                "there is no {}: expected an image, a folder, a glob, a list (.txt) or a video",
+                "no such file: {}; expected an image, a folder, a glob, a list (.txt) or a video",
                 path.display()
             );
         }

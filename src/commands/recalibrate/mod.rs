@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::batch_norm::TrainingBatches;
+use super::batch_norm::{Draw, TrainingBatches};
 use crate::artifact::{Asked, FileKind, Stored, Strictness, open};
 use crate::nn::BatchNormShift;
 use crate::run::Names;
@@ -106,10 +106,11 @@ pub fn recalibrate(request: &RecalibrateRequest) -> Result<RecalibrateReport> {
     });
     let batches = TrainingBatches::open(&request.run, &home, config, loaded.meta.as_ref())?;
     let doing = || format!("recalibrating {}", file.display());
-    let (statistics, on) = batches.statistics(net.as_ref(), 0, num).with_context(doing)?;
+    let (statistics, on) =
+        batches.statistics(net.as_ref(), Draw::Estimate, num).with_context(doing)?;
     let before = statistics.shifts(net.store()).with_context(doing)?;
     statistics.assign(net.store())?;
-    let (others, _) = batches.statistics(net.as_ref(), 1, num).with_context(doing)?;
+    let (others, _) = batches.statistics(net.as_ref(), Draw::Check, num).with_context(doing)?;
     let after = others.shifts(net.store()).with_context(doing)?;
     let info = BatchNormInfo {
         reestimated_on: on.num_batches,

@@ -221,6 +221,7 @@ fn chart(summary: &ReportSummary) -> Chart {
             .filter(|s| !s.points.is_empty())
             .collect(),
         log_y: false,
+        marks: Vec::new(),
     }
 }
 

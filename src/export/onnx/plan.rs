@@ -143,11 +143,13 @@ fn of_report(layer: &str, report: &ActivationReport) -> Result<Option<QParams>> 
         if report.max_level == Some(0.0) {
             return Ok(None); // an input that is always 0 stays as it is
         }
-        bail!("the inputs of {layer} are not quantized yet: train that stage to its end");
+        bail!(
+            "the activations that go into {layer} are not quantized yet: train that stage to its end"
+        );
     };
     let value = |code: i32| f64::from(code) * f64::from(scale);
     QParams::of_levels(value(lowest), value(highest), report.num_levels)
-        .with_context(|| format!("the inputs of {layer}"))
+        .with_context(|| format!("the activations that go into {layer}"))
         .map(Some)
 }
 

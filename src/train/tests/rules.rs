@@ -30,7 +30,7 @@ fn a_loss_that_is_not_finite_stops_before_the_update_and_names_everything() {
     let step = BATCHES;
     let good = folder.path().join(format!("ckpt_{step:08}.safetensors"));
     for part in [
-        format!("step {step} (stage 0 full_precision, epoch 1, batch 0) was not done"),
+        format!("step {step} (stage 0 full_precision, epoch 2, step 1 of it) was not done"),
         "loss_cls NaN".to_owned(),
         "images epoch1/batch0/0.png, epoch1/batch0/1.png".to_owned(),
         format!("the last good checkpoint is {}", good.display()),

@@ -1,0 +1,302 @@
+#!/usr/bin/env python3
+"""The study of docs/results.md, on synthetic images, on the CPU; python3 with its standard library and a built mqat.
+
+    scripts/study.py [DIR] [--jobs N] [--parts rates,fpn,10.7,8] [--seeds 1,2,3] [--list] [--report]
+
+runs what is missing and writes DIR/report. Stopped or killed, the same command goes on. DIR is logs/study.
+
+Every network starts from the shipped full-precision weights and gets the same number of steps (EPOCHS short epochs
+of EPOCH_IMAGES images of the list that it was pretrained on), whatever its method; the float controls have the same
+stages and rates. Rates are chosen for each method on the validation list, with one seed (part `rates`); the test list
+is read once for each finished network.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+
+REPO = pathlib.Path(__file__).resolve().parent.parent
+MQAT = os.environ.get("MQAT", str(REPO / "target/release/mqat"))
+TOPOLOGY = os.environ.get("TOPOLOGY", "WidedepthTiny")
+DEVICE = os.environ.get("DEVICE", "cpu")
+START = os.environ.get("START", str(REPO / "problems/SwissCube/WidedepthTiny/pretrained.safetensors"))
+IMAGES = os.environ.get(
+    "IMAGES", "--train 12000 --val 400 --test 2000 --size 128 --depth 1.2d:3d --attitude 45 --seed 11"
+).split()
+EPOCH_IMAGES = int(os.environ.get("EPOCH_IMAGES", "672"))  # 42 steps of 16
+EPOCHS = 12  # of every network: three stages of 4 or one of 12
+RATES = [0.001, 0.003, 0.01]
+TARGETS = {"10.7": 10.66, "8": 8.0}  # times smaller than 32-bit weights, by the paper's count
+WIDTHS = "2,3,4,6,8"
+FREEZE = [0.5, 0.75, 0.9, 1.0]  # INQ: fractions at the quarters of a stage
+MODULES = ["backbone", "fpn", "head"]
+
+
+def stage(module, weights, epochs, rate, afterwards="freeze"):
+    """A stage of a plan file; `weights` None trains without quantizing."""
+    if weights and weights["method"] == "inq":
+        quarter = epochs // len(FREEZE)
+        schedule = {str(i * quarter): fraction for i, fraction in enumerate(FREEZE)}
+        weights = dict(weights, schedule=schedule, clear_optim_state_on_step=True)
+    return {
+        "name": "" if weights else f"float_{module.replace('*', 'all')}",
+        "module": module if weights else None,
+        "weights": weights,
+        "afterwards": afterwards,
+        "epochs": epochs,
+        "batch_size": 16,
+        "lr": {"base": rate, "decay": {"cosine": {"to": 0.02}}},
+        "optimizer": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.001},
+        "clip_norm": 5.0,
+    }
+
+
+class Study:
+    def __init__(self, options):
+        self.options = options
+        self.out = pathlib.Path(options.dir).resolve()
+        self.data = self.out / "data"
+        self.places = ["--topology", TOPOLOGY, "--data", str(self.data), "--device", DEVICE, "--quiet"]
+        self.settings = [
+            "--set", "training.full_precision=null",
+            "--set", f"training.epoch_images={EPOCH_IMAGES}",
+            "--set", f"training.valid_every={EPOCHS}",
+            "--set", "RUNTIME.NUM_THREADS=1",
+            "--set", "RUNTIME.NUM_WORKERS=1",
+            "--set", "experiment.pretrained=true",
+            "--set", f"experiment.url={START}",
+        ]
+
+    # Commands
+
+    def mqat(self, *args, **more):
+        """Runs mqat; stdout as text. Its messages go to DIR/log.txt."""
+        environment = dict(os.environ, OMP_WAIT_POLICY="PASSIVE", MQAT_HOME=str(REPO))
+        with open(self.out / "log.txt", "a") as log:
+            done = subprocess.run([MQAT, *map(str, args)], stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        if done.returncode != 0 and not more.get("may_fail"):
+            raise SystemExit(f"study: failed ({done.returncode}), see {self.out}/log.txt: mqat {' '.join(map(str, args))}")
+        return done.stdout
+
+    def write(self, path, document):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(document, indent=1))
+        part.rename(path)
+
+    def plan_file(self, name, flow):
+        path = self.out / "plans" / f"{name}.json"
+        self.write(path, {"format": 1, "flow": flow, "made_by": None, "table": []})
+        return path
+
+    def folder(self, name, seed):
+        return self.out / "runs" / f"{name}-seed{seed}"
+
+    def experiment(self, name, seed):
+        return self.folder(name, seed) / "SwissCube" / TOPOLOGY / "exp000"
+
+    def train(self, name, seed, flow, test=True):
+        """One network, trained to its end and evaluated."""
+        logs, exp = self.folder(name, seed), self.experiment(name, seed)
+        if not (logs / "trained").exists():
+            if (exp / "config.json").exists():
+                args = ["--resume"]
+            else:
+                plan = self.plan_file(f"{name}-seed{seed}", flow)
+                args = ["--flow", plan, "--seed", seed, *self.settings]
+            self.mqat("train", *self.places, "--logs", logs, "--exp-id", 0, *args)
+            (logs / "trained").touch()
+        if test and not (exp / "eval/test/metrics.json").exists():
+            self.mqat("test", *self.places, "--logs", logs, "--exp-id", 0)
+        print(f"study: {name} seed {seed} is there", file=sys.stderr, flush=True)
+
+    # What the bits are
+
+    def bits(self, target, layerwise):
+        """{pattern: bits} of the integer programme at a target: of modules, or of layers."""
+        path = self.out / "plans" / f"{'layers' if layerwise else 'modules'}-{target}.json"
+        if not path.exists():
+            how = ["--layerwise"] if layerwise else ["--first", "smallest"]
+            part = path.with_suffix(".new.json")
+            part.unlink(missing_ok=True)
+            settings = [s for s in self.settings]
+            self.mqat(
+                "search", *self.places, *settings, "--seed", 1, "--dir", self.out / "search", "--bits", WIDTHS,
+                "--method", "lsq", "--target-compression", TARGETS[target], "--out", part, *how,
+            )
+            part.rename(path)
+        flow = json.loads(path.read_text())["flow"]
+        if layerwise:
+            return {layer: bits for one in flow for layer, bits in one["weights"]["layer_bits"].items()}
+        return {one["module"]: one["weights"]["bits"] for one in flow}
+
+    def order(self):
+        """The modules, smallest first, as the search orders them when nothing is gained."""
+        flow = json.loads((self.out / "plans" / "modules-10.7.json").read_text())["flow"]
+        return [one["module"] for one in flow]
+
+    # Flows
+
+    def weights(self, method, bits):
+        """Weights of a method at the same levels for INQ and LSQ: 2^b."""
+        if isinstance(bits, dict):
+            return {"method": method, "levels": "full", "layer_bits": bits}
+        return {"method": method, "levels": "full", "bits": bits}
+
+    def factorial(self, target, method, course, granularity, rate):
+        """A flow of the factorial: `course` is joint, frozen or trained."""
+        uniform = {"10.7": 3, "8": 4}[target]
+        if granularity == "layer":
+            of_layers = self.bits(target, True)
+            bits = {m: {k: b for k, b in of_layers.items() if k.split(".")[0] == m} for m in MODULES}
+            everything = of_layers
+        else:
+            of_modules = self.bits(target, False) if granularity == "module" else {m: uniform for m in MODULES}
+            bits, everything = of_modules, of_modules if granularity == "module" else uniform
+        if course == "joint":
+            return [stage("*", self.weights(method, everything), EPOCHS, rate)]
+        afterwards = "train" if course == "trained" else "freeze"
+        each = EPOCHS // len(MODULES)
+        return [stage(m, self.weights(method, bits[m]), each, rate, afterwards) for m in self.order()]
+
+    def floats(self, num_stages, rate):
+        modules = ["*"] if num_stages == 1 else self.order()
+        return [stage(m, None, EPOCHS // num_stages, rate) for m in modules]
+
+    # Parts
+
+    def rate_rows(self):
+        """(method, rate) -> flow: all modules at 3 bits, jointly."""
+        for method in ["float", "inq", "lsq"]:
+            for rate in RATES:
+                flow = self.floats(1, rate)
+                if method != "float":
+                    flow = [stage("*", self.weights(method, 3), EPOCHS, rate)]
+                yield method, rate, flow
+
+    def validation(self, name, seed):
+        """The headline of the last validation of a run, percent."""
+        lines = (self.experiment(name, seed) / "metrics.jsonl").read_text().splitlines()
+        validations = [r for r in map(json.loads, lines) if r["kind"] == "validation"]
+        return validations[-1]["score"]["value"]
+
+    def rate(self, method):
+        path = self.out / "rates.json"
+        if path.exists():
+            return json.loads(path.read_text())["chosen"][method]
+        table = {}
+        for m, rate, _ in self.rate_rows():
+            table.setdefault(m, {})[rate] = self.validation(f"rate-{m}-{rate}", 1)
+        chosen = {m: max(row, key=row.get) for m, row in table.items()}
+        self.write(path, {"chosen": chosen, "validation_percent": table})
+        print(f"study: rates {chosen} of {table}", file=sys.stderr)
+        return chosen[method]
+
+    def fpn_rows(self):
+        rows = {"float-joint": self.floats(1, self.rate("float"))}
+        inq, lsq = self.rate("inq"), self.rate("lsq")
+        for bits in [8, 4, 3, 2, 1]:
+            rows[f"fpn-inq-{bits}bit-odd"] = [stage("fpn", {"method": "inq", "bits": bits}, EPOCHS, inq)]
+        for bits in [2]:
+            rows[f"fpn-inq-{bits}bit-full"] = [stage("fpn", self.weights("inq", bits), EPOCHS, inq)]
+        for bits in [8, 4, 3, 2]:
+            rows[f"fpn-lsq-{bits}bit-full"] = [stage("fpn", self.weights("lsq", bits), EPOCHS, lsq)]
+        rows["fpn-lsq-2bit-odd"] = [stage("fpn", {"method": "lsq", "bits": 2, "levels": "odd"}, EPOCHS, lsq)]
+        return rows
+
+    def cells(self, target):
+        """The factorial, most telling cells first."""
+        rows = {"float-staged": self.floats(3, self.rate("float"))}
+        order = [
+            ("lsq", "joint", "uniform"), ("lsq", "joint", "layer"), ("lsq", "trained", "layer"), ("lsq", "frozen", "module"),
+            ("lsq", "joint", "module"), ("inq", "frozen", "module"), ("lsq", "trained", "module"), ("lsq", "frozen", "layer"),
+            ("inq", "joint", "layer"), ("inq", "joint", "uniform"), ("inq", "frozen", "layer"), ("inq", "joint", "module"),
+            ("lsq", "trained", "uniform"), ("lsq", "frozen", "uniform"), ("inq", "frozen", "uniform"),
+        ]
+        for method, course, granularity in order:
+            flow = self.factorial(target, method, course, granularity, self.rate(method))
+            rows[f"{target}x-{method}-{course}-{granularity}"] = flow
+        return rows
+
+    def run_all(self, tasks):
+        """(name, seed, flow, test) in their order, so many at a time."""
+        with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
+            for done in concurrent.futures.as_completed([pool.submit(self.train, *task) for task in tasks]):
+                done.result()
+
+    def starts(self):
+        """The start as it is, and with its batch-norm statistics estimated again, evaluated on the same images."""
+        again = self.out / "start" / "recalibrated.safetensors"
+        again.parent.mkdir(parents=True, exist_ok=True)
+        if not again.exists():
+            self.mqat("recalibrate", START, "--out", again, "--topology", TOPOLOGY, "--data", self.data, "--quiet")
+        for name, file in [("start", START), ("start-bn", again)]:
+            out = self.out / "start" / name
+            if not (out / "metrics.json").exists():
+                self.mqat("test", *self.places, "--checkpoint", file, "--out", out)
+
+    def run(self):
+        parts, seeds = self.options.parts, self.options.seeds
+        if not self.options.report:
+            self.mqat("synth", "--out", self.data, *IMAGES, "--keep")
+            for target in TARGETS:
+                if target in parts:
+                    self.bits(target, False), self.bits(target, True)
+            if "modules-10.7.json" not in [p.name for p in (self.out / "plans").glob("*")]:
+                self.bits("10.7", False)
+            self.starts()
+            if not (self.out / "rates.json").exists():
+                self.run_all([(f"rate-{m}-{r}", 1, flow, False) for m, r, flow in self.rate_rows()])
+            tasks = []
+            for part in parts:
+                rows = self.fpn_rows() if part == "fpn" else self.cells(part) if part in TARGETS else {}
+                tasks += [(name, seed, flow, True) for seed in seeds for name, flow in rows.items()]
+            tasks = list({(name, seed): (name, seed, flow, test) for name, seed, flow, test in tasks}.values())
+            self.run_all(tasks)
+        self.report()
+
+    def done(self, *patterns):
+        """Folders of the runs of these names that were evaluated."""
+        runs = self.out / "runs"
+        found = [run for pattern in patterns for run in sorted(runs.glob(f"{pattern}-seed*"))]
+        return [run for run in found if (run / "SwissCube" / TOPOLOGY / "exp000/eval/test/metrics.json").exists()]
+
+    def report(self):
+        for name, title, base, patterns in [
+            ("fpn", "Bits of the FPN", "float-joint", ["float-joint", "fpn-*"]),
+            *((f"{t}x-float", f"{t} times smaller, against float", "float-joint", ["float-*", f"{t}x-*"]) for t in TARGETS),
+            *((f"{t}x", f"{t} times smaller, against uniform LSQ", f"{t}x-lsq-joint-uniform", ["float-*", f"{t}x-*"]) for t in TARGETS),
+            *((f"{t}x-layer", f"{t} times smaller, against layer-wise LSQ", f"{t}x-lsq-joint-layer", ["float-*", f"{t}x-*"]) for t in TARGETS),
+        ]:
+            if not self.done(base):
+                continue
+            self.mqat(
+                "report", *self.places, *self.done(*patterns), "--paired", self.done(base)[0], "--title", title,
+                "--start", self.out / "start/start", "--out", self.out / "report" / name,
+            )
+            print(f"study: {self.out}/report/{name}/table.md", file=sys.stderr)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dir", nargs="?", default=str(REPO / "logs/study"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="one-thread processes at a time")
+    parser.add_argument("--parts", type=lambda s: s.split(","), default=["fpn", "10.7", "8"])
+    parser.add_argument("--seeds", type=lambda s: [int(x) for x in s.split(",")], default=[1, 2, 3])
+    parser.add_argument("--report", action="store_true", help="write the reports of what is there, run nothing")
+    study = Study(parser.parse_args())
+    study.out.mkdir(parents=True, exist_ok=True)
+    study.run()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with open(study.out / "cpu_seconds.txt", "a") as file:
+        file.write(f"{used.ru_utime + used.ru_stime:.0f}\n")
+
+
+if __name__ == "__main__":
+    main()
