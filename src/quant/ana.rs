@@ -172,8 +172,8 @@ impl ActivationScheme for AnaActivations {
         site: &Site,
         context: &ActivationContext,
     ) -> Result<Rc<dyn ActivationQuantizer>> {
-        let (calibration, rule) = (&self.calibration, Noise::new(&self.ana));
-        Ok(Rc::new(CalibratedActivation::new(Self::NAME, site, context, calibration, rule)?))
+        let rule = Noise::new(&self.ana);
+        CalibratedActivation::attach(Self::NAME, site, context, &self.calibration, rule)
     }
 }
 

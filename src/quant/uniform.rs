@@ -128,9 +128,7 @@ impl ActivationScheme for UniformActivations {
         site: &Site,
         context: &ActivationContext,
     ) -> Result<Rc<dyn ActivationQuantizer>> {
-        let quantizer =
-            CalibratedActivation::new(Self::NAME, site, context, &self.calibration, Nearest)?;
-        Ok(Rc::new(quantizer))
+        CalibratedActivation::attach(Self::NAME, site, context, &self.calibration, Nearest)
     }
 }
 

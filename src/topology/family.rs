@@ -5,11 +5,11 @@ use std::sync::Arc;
 use anyhow::Result;
 use tch::Device;
 
+use super::settings::{LossSettings, TargetSettings};
 use super::task::Task;
-use super::wdr::{LossConfig, TargetConfig};
 use crate::data::ObjectModel;
 use crate::geom::{Camera, Corners};
-use crate::nn::{Decode, Network, OutputShape, Preprocess};
+use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess};
 
 /// What a folder of this room offers of a network.
 pub trait Family {
@@ -28,11 +28,29 @@ pub trait Family {
         seed: Option<u64>,
     ) -> Result<Box<dyn Network>>;
 
+    /// Both sections with what they leave out.
+    ///
+    /// # Errors
+    /// If keys are none of this family's, or values have another type: names them with their place in a config.
+    fn complete(
+        &self,
+        loss: &LossSettings,
+        targets: &TargetSettings,
+    ) -> Result<(LossSettings, TargetSettings)>;
+
     /// What the network is to learn.
-    fn task(&self, setting: TaskSetting) -> Box<dyn Task>;
+    ///
+    /// # Errors
+    /// If the settings are those of another family.
+    fn task(&self, setting: TaskSetting) -> Result<Box<dyn Task>>;
 
     /// Names and shapes of the outputs for images of `width` x `height` px, as its decoder reads them.
     fn outputs(&self, num_classes: usize, width: usize, height: usize) -> Vec<OutputShape>;
+
+    /// Outputs that are cells with anchors, finest first; none of other families.
+    fn dense_levels(&self) -> Vec<DenseLevel> {
+        Vec::new()
+    }
 
     /// What the outputs mean, for people and to tell networks apart whose outputs cannot be compared.
     fn describe_outputs(&self) -> String;
@@ -40,7 +58,7 @@ pub trait Family {
     /// What reads the outputs.
     ///
     /// # Errors
-    /// If there are not as many boxes as classes.
+    /// If there are not as many boxes as classes, or the settings are those of another family.
     fn decoder(&self, setting: DecodeSetting) -> Result<Box<dyn Decode>>;
 }
 
@@ -66,9 +84,9 @@ pub struct TaskSetting {
     /// The classes' boxes and diameters.
     pub models: Arc<Vec<ObjectModel>>,
     /// Which cells answer for an object.
-    pub targets: TargetConfig,
+    pub targets: TargetSettings,
     /// Weights of the losses.
-    pub loss: LossConfig,
+    pub loss: LossSettings,
     /// Seed of everything random.
     pub seed: u64,
 }
@@ -87,5 +105,5 @@ pub struct DecodeSetting {
     /// Detections below it are left out, 0 to 1.
     pub confidence_threshold: f64,
     /// Which cells answer for an object.
-    pub targets: TargetConfig,
+    pub targets: TargetSettings,
 }

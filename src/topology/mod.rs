@@ -5,6 +5,7 @@
 
 mod family;
 pub mod keys;
+mod settings;
 mod task;
 pub mod wdr;
 
@@ -12,8 +13,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 pub use family::{DecodeSetting, Family, TaskSetting};
+pub use settings::{LossSettings, TargetSettings};
 pub use task::{BatchLosses, Prepare, Prepared, Task};
-pub use wdr::{LossConfig, TargetConfig};
 
 /// A network of a config: the key `class` tells the family, `params` is its shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -13,6 +13,7 @@ use super::outputs::{Features, HeadOutputs, output_names};
 use super::recognise::advise;
 use super::resnet::Resnet;
 use crate::nn::{self, DenseLevel, Eager, Network, Ops, Path, Store, Trace, Tracer};
+use crate::topology::family::Family;
 
 /// What turns images into features of 5 strides.
 enum BackboneNet {
@@ -169,12 +170,7 @@ impl Network for PoseNet {
     }
 
     fn dense_levels(&self) -> Vec<DenseLevel> {
-        let levels = self.config.strides().into_iter().zip(&self.config.anchor_sizes);
-        let of = |(stride, &size_px): (i64, &f64)| {
-            let [cls, reg] = output_names(stride);
-            DenseLevel { cls, reg, stride, size_px }
-        };
-        levels.map(of).collect()
+        Family::dense_levels(&self.config)
     }
 
     fn advise(&self, tensors: &[(String, Tensor)], mismatched: &[&str]) -> String {
