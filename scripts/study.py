@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """The study of docs/results.md, on synthetic images, on the CPU; python3 with its standard library and a built mqat.
 
-    scripts/study.py [DIR] [--jobs N] [--parts rates,fpn,10.7,8] [--seeds 1,2,3] [--list] [--report]
+    scripts/study.py [DIR] [--jobs N] [--parts fpn,10.7,8] [--seeds 1,2,3] [--report]
 
 runs what is missing and writes DIR/report. Stopped or killed, the same command goes on. DIR is logs/study.
 
 Every network starts from the shipped full-precision weights and gets the same number of steps (EPOCHS short epochs
 of EPOCH_IMAGES images of the list that it was pretrained on), whatever its method; the float controls have the same
-stages and rates. Rates are chosen for each method on the validation list, with one seed (part `rates`); the test list
+stages and rates. Rates are chosen for each method on the validation list, with one seed; the test list
 is read once for each finished network.
 """
 
@@ -112,9 +112,25 @@ class Study:
                 args = ["--flow", plan, "--seed", seed, *self.settings]
             self.mqat("train", *self.places, "--logs", logs, "--exp-id", 0, *args)
             (logs / "trained").touch()
+        if test and not any(one["weights"] for one in flow):
+            self.recalibrate(name, seed)
         if test and not (exp / "eval/test/metrics.json").exists():
             self.mqat("test", *self.places, "--logs", logs, "--exp-id", 0)
         print(f"study: {name} seed {seed} is there", file=sys.stderr, flush=True)
+
+    def recalibrate(self, name, seed):
+        """Estimates the batch-norm statistics of a float control again, as those of all quantized rows are. What it scores with
+        its running statistics is kept in DIR/start."""
+        logs, before = self.folder(name, seed), self.out / "start" / f"{name}-seed{seed}-running"
+        if (logs / "recalibrated").exists():
+            return
+        file = sorted((self.experiment(name, seed) / "checkpoints").glob("stage_*.safetensors"))[-1]
+        if not (before / "metrics.json").exists():
+            self.mqat("test", *self.places, "--checkpoint", file, "--out", before)
+        again = file.with_name("again.safetensors")
+        self.mqat("recalibrate", file, "--out", again, "--data", self.data, "--overwrite", "--quiet")
+        again.rename(file)
+        (logs / "recalibrated").touch()
 
     # What the bits are
 
@@ -277,7 +293,7 @@ class Study:
             if not self.done(base):
                 continue
             self.mqat(
-                "report", *self.places, *self.done(*patterns), "--paired", self.done(base)[0], "--title", title,
+                "report", "--quiet", *self.done(*patterns), "--paired", self.done(base)[0], "--title", title,
                 "--start", self.out / "start/start", "--out", self.out / "report" / name,
             )
             print(f"study: {self.out}/report/{name}/table.md", file=sys.stderr)

@@ -204,10 +204,13 @@ struct Solution {
     double residual_px;  // mean distance of the inliers
 };
 
-// Points of the object with the pixels where they are seen.
+// Points of the object with the pixels where they are seen, and what each counts (all the same where empty).
 struct Sightings {
     std::vector<Vec3> points;
     std::vector<Vec2> pixels;
+    std::vector<double> weights;
+
+    double weight(int i) const { return weights.empty() ? 1.0 : weights[i]; }
 };
 
 inline bool solve6(std::array<std::array<double, 6>, 6> a, std::array<double, 6> b, std::array<double, 6>& x) {
@@ -256,7 +259,7 @@ inline double squared_cost(const Camera& camera, const Sightings& seen, const st
         const Vec3 x = transformed(pose, seen.points[i]);
         if (!(x[2] > 0)) return std::numeric_limits<double>::infinity();
         const Vec2 p = project(camera, x);
-        sum += std::pow(p[0] - seen.pixels[i][0], 2) + std::pow(p[1] - seen.pixels[i][1], 2);
+        sum += seen.weight(i) * (std::pow(p[0] - seen.pixels[i][0], 2) + std::pow(p[1] - seen.pixels[i][1], 2));
     }
     return sum;
 }
@@ -280,8 +283,8 @@ inline Pose refined(const Camera& camera, const Sightings& seen, const std::vect
                 const double row[6] = {turn[0], turn[1], turn[2], gradient[axis][0], gradient[axis][1], gradient[axis][2]};
                 const double residual = p[axis] - seen.pixels[i][axis];
                 for (int a = 0; a < 6; ++a) {
-                    jtr[a] -= row[a] * residual;
-                    for (int b = 0; b < 6; ++b) jtj[a][b] += row[a] * row[b];
+                    jtr[a] -= seen.weight(i) * row[a] * residual;
+                    for (int b = 0; b < 6; ++b) jtj[a][b] += seen.weight(i) * row[a] * row[b];
                 }
             }
         }
@@ -363,6 +366,63 @@ inline std::vector<int> inliers_of(const Camera& camera, const Sightings& seen, 
     return inliers;
 }
 
+// What each sighting counts by its distance: by the likeliest of a Gaussian and four Student distributions, fading to 0 at ten
+// standard deviations. Empty when too few are near.
+inline std::vector<double> robust_weights(const std::vector<double>& residuals, double limit) {
+    std::vector<double> near;
+    for (double r : residuals)
+        if (r < 2 * limit) near.push_back(r);
+    if (near.size() < 6) return {};
+    std::nth_element(near.begin(), near.begin() + near.size() / 2, near.end());
+    const double freedom = 2.0 * double(near.size());
+    const double sigma = near[near.size() / 2] / 1.1774 * std::sqrt(freedom / (freedom - 6));
+    const double cut = 10 * std::clamp(sigma, 0.02 * limit, 0.5 * limit);
+    std::vector<double> squares;
+    for (double r : near)
+        if (r < cut) squares.push_back(r * r);
+    const double n = double(squares.size()), unfitted = std::max(n - 3, 1.0);
+    double scale = 0;
+    for (double square : squares) scale += square / (2 * unfitted);
+    scale = std::max(scale, 1e-300);
+    double best = 1 - n * std::log(scale) - unfitted;
+    std::vector<double> weights(residuals.size(), 1.0);
+    for (double tail : {8.0, 4.0, 2.0, 1.0}) {
+        for (int step = 0; step < 3; ++step) {
+            double sum = 0, total = 0;
+            for (double square : squares) {
+                const double weight = 1 / (tail + square / scale);
+                sum += weight * square, total += weight;
+            }
+            scale = std::max(sum / (2 * total) * n / unfitted, 1e-300);
+        }
+        double likelihood = -n * std::log(scale);
+        for (double square : squares) likelihood -= (tail + 2) / 2 * std::log1p(square / (tail * scale));
+        if (likelihood > best) {
+            best = likelihood;
+            for (size_t i = 0; i < residuals.size(); ++i)
+                weights[i] = (tail + 2) / (tail + residuals[i] * residuals[i] / scale);
+        }
+    }
+    for (size_t i = 0; i < residuals.size(); ++i)
+        weights[i] *= std::pow(std::max(1 - std::pow(residuals[i] / cut, 2), 0.0), 2);
+    return weights;
+}
+
+// The last fit: all sightings by their weights.
+inline Pose reweighted(const Camera& camera, Sightings seen, Pose pose, double limit) {
+    std::vector<int> all(seen.points.size());
+    for (size_t i = 0; i < all.size(); ++i) all[i] = int(i);
+    for (int round = 0; round < 6; ++round) {
+        std::vector<double> residuals;
+        seen.weights.clear();
+        for (int i : all) residuals.push_back(std::sqrt(squared_cost(camera, seen, {i}, pose)));
+        seen.weights = robust_weights(residuals, limit);
+        if (seen.weights.empty()) break;
+        pose = refined(camera, seen, all, pose, 4);
+    }
+    return pose;
+}
+
 // The pose of an object whose 8 box corners each cell predicts. Hypotheses are the poses of single cells and of the median
 // corners: as many as there are cells, so none is drawn at random. The best by truncated squared distances is refined.
 inline std::optional<Solution> solve(const Camera& camera, const std::array<Vec3, 8>& box, const std::vector<Cell>& cells,
@@ -395,7 +455,7 @@ inline std::optional<Solution> solve(const Camera& camera, const std::array<Vec3
     for (const auto& view : views) {
         const auto start = posit(camera, corners, view);
         if (!start) continue;
-        const Pose pose = refined(camera, {corners, view}, eight, *start, 10);
+        const Pose pose = refined(camera, {corners, view, {}}, eight, *start, 10);
         double cost = 0;
         for (size_t i = 0; i < seen.points.size(); ++i)
             cost += std::min(squared_cost(camera, seen, {int(i)}, pose), limit * limit);
@@ -409,6 +469,8 @@ inline std::optional<Solution> solve(const Camera& camera, const std::array<Vec3
         if (now == used) break;
         used = now;
     }
+    *best = reweighted(camera, seen, *best, limit);
+    used = inliers_of(camera, seen, *best, limit);
     const double wanted = std::max(4.0, settings.min_inlier_fraction * double(seen.points.size()));
     if (double(used.size()) < wanted) return std::nullopt;
     double sum = 0;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Poses in a picture by an ONNX file of mqat, with numpy, ONNX Runtime and OpenCV. docs/format.md explains each step.
+"""Poses in pictures by an ONNX file of mqat, with numpy, ONNX Runtime and OpenCV. docs/format.md explains each step.
 
     python3 decode.py net.onnx camera.json picture.png...
     python3 decode.py net.onnx camera.json picture.png... --compare predictions.jsonl    (those of `mqat predict`)
@@ -125,8 +125,47 @@ def correspondences(outputs, c, network):
     return float(score), np.tile(network.corners[c], (len(pixels), 1)), pixels.reshape(-1, 2)
 
 
+def distances(points, pixels, r, t, network):
+    return np.linalg.norm(cv2.projectPoints(points, r, t, network.k, None)[0][:, 0] - pixels, axis=1)
+
+
+def robust_weights(residuals, limit):
+    """Weights by the likeliest of a Gaussian and four Student distributions, fading to 0 at ten standard deviations."""
+    near = residuals[residuals < 2 * limit]
+    if len(near) < 6:
+        return None
+    sigma = np.median(near) / 1.1774 * np.sqrt(2 * len(near) / (2 * len(near) - 6))
+    cut = 10 * np.clip(sigma, 0.02 * limit, 0.5 * limit)
+    squares = near[near < cut] ** 2
+    n, unfitted = len(squares), max(len(squares) - 3, 1)
+    scale = max(squares.sum() / (2 * unfitted), 1e-300)
+    best, weights = 1 - n * np.log(scale) - unfitted, np.ones(len(residuals))
+    for freedom in (8, 4, 2, 1):
+        for _ in range(3):
+            w = 1 / (freedom + squares / scale)
+            scale = max((w * squares).sum() / (2 * w.sum()) * n / unfitted, 1e-300)
+        likelihood = -n * np.log(scale) - (freedom + 2) / 2 * np.log1p(squares / (freedom * scale)).sum()
+        if likelihood > best:
+            best, weights = likelihood, (freedom + 2) / (freedom + residuals**2 / scale)
+    return weights * np.clip(1 - (residuals / cut) ** 2, 0, None) ** 2
+
+
+def reweighted(points, pixels, r, t, network):
+    """The pose after rounds of weighted Gauss-Newton."""
+    for _ in range(6):
+        weights = robust_weights(distances(points, pixels, r, t, network), network.ransac["inlier_px"])
+        if weights is None:
+            break
+        for _ in range(4):
+            seen, jacobian = cv2.projectPoints(points, r, t, network.k, None)[:2]
+            j, w = jacobian[:, :6], np.repeat(weights, 2)
+            step = np.linalg.lstsq((j * w[:, None]).T @ j, (j * w[:, None]).T @ (pixels - seen[:, 0]).reshape(-1), rcond=None)[0]
+            r, t = r + step[:3, None], t + step[3:, None]
+    return r, t
+
+
 def pose(points, pixels, network):
-    """R, t (mm), inliers: RANSAC, then least squares on the inliers, chosen anew until they stay."""
+    """R, t (mm), inliers: RANSAC, least squares on the inliers, chosen anew until they stay, then the robust fit."""
     limit = network.ransac["inlier_px"]
     cv2.setRNGSeed(0)
     found, r, t, inliers = cv2.solvePnPRansac(
@@ -137,12 +176,13 @@ def pose(points, pixels, network):
     inliers = inliers[:, 0]
     for _ in range(5):
         r, t = cv2.solvePnPRefineLM(points[inliers], pixels[inliers], network.k, None, r, t)
-        seen = cv2.projectPoints(points, r, t, network.k, None)[0][:, 0]
-        now = np.flatnonzero(np.linalg.norm(seen - pixels, axis=1) < limit)
+        now = np.flatnonzero(distances(points, pixels, r, t, network) < limit)
         if np.array_equal(now, inliers) or len(now) < 4:
             break
         inliers = now
-    if len(inliers) < max(4, network.min_inliers * len(points)):
+    r, t = reweighted(points, pixels, r, t, network)
+    inliers = np.flatnonzero(distances(points, pixels, r, t, network) < limit)
+    if t[2] <= 0 or len(inliers) < max(4, network.min_inliers * len(points)):
         return None
     return cv2.Rodrigues(r)[0], t[:, 0], inliers
 

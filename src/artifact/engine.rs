@@ -13,7 +13,7 @@ use crate::export::onnx::{FileHead, META_KEY, OnnxSession, SessionOptions, read_
 use crate::io::parse_json;
 use crate::nn::{Engine, OutputShape, Outputs};
 use crate::run::config::{self, Config};
-use crate::train::BatchNormInfo;
+use crate::train::{BatchNormInfo, ObjectInfo};
 
 /// What a user chooses to run networks with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,6 +73,9 @@ pub struct OnnxMeta {
     pub activations: String,
     /// Bits of integer activations; none where they are float.
     pub activation_bits: Option<u32>,
+    /// The objects that the network finds, by class; empty in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub objects: Vec<ObjectInfo>,
     /// How the statistics of the batch norms that are folded into the weights were estimated; none for moving averages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_norm: Option<BatchNormInfo>,

@@ -19,6 +19,7 @@ pub(crate) mod weights;
 pub use engine::{EngineChoice, OnnxEngine, OnnxMeta};
 pub use kind::{FileKind, Reading, Strictness, is_onnx, kind_of};
 pub use open::{Artifact, Asked, Opened, Stored, open};
+pub use pretrained::StartFrom;
 pub use tensor::TensorReport;
 pub use weights::{
     Conversion, GridReport, InqLayerReport, LoadReport, LoadedNetwork, OtherMember, Unmatched,

@@ -14,6 +14,7 @@ use super::weights::{self, LoadedNetwork};
 use crate::nn::{Engine, Network};
 use crate::run::config::Names;
 use crate::run::{Config, DeviceChoice, Home, Select};
+use crate::train::ObjectInfo;
 
 /// How a file is asked for.
 #[derive(Clone, Copy)]
@@ -124,6 +125,29 @@ fn stored_config(file: &Path) -> Result<Option<Value>> {
 }
 
 impl Artifact {
+    /// The objects that the file carries, by class; none where it carries no description of them: in files of earlier
+    /// versions and of other programs, and under a config of other classes.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn objects(&self) -> Result<Option<Vec<ObjectInfo>>> {
+        let objects = match self.kind {
+            FileKind::Onnx => OnnxMeta::of_file(&self.file)?.objects,
+            _ => weights::meta_of(&self.file)?.map(|meta| meta.objects).unwrap_or_default(),
+        };
+        Ok(Some(objects).filter(|objects| {
+            !objects.is_empty() && objects.len() == self.config.data.num_classes()
+        }))
+    }
+
+    /// Whether its convolutions take integers: then no output is that of the trained network to rounding of floats.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn computes_with_integers(&self) -> Result<bool> {
+        Ok(self.kind == FileKind::Onnx && OnnxMeta::of_file(&self.file)?.activation_bits.is_some())
+    }
+
     /// The same file with another config.
     pub fn with_config(self, config: Config) -> Self {
         Self { config, ..self }

@@ -1,21 +1,84 @@
 //! The weights that a run starts from.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 use super::kind::Strictness;
+use super::open::{Asked, open};
 use super::weights;
 use crate::nn::Network;
-use crate::run::Config;
+use crate::run::config::Names;
+use crate::run::folder::Pretrained;
+use crate::run::{Config, Home, Select, stretch};
+use crate::train::StageConfig;
 
-/// Loads the weights that a config starts from; quantized ones are refused.
-pub(crate) fn load_pretrained(net: &dyn Network, config: &Config) -> Result<()> {
+/// A run that starts from a file of weights which the user names, and goes straight to its flow.
+#[derive(Debug, Clone)]
+pub struct StartFrom {
+    /// The file, relative to the working directory.
+    pub file: PathBuf,
+    /// Epochs of a full-precision stage before the flow; none leaves it out.
+    pub full_precision_epochs: Option<u32>,
+}
+
+impl StartFrom {
+    /// The config of the run: by the rule of [`open`], with the file as its pretrained weights.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is an ONNX file, or the config cannot be used.
+    pub(crate) fn config(&self, select: &Select, home: &Home) -> Result<Config> {
+        let at = self.file.display();
+        ensure!(self.file.is_file(), "--from {at}: no such file");
+        let artifact = open(&self.file, &Asked::weights(select, home, Names::Folders))
+            .with_context(|| format!("--from {at}"))?;
+        let mut config = artifact.config;
+        let file = std::path::absolute(&self.file)
+            .with_context(|| format!("finding the absolute path of {at}"))?;
+        config.experiment.pretrained = true;
+        config.experiment.url = file.display().to_string();
+        // What was loose when the file itself was made says nothing about this run.
+        config.experiment.loose = false;
+        config.training.full_precision = match self.full_precision_epochs {
+            None => None,
+            Some(_) => {
+                Some(config.training.full_precision.unwrap_or_else(StageConfig::full_precision))
+            }
+        };
+        Ok(config)
+    }
+
+    /// Refuses a run without any stage, once its flow is known.
+    ///
+    /// # Errors
+    /// If it is one.
+    pub(crate) fn ensure_trains(&self, config: &Config) -> Result<()> {
+        ensure!(
+            !config.train_config().stages.is_empty(),
+            "--from {}: nothing is left to train, as the config has no flow (quantize.flow): name one with --flow, for \
+             example --flow fpn:2,head:8,backbone:8, or ask for full precision with --full-precision-epochs N",
+            self.file.display()
+        );
+        Ok(())
+    }
+
+    /// Gives the full-precision stage its epochs: after those that are for all stages.
+    pub(crate) fn set_epochs(&self, config: &mut Config) {
+        if let (Some(stage), Some(epochs)) =
+            (&mut config.training.full_precision, self.full_precision_epochs)
+        {
+            stretch::stage(stage, epochs);
+        }
+    }
+}
+
+/// Loads the weights that a config starts from; quantized ones are refused. Returns what the file is known by.
+pub(crate) fn load_pretrained(net: &dyn Network, config: &Config) -> Result<Pretrained> {
     let path = Path::new(&config.experiment.url);
     ensure!(
         path.is_file(),
-        "experiment.url: no file {}; put the pretrained weights there, or train from scratch with \
-         --set experiment.pretrained=false",
+        "experiment.url: no file {}; put the pretrained weights there, name a file with `mqat train --from FILE`, or \
+         train from scratch with --set experiment.pretrained=false",
         path.display()
     );
     let loaded = weights::load(path, net, Strictness::loose(config.experiment.loose))
@@ -26,5 +89,5 @@ pub(crate) fn load_pretrained(net: &dyn Network, config: &Config) -> Result<()> 
         path.display()
     );
     loaded.report.log();
-    Ok(())
+    Pretrained::of(path, config.experiment.loose)
 }

@@ -188,6 +188,7 @@ impl Run {
             checkpoints: folder.to_owned(),
             config: Value::Null,
             data: Default::default(),
+            objects: Vec::new(),
         };
         let trainer = Trainer::new(net, train, task, run)?;
         let mut rehearsal = Rehearsal::new(trainer, batch, epoch)?;

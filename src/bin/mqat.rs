@@ -38,7 +38,7 @@ fn become_core() -> ExitCode {
              of mqat; or set LD_LIBRARY_PATH to the lib folder of a libtorch {}; to carry mqat to another machine, make a \
              folder with all that it needs by ./setup.sh --bundle DIR",
             own.with_file_name("lib").display(),
-            mqat::run::LIBTORCH_VERSION
+            cli::LIBTORCH_VERSION
         );
         return ExitCode::FAILURE;
     }

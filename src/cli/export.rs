@@ -12,6 +12,7 @@ use crate::commands::{
     ExportFormat, ExportReport, ExportRequest, ExportTarget, ExportWeights, export,
 };
 use crate::export::packed::{PackOptions, Ternary};
+use crate::run::FlowSource;
 
 /// Arguments of `mqat export`.
 #[derive(Debug, Clone, Args)]
@@ -23,6 +24,15 @@ pub struct ExportArgs {
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+
+    /// Replace the file of --out.
+    #[arg(long)]
+    pub overwrite: bool,
+
+    /// Quantize modules of a float network for this file, without training: MODULE:BITS[:METHOD],... (fpn:4,backbone:8),
+    /// each by its quantizer's own search for the scale. Training keeps more: `mqat train --from FILE --flow ...`.
+    #[arg(long, value_name = "MODULE:BITS,...", value_parser = modules)]
+    pub quantize: Option<FlowSource>,
 
     /// What to write.
     #[arg(long, value_enum, default_value_t)]
@@ -61,8 +71,11 @@ pub(super) fn run(args: ExportArgs) -> Result<()> {
         select: names(args.select),
         target,
         weights: args.weights,
+        quantize: args.quantize,
         out: args.out,
+        overwrite: args.overwrite,
     })?;
+    report.notes.iter().for_each(|note| tracing::warn!("{note}"));
     print(&report, args.json)?;
     let check = report.onnx.and_then(|onnx| onnx.check);
     let failures = check.map(|check| check.failures).unwrap_or_default();
@@ -73,6 +86,16 @@ pub(super) fn run(args: ExportArgs) -> Result<()> {
         failures.join("; ")
     );
     Ok(())
+}
+
+/// Modules with bits; a method may stand behind a colon or, as in flows, behind `@`.
+fn modules(text: &str) -> Result<FlowSource> {
+    let stage = |part: &str| match part.rsplit_once(':') {
+        Some((head, method)) if head.contains(':') => format!("{head}@{method}"),
+        _ => part.to_owned(),
+    };
+    let stages = text.split(',').map(|part| stage(part).parse()).collect::<Result<_>>()?;
+    Ok(FlowSource::Text(stages))
 }
 
 fn print(report: &ExportReport, json: bool) -> Result<()> {

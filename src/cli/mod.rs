@@ -11,6 +11,7 @@ mod export;
 mod failure;
 mod import;
 mod inspect;
+mod memory;
 mod onnx;
 mod pace;
 mod plan;
@@ -29,6 +30,7 @@ mod train;
 mod verify;
 mod view;
 
+pub use crate::run::LIBTORCH_VERSION;
 pub use args::Cli;
 
 use std::ffi::OsString;
@@ -41,6 +43,7 @@ use stop::CommandEnd;
 
 /// Runs a parsed command line; errors are printed once, here.
 pub fn run(cli: Cli) -> ExitCode {
+    memory::keep();
     terminal::start_log(cli.verbose, cli.quiet);
     exit_code(failure::guarded(|| dispatch(cli.command)))
 }

@@ -1,6 +1,6 @@
 //! `mqat plan`, and the options that choose a flow.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,7 +10,7 @@ use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, select};
 use crate::commands::{PlanRequest, plan};
 use crate::quant::{Levels, WeightMethod};
-use crate::run::{Baseline, Bits, FlowSource, Width, parse_weight_method};
+use crate::run::{Baseline, Bits, FlowSource, Folder, Pick, Request, Width, parse_weight_method};
 
 /// Which flow, instead of the config's.
 #[derive(Debug, Clone, Args)]
@@ -36,6 +36,14 @@ pub struct FlowArgs {
     /// Levels of b bits of the weights of --method: odd, 2^b - 1 about 0, or full, 2^b [default: the method's].
     #[arg(long, value_name = "odd|full", requires = "method")]
     pub levels: Option<Levels>,
+
+    /// With --method full-precision: the stages of this flow instead of the config's, so that it is the float control of
+    /// that flow: as many steps, with the same batch sizes, learning rates and restarts.
+    ///
+    /// A plan file, or the config of another run: an experiment (its number or directory), or a config file. Of a config the
+    /// full-precision stage, data.bs_train, training.train_images, training.epoch_images and training.max_steps are taken, too.
+    #[arg(long, value_name = "PLAN|EXP|CONFIG", requires = "method")]
+    pub like: Option<String>,
 
     /// How many times smaller --method hawq makes the convolution weights, against 32 bits.
     #[arg(long, value_name = "X", requires = "method")]
@@ -98,12 +106,23 @@ impl FlowArgs {
     ///
     /// # Errors
     /// If `--method` and `--bits` do not go together, or it is one that has to be measured first.
-    pub(super) fn source(self) -> Result<Option<FlowSource>> {
+    pub(super) fn source(self, run: &Request) -> Result<Option<FlowSource>> {
         ensure!(
             self.hawq_target()?.is_none(),
             "the bits of --method hawq have to be measured first: run `mqat search --layerwise --method lsq \
              --target-compression X --out FILE`, then pass --flow FILE"
         );
+        if let Some(text) = &self.like {
+            ensure!(
+                self.method == Some(FlowMethod::FullPrecision),
+                "--like is for --method full-precision"
+            );
+            ensure!(
+                self.bits.is_none() && self.levels.is_none(),
+                "--method full-precision takes no --bits and no --levels"
+            );
+            return like(text, run).map(Some);
+        }
         let baseline = match (self.method, self.bits) {
             (None | Some(FlowMethod::Hawq), _) => return Ok(self.flow),
             (Some(FlowMethod::FullPrecision), bits) => {
@@ -131,6 +150,27 @@ fn with_levels(bits: Bits, levels: Option<Levels>) -> Result<Bits> {
         )
     })?;
     Ok(Bits { weights: Some(Width { levels: Some(levels), ..weights }), ..bits })
+}
+
+/// The float control of what `text` names: a file, or an experiment by directory or number.
+fn like(text: &str, run: &Request) -> Result<FlowSource> {
+    let path = Path::new(text);
+    if path.is_file() {
+        return FlowSource::like(path.to_owned());
+    }
+    if path.is_dir() {
+        let config = path.join("config.json");
+        ensure!(config.is_file(), "--like {text}: no config.json is in that directory");
+        return FlowSource::like(config);
+    }
+    let number = text.strip_prefix("exp").unwrap_or(text).parse();
+    let id = number.ok().with_context(|| {
+        format!("--like {text}: is neither a file, nor a directory, nor the number of an experiment (such as 3 or exp003)")
+    })?;
+    let select = &run.select;
+    let logs = run.home()?.logs;
+    let folder = Folder::find(&logs, select.problem(), select.topology(), Pick::Id(id))?;
+    FlowSource::like(folder.config())
 }
 
 /// Arguments of `mqat plan`.
@@ -168,9 +208,10 @@ pub struct PlanArgs {
 }
 
 pub(super) fn run(args: PlanArgs) -> Result<()> {
+    let run = Request { select: select(args.select), ..Request::default() };
     let found = plan(&PlanRequest {
-        select: select(args.select),
-        flow: args.flow.source()?,
+        flow: args.flow.source(&run)?,
+        select: run.select,
         data: args.data,
         epochs: args.epochs,
         batch_size: args.batch_size.map(|n| n as usize),

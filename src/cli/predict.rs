@@ -1,5 +1,6 @@
 //! `mqat predict`.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use super::stop::CommandEnd;
 use super::terminal::JobProgress;
 use crate::artifact::EngineChoice;
 use crate::commands::{Overlays, PredictProgress, PredictRequest, predict};
+use crate::io::video::{MAX_SIDE_PX, VideoSource};
 
 /// How often a job of unknown length says how far it is.
 const LINE_EVERY: Duration = Duration::from_secs(15);
@@ -23,6 +25,8 @@ Examples:
   mqat predict --checkpoint net.onnx --camera calibration.yaml --overlays 20 --out poses flight.mp4
   mqat predict --checkpoint last.safetensors data/SwissCube/testing.txt
   mqat predict --checkpoint net.mqat --camera K.json --boxes swisscube_bbox.json --batch 1 'in/*.png'
+  mqat predict --checkpoint net.mqat --camera camera.yaml --realtime /dev/video0 | my_robot
+  my_camera | mqat predict --checkpoint net.mqat --camera camera.yaml --raw 640x480 -
 
 The camera: JSON or YAML with fx, fy, cx, cy (BOP) or K, calibrations of OpenCV and camera_info of ROS with their distortion,
 which is undone. Writes predictions.jsonl (poses with covariance, or the reason why there is none), predictions.csv (BOP),
@@ -34,8 +38,9 @@ Exit codes: 0 done, 1 failed or some images could not be read (--skip-bad: 0), 1
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct PredictArgs {
-    /// Images (PNG, JPEG), folders of images, globs, lists of a dataset (.txt, one image a line), videos (by an installed
-    /// ffmpeg).
+    /// Images (PNG, JPEG), folders of images, globs, lists of a dataset (.txt, one image a line), videos, a camera
+    /// (/dev/video0), the address of a stream (rtsp://, http://, udp://; all three by an installed ffmpeg), or - for images
+    /// on standard input.
     #[arg(value_name = "INPUT", required = true)]
     pub inputs: Vec<PathBuf>,
 
@@ -48,7 +53,8 @@ pub struct PredictArgs {
     #[arg(long, value_name = "FILE")]
     pub camera: Option<PathBuf>,
 
-    /// Corners of the objects' boxes, as the dataset's BBOX_FILE [default: that file in the dataset of the list or of --data].
+    /// Corners of the objects' boxes, as the dataset's BBOX_FILE [default: those of --data, else those that the checkpoint
+    /// carries, else those of the list's dataset].
     #[arg(long, value_name = "FILE")]
     pub boxes: Option<PathBuf>,
 
@@ -67,6 +73,20 @@ pub struct PredictArgs {
     /// Draw the poses into so many images, spread evenly over the input, or into all.
     #[arg(long, value_name = "N|all", default_value = "0")]
     pub overlays: Overlays,
+
+    /// Print a line of JSON for each image and class as soon as it is known, as in predictions.jsonl; always so for a
+    /// camera, a stream and standard input, unless --json is given.
+    #[arg(long, conflicts_with = "json")]
+    pub lines: bool,
+
+    /// Look at one frame at a time, always the newest: frames that come meanwhile are dropped and counted. For a camera, a
+    /// stream, standard input, and a video, whose frames then come at its own rate.
+    #[arg(long)]
+    pub realtime: bool,
+
+    /// Standard input holds raw frames of this size, 3 bytes a pixel (rgb24), instead of PNG or JPEG files.
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = size)]
+    pub raw: Option<(u32, u32)>,
 
     /// Images that go through the network at once; 1 gives the shortest latency [default: data.bs_valid].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -97,6 +117,8 @@ pub(super) fn run(args: PredictArgs) -> Result<CommandEnd> {
         run: request(args.select, args.places),
         checkpoint: args.checkpoint,
         inputs: args.inputs,
+        raw: args.raw,
+        realtime: args.realtime,
         recursive: args.recursive,
         camera: args.camera,
         boxes: args.boxes,
@@ -110,10 +132,14 @@ pub(super) fn run(args: PredictArgs) -> Result<CommandEnd> {
     let stop =
         stop::flag_saying("stopping after the images that are begun; once more to stop at once")?;
     let mut bar = Bar::Unstarted;
-    let report = predict(&request, &stop, &mut |at| bar.at(at))?;
+    let tells_lines = args.lines || (is_live(&request) && !args.json);
+    let lines = tells_lines.then(|| Box::new(std::io::stdout()) as Box<dyn Write + Send>);
+    let report = predict(&request, &stop, lines, &mut |at| bar.at(at))?;
     bar.finish();
     if args.json {
         print_json(&report)?
+    } else if tells_lines {
+        report.text().lines().for_each(|line| tracing::info!("{line}"));
     } else {
         print_text(&report.text())?
     }
@@ -129,6 +155,26 @@ pub(super) fn run(args: PredictArgs) -> Result<CommandEnd> {
         report.predictions.display()
     );
     Ok(CommandEnd::Done)
+}
+
+/// Whether an input goes on until it is ended.
+fn is_live(request: &PredictRequest) -> bool {
+    let is_live = |input: &PathBuf| input.as_os_str() == "-" || VideoSource::live(input).is_some();
+    request.inputs.iter().any(is_live)
+}
+
+/// Width and height.
+fn size(text: &str) -> Result<(u32, u32), String> {
+    let sides = text.split_once(['x', 'X']);
+    let sides = sides.and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+    match sides {
+        Some((w, h)) if (1..=MAX_SIDE_PX).contains(&w) && (1..=MAX_SIDE_PX).contains(&h) => {
+            Ok((w, h))
+        }
+        _ => Err(format!(
+            "expected WIDTHxHEIGHT, for example 640x480, each from 1 to {MAX_SIDE_PX} px"
+        )),
+    }
 }
 
 /// A bar, or lines where nobody knows how long it takes.

@@ -142,6 +142,11 @@ pub struct TrialArgs {
     #[arg(long, value_name = "MODULE|smallest")]
     pub first: Option<String>,
 
+    /// How far a trial's gain must be from 0 to decide which module goes first, points of percent; within it the search is
+    /// undecided and goes by size [default: the gain's standard error].
+    #[arg(long, value_name = "POINTS", conflicts_with = "first")]
+    pub first_margin: Option<f64>,
+
     /// Trials that run at the same time, as processes of their own.
     #[arg(long, value_name = "J", default_value = "1", value_parser = positive)]
     pub jobs: usize,
@@ -245,7 +250,7 @@ impl FromStr for Assignments {
     }
 }
 
-fn positive(text: &str) -> std::result::Result<usize, String> {
+pub(super) fn positive(text: &str) -> std::result::Result<usize, String> {
     text.parse()
         .ok()
         .filter(|n| *n > 0)
@@ -291,6 +296,7 @@ impl SearchArgs {
                 Some(name) if name == "smallest" => First::Smallest,
                 Some(name) => First::Module(name),
             },
+            first_margin: self.trials.first_margin,
             layerwise: self.layerwise,
             keep_first_layer: self.keep_first_layer,
             keep_last_layer: self.keep_last_layer,
@@ -321,6 +327,7 @@ fn ensure_all_act(args: &SearchArgs) -> Result<()> {
     if args.layerwise {
         let options = [
             ("--first", trials.first.is_some()),
+            ("--first-margin", trials.first_margin.is_some()),
             ("--budget-epochs", trials.budget_epochs.is_some()),
             ("--trial-images", trials.trial_images.is_some()),
             ("--trial-steps", trials.trial_steps.is_some()),
@@ -333,6 +340,7 @@ fn ensure_all_act(args: &SearchArgs) -> Result<()> {
     if args.assign.is_some() {
         let options = [
             ("--first", trials.first.is_some()),
+            ("--first-margin", trials.first_margin.is_some()),
             ("--trace-images", trace.trace_images != usual.images),
             ("--trace-batch", trace.trace_batch != usual.batch),
             ("--trace-probes", trace.trace_probes != usual.max_probes),

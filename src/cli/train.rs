@@ -1,5 +1,6 @@
 //! `mqat train`.
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, bail};
@@ -12,6 +13,7 @@ use super::shared::{ConfigSelect, Places, request};
 use super::stop;
 use super::stop::CommandEnd;
 use super::view::TrainView;
+use crate::artifact::StartFrom;
 use crate::commands::{Ended, TrainRequest, train};
 use crate::run::{FlowSource, Request};
 use crate::study::{SearchEnd, SearchRequest, search};
@@ -28,6 +30,16 @@ pub struct TrainArgs {
 
     #[command(flatten)]
     pub places: Places,
+
+    /// Start from these weights (.pth, safetensors, a checkpoint, a packed file of floats), relative to the working
+    /// directory, and go straight to the flow. The config is the one that is named, else the file's own, else that of the
+    /// topology that its tensors are of. For other classes than the file's add --loose.
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+
+    /// Train so many epochs in full precision before the flow of --from.
+    #[arg(long, value_name = "N", requires = "from", value_parser = clap::value_parser!(u32).range(1..))]
+    pub full_precision_epochs: Option<u32>,
 
     /// Number of the experiment folder [default: one above the highest; with --resume the highest].
     #[arg(long, value_name = "N")]
@@ -71,13 +83,13 @@ pub struct TrainArgs {
 
 pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
     let stop = stop::flag()?;
-    let run = request(args.select, args.places);
+    let run = request(args.select.clone(), args.places.clone());
     let flow = match args.flow.hawq_target()? {
-        None => args.flow.source()?,
+        None => args.flow.source(&run)?,
         Some(_) if args.resume.is_some() => bail!(
             "a resumed run keeps the bits that were chosen for it; leave --method hawq and its options out"
         ),
-        Some(target) => match hawq_flow(&run, target, &args.flow, &stop)? {
+        Some(target) => match hawq_flow(&run, target, &args, &stop)? {
             None => {
                 tracing::warn!("interrupted; run the same command again to resume");
                 return Ok(CommandEnd::Interrupted);
@@ -88,6 +100,9 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
     let request = TrainRequest {
         run,
         flow,
+        from: args
+            .from
+            .map(|file| StartFrom { file, full_precision_epochs: args.full_precision_epochs }),
         exp_id: args.exp_id,
         resume: args.resume,
         ckpt_every: args.ckpt_every,
@@ -127,12 +142,13 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
 fn hawq_flow(
     run: &Request,
     target: f64,
-    flow: &FlowArgs,
+    args: &TrainArgs,
     stop: &AtomicBool,
 ) -> Result<Option<FlowSource>> {
     let mut request = SearchRequest::hawq(run, own_program()?, target)?;
-    request.trace.max_probes = flow.trace_probes.unwrap_or(request.trace.max_probes);
-    request.levels = flow.levels;
+    request.trace.max_probes = args.flow.trace_probes.unwrap_or(request.trace.max_probes);
+    request.from = args.from.clone();
+    request.levels = args.flow.levels;
     Ok(match search(&request, stop)? {
         SearchEnd::Complete(_) => request.out.map(FlowSource::File),
         SearchEnd::Interrupted | SearchEnd::Ran(_) | SearchEnd::Listed(_) => None,

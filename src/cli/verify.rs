@@ -8,7 +8,7 @@ use clap::Args;
 use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, Reads, reading};
 use super::terminal::JobProgress;
-use crate::commands::{Limits, VerifyRequest, verify};
+use crate::commands::{Limits, Rule, VerifyRequest, verify};
 use crate::data::Split;
 
 /// Arguments of `mqat verify`.
@@ -30,17 +30,34 @@ pub struct VerifyArgs {
     #[arg(long, default_value = "test", value_name = "train|valid|test")]
     pub split: Split,
 
-    /// How far logits and offsets of a level may lie apart, as a fraction of their largest magnitude in A.
-    #[arg(long, default_value_t = Limits::default().outputs, value_name = "FRACTION", value_parser = limit)]
-    pub tolerance: f64,
+    /// By what they are judged: the same numbers up to rounding, or whether B is as good as A on the same objects [default:
+    /// as-good where a file computes with integers, else same-numbers].
+    #[arg(long, value_enum)]
+    pub rule: Option<Rule>,
 
-    /// Which fraction of the detections may be made by one of the two only.
-    #[arg(long, default_value_t = Limits::default().changed, value_name = "FRACTION", value_parser = limit)]
-    pub max_changed: f64,
+    /// How far logits and offsets of a level may lie apart, as a fraction of their largest magnitude in A [default: 1e-4; none
+    /// for --rule as-good].
+    #[arg(long, value_name = "FRACTION", value_parser = limit)]
+    pub tolerance: Option<f64>,
 
-    /// How far ADI-0.1d may differ, percentage points.
-    #[arg(long, default_value_t = Limits::default().adi_points, value_name = "POINTS", value_parser = limit)]
-    pub max_adi: f64,
+    /// Which fraction of the detections may be made by one of the two only [default: 0.01; none for --rule
+    /// as-good].
+    #[arg(long, value_name = "FRACTION", value_parser = limit)]
+    pub max_changed: Option<f64>,
+
+    /// How far ADI-0.1d may differ, percentage points [default: 1; none for --rule as-good].
+    #[arg(long, value_name = "POINTS", value_parser = limit)]
+    pub max_adi: Option<f64>,
+
+    /// By how many diameters the mean ADD of B may be larger: fails when the whole 95 % interval of the difference lies
+    /// above [default: 0.01 for --rule as-good, else none].
+    #[arg(long, value_name = "DIAMETERS", value_parser = limit)]
+    pub max_add: Option<f64>,
+
+    /// Fails when B loses more objects of ADI-0.1d than it gains, and so uneven a change is less probable than this
+    /// (McNemar's exact test) [default: 0.05 for --rule as-good, else none].
+    #[arg(long, value_name = "P", value_parser = limit)]
+    pub min_chance: Option<f64>,
 
     #[command(flatten)]
     pub select: ConfigSelect,
@@ -64,10 +81,13 @@ pub(super) fn run(args: VerifyArgs) -> Result<()> {
         files: [args.first, args.second],
         split: args.split,
         images: (args.images > 0).then_some(args.images),
+        rule: args.rule,
         limits: Limits {
             outputs: args.tolerance,
             changed: args.max_changed,
             adi_points: args.max_adi,
+            add_diameters: args.max_add,
+            chance: args.min_chance,
         },
     };
     let mut bar: Option<JobProgress> = None;

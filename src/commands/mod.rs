@@ -26,19 +26,26 @@ pub use export::{
     ExportFormat, ExportReport, ExportRequest, ExportTarget, ExportWeights, PackReport, export,
 };
 pub use import::{ImportReport, import};
-pub use inspect::{FileReport, NetworkReport, inspect_file, inspect_network};
+pub use inspect::{
+    AgainstInitReport, AgainstInitRequest, FileReport, NetworkReport, inspect_against_init,
+    inspect_file, inspect_network,
+};
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
 pub use predict::{
-    CameraReport, Latency, Overlays, PredictProgress, PredictReport, PredictRequest, predict,
+    CameraReport, LatencyReport, Overlays, Percentiles, PredictProgress, PredictReport,
+    PredictRequest, predict,
 };
 pub use recalibrate::{
     RecalibrateReport, RecalibrateRequest, RecalibratedLayer, Shift, recalibrate,
 };
-pub use report::{Group, Point, QuantizationKind, ReportRequest, ReportSummary, report};
+pub use report::{
+    ClassSpread, Column, Group, PairedReport, PairedRow, PairedRun, Point, QuantizationKind,
+    ReportRequest, ReportSummary, TableFormat, WorseControl, report,
+};
 pub use score::{FileScore, ScoreReport, ScoreRequest, score};
 pub use test::{CheckpointReport, TestReport, TestRequest, test};
 pub use train::{Ended, TrainReport, TrainRequest, train};
 pub use verify::{
-    ArtefactReport, Detections, Limits, PoseDeviation, Quantiles, VerifyReport, VerifyRequest,
-    verify,
+    ArtefactReport, Detections, Limits, PoseDeviation, Quantiles, Rule, VerifyReport,
+    VerifyRequest, verify,
 };

@@ -91,6 +91,8 @@ pub struct PlannedStage {
     pub epochs: Vec<PlannedEpoch>,
     /// Size once it is complete.
     pub sizes: Sizes,
+    /// What is worth a second thought.
+    pub warnings: Vec<String>,
 }
 
 /// A module that carries quantizers in a stage.
@@ -198,6 +200,7 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
                 num_epochs: stage.epochs,
                 epochs: epochs(stage, steps_per_epoch),
                 sizes: sizes_after(&layers, net.as_ref(), i),
+                warnings: warnings(stage),
             }
         })
         .collect();
@@ -217,11 +220,13 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
 
 /// The options that rule over keys of the config.
 fn rulers(request: &PlanRequest) -> Vec<Ruler<'static>> {
-    vec![
+    let mut rulers = vec![
         Ruler::new(request.select.seed.is_some(), "--seed", |key| key == "experiment.seed"),
         Ruler::of_batch_size(request.batch_size.is_some()),
         Ruler::of_epochs(request.epochs.is_some()),
-    ]
+    ];
+    rulers.extend(request.flow.as_ref().and_then(FlowSource::ruler));
+    rulers
 }
 
 /// Writes the flow as a file for `--flow`.
@@ -282,6 +287,19 @@ fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch
             clears_momentum: epoch == 0 || (clears && schedule.is_some_and(|s| s.steps_at(epoch))),
         })
         .collect()
+}
+
+/// What is worth a second thought about a stage.
+fn warnings(stage: &StageConfig) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if stage.lr.ends_at_full_rate(stage.epochs) {
+        warnings.push(format!(
+            "the last epoch ({}) has the largest factor of the table lr.decay.epochs: the network is judged right after steps \
+             at the full rate; end with a smaller factor, or choose a cosine ({{\"cosine\": {{\"to\": 0}}}}) or training.ema",
+            stage.epochs - 1
+        ));
+    }
+    warnings
 }
 
 /// Longest stage of which every epoch is listed.
@@ -433,6 +451,9 @@ impl PlannedStage {
             let _ = writeln!(out, "  epoch {epochs:<8} {}", first.text(last));
         }
         let _ = writeln!(out, "  after it: {}", sizes_text(&self.sizes));
+        for warning in &self.warnings {
+            let _ = writeln!(out, "  warning: {warning}");
+        }
     }
 }
 

@@ -20,12 +20,18 @@ use crate::io;
 use crate::run::config::{Config, Names};
 use crate::run::folder::{Folder, Pick};
 use crate::run::home::Home;
+use crate::run::objects;
 use crate::run::options::{decoder_for, infer_options};
 use crate::run::request::Request;
 use crate::train::{CheckpointFolder, CheckpointMeta, ResumeFrom};
 
 /// Beside metrics.json: the files that its reports are of, in their order.
 pub(crate) const CHECKPOINTS_FILE: &str = "checkpoints.json";
+
+/// Beside metrics.json: the errors of every object, of the report of that number.
+pub(crate) fn errors_file(index: usize) -> String {
+    format!("errors_{index}.jsonl")
+}
 
 /// What `mqat test` is asked.
 #[derive(Debug, Clone)]
@@ -267,6 +273,7 @@ fn evaluate_one(
     let Opened { name, engine, device, .. } = artifact.engine(device, reading, threads)?;
     tracing::info!("evaluating {} ({name})", artifact.file.display());
     let options = infer_options(config, device, request.run.skip_bad);
+    objects::warn_of_contradiction(artifact.objects()?, dataset, &artifact.file);
     let decoder = decoder_for(config, dataset)?;
     let report_progress = |p| progress(&name, p);
     let inference = infer(engine.as_ref(), decoder.as_ref(), dataset, &options, report_progress)?;
@@ -366,7 +373,7 @@ pub(crate) fn write_report(
         if synthetic { "Accuracy over depth (synthetic data)" } else { "Accuracy over depth" };
     write_depth_chart(out, "accuracy_over_depth", title, &named)?;
     for (i, run) in runs.iter().enumerate() {
-        write_errors(&out.join(format!("errors_{i}.jsonl")), &run.evaluation.errors)?;
+        write_errors(&out.join(errors_file(i)), &run.evaluation.errors)?;
         write_overlays(
             &out.join(format!("overlays_{i}")),
             dataset,

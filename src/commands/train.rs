@@ -1,6 +1,6 @@
 //! `mqat train`: a run from its config to its last checkpoint.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -10,13 +10,14 @@ use serde_json::Value;
 use tch::Device;
 
 use super::test::nothing_left;
+use crate::artifact::StartFrom;
 use crate::artifact::network::new_network;
 use crate::artifact::pretrained::load_pretrained;
-use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split};
+use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split, sequence_of};
 use crate::eval::{EvaluationInfo, evaluate, infer};
 use crate::io;
 use crate::nn::{Network, device_name};
-use crate::pose::EvalTable;
+use crate::pose::{EvalTable, Outcomes, TargetErrors};
 use crate::run::config::Config;
 use crate::run::flow::FlowSource;
 use crate::run::folder::{Folder, Pick, Provenance, Start};
@@ -25,7 +26,7 @@ use crate::run::options::{decoder_for, images_of_epoch, infer_options, loader_op
 use crate::run::overruled::Ruler;
 use crate::run::record::{CompletedStage, Recorder, make_plots_folder};
 use crate::run::request::{Request, is_synthetic, limited, thinned};
-use crate::run::{data_print, flow, overruled, starts};
+use crate::run::{data_print, flow, objects, overruled, starts};
 use crate::train::{
     BatchRequest, BatchSource, Batches, Counts, Hooks, Monitored, Observer, Outcome, ResumeFrom,
     RunInfo, TrainConfig, Trainer, ValidScore,
@@ -38,6 +39,8 @@ pub struct TrainRequest {
     pub run: Request,
     /// A flow instead of the config's.
     pub flow: Option<FlowSource>,
+    /// Pretrained weights instead of the config's.
+    pub from: Option<StartFrom>,
     /// Number of the experiment.
     pub exp_id: Option<u32>,
     /// Go on with an experiment instead of starting one.
@@ -101,6 +104,7 @@ pub fn train(
 ) -> Result<TrainReport> {
     let mut home = request.run.home()?;
     let config = config_of(request, &home)?;
+    let request = &named(request, &config);
     if request.resume.is_some() {
         home = request.run.home_of_run(&existing_folder(request, &home)?)?;
     }
@@ -113,8 +117,9 @@ pub fn train(
     let net = new_network(&config, device)?;
     flow::check(&config, net.as_ref())?;
     // A pretrained start is checked before a folder is made.
+    let mut pretrained = None;
     if request.resume.is_none() && config.experiment.pretrained {
-        load_pretrained(net.as_ref(), &config)?;
+        pretrained = Some(load_pretrained(net.as_ref(), &config)?);
     }
     let folder = open_folder(request, &home)?;
     let _lock = folder.lock()?;
@@ -129,6 +134,7 @@ pub fn train(
         data: [(Split::Train, &*training), (Split::Valid, &*validation)]
             .map(|(split, dataset)| (split.to_string(), data_print::of_split(dataset)))
             .into(),
+        objects: objects::of_dataset(&training, &config.data)?,
     };
     let mut trainer = Trainer::new(net, saving(&config, request), task, run)?;
     let mut recorder = Recorder::new(folder.clone(), view);
@@ -137,10 +143,20 @@ pub fn train(
         && config.experiment.pretrained
     {
         // It was killed before its first checkpoint and begins anew.
-        load_pretrained(trainer.net(), &config)?;
+        pretrained = Some(load_pretrained(trainer.net(), &config)?);
     }
     // A resume that is refused leaves the run as it was.
-    write_head(request, &folder, &config, &document, device, &training.root)?;
+    let provenance = Provenance {
+        mqat: env!("CARGO_PKG_VERSION").to_owned(),
+        libtorch: crate::run::device::LIBTORCH_VERSION.to_owned(),
+        seed: config.experiment.seed,
+        device: device_name(device),
+        threads: tch::get_num_threads(),
+        dataset: std::path::absolute(&training.root).unwrap_or_else(|_| training.root.clone()),
+        pretrained,
+        starts: Vec::new(),
+    };
+    write_head(request, &folder, &document, provenance)?;
     if request.resume.is_some() {
         // The config of what was trained is that of a start that trains.
         recorder.keep_config(document);
@@ -177,14 +193,22 @@ pub fn train(
 /// The config of a new run, or that of the run to go on with; changed by the flags.
 fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
     let select = &request.run.select;
+    ensure!(
+        request.from.is_none() || request.resume.is_none(),
+        "--from cannot act: a resumed run has its weights; leave it out"
+    );
     let options = starts::StageOptions { epochs: request.epochs, batch_size: request.batch_size };
     let mut num_ended = 0;
     let mut config = match &request.resume {
         None => {
-            let mut config = select.resolve(home)?;
+            let mut config = match &request.from {
+                None => select.resolve(home)?,
+                Some(from) => from.config(select, home)?,
+            };
             if let Some(flow) = &request.flow {
                 flow.apply(&mut config)?;
             }
+            request.from.iter().try_for_each(|from| from.ensure_trains(&config))?;
             config
         }
         Some(from) => {
@@ -235,6 +259,7 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
     overruled::ensure_none(&select.set, &rulers(request), &config)?;
     config.experiment.loose |= request.loose;
     options.apply(&mut config, num_ended);
+    request.from.iter().for_each(|from| from.set_epochs(&mut config));
     if options.epochs.is_some() && num_ended > 0 {
         tracing::info!("--epochs leaves the {num_ended} stages alone that have ended");
     }
@@ -246,7 +271,7 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
 /// The options that rule over keys of the config.
 fn rulers(request: &TrainRequest) -> Vec<Ruler<'static>> {
     let steps = request.ckpt_every_steps.is_some();
-    vec![
+    let mut rulers = vec![
         Ruler::new(request.run.select.seed.is_some(), "--seed", |key| key == "experiment.seed"),
         Ruler::of_batch_size(request.batch_size.is_some()),
         Ruler::of_epochs(request.epochs.is_some()),
@@ -254,7 +279,34 @@ fn rulers(request: &TrainRequest) -> Vec<Ruler<'static>> {
         Ruler::new(steps, "--ckpt-every-steps", |k| k == "training.ckpt_every_steps"),
         Ruler::new(request.max_steps.is_some(), "--max-steps", |k| k == "training.max_steps"),
         Ruler::new(request.loose, "--loose", |key| key == "experiment.loose"),
-    ]
+        Ruler::new(request.from.is_some(), "--from", |key| {
+            key == "experiment.pretrained" || key == "experiment.url"
+        }),
+        Ruler::new(is_without_full_precision(request), "--from", |key| {
+            key.starts_with("training.full_precision")
+        }),
+        Ruler::new(request.from.is_some(), "--full-precision-epochs", |key| {
+            key == "training.full_precision.epochs"
+        }),
+    ];
+    rulers.extend(request.flow.as_ref().and_then(FlowSource::ruler));
+    rulers
+}
+
+/// Whether `--from` leaves the full-precision stage out.
+fn is_without_full_precision(request: &TrainRequest) -> bool {
+    request.from.as_ref().is_some_and(|from| from.full_precision_epochs.is_none())
+}
+
+/// The request under the name of the topology that a file of pretrained weights told, where the user named none: it is
+/// also that of the run's folder.
+fn named(request: &TrainRequest, config: &Config) -> TrainRequest {
+    let mut request = request.clone();
+    let select = &mut request.run.select;
+    if request.from.is_some() && select.topology.is_none() && select.config.is_none() {
+        select.topology = config.network.name().map(str::to_owned);
+    }
+    request
 }
 
 /// The stages, with when to save and stop as the flags of this start say; these are not part of the run's config.
@@ -284,22 +336,11 @@ fn open_folder(request: &TrainRequest, home: &Home) -> Result<Folder> {
 fn write_head(
     request: &TrainRequest,
     folder: &Folder,
-    config: &Config,
     document: &Value,
-    device: Device,
-    dataset: &Path,
+    provenance: Provenance,
 ) -> Result<()> {
     make_plots_folder(folder)?;
     let resumed = request.resume.as_ref().map(|from| format!("{from:?}").to_lowercase());
-    let provenance = Provenance {
-        mqat: env!("CARGO_PKG_VERSION").to_owned(),
-        libtorch: crate::run::device::LIBTORCH_VERSION.to_owned(),
-        seed: config.experiment.seed,
-        device: device_name(device),
-        threads: tch::get_num_threads(),
-        dataset: std::path::absolute(dataset).unwrap_or_else(|_| dataset.to_owned()),
-        starts: Vec::new(),
-    };
     let number = Provenance::of(folder)?.map_or(0, |before| before.starts.len());
     let config = starts::record(folder, number, document)?;
     let start = Start {
@@ -431,5 +472,8 @@ fn validate(
         details.push((name.to_owned(), 100.0 * counts.found as f64 / counts.objects as f64));
     }
     let name = EvalTable::HEADLINE.to_owned();
-    Ok(Some(ValidScore { name, value, higher_is_better: true, counts, details }))
+    let is_right = |e: &TargetErrors| e.headline_diameters < EvalTable::HEADLINE_DIAMETERS;
+    let objects = evaluation.errors.iter().map(|e| (sequence_of(&e.image), is_right(e)));
+    let outcomes = Outcomes::new(objects).into_text();
+    Ok(Some(ValidScore { name, value, higher_is_better: true, counts, details, outcomes }))
 }

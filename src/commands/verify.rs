@@ -6,18 +6,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::artifact::{Artifact, Asked, EngineChoice, FileKind, Strictness, open};
 use crate::data::{Dataset, Purpose, Split};
 use crate::eval::{
-    Deviation, Evaluation, EvaluationInfo, OutputDeviation, Pair, Prediction, Progress,
-    SYNTHETIC_FILE, evaluate, infer_pair,
+    Deviation, Evaluation, EvaluationInfo, MeanDifference, OutputDeviation, Pair, Prediction,
+    Progress, SYNTHETIC_FILE, evaluate, infer_pair,
 };
 use crate::nn::DenseLevel;
+use crate::pose::TargetErrors;
 use crate::pose::errors::{re_deg, te_mm};
 use crate::run::config::{Config, Names};
 use crate::run::home::Home;
+use crate::run::objects;
 use crate::run::options::{decoder_for, infer_options};
 use crate::run::request::{Request, limited};
 
@@ -37,25 +40,59 @@ pub struct VerifyRequest {
     pub split: Split,
     /// How many of its images, from the first on; none takes all.
     pub images: Option<usize>,
+    /// By what they are judged; none leaves it to the files.
+    pub rule: Option<Rule>,
     /// What may differ.
     pub limits: Limits,
 }
 
-/// What may differ at most.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+/// By what two artefacts are judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// Both should compute the same numbers up to the rounding of floats: outputs, detections, ADI.
+    SameNumbers,
+    /// Their numbers are not the same, as of a quantized network and the float one: is B shown to be worse on the same objects?
+    AsGood,
+}
+
+/// What may differ at most; what is not named is the rule's own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Limits {
     /// Largest difference of a level's logits or offsets, as a fraction of the largest magnitude of that output in the
     /// reference.
-    pub outputs: f64,
-    /// Fraction of detections that only one of the two makes.
-    pub changed: f64,
+    pub outputs: Option<f64>,
+    /// Share of detections that only one of the two makes.
+    pub changed: Option<f64>,
     /// Difference of ADI-0.1d, percentage points.
-    pub adi_points: f64,
+    pub adi_points: Option<f64>,
+    /// By how much the mean ADD may be larger, diameters: the whole 95 % interval of the difference above it fails.
+    pub add_diameters: Option<f64>,
+    /// Below this probability (McNemar) more lost objects than gained ones are no chance.
+    pub chance: Option<f64>,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self { outputs: 1e-4, changed: 0.01, adi_points: 1.0 }
+impl Limits {
+    /// Those of a rule.
+    pub fn of(rule: Rule) -> Self {
+        let none = Self::default();
+        match rule {
+            Rule::SameNumbers => {
+                Self { outputs: Some(1e-4), changed: Some(0.01), adi_points: Some(1.0), ..none }
+            }
+            Rule::AsGood => Self { add_diameters: Some(0.01), chance: Some(0.05), ..none },
+        }
+    }
+
+    /// These, and where one is missing that of the rule.
+    fn or(self, rule: Self) -> Self {
+        Self {
+            outputs: self.outputs.or(rule.outputs),
+            changed: self.changed.or(rule.changed),
+            adi_points: self.adi_points.or(rule.adi_points),
+            add_diameters: self.add_diameters.or(rule.add_diameters),
+            chance: self.chance.or(rule.chance),
+        }
     }
 }
 
@@ -66,6 +103,8 @@ pub struct VerifyReport {
     pub passed: bool,
     /// The limits that are exceeded, a line each.
     pub failures: Vec<String>,
+    /// By what they are judged.
+    pub rule: Rule,
     /// The limits.
     pub limits: Limits,
     /// The artefacts.
@@ -89,6 +128,11 @@ pub struct VerifyReport {
     pub adi_difference_points: Option<f64>,
     /// Objects whose verdict differs.
     pub adi_verdicts: Verdicts,
+    /// How probable so uneven verdicts are by chance (exact McNemar test, two-sided).
+    pub adi_chance: f64,
+    /// ADD of the second less that of the first, diameters; errors above 1 diameter and missing poses count as 1; none
+    /// without true objects.
+    pub add_difference: Option<MeanDifference>,
 }
 
 /// How far the outputs of one pyramid level lie apart.
@@ -244,6 +288,9 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     let artefacts = [engine(&files[0])?, engine(&files[1])?];
     let options = infer_options(&config, device, request.run.skip_bad);
     let engines = [artefacts[0].engine.as_ref(), artefacts[1].engine.as_ref()];
+    for file in &files {
+        objects::warn_of_contradiction(file.objects()?, &dataset, &file.file);
+    }
     let decoder = decoder_for(&config, &dataset)?;
     let pair = infer_pair(engines, decoder.as_ref(), &dataset, &options, progress)?;
     if let (true, Some(bad)) = (pair.left_out.len() == dataset.frames.len(), pair.left_out.first())
@@ -267,11 +314,12 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     }
     let artefacts: [ArtefactReport; 2] =
         reports.try_into().map_err(|_| anyhow::anyhow!("two artefacts have two reports"))?;
-    // Both lists are of the true objects in the dataset's order.
-    let pairs = errors[0].iter().zip(&errors[1]);
-    let verdicts = Verdicts::of(pairs.map(|(a, b)| [a.headline_diameters, b.headline_diameters]));
+    let objects = Objects::of(&errors[0], &errors[1]);
+    let is_integer = files[0].computes_with_integers()? || files[1].computes_with_integers()?;
+    let of_files = if is_integer { Rule::AsGood } else { Rule::SameNumbers };
+    let rule = request.rule.unwrap_or(of_files);
     let dense = config.network.family().dense_levels();
-    Ok(judge(request, &dataset, &dense, pair, artefacts, verdicts))
+    Ok(judge(request, rule, &dataset, &dense, pair, artefacts, objects))
 }
 
 /// Each file with its config; a file without takes the other's.
@@ -336,26 +384,52 @@ fn score(
     evaluate(dataset, &config.data, predictions, &config.evaluation, info)
 }
 
+/// The true objects under both artefacts.
+struct Objects {
+    verdicts: Verdicts,
+    add: Option<MeanDifference>,
+}
+
+impl Objects {
+    /// Of the errors of both, in the dataset's order.
+    fn of(first: &[TargetErrors], second: &[TargetErrors]) -> Self {
+        let pairs = || {
+            let errors = first.iter().zip(second);
+            errors.map(|(a, b)| (a.image.as_str(), a.headline_diameters, b.headline_diameters))
+        };
+        let capped: Vec<_> = pairs().map(|(image, a, b)| (image, a.min(1.0), b.min(1.0))).collect();
+        Self {
+            verdicts: Verdicts::of(pairs().map(|(_, a, b)| [a, b])),
+            add: MeanDifference::of(&capped),
+        }
+    }
+}
+
 /// Puts the numbers together and holds them against the limits.
 fn judge(
     request: &VerifyRequest,
+    rule: Rule,
     dataset: &Dataset,
     dense: &[DenseLevel],
     pair: Pair,
     artefacts: [ArtefactReport; 2],
-    adi_verdicts: Verdicts,
+    objects: Objects,
 ) -> VerifyReport {
     let (detections, poses) = compare_poses(&pair.predictions);
     let difference = match (artefacts[0].adi_percent, artefacts[1].adi_percent) {
         (Some(a), Some(b)) => Some(b - a),
         _ => None,
     };
-    let failures = failures(&request.limits, &pair.outputs, dense, &detections, difference);
+    let limits = request.limits.or(Limits::of(rule));
+    let mut failures = failures(&limits, &pair.outputs, dense, &detections, difference);
+    failures.extend(worse(&limits, &objects));
     let (levels, outputs) = by_level(pair.outputs, dense);
+    let Objects { verdicts, add } = objects;
     VerifyReport {
         passed: failures.is_empty(),
         failures,
-        limits: request.limits,
+        rule,
+        limits,
         artefacts,
         num_images: dataset.frames.len() - pair.left_out.len(),
         split: request.split.to_string(),
@@ -365,8 +439,35 @@ fn judge(
         detections,
         poses,
         adi_difference_points: difference,
-        adi_verdicts,
+        adi_verdicts: verdicts,
+        adi_chance: verdicts.chance(),
+        add_difference: add,
     }
+}
+
+/// Why the second is shown to be worse than the first.
+fn worse(limits: &Limits, objects: &Objects) -> Vec<String> {
+    let Objects { verdicts, add } = objects;
+    let mut failures = Vec::new();
+    let (lost, gained, p) = (verdicts.only_first, verdicts.only_second, verdicts.chance());
+    if limits.chance.is_some_and(|limit| lost > gained && p < limit) {
+        failures.push(format!(
+            "B loses {lost} objects of {ADI} and gains {gained}, which is no chance (McNemar p = {p:.4}, below {})",
+            limits.chance.unwrap_or_default()
+        ));
+    }
+    match (limits.add_diameters, add) {
+        (Some(_), None) => failures.push("there is no true object to judge by".to_owned()),
+        (Some(limit), Some(MeanDifference { mean, interval_95: Some([low, high]), .. }))
+            if *low > limit =>
+        {
+            failures.push(format!(
+                "ADD of B is larger by {mean:+.4} diameters in the mean (95 % interval {low:+.4} to {high:+.4}), above {limit}"
+            ));
+        }
+        _ => {}
+    }
+    failures
 }
 
 /// A number in few digits.
@@ -376,6 +477,19 @@ fn short(value: f64) -> String {
         1e-3..1e5 => format!("{value:.4}"),
         _ => format!("{value:.2e}"),
     }
+}
+
+fn limit_text(limit: Option<f64>, unit: &str) -> String {
+    limit.map_or(String::new(), |limit| format!(" (limit {limit:.2}{unit})"))
+}
+
+/// The fewest objects that are lost, with none gained, so that McNemar's test says less than `chance`.
+fn fewest_lost(chance: f64) -> usize {
+    let is_shown = |num: &usize| {
+        let lost = Verdicts { only_first: *num, ..Verdicts::default() };
+        lost.chance() < chance
+    };
+    (1..64).find(is_shown).unwrap_or(64)
 }
 
 fn level_name(stride: i64) -> String {
@@ -416,7 +530,10 @@ fn failures(
                 deviation.num_not_finite
             ));
         }
-        let beyond: Vec<_> = of_kind.iter().filter(|(_, d)| d.relative > limits.outputs).collect();
+        let beyond: Vec<_> = of_kind
+            .iter()
+            .filter(|(_, d)| limits.outputs.is_some_and(|limit| d.relative > limit))
+            .collect();
         let worst = beyond.iter().max_by(|(_, a), (_, b)| a.relative.total_cmp(&b.relative));
         if let Some((place, deviation)) = worst {
             failures.push(format!(
@@ -426,20 +543,21 @@ fn failures(
                     _ => format!("{kind} of {} of {} levels", beyond.len(), of_kind.len()),
                 },
                 short(deviation.relative),
-                limits.outputs
+                limits.outputs.unwrap_or_default()
             ));
         }
     }
-    if detections.changed_fraction > limits.changed {
+    if let Some(changed) = limits.changed.filter(|limit| detections.changed_fraction > *limit) {
         failures.push(format!(
             "{:.2} % of the detections are made by one of the two only, above {:.2} %",
             100.0 * detections.changed_fraction,
-            100.0 * limits.changed
+            100.0 * changed
         ));
     }
-    if let Some(points) = adi_points.filter(|points| points.abs() > limits.adi_points) {
-        failures
-            .push(format!("{ADI} differs by {points:+.2} points, above {:.2}", limits.adi_points));
+    if let (Some(points), Some(limit)) = (adi_points, limits.adi_points)
+        && points.abs() > limit
+    {
+        failures.push(format!("{ADI} differs by {points:+.2} points, above {limit:.2}"));
     }
     failures
 }
@@ -523,23 +641,42 @@ impl VerifyReport {
             );
         }
         self.poses_text(&mut out);
-        let _ = match self.failures.as_slice() {
-            [] => writeln!(out, "passed: A and B agree within the limits"),
-            failures => writeln!(out, "FAILED: {}", failures.join("; ")),
+        let _ = match (self.failures.as_slice(), self.rule) {
+            ([], Rule::SameNumbers) => writeln!(out, "passed: A and B agree within the limits"),
+            ([], Rule::AsGood) => {
+                writeln!(out, "passed: B is not shown to be worse than A{}", self.blind())
+            }
+            (failures, _) => writeln!(out, "FAILED: {}", failures.join("; ")),
         };
         out
+    }
+
+    /// What so few objects could not show.
+    fn blind(&self) -> String {
+        let (Some(chance), Some(MeanDifference { interval_95, num, .. })) =
+            (self.limits.chance, self.add_difference)
+        else {
+            return String::new();
+        };
+        let least = fewest_lost(chance);
+        let high = interval_95.map_or("?".to_owned(), |[_, high]| format!("{high:+.4}"));
+        format!(
+            "; of {num} objects a loss of fewer than {least} ({:.1} %) cannot be told from chance, and ADD may be larger by {high} \
+             diameters: --images 0 takes all",
+            100.0 * least as f64 / num.max(1) as f64
+        )
     }
 
     fn poses_text(&self, out: &mut String) {
         let d = &self.detections;
         let _ = writeln!(
             out,
-            "\ndetections: {} by both, {} by A alone, {} by B alone: {:.2} % changed (limit {:.2} %)",
+            "\ndetections: {} by both, {} by A alone, {} by B alone: {:.2} % changed{}",
             d.both,
             d.only_first,
             d.only_second,
             100.0 * d.changed_fraction,
-            100.0 * self.limits.changed
+            limit_text(self.limits.changed.map(|limit| 100.0 * limit), " %")
         );
         let _ = match &self.poses {
             None => writeln!(out, "poses: none that both find"),
@@ -561,19 +698,29 @@ impl VerifyReport {
         };
         let [a, b] = self.artefacts.each_ref().map(percent);
         let points = self.adi_difference_points.map_or(String::new(), |points| {
-            format!(": {points:+.2} points (limit {:.2})", self.limits.adi_points)
+            format!(": {points:+.2} points{}", limit_text(self.limits.adi_points, ""))
         });
         let _ = writeln!(out, "{ADI}: A {a}, B {b}{points}");
         let v = &self.adi_verdicts;
         if v.only_first + v.only_second > 0 {
             let _ = writeln!(
                 out,
-                "  B loses {} objects and gains {} of {} (sign test p = {:.2})",
+                "  B loses {} objects and gains {} of {} (McNemar's exact test p = {:.2}{})",
                 v.only_first,
                 v.only_second,
                 v.both + v.only_first + v.only_second + v.neither,
-                v.chance()
+                self.adi_chance,
+                self.limits
+                    .chance
+                    .map_or(String::new(), |limit| format!(", no chance below {limit}"))
             );
+        }
+        if let Some(MeanDifference { mean, interval_95, .. }) = self.add_difference {
+            let interval = interval_95.map_or(String::new(), |[low, high]| {
+                format!(" (95 % interval {low:+.4} to {high:+.4})")
+            });
+            let limit = limit_text(self.limits.add_diameters, "");
+            let _ = writeln!(out, "ADD: B {mean:+.4} diameters in the mean{interval}{limit}");
         }
     }
 }
@@ -668,7 +815,7 @@ mod tests {
 
     #[test]
     fn every_limit_has_its_own_failure() {
-        let limits = Limits::default();
+        let limits = Limits::of(Rule::SameNumbers);
         let output = |name: &str, relative| OutputDeviation {
             name: name.to_owned(),
             deviation: Deviation { relative, ..Default::default() },
@@ -696,5 +843,37 @@ mod tests {
         );
         let text = failures(&limits, &fine, &dense, &none, Some(-1.25)).join("; ");
         assert_eq!(text, "ADI-0.1d differs by -1.25 points, above 1.00");
+    }
+
+    #[test]
+    fn an_integer_file_is_judged_by_objects_alone() {
+        let limits = Limits::default().or(Limits::of(Rule::AsGood));
+        let far = OutputDeviation {
+            name: "cls_p3".to_owned(),
+            deviation: Deviation { relative: 0.07, ..Default::default() },
+        };
+        let changed = Detections { changed_fraction: 0.2, ..Detections::default() };
+        assert!(failures(&limits, &[far], &dense(&[8]), &changed, Some(-3.0)).is_empty());
+        let objects = |lost, gained, mean, half| Objects {
+            verdicts: Verdicts { only_first: lost, only_second: gained, both: 80, neither: 9 },
+            add: Some(MeanDifference {
+                mean,
+                interval_95: Some([mean - half, mean + half]),
+                num: 100,
+            }),
+        };
+        assert!(worse(&limits, &objects(5, 0, 0.02, 0.015)).is_empty());
+        let text = worse(&limits, &objects(6, 0, 0.0, 0.01)).join("; ");
+        assert!(text.starts_with("B loses 6 objects") && text.contains("p = 0.0312"), "{text}");
+        // As uneven, but better.
+        assert!(worse(&limits, &objects(0, 9, 0.0, 0.01)).is_empty());
+        let text = worse(&limits, &objects(0, 0, 0.02, 0.005)).join("; ");
+        assert!(text.contains("+0.0200 diameters in the mean (95 % interval +0.0150"), "{text}");
+        let none = Objects { verdicts: Verdicts::default(), add: None };
+        assert_eq!(worse(&limits, &none), ["there is no true object to judge by"]);
+        // A limit that is named holds whatever the rule.
+        let named = Limits { changed: Some(0.1), ..Limits::default() }.or(Limits::of(Rule::AsGood));
+        assert_eq!(failures(&named, &[], &[], &changed, None).len(), 1);
+        assert_eq!(fewest_lost(0.05), 6);
     }
 }

@@ -64,13 +64,13 @@ pub fn remap_pose(
         return None;
     }
     let pixels: Vec<Vec2> = pose.project(from, corners).iter().map(|p| m.apply(p)).collect();
-    let start = moved_start(from, to, m, pose)?;
+    let start = moved_start(from, to, m, pose);
     refine_pose(to, corners, &pixels, &start, MAX_REFINE_ITERATIONS)
 }
 
 /// The object rolled and brought nearer as `m` turns and scales, put on the ray on which `m` shows it, and turned
 /// along with that ray, so that it is seen from the same side.
-fn moved_start(from: &Camera, to: &Camera, m: &Affine2, pose: &Pose) -> Option<Pose> {
+fn moved_start(from: &Camera, to: &Camera, m: &Affine2, pose: &Pose) -> Pose {
     // `m` on the planes z = 1 of both cameras.
     let origin = from.project(&Vec3::z());
     let unit = |axis: Vec3| {
@@ -84,8 +84,21 @@ fn moved_start(from: &Camera, to: &Camera, m: &Affine2, pose: &Pose) -> Option<P
 
     let ray = to.ray(&m.apply(&from.project(&pose.t_mm)));
     let t_mm = ray * (pose.t_mm.z / scale);
-    let turn = Rotation3::rotation_between(&(roll * pose.t_mm), &t_mm)?;
-    Some(Pose { r: (turn * roll).matrix() * pose.r, t_mm })
+    let turn = turn_between(&(roll * pose.t_mm), &t_mm);
+    Pose { r: (turn * roll).matrix() * pose.r, t_mm }
+}
+
+/// The smallest rotation that takes the direction of `a` to that of `b`; none where they are parallel or one is zero.
+///
+/// The angle is atan2(|a x b|, a . b): of two rays that are equal to rounding the cosine may come out above 1, which has no
+/// arc cosine.
+fn turn_between(a: &Vec3, b: &Vec3) -> Rotation3<f64> {
+    let cross = a.cross(b);
+    let angle_rad = cross.norm().atan2(a.dot(b));
+    match Unit::try_new(cross, f64::MIN_POSITIVE) {
+        Some(axis) => Rotation3::from_axis_angle(&axis, angle_rad),
+        None => Rotation3::identity(),
+    }
 }
 
 #[cfg(test)]
@@ -122,6 +135,47 @@ mod tests {
         let moved = remap_pose(&from, &to, &m, &pose, &corners).unwrap();
         assert!((moved.pose.r - pose.r).norm() < 1e-9);
         assert!((moved.pose.t_mm - pose.t_mm).norm() < 1e-6);
+    }
+
+    #[test]
+    fn rays_that_are_equal_to_rounding_need_no_turn() {
+        // of this ray with itself the cosine is 1 + 2e-16, computed as the dot product of normalized vectors
+        let directions = (0..20_000u64).map(|i| {
+            let mut rng = seed::stream(5, &[i]);
+            let mut within = |limit: f64| rng.random_range(-limit..limit);
+            Vec3::new(within(400.0), within(400.0), 900.0 + within(800.0))
+        });
+        let mut above_one = 0;
+        for ray in directions {
+            above_one += usize::from(ray.normalize().dot(&ray.normalize()) > 1.0);
+            for other in [ray, ray * 0.7, ray * 3.1] {
+                let turn = turn_between(&ray, &other);
+                assert!((turn.matrix() - Rotation3::identity().matrix()).norm() < 1e-12);
+                assert!((turn * ray.normalize() - other.normalize()).norm() < 1e-12);
+            }
+        }
+        assert!(above_one > 100, "{above_one} of these rays show nothing");
+        let (camera, pose, corners) = scene();
+        for i in 0..200 {
+            let mut rng = seed::stream(6, &[i]);
+            let mut within = |limit: f64| rng.random_range(-limit..limit);
+            let pose = Pose { t_mm: Vec3::new(within(300.0), within(300.0), 900.0), ..pose };
+            let moved = remap_pose(&camera, &camera, &Affine2::identity(), &pose, &corners);
+            let moved = moved.expect("an image that stays has its pose");
+            assert!((moved.pose.r - pose.r).norm() < 1e-7, "{moved:?}");
+        }
+    }
+
+    #[test]
+    fn a_turn_takes_one_ray_to_the_other_by_the_smallest_angle() {
+        for i in 0..2000 {
+            let mut rng = seed::stream(7, &[i]);
+            let mut ray = || Vec3::from_fn(|_, _| rng.random_range(-1.0..1.0));
+            let (a, b) = (ray(), ray());
+            let turn = turn_between(&a, &b);
+            assert!((turn * a.normalize() - b.normalize()).norm() < 1e-12, "{a} {b}");
+            assert!((turn.angle() - a.angle(&b)).abs() < 1e-7, "{a} {b}");
+        }
     }
 
     #[test]

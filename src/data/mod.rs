@@ -38,6 +38,6 @@ pub use loader::{BadSample, Batch, Loader, LoaderOptions, permutation};
 pub use models::object_boxes;
 pub use object::{ObjectBox, ObjectModel};
 pub use sample::{Preparer, Sample, SampleObject};
-pub use scene::{ImagePath, scene_cameras};
+pub use scene::{ImagePath, scene_cameras, sequence_of};
 pub use undistort::SourceMap;
 pub use view::View;

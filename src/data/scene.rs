@@ -41,6 +41,24 @@ impl ImagePath {
     }
 }
 
+/// The sequence of an image of a list: images of one are alike.
+///
+/// The path up to a folder `seq_N` (`mqat synth`, SwissCube); without one the folder that holds the image's own, BOP's
+/// scene (`test/000007` of `test/000007/rgb/000042.png`); the image itself where its folder lies in no other.
+pub fn sequence_of(image: &str) -> &str {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let mut end = 0;
+    for part in image.split('/') {
+        end += part.len();
+        if part.strip_prefix("seq_").is_some_and(is_number) {
+            return &image[..end];
+        }
+        end += 1;
+    }
+    let scene = image.rsplit_once('/').and_then(|(folder, _)| folder.rsplit_once('/'));
+    scene.map_or(image, |(scene, _)| scene)
+}
+
 /// The frames of a scene and what was left out.
 pub(crate) struct SceneFrames {
     /// In the order asked for.
@@ -312,6 +330,21 @@ mod tests {
         assert_eq!((path.scene.to_str(), path.number), (Some("training/seq_000007/000000"), 42));
         for bad in ["000042.jpg", "a/rgb/front.png", ""] {
             assert!(ImagePath::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sequences_are_told_by_their_folders() {
+        for (image, sequence) in [
+            ("testing/seq_000007/000000/rgb/000042.jpg", "testing/seq_000007"),
+            ("testing/seq_000007/000001/rgb/000042.jpg", "testing/seq_000007"),
+            ("seq_1/000002.jpg", "seq_1"),
+            ("test/000007/rgb/000042.png", "test/000007"),
+            ("test/seq_x/rgb/1.png", "test/seq_x"),
+            ("images/1.png", "images/1.png"),
+            ("1.png", "1.png"),
+        ] {
+            assert_eq!(sequence_of(image), sequence);
         }
     }
 

@@ -35,6 +35,12 @@ pub struct Job {
     pub view: Arc<View>,
     /// Whether the picture itself is handed on with its poses.
     pub keep: bool,
+    /// When it arrived, of a picture that comes from outside; none for one that is read when its turn comes.
+    pub arrived: Option<Instant>,
+    /// Pictures that were left out between the one before and this one, as they were older.
+    pub num_dropped: u64,
+    /// Dropped when the picture is answered, or when it never will be.
+    pub pass: Option<Box<dyn Send>>,
 }
 
 /// Where a picture is.
@@ -59,12 +65,35 @@ pub struct Answer {
     pub view: Arc<View>,
     /// Of each class, ascending; or what is wrong with the picture.
     pub found: Result<Vec<ClassResult>, String>,
-    /// From the beginning of reading the picture to its poses, s.
-    pub latency_s: f64,
+    /// What was waited for it.
+    pub latency: Latency,
+    /// The job's.
+    pub num_dropped: u64,
     /// Spent on it: warp, its part of the network's batch, selection of cells, PnP, s.
     pub compute_s: f64,
     /// The picture, when it was to be kept.
     pub picture: Option<RgbImage>,
+    /// The job's.
+    pub pass: Option<Box<dyn Send>>,
+}
+
+/// What whoever waits for a picture's poses waits for, from its arrival (or the beginning of reading it) to the moment when its
+/// poses are handed on, s. Waiting for others is included: the parts add up to all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Latency {
+    /// Until the network begins with its batch: reading, decoding, warping, waiting for a turn.
+    pub read_s: f64,
+    /// The network, for the whole batch.
+    pub network_s: f64,
+    /// Until the poses are handed on: decoding, PnP, waiting for the pictures before it.
+    pub poses_s: f64,
+}
+
+impl Latency {
+    /// All of it, s.
+    pub fn total_s(&self) -> f64 {
+        self.read_s + self.network_s + self.poses_s
+    }
 }
 
 /// Finds the poses in the pictures of `jobs`, batches of `options.data.bs_valid` in their order, and hands each answer on in that
@@ -139,7 +168,7 @@ struct LoadedPicture {
 }
 
 fn load(mut job: Job) -> LoadedPicture {
-    let started = Instant::now();
+    let started = job.arrived.unwrap_or_else(Instant::now);
     let source = std::mem::replace(&mut job.source, PictureSource::Bad(String::new()));
     let read = match source {
         PictureSource::File(path) => read_rgb(&path).map_err(|e| format!("{e:#}")),
@@ -166,6 +195,8 @@ struct JobItem {
     picture: Option<RgbImage>,
     started: Instant,
     warp: Duration,
+    num_dropped: u64,
+    pass: Option<Box<dyn Send>>,
 }
 
 /// Loaded pictures in their order, a batch at a time.
@@ -190,9 +221,9 @@ impl Iterator for JobBatches {
                 }
                 Err(why) => Some(why),
             };
-            let Job { place, name, view, .. } = job;
+            let Job { place, name, view, num_dropped, pass, .. } = job;
             let readable = bad.is_none();
-            let item = JobItem { view, bad, picture, started, warp };
+            let item = JobItem { view, bad, picture, started, warp, num_dropped, pass };
             batch.pictures.push(PictureInfo { place, name, readable, item });
         }
         (!batch.pictures.is_empty()).then_some(Ok(batch))
@@ -200,9 +231,9 @@ impl Iterator for JobBatches {
 }
 
 fn answer_of(solved: SolvedPicture<JobItem>) -> Answer {
-    let SolvedPicture { picture, results, network, solving, at } = solved;
+    let SolvedPicture { picture, results, network, solving, computed: [begin, end] } = solved;
     let PictureInfo { place, name, item, .. } = picture;
-    let JobItem { view, bad, picture, started, warp } = item;
+    let JobItem { view, bad, picture, started, warp, num_dropped, pass } = item;
     Answer {
         place,
         name,
@@ -211,9 +242,15 @@ fn answer_of(solved: SolvedPicture<JobItem>) -> Answer {
             Some(why) => Err(why),
             None => Ok(results.into_iter().flat_map(|result| result.classes).collect()),
         },
-        latency_s: at.duration_since(started).as_secs_f64(),
+        latency: Latency {
+            read_s: begin.duration_since(started).as_secs_f64(),
+            network_s: end.duration_since(begin).as_secs_f64(),
+            poses_s: end.elapsed().as_secs_f64(),
+        },
+        num_dropped,
         compute_s: (warp + network + solving).as_secs_f64(),
         picture,
+        pass,
     }
 }
 
@@ -238,6 +275,9 @@ mod tests {
                 source: PictureSource::File(dataset.root.join(&frame.image)),
                 view: Arc::new(view),
                 keep: place == 0,
+                arrived: None,
+                num_dropped: 0,
+                pass: None,
             }
         };
         dataset.frames.iter().enumerate().map(job).collect()
@@ -315,7 +355,17 @@ mod tests {
         let endless = std::iter::repeat_with(|| {
             let place = taken.fetch_add(1, Ordering::SeqCst);
             let source = PictureSource::Bad("no picture".to_owned());
-            Job { place, name: format!("{place}"), source, view: view.clone(), keep: false }
+            let (name, view) = (place.to_string(), view.clone());
+            Job {
+                place,
+                name,
+                source,
+                view,
+                keep: false,
+                arrived: None,
+                num_dropped: 0,
+                pass: None,
+            }
         });
         let mut written = 0;
         let on_answer = |_| {

@@ -22,6 +22,7 @@ mod jobs;
 mod json_lines;
 mod options;
 pub mod overlay;
+mod paired;
 mod pipeline;
 mod plots;
 mod pose_records;
@@ -41,17 +42,18 @@ pub use bop_scores::average_recalls;
 pub use config::EvalConfig;
 pub use deviation::{Deviation, OutputComparison, OutputDeviation};
 pub use estimate::{ClassResult, PoseEstimate};
-pub use jobs::{Answer, Job, PictureSource, infer_stream};
+pub use jobs::{Answer, Job, Latency, PictureSource, infer_stream};
 pub use json_lines::write_predictions;
 pub use options::{InferOptions, preprocess};
 pub use overlay::{Outline, prediction_overlay, write_overlays};
+pub use paired::MeanDifference;
 pub use pipeline::{Forwarded, PictureBatch, PictureInfo, Pipeline, SolvedPicture};
 pub use plots::{depth_chart, recall_over_depth, write_depth_chart};
 pub use pose_records::{PoseWriter, Written};
 pub use prediction::Prediction;
 pub use report::{
     BinLimits, ClassSummary, DatasetSummary, Definition, Evaluation, EvaluationInfo, Report,
-    SYNTHETIC_FILE, evaluate, write_errors,
+    SYNTHETIC_FILE, evaluate, read_errors, write_errors,
 };
 pub use result_file::{ResultFile, ResultFormat, odd_distances, read_predictions};
 pub use solver::{ImageResult, Solver};

@@ -65,8 +65,8 @@ pub struct SolvedPicture<T> {
     pub network: Duration,
     /// What solving for its poses took.
     pub solving: Duration,
-    /// When its poses were found.
-    pub at: Instant,
+    /// When the engines began with its batch, and when they had its outputs.
+    pub computed: [Instant; 2],
 }
 
 /// Engines that compute from the same images.
@@ -149,7 +149,9 @@ impl<'a> Pipeline<'a> {
                 network += took;
                 observe(pictures.len(), &outputs);
                 timing.num_images += num;
-                let waiting = Waiting { pictures, outputs, network: took / num.max(1) as u32 };
+                let network = took / num.max(1) as u32;
+                let computed = [started, started + took];
+                let waiting = Waiting { pictures, outputs, network, computed };
                 sender.send(waiting).map_err(|_| anyhow!("finding poses ended early"))
             });
             drop(sender);
@@ -193,6 +195,8 @@ struct Waiting<T> {
     outputs: Vec<HostOutputs>,
     /// The engines' time for a picture.
     network: Duration,
+    /// When the engines began and ended.
+    computed: [Instant; 2],
 }
 
 /// Hands on every picture with its poses; returns the seconds of decoding and PnP, summed over the threads.
@@ -202,7 +206,7 @@ fn solve_all<T: Send>(
     on_solved: &mut impl FnMut(SolvedPicture<T>) -> Result<()>,
 ) -> Result<[f64; 2]> {
     let mut seconds = [0.0; 2];
-    for Waiting { pictures, outputs, network } in batches {
+    for Waiting { pictures, outputs, network, computed } in batches {
         let mut image = 0;
         let pictures: Vec<(usize, PictureInfo<T>)> = (pictures.into_iter())
             .map(|picture| {
@@ -212,7 +216,10 @@ fn solve_all<T: Send>(
             .collect();
         let solved: Vec<SolvedPicture<T>> = pictures
             .into_par_iter()
-            .map(|(image, picture)| solve_one(solver, picture, &outputs, image, network))
+            .map(|(image, picture)| {
+                let (results, solving) = solve_one(solver, &picture, &outputs, image);
+                SolvedPicture { picture, results, network, solving, computed }
+            })
             .collect();
         for solved in solved {
             for result in &solved.results {
@@ -225,14 +232,13 @@ fn solve_all<T: Send>(
     Ok(seconds)
 }
 
-/// The poses in the picture that is `image` of the outputs.
+/// The poses in the picture that is `image` of the outputs, and how long they took.
 fn solve_one<T>(
     solver: &Solver,
-    picture: PictureInfo<T>,
+    picture: &PictureInfo<T>,
     outputs: &[HostOutputs],
     image: usize,
-    network: Duration,
-) -> SolvedPicture<T> {
+) -> (Vec<ImageResult>, Duration) {
     let started = Instant::now();
     let results = match picture.readable {
         true => (outputs.iter())
@@ -240,5 +246,5 @@ fn solve_one<T>(
             .collect(),
         false => Vec::new(),
     };
-    SolvedPicture { picture, results, network, solving: started.elapsed(), at: Instant::now() }
+    (results, started.elapsed())
 }

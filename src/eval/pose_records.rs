@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::bop_csv;
@@ -32,7 +32,36 @@ struct PoseLine<'a> {
     sigma_t_mm: Option<[f64; 3]>,
     /// 6 x 6, row-major.
     covariance: Option<Vec<f64>>,
+    #[serde(flatten)]
+    latency: LatencyMs,
+}
+
+/// What was waited for a picture, ms, and what was left out before it.
+#[derive(Serialize)]
+struct LatencyMs {
     latency_ms: f64,
+    read_ms: f64,
+    network_ms: f64,
+    poses_ms: f64,
+    #[serde(skip_serializing_if = "is_zero")]
+    dropped: u64,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+impl LatencyMs {
+    fn of(answer: &Answer) -> Self {
+        let latency = answer.latency;
+        Self {
+            latency_ms: 1e3 * latency.total_s(),
+            read_ms: 1e3 * latency.read_s,
+            network_ms: 1e3 * latency.network_s,
+            poses_ms: 1e3 * latency.poses_s,
+            dropped: answer.num_dropped,
+        }
+    }
 }
 
 /// What stands where no pose is.
@@ -47,6 +76,8 @@ struct NoPoseLine<'a> {
     ids: Ids,
     no_pose: &'a str,
     detail: &'a str,
+    #[serde(flatten)]
+    latency: LatencyMs,
 }
 
 /// BOP's numbers of a picture.
@@ -75,10 +106,11 @@ impl Written {
 }
 
 /// Writes answers into `predictions.jsonl` and `predictions.csv`, which have `.partial` in their names until they are whole.
-#[derive(Debug)]
 pub struct PoseWriter {
     jsonl: PartialFile,
     csv: PartialFile,
+    /// Who gets each JSON line at once as well.
+    live: Option<Box<dyn Write + Send>>,
     written: Written,
 }
 
@@ -91,7 +123,12 @@ impl PoseWriter {
         let jsonl = PartialFile::create(&folder.join("predictions.jsonl"), overwrite)?;
         let mut csv = PartialFile::create(&folder.join("predictions.csv"), overwrite)?;
         writeln!(csv, "{}", bop_csv::HEADER)?;
-        Ok(Self { jsonl, csv, written: Written::default() })
+        Ok(Self { jsonl, csv, live: None, written: Written::default() })
+    }
+
+    /// Gives every JSON line to `live` as well, whole and at once.
+    pub fn telling(self, live: Option<Box<dyn Write + Send>>) -> Self {
+        Self { live, ..self }
     }
 
     /// What was written so far.
@@ -119,6 +156,7 @@ impl PoseWriter {
                 ids,
                 no_pose: UNREADABLE,
                 detail: why,
+                latency: LatencyMs::of(answer),
             })?,
         }
         Ok(())
@@ -128,7 +166,7 @@ impl PoseWriter {
         match &found.outcome {
             Ok(pose) => {
                 self.written.num_poses += 1;
-                self.line(&pose_line(pose, ids, answer.latency_s))?;
+                self.line(&pose_line(pose, ids, LatencyMs::of(answer)))?;
                 let row = bop_csv::row(
                     (ids.scene_id, ids.im_id),
                     found.obj_id,
@@ -145,6 +183,7 @@ impl PoseWriter {
                 ids,
                 no_pose: reason,
                 detail,
+                latency: LatencyMs::of(answer),
             }),
         }
     }
@@ -155,8 +194,13 @@ impl PoseWriter {
     }
 
     fn line(&mut self, line: &impl Serialize) -> Result<()> {
-        serde_json::to_writer(&mut self.jsonl, line)?;
-        self.jsonl.write_all(b"\n")?;
+        let mut bytes = serde_json::to_vec(line)?;
+        bytes.push(b'\n');
+        self.jsonl.write_all(&bytes)?;
+        if let Some(live) = &mut self.live {
+            let written = live.write_all(&bytes).and_then(|()| live.flush());
+            written.context("writing a line to standard output")?;
+        }
         Ok(())
     }
 
@@ -179,7 +223,7 @@ impl PoseWriter {
     }
 }
 
-fn pose_line<'a>(pose: &'a PoseEstimate, ids: Ids, latency_s: f64) -> PoseLine<'a> {
+fn pose_line(pose: &PoseEstimate, ids: Ids, latency: LatencyMs) -> PoseLine<'_> {
     let covariance = pose.covariance.as_ref();
     PoseLine {
         prediction: &pose.prediction,
@@ -191,7 +235,7 @@ fn pose_line<'a>(pose: &'a PoseEstimate, ids: Ids, latency_s: f64) -> PoseLine<'
         sigma_t_mm: covariance.map(|c| c.sigma_translation_mm()),
         // Symmetric: by columns is by rows.
         covariance: covariance.map(|c| c.matrix.as_slice().to_vec()),
-        latency_ms: 1e3 * latency_s,
+        latency,
     }
 }
 
@@ -201,6 +245,7 @@ mod tests {
     use std::sync::Arc;
 
     use crate::data::{DataConfig, InputConfig, View};
+    use crate::eval::jobs::Latency;
     use crate::eval::read_predictions;
     use crate::eval::testing::{dataset, predictions_of};
     use crate::geom::Camera;
@@ -210,7 +255,19 @@ mod tests {
         let lens = Camera::new(20.0, 20.0, 16.0, 16.0).unwrap().into();
         let view = Arc::new(View::new(lens, None, &input, &DataConfig::default()).unwrap());
         let name = name.to_owned();
-        Answer { place: 0, name, view, found, latency_s: 0.25, compute_s: 0.125, picture: None }
+        let latency = Latency { read_s: 0.125, network_s: 0.0625, poses_s: 0.0625 };
+        let (compute_s, num_dropped) = (0.125, 3);
+        Answer {
+            place: 0,
+            name,
+            view,
+            found,
+            latency,
+            compute_s,
+            num_dropped,
+            picture: None,
+            pass: None,
+        }
     }
 
     #[test]
@@ -255,6 +312,7 @@ mod tests {
             "\"no_pose\":\"no_cell\",\"detail\":\"none above 0.3\"",
             "\"no_pose\":\"unreadable_image\"",
             "\"scene_id\":7,\"im_id\":1",
+            "\"latency_ms\":250.0,\"read_ms\":125.0,\"network_ms\":62.5,\"poses_ms\":62.5,\"dropped\":3}",
         ] {
             assert!(text.contains(part), "{text}");
         }

@@ -11,7 +11,7 @@ use super::json_lines::write_lines;
 use super::prediction::Prediction;
 use super::timing::Timing;
 use crate::data::{BadSample, DataConfig, Dataset, Frame};
-use crate::io::{read_json, write_json};
+use crate::io::{read_json, read_json_lines, write_json};
 use crate::pose::{
     BopScores, Counting, DepthBins, Estimate, EvalTable, Target, TargetErrors, TargetModel,
     sample_vertices, score_targets,
@@ -343,6 +343,14 @@ impl Report {
 /// If the file cannot be written.
 pub fn write_errors(path: &Path, errors: &[TargetErrors]) -> Result<()> {
     write_lines(path, errors)
+}
+
+/// Reads errors back.
+///
+/// # Errors
+/// If the file cannot be read or a line is not the errors of an object; names file, line and key.
+pub fn read_errors(path: &Path) -> Result<Vec<TargetErrors>> {
+    read_json_lines(path)
 }
 
 #[cfg(test)]

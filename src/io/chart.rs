@@ -278,13 +278,13 @@ impl<DB: DrawingBackend> Canvas<DB> {
         self.text(&y_label, 16.0, INK, (24.0, down), Anchor::Upwards)
     }
 
-    /// Lines at the marks that lie within the x axis; a name that would run into the next one is a row lower.
+    /// Lines at the marks up to the end of the x axis, at its begin for those before it; a name that would run into the next one is a row lower.
     fn marks(&mut self, chart: &Chart, frame: &Frame) -> Drawn<DB> {
         const SIZE: f64 = 12.0;
-        let inside = chart.marks.iter().filter(|(x, _)| (frame.x.low..=frame.x.high).contains(x));
+        let inside = chart.marks.iter().filter(|(x, _)| *x <= frame.x.high);
         let mut rows_end: Vec<f64> = Vec::new();
         for (x, name) in inside {
-            let at = frame.place((*x, frame.y.low)).0;
+            let at = frame.place((x.max(frame.x.low), frame.y.low)).0;
             self.line((at, frame.top), (at, frame.bottom), 1.0, AXIS)?;
             let end = at + 5.0 + self.width_of(name, SIZE);
             let free = rows_end.iter().position(|&row_end| row_end < at);

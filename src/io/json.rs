@@ -40,6 +40,17 @@ pub fn parse_json<T: DeserializeOwned>(text: &[u8], at: &str) -> Result<T> {
     Ok(value)
 }
 
+/// Reads a file of JSON values, one a line.
+///
+/// # Errors
+/// If the file cannot be read or a line does not fit `T`: names file, line and key.
+pub fn read_json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let text = read_file(path)?;
+    let lines = text.split(|byte| *byte == b'\n').enumerate();
+    let values = lines.filter(|(_, line)| !line.is_empty());
+    values.map(|(i, line)| parse_json(line, &format!("{}:{}", path.display(), i + 1))).collect()
+}
+
 /// `file: line 3: section.key: what is wrong`.
 fn describe(at: &str, key: Option<&str>, error: &serde_json::Error) -> anyhow::Error {
     let text = error.to_string();

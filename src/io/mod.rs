@@ -7,7 +7,8 @@
 //! - [`tensors`]: safetensors files of `tch` tensors, and strict copying into a network's own tensors
 //! - [`pth`]: PyTorch files, read without Python
 //! - [`picture`]: RGB images and masks (PNG, JPEG)
-//! - [`video`]: frames by way of an installed ffmpeg
+//! - [`video`]: frames of videos, camera devices and network streams by way of an installed ffmpeg
+//! - [`image_stream`]: images one after the other on a pipe
 //! - [`mesh`]: PLY meshes
 //! - [`events`]: TensorBoard event files
 //! - [`chart`]: line charts as SVG and PNG
@@ -15,6 +16,8 @@
 mod atomic;
 pub mod chart;
 pub mod events;
+pub mod image_stream;
+mod interruptible;
 mod json;
 pub mod mesh;
 mod mistaken;
@@ -28,9 +31,10 @@ mod text;
 pub mod video;
 
 pub use atomic::{remove_leftovers, write_atomic};
-pub use json::{differing_keys, parse_json, read_json, write_json};
+pub use interruptible::{Interruptible, StopFlags};
+pub use json::{differing_keys, parse_json, read_json, read_json_lines, write_json};
 pub use mistaken::{mistaken, mistaken_for_a_file};
-pub use open::{open_file, open_stream, read_file};
+pub use open::{checksum, open_file, open_stream, read_file};
 pub use partial::PartialFile;
 pub use paths::{PathField, path_text};
 pub use text::{read_list, read_text, without_mark};

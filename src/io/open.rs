@@ -65,6 +65,25 @@ fn open_stream_inner(path: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// Bytes of a file and their CRC-32C.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn checksum(path: &Path) -> Result<(u64, u32)> {
+    let reading = || format!("reading {}", path.display());
+    let mut file = open_file(path)?;
+    let (mut bytes, mut crc) = (0, 0);
+    let mut chunk = vec![0; 1 << 20];
+    loop {
+        let read = file.read(&mut chunk).with_context(reading)?;
+        if read == 0 {
+            return Ok((bytes, crc));
+        }
+        bytes += read as u64;
+        crc = crc32c::crc32c_append(crc, &chunk[..read]);
+    }
+}
+
 /// Opens without waiting: a pipe that nobody writes into opens at once, and is at its end.
 fn open_at_once(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
@@ -95,6 +114,18 @@ mod tests {
     use super::*;
     use std::ffi::CString;
     use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn a_checksum_is_that_of_all_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("digits");
+        // The check value of CRC-32C (Castagnoli).
+        std::fs::write(&path, b"123456789").unwrap();
+        assert_eq!(checksum(&path).unwrap(), (9, 0xe306_9283));
+        std::fs::write(&path, vec![0; (2 << 20) + 5]).unwrap();
+        assert_eq!(checksum(&path).unwrap().0, (2 << 20) + 5);
+        assert!(checksum(folder.path()).is_err());
+    }
 
     fn pipe(folder: &Path) -> std::path::PathBuf {
         let path = folder.join("pipe");

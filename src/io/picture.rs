@@ -48,6 +48,16 @@ pub fn read_rgb_upright(path: &Path) -> Result<RgbImage> {
     Ok(rgb_of(decoded))
 }
 
+/// As [`read_rgb_upright`], of the bytes of a file.
+///
+/// # Errors
+/// As [`read_rgb`], without a name.
+pub fn rgb_upright_of_bytes(bytes: &[u8]) -> Result<RgbImage> {
+    let (mut decoded, orientation) = decode_bytes(bytes)?;
+    decoded.apply_orientation(orientation);
+    Ok(rgb_of(decoded))
+}
+
 /// Width and height of a picture as stored, px, and how its EXIF tag says that it is to be turned; only the beginning of the
 /// file is read.
 ///

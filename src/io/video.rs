@@ -1,6 +1,9 @@
-//! Frames of videos, decoded by an installed `ffmpeg` as a child process: raw RGB over a pipe, one frame at a time.
+//! Frames of videos, camera devices and network streams, decoded by an installed `ffmpeg` as a child process: raw RGB over a
+//! pipe, one frame at a time.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::JoinHandle;
@@ -9,13 +12,15 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::RgbImage;
 use serde::Deserialize;
 
+use super::interruptible::{Interruptible, StopFlags};
+
 /// Endings of names that are taken for videos.
 const ENDINGS: [&str; 16] = [
     "3gp", "avi", "flv", "gif", "m2ts", "m4v", "mjpeg", "mkv", "mov", "mp4", "mpeg", "mpg", "mts",
     "ts", "webm", "wmv",
 ];
 /// Largest side of a frame, px.
-const MAX_SIDE_PX: u32 = 1 << 15;
+pub const MAX_SIDE_PX: u32 = 1 << 15;
 /// The first ffmpeg that calls its option `-fps_mode`.
 const FPS_MODE_SINCE: (u32, u32) = (5, 1);
 /// What is kept of ffmpeg's complaints, bytes.
@@ -27,36 +32,123 @@ pub fn is_video(path: &Path) -> bool {
     ending.is_some_and(|e| ENDINGS.contains(&e.as_str()))
 }
 
+/// Begins of the addresses of streams that ffmpeg is asked for.
+const SCHEMES: [&str; 10] =
+    ["http", "https", "rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp"];
+/// Begin of the names of camera devices (Video4Linux).
+const DEVICES: &str = "/dev/video";
+
+/// What ffmpeg decodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VideoSource {
+    /// A file; `paced` gives its frames at the rate at which they were taken, as a camera would.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Whether frames wait for their time.
+        paced: bool,
+    },
+    /// A camera: `/dev/video0`.
+    Device(PathBuf),
+    /// A stream of the network, by its address.
+    Stream(String),
+}
+
+impl VideoSource {
+    /// The camera device or stream that an argument names; `None` for a file.
+    pub fn live(argument: &Path) -> Option<Self> {
+        let text = argument.to_str()?;
+        if text.starts_with(DEVICES) {
+            return Some(Self::Device(argument.to_owned()));
+        }
+        let (scheme, rest) = text.split_once("://")?;
+        let is_known = SCHEMES.contains(&scheme.to_ascii_lowercase().as_str()) && !rest.is_empty();
+        is_known.then(|| Self::Stream(text.to_owned()))
+    }
+
+    /// How it is called in results: an address without its user and password.
+    pub fn name(&self) -> String {
+        match self {
+            Self::File { path, .. } | Self::Device(path) => path.display().to_string(),
+            Self::Stream(address) => without_login(address),
+        }
+    }
+
+    /// Whether it ends only when somebody ends it.
+    fn is_live(&self) -> bool {
+        !matches!(self, Self::File { .. })
+    }
+
+    /// ffmpeg's options for it as an input.
+    fn input(&self) -> Vec<OsString> {
+        // What was taken last counts, so nothing is held back in buffers.
+        let live = ["-fflags", "nobuffer", "-flags", "low_delay"];
+        let of_source: &[&str] = match self {
+            Self::File { paced: true, .. } => &["-re"],
+            Self::File { .. } => &[],
+            Self::Device(_) => &["-f", "v4l2"],
+            // Over TCP no frame arrives in parts.
+            Self::Stream(address) if address.to_ascii_lowercase().starts_with("rtsp") => {
+                &["-rtsp_transport", "tcp"]
+            }
+            Self::Stream(_) => &[],
+        };
+        let live = live.iter().filter(|_| self.is_live());
+        let mut args: Vec<OsString> =
+            live.chain(of_source).chain(&["-i"]).map(OsString::from).collect();
+        args.push(match self {
+            Self::File { path, .. } => as_file(path),
+            Self::Device(path) => path.into(),
+            Self::Stream(address) => address.into(),
+        });
+        args
+    }
+}
+
+/// An address without the user and password before its host.
+fn without_login(address: &str) -> String {
+    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
+    let host_ends = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest[..host_ends].rfind('@') {
+        Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
+        None => address.to_owned(),
+    }
+}
+
 /// A video being decoded: an iterator over its frames as they are shown (turned as the file asks), each once.
 ///
 /// Dropping it ends the child process.
 #[derive(Debug)]
 pub struct Video {
-    path: PathBuf,
+    source: VideoSource,
+    stop: StopFlags,
     child: Child,
-    frames: BufReader<ChildStdout>,
+    frames: BufReader<Interruptible<ChildStdout>>,
     complaints: Option<JoinHandle<String>>,
     num_frames: u64,
     ended: bool,
 }
 
 impl Video {
-    /// Starts decoding.
+    /// Starts decoding. When `stop` is raised there are no more frames, even while it waits for one.
     ///
     /// # Errors
     /// If there is no such file, or `ffmpeg` is not installed; the message says what to do then.
-    pub fn open(path: &Path) -> Result<Self> {
-        let at = path.display();
-        ensure!(path.is_file(), "no video {at}");
+    pub fn open(source: VideoSource, stop: StopFlags) -> Result<Self> {
+        let at = source.name();
+        if let VideoSource::File { path, .. } = &source {
+            ensure!(path.is_file(), "no video {at}");
+        }
         let mut child = Command::new("ffmpeg")
-            .args(["-nostdin", "-v", "error", "-i"])
-            .arg(as_file(path))
+            .args(["-nostdin", "-v", "error"])
+            .args(source.input())
             .args(["-map", "0:v:0"])
             .args(every_frame_once(version()?))
             .args(["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "pipe:1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            .process_group(0) // Ctrl-C is for this program, which ends its child itself
             .spawn()
             .with_context(|| format!("starting ffmpeg for {at}"))?;
         let (Some(frames), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
@@ -71,8 +163,10 @@ impl Video {
             drop(std::io::copy(&mut errors, &mut std::io::sink()));
             String::from_utf8_lossy(&text).into_owned()
         });
+        let frames = Interruptible::new(frames, stop.clone());
         Ok(Self {
-            path: path.to_owned(),
+            source,
+            stop,
             child,
             frames: BufReader::with_capacity(1 << 20, frames),
             complaints: Some(complaints),
@@ -83,11 +177,14 @@ impl Video {
 
     /// How the child process ended, when that is worth telling.
     fn end(&mut self) -> Result<()> {
-        let at = self.path.display();
+        let at = self.source.name();
         let status = self.child.wait().with_context(|| format!("waiting for ffmpeg on {at}"))?;
         let complaints = self.complaints.take().and_then(|c| c.join().ok()).unwrap_or_default();
         let last = complaints.lines().rev().find(|line| !line.trim().is_empty());
-        let why = last.map(|line| format!(": {}", line.trim())).unwrap_or_default();
+        let mut why = last.map(|line| format!(": {}", line.trim())).unwrap_or_default();
+        if let VideoSource::Stream(address) = &self.source {
+            why = why.replace(address, &at);
+        }
         ensure!(
             status.success(),
             "{at}: ffmpeg failed after {} frames ({status}){why}",
@@ -95,7 +192,7 @@ impl Video {
         );
         ensure!(self.num_frames > 0, "{at}: ffmpeg found no frame in it{why}");
         ensure!(
-            last.is_none(),
+            last.is_none() || self.source.is_live(),
             "{at}: it is damaged or cut off, by what ffmpeg says of it{why}; of {} frames that came out some may be \
              broken, missing or numbered too low",
             self.num_frames
@@ -116,13 +213,17 @@ impl Iterator for Video {
                 self.num_frames += 1;
                 Some(Ok(frame))
             }
+            _ if self.stop.are_raised() => {
+                self.ended = true;
+                None
+            }
             // A frame that is cut off: what ffmpeg says about it is the better reason.
             ended => {
                 self.ended = true;
                 match (self.end(), ended) {
                     (Err(why), _) => Some(Err(why)),
                     (Ok(()), Err(why)) => {
-                        Some(Err(why.context(format!("reading {}", self.path.display()))))
+                        Some(Err(why.context(format!("reading {}", self.source.name()))))
                     }
                     (Ok(()), Ok(_)) => None,
                 }
@@ -148,8 +249,8 @@ pub fn check_ffmpeg() -> Result<()> {
 }
 
 /// The path as ffmpeg takes a file for certain: no protocol, no option.
-fn as_file(path: &Path) -> std::ffi::OsString {
-    let mut name = std::ffi::OsString::from("file:");
+fn as_file(path: &Path) -> OsString {
+    let mut name = OsString::from("file:");
     name.push(path);
     name
 }
@@ -283,6 +384,26 @@ mod tests {
         let second = read_ppm(&mut reader).unwrap().unwrap();
         assert_eq!(second.as_raw(), &[10, 10, 10]);
         assert!(read_ppm(&mut reader).unwrap().is_none());
+    }
+
+    #[test]
+    fn cameras_and_streams_are_told_from_files() {
+        let live = |text: &str| VideoSource::live(Path::new(text));
+        let device = live("/dev/video2").unwrap();
+        assert_eq!(device, VideoSource::Device("/dev/video2".into()));
+        let text = |source: &VideoSource| -> Vec<String> {
+            source.input().iter().map(|arg| arg.to_string_lossy().into_owned()).collect()
+        };
+        assert!(text(&device).ends_with(&["v4l2", "-i", "/dev/video2"].map(str::to_owned)));
+        let stream = live("rtsp://me:pass@word@cam.local:554/live?x=@1").unwrap();
+        assert_eq!(stream.name(), "rtsp://cam.local:554/live?x=@1");
+        assert!(text(&stream).contains(&"-rtsp_transport".to_owned()));
+        assert_eq!(live("http://host/a@b").unwrap().name(), "http://host/a@b");
+        for file in ["a.mp4", "dir/http://", "ftp://x/y.mp4", "/dev/null", "file:///a.mp4"] {
+            assert_eq!(live(file), None, "{file}");
+        }
+        let file = VideoSource::File { path: "-x.mp4".into(), paced: true };
+        assert_eq!(text(&file), ["-re", "-i", "file:-x.mp4"]);
     }
 
     #[test]

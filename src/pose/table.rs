@@ -108,6 +108,8 @@ pub struct EvalTable {
 impl EvalTable {
     /// Name of the headline row at 0.1 diameters.
     pub const HEADLINE: &'static str = "ADI-0.1d";
+    /// Below this error, in diameters, a pose is right by the headline.
+    pub const HEADLINE_DIAMETERS: f64 = 0.1;
     /// Name of the closest-point row at 0.1 diameters.
     pub const TRUE_ADI: &'static str = "true ADI-0.1d (closest point)";
 

@@ -502,7 +502,7 @@ mod tests {
             (
                 r#"{"bits": 2, "lsq": {"range": "narrow"}}"#,
                 "lsq: is a setting of lsq, and the method is inq, which knows quant_init_method, \
-                 quant_strategy, schedule, clear_optim_state_on_step: remove lsq or change the method",
+                 quant_strategy, schedule, clear_optim_state_on_step, inq: remove lsq or change the method",
             ),
             (
                 r#"{"bits": 2, "method": "lsq", "quant_init_method": "uniform"}"#,
@@ -541,6 +541,7 @@ mod tests {
             "quant_strategy",
             "schedule",
             "clear_optim_state_on_step",
+            "inq",
             "lsq",
             "uniform",
             "dorefa",
@@ -612,7 +613,7 @@ mod tests {
             ),
             (
                 r#"{"bits": 2, "layer_bits": {"fpn.a": 9}}"#,
-                "fpn.weights.layer_bits.fpn.a: bits 9 is outside 1..=8",
+                "fpn.weights.layer_bits.fpn.a: 9 is outside 1..=8",
             ),
         ] {
             let found = found(json);
@@ -638,6 +639,54 @@ mod tests {
         assert!(text[0].contains("set that one"), "{text:?}");
         let text = inputs(r#"{"bits": 8, "method": "lsq", "calibration": {"batches": 0}}"#);
         assert!(text[0].starts_with("a.calibration.batches: 0"), "{text:?}");
+    }
+
+    #[test]
+    fn layers_may_have_a_level_count_or_the_choice_of_their_stage() {
+        let config = weights(
+            r#"{"bits": 4, "levels": "full",
+                "layer_bits": {"a": 2, "b": {"bits": 2, "n_levels": 4}, "c": {"bits": 3, "levels": "odd"}}}"#,
+        );
+        assert_eq!(problems(&config), [""; 0]);
+        let own = config.for_layers(&["a", "b", "c", "d"]).unwrap();
+        let codes: Vec<Vec<i32>> = own.iter().map(|c| c.spacing().unwrap().codes()).collect();
+        assert_eq!(codes[0], [-2, -1, 0, 1]);
+        assert_eq!(codes[1], [-3, -1, 1, 3], "a level count alone is as published");
+        assert_eq!(codes[2], [-3, -2, -1, 0, 1, 2, 3]);
+        assert_eq!((codes[3][0], codes[3][15]), (-8, 7));
+        assert_eq!(weights(&serde_json::to_string(&config).unwrap()), config);
+        assert_eq!(config.describe(), "2- to 4-bit");
+        for (json, key, text) in [
+            (
+                r#"{"bits": 2, "levels": "odd", "n_levels": 4}"#,
+                "fpn.weights.bits: ",
+                "levels odd and n_levels 4 contradict each other: 2 bits are 3 levels",
+            ),
+            (
+                r#"{"layer_bits": {"a": {"n_levels": 3, "levels": "full"}}}"#,
+                "fpn.weights.layer_bits.a: ",
+                "levels full and n_levels 3 contradict each other: 2 bits are 4 levels",
+            ),
+            (
+                r#"{"bits": 2, "levels": "full", "quant_init_method": "power-of-two"}"#,
+                "fpn.weights.bits: ",
+                "levels full: powers of two have 2^(b-1) + 1 levels",
+            ),
+            (
+                r#"{"bits": 2, "method": "lsq", "levels": "full", "lsq": {"range": "narrow"}}"#,
+                "fpn.weights.bits: ",
+                "levels full and lsq.range narrow contradict",
+            ),
+        ] {
+            let found = problems(&weights(json));
+            assert!(found.len() == 1 && found[0].starts_with(key), "{json}: {found:?}");
+            assert!(found[0].contains(text), "{json}: {found:?}");
+        }
+        let mut found = Vec::new();
+        let ste: ActivationQuantConfig =
+            serde_json::from_str(r#"{"bits": 8, "levels": "full"}"#).unwrap();
+        ste.check("a", &mut found);
+        assert!(found[0].contains("levels full: method ste has 2^b - 1 levels"), "{found:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
+use super::affine::by_channel;
 use super::checks::{check_on_grid, check_order};
 use super::levels::{Grid, Spacing};
 use super::method::{SavedState, SiteReport, WeightQuantizer, WeightStep, saved_epoch};
@@ -43,6 +44,27 @@ pub enum QuantStrategy {
     Rpr,
 }
 
+/// Settings of method `inq` beyond those of the published files.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct InqConfig {
+    /// Whether stored weights change their unit when the scale is found.
+    pub rescale: Rescale,
+}
+
+/// What becomes of stored weights when the scale is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Rescale {
+    /// They stay as they are, and the levels carry the scale: the layer's function stays.
+    #[default]
+    None,
+    /// As in the published code, they are divided by the largest level, so that levels lie in [-1, 1]; biases stay.
+    /// The layer's output grows by that factor, which only a normalization behind it takes out again, and its
+    /// gradient shrinks. Only where `quant_init_method` searches the scale (`-opt`).
+    Published,
+}
+
 /// Method `inq` of weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -56,6 +78,8 @@ pub struct InqWeights {
     pub schedule: FractionSchedule,
     /// Whether the optimizer forgets its momentum at each step of the schedule (method `inq`).
     pub clear_optim_state_on_step: bool,
+    /// Settings of method `inq`.
+    pub inq: InqConfig,
 }
 
 impl Default for InqWeights {
@@ -65,6 +89,7 @@ impl Default for InqWeights {
             quant_strategy: QuantStrategy::Magnitude,
             schedule: FractionSchedule::default(),
             clear_optim_state_on_step: true,
+            inq: InqConfig::default(),
         }
     }
 }
@@ -77,6 +102,21 @@ impl Settings for InqWeights {
 impl WeightScheme for InqWeights {
     fn check(&self, at: &str, problems: &mut Vec<String>) {
         self.schedule.check(&format!("{at}.schedule"), problems);
+        let is_searched =
+            !matches!(self.quant_init_method, QuantInit::Uniform | QuantInit::PowerOfTwo);
+        if self.inq.rescale == Rescale::Published && !is_searched {
+            problems.push(format!(
+                "{at}.inq.rescale: published goes with a quant_init_method that searches the scale (uniform-l2-opt, ..); \
+                 with the others the published code leaves weights as they are, too: set none"
+            ));
+        }
+        let first = self.schedule.entries().next().map(|(epoch, _)| epoch);
+        if self.inq.rescale == Rescale::Published && first.is_some_and(|first| first > 0) {
+            problems.push(format!(
+                "{at}.inq.rescale: published changes the unit of the weights at the first step of the schedule, which must \
+                 be epoch 0 of the stage (a fraction of 0 will do)"
+            ));
+        }
     }
 
     fn check_epochs(&self, epochs: u32, at: &str, problems: &mut Vec<String>) {
@@ -137,7 +177,7 @@ impl WeightScheme for InqWeights {
 /// Zhou et al., *Incremental Network Quantization*, ICLR 2017; Cavigelli and Benini, *RPR: Random
 /// Partition Relaxation*, 2020 (arXiv 2001.01091).
 /// Deviation from the published code: it divides the weights by the scale, which changes the layer's
-/// function; here the levels carry the scale. `RPR` freezes `floor(fraction * n)` weights, not
+/// function; here the levels carry the scale, unless [`Rescale::Published`] is set. `RPR` freezes `floor(fraction * n)` weights, not
 /// `n - floor((1 - fraction) n)`, and a weight that thaws goes on from its level.
 pub struct InqWeight {
     site: Rc<Site>,
@@ -179,16 +219,18 @@ impl InqWeight {
         let name = self.site.weight_name();
         let target = num_frozen_at(fraction, self.site.num_weights());
         let repartition = self.settings.quant_strategy == QuantStrategy::Rpr;
+        // a step that freezes nothing changes the unit already, as published
+        let rescales = self.grid.is_none() && self.settings.inq.rescale == Rescale::Published;
+        if target == 0 && rescales {
+            ensure_finite(&name, &self.site.weight)?;
+            self.grid = Some(self.find_grid(&name)?);
+        }
         if target == 0 || (target <= self.num_frozen && !repartition) {
             return Ok(());
         }
         ensure_finite(&name, &self.site.weight)?;
         if self.grid.is_none() {
-            let WeightContext { spacing, per_channel, .. } = &self.context;
-            let range =
-                self.settings.expected_range(&name, &self.site.weight, spacing, *per_channel)?;
-            let grid = Grid::new(spacing.clone(), range);
-            self.grid = Some(grid.with_context(|| format!("quantizing {name}"))?);
+            self.grid = Some(self.find_grid(&name)?);
         }
         let grid = self.grid.as_ref().context("the grid was set above")?;
         no_grad(|| -> Result<()> {
@@ -206,6 +248,30 @@ impl InqWeight {
         })?;
         self.num_frozen = target;
         Ok(())
+    }
+
+    /// The levels, from the weight of this moment; [`Rescale::Published`] changes its unit to the largest level.
+    fn find_grid(&self, name: &str) -> Result<Grid> {
+        let WeightContext { spacing, per_channel, .. } = &self.context;
+        let at = || format!("quantizing {name}");
+        let weight = &self.site.weight;
+        let range = self.settings.expected_range(name, weight, spacing, *per_channel)?;
+        let grid = Grid::new(spacing.clone(), range).with_context(at)?;
+        if self.settings.inq.rescale == Rescale::None {
+            return Ok(grid);
+        }
+        let largest = match spacing {
+            Spacing::Integers { .. } => grid.max_level(),
+            _ => grid.range().to_vec(),
+        };
+        let inverse: Vec<f32> = largest.iter().map(|&s| (1.0 / f64::from(s)) as f32).collect();
+        no_grad(|| {
+            let inverse = Tensor::from_slice(&inverse).to_device(weight.device());
+            let scaled = weight.detach() * by_channel(weight, &inverse);
+            weight.shallow_clone().copy_(&scaled);
+        });
+        let range = grid.range().iter().zip(&largest).map(|(range, largest)| range / largest);
+        Grid::new(spacing.clone(), range.collect()).with_context(at)
     }
 
     /// Which weights are frozen after the step, as a flat bool tensor in row-major order.
@@ -392,6 +458,7 @@ mod tests {
     use super::*;
     use crate::nn::Store;
     use crate::quant::testing::{bits, channels_last, store, train, weights};
+    use crate::quant::{Claim, ModuleQuantizer, WeightQuantConfig};
 
     const FRACTIONS: [f64; 5] = [0.0, 0.3, 0.3, 0.8, 1.0];
     const STRATEGIES: [QuantStrategy; 4] = [
@@ -615,5 +682,79 @@ mod tests {
         let settings = config(QuantStrategy::Random);
         let error = InqWeight::new(&site, &settings, &context(&settings, 3, 0)).err().unwrap();
         assert!(error.to_string().contains("m.conv.weight is Double"));
+    }
+
+    #[test]
+    fn the_published_rescaling_makes_the_largest_level_one_and_keeps_the_choice() {
+        for (json, num_levels) in [
+            (r#"{"bits": 2}"#, 3),
+            (r#"{"bits": 2, "levels": "full"}"#, 4),
+            (r#"{"bits": 4, "granularity": "channel"}"#, 15),
+        ] {
+            let quantizer_of = |rescale: &str| {
+                let mut json: serde_json::Value = serde_json::from_str(json).unwrap();
+                json["inq"] = serde_json::json!({ "rescale": rescale });
+                json["schedule"] = serde_json::json!({ "0": 0, "1": 0.5, "2": 1 });
+                let config: WeightQuantConfig = serde_json::from_value(json).unwrap();
+                let store = store(&[("fpn.conv", weights(4, &[4, 3, 3, 3]) * 0.1)]);
+                let claim = Claim::of("fpn").with_weights(&config);
+                let quantizer = ModuleQuantizer::attach(&claim, &store).unwrap();
+                (store, quantizer)
+            };
+            let (plain_store, mut plain) = quantizer_of("none");
+            let (store, mut rescaled) = quantizer_of("published");
+            let weight = |store: &Store| store.get("fpn.conv.weight").unwrap();
+            let before = weight(&store).copy();
+            plain.start_epoch(0).unwrap();
+            rescaled.start_epoch(0).unwrap();
+            assert_eq!(bits(&weight(&plain_store)), bits(&before), "no weight is frozen yet");
+            let factor = weight(&store) / &before;
+            let per_row = factor.reshape([4, -1]);
+            let spread =
+                per_row.amax([1i64].as_slice(), false) - per_row.amin([1i64].as_slice(), false);
+            assert!(spread.max().double_value(&[]) < 1e-4 && factor.min().double_value(&[]) > 2.0);
+            for epoch in 1..=2 {
+                plain.start_epoch(epoch).unwrap();
+                rescaled.start_epoch(epoch).unwrap();
+                // a resume in the middle goes on in the new unit and does not change it again
+                let state: Vec<_> =
+                    rescaled.state().into_iter().map(|(name, t)| (name, t.copy())).collect();
+                let now = bits(&weight(&store));
+                rescaled.load_state(&state).unwrap();
+                rescaled.start_epoch(epoch).unwrap();
+                assert_eq!(bits(&weight(&store)), now);
+            }
+            rescaled.assert_on_grid().unwrap();
+            let report = &rescaled.report()[0];
+            assert_eq!(report.num_levels, Some(num_levels));
+            assert!(report.max_level.iter().all(|&max| max == 1.0), "{:?}", report.max_level);
+            // the same codes in another unit
+            let codes = |quantizer: &ModuleQuantizer| quantizer.codes().unwrap().remove(0);
+            let (of_plain, of_rescaled) = (codes(&plain), codes(&rescaled));
+            assert!(of_plain.codes.equal(&of_rescaled.codes), "{json}");
+            let values = of_rescaled.grid.values(&of_rescaled.codes).unwrap();
+            assert_eq!(bits(&values), bits(&weight(&store)));
+        }
+    }
+
+    #[test]
+    fn rescaling_is_refused_where_the_published_code_does_not_rescale() {
+        for (method, refused) in
+            [("uniform", true), ("power-of-two", true), ("uniform-l1-opt", false)]
+        {
+            let json = format!(
+                r#"{{"bits": 2, "quant_init_method": "{method}", "inq": {{"rescale": "published"}}}}"#
+            );
+            let config: WeightQuantConfig = serde_json::from_str(&json).unwrap();
+            let mut problems = Vec::new();
+            config.check("w", &mut problems);
+            assert_eq!(problems.len(), usize::from(refused), "{problems:?}");
+            assert!(problems.iter().all(|p| p.starts_with("w.inq.rescale: published goes with")));
+        }
+        let late = r#"{"bits": 2, "schedule": {"1": 1}, "inq": {"rescale": "published"}}"#;
+        let config: WeightQuantConfig = serde_json::from_str(late).unwrap();
+        let mut problems = Vec::new();
+        config.check("w", &mut problems);
+        assert!(problems.len() == 1 && problems[0].contains("must be epoch 0"), "{problems:?}");
     }
 }

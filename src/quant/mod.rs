@@ -60,7 +60,7 @@ mod width;
 pub use activation::{ActivationRule, Calibrated, CalibratedActivation};
 pub use claim::Claim;
 pub use config::{ActivationQuantConfig, WeightQuantConfig};
-pub use inq::{InqWeight, QuantStrategy};
+pub use inq::{InqWeight, QuantStrategy, Rescale};
 pub use levels::{Codes, Grid, LevelShape, Spacing};
 pub use lsq::StepInit;
 pub use method::{

@@ -367,6 +367,7 @@ mod tests {
             quant_strategy: strategy,
             schedule: FractionSchedule::new([(0, 0.5), (2, 0.75), (4, 1.0)]),
             clear_optim_state_on_step: clears,
+            ..InqWeights::default()
         };
         WeightQuantConfig { n_levels: Some(4), settings: settings.into(), ..Default::default() }
     }

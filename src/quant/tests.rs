@@ -570,7 +570,6 @@ fn inputs_without_negative_values_get_unsigned_levels() {
             assert!(report.quantizing && report.signed == Some(signed), "{method}");
             let expected = match (method, signed) {
                 ("lsq", _) | (_, false) => (codes, 1),
-                ("dorefa", true) => ([-3, 3], 2),
                 _ => ([-1, 1], 1),
             };
             assert_eq!((report.codes.unwrap(), report.code_stride), expected, "{method}");
@@ -583,6 +582,34 @@ fn inputs_without_negative_values_get_unsigned_levels() {
             if method != "lsq" {
                 assert!((report.max_level.unwrap() - 1.0).abs() < 1e-6, "{method} {report:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn dorefas_activations_of_both_signs_keep_zero_unless_the_paper_is_asked_for() {
+    // the range is 1: levels -1, 0, 1, or the paper's four, -1, -1/3, 1/3, 1
+    let x = [-1.0f32, -0.4, 0.0, 0.1, 0.6, 2.0];
+    let third = 1.0f32 / 3.0;
+    for (levels, expected) in [
+        ("null", [-1.0, 0.0, 0.0, 0.0, 1.0, 1.0]),
+        (r#""odd""#, [-1.0, 0.0, 0.0, 0.0, 1.0, 1.0]),
+        (r#""full""#, [-1.0, -third, third, third, third, 1.0]),
+    ] {
+        let (_store, mut quantizer, site) = input(&format!(
+            r#"{{"method": "dorefa", "bits": 2, "levels": {levels}, "quant_start_epoch": 0,
+                 "calibration": {{"batches": 1}}}}"#
+        ));
+        quantizer.begin_step().unwrap();
+        let recorded = Tensor::from_slice(&[-1.0f32, 0.5, 0.25, 1.0]).reshape([1, 4]);
+        let _ = site.effective_input(&recorded, true);
+        quantizer.begin_step().unwrap();
+        let y = no_grad(|| site.effective_input(&Tensor::from_slice(&x).reshape([1, 6]), false));
+        for (i, (found, expected)) in floats(&y).into_iter().zip(expected).enumerate() {
+            // 0 lies in the middle of two of the paper's levels
+            let is_tie = levels.contains("full") && x[i] == 0.0;
+            let found = if is_tie { found.abs() } else { found };
+            assert!((found - expected).abs() < 1e-6, "{levels}: {} became {found}", x[i]);
         }
     }
 }

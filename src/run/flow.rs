@@ -17,7 +17,8 @@ use crate::quant::{
 };
 use crate::run::config::Config;
 use crate::run::folder::Start;
-use crate::run::stretch;
+use crate::run::overruled::Ruler;
+use crate::run::{like, stretch};
 use crate::schema;
 use crate::train::{Afterwards, StageConfig, TrainConfig};
 
@@ -146,12 +147,16 @@ pub enum FlowSource {
     File(PathBuf),
     /// A baseline.
     Baseline(Baseline),
+    /// No quantization, but the stages of a plan file: their epochs, batch sizes and learning rates.
+    LikePlan(PathBuf),
+    /// The same of the config of another run, with its full-precision stage, its batch size and its number of images.
+    LikeConfig(PathBuf),
 }
 
 /// What a flow is compared with.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Baseline {
-    /// No quantization, but the epochs and learning rates of the flow's stages: the budget of a comparison is equal.
+    /// No quantization, but the epochs and learning rates of the config's stages; of another flow [`FlowSource::like`].
     FullPrecision,
     /// One stage over all layers with the same bits, of as many epochs as the flow's stages have together.
     Uniform {
@@ -338,6 +343,25 @@ fn parse_method<M: Copy>(
 }
 
 impl FlowSource {
+    /// The float control of a flow: of a plan file, or of the config of another run.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is not JSON.
+    pub fn like(file: PathBuf) -> Result<Self> {
+        let document: Value = io::read_json(&file)?;
+        let is_plan = document.get("flow").is_some();
+        Ok(if is_plan { Self::LikePlan(file) } else { Self::LikeConfig(file) })
+    }
+
+    /// The keys of the config that `--like` rules over.
+    pub(crate) fn ruler(&self) -> Option<Ruler<'static>> {
+        match self {
+            Self::LikePlan(_) => Some(Ruler::new(true, "--like", like::rules_of_plan)),
+            Self::LikeConfig(_) => Some(Ruler::new(true, "--like", like::rules)),
+            Self::Text(_) | Self::File(_) | Self::Baseline(_) => None,
+        }
+    }
+
     /// Replaces the config's flow.
     ///
     /// Stages given as text take everything but module, bits and methods from the config's stage of the same module,
@@ -346,11 +370,17 @@ impl FlowSource {
     /// # Errors
     /// If a plan file cannot be used, or the stages do not pass the config's checks.
     pub fn apply(&self, config: &mut Config) -> Result<()> {
+        if let Self::LikeConfig(path) = self {
+            like::take_over(path, config)?;
+        }
         let flow = &config.quantize.flow;
         config.quantize.flow = match self {
             Self::Text(stages) => stages.iter().map(|stage| stage.resolve(flow)).collect(),
             Self::File(path) => FlowPlan::read(path)?.flow,
-            Self::Baseline(Baseline::FullPrecision) => {
+            Self::LikePlan(path) => {
+                FlowPlan::read(path)?.flow.iter().map(without_quantizing).collect()
+            }
+            Self::LikeConfig(_) | Self::Baseline(Baseline::FullPrecision) => {
                 flow.iter().map(without_quantizing).collect()
             }
             Self::Baseline(Baseline::Uniform { method, bits }) => {
@@ -360,6 +390,15 @@ impl FlowSource {
         let problems = config.problems();
         ensure!(problems.is_empty(), "{}", problems.join("; "));
         Ok(())
+    }
+
+    /// As an argument of `--flow`, as far as it has that form.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Text(stages) => stages.iter().map(TextStage::text).collect::<Vec<_>>().join(","),
+            Self::File(path) => path.display().to_string(),
+            Self::Baseline(_) | Self::LikePlan(_) | Self::LikeConfig(_) => String::new(),
+        }
     }
 
     /// Makes sure that a run which goes on was started with this flow.
@@ -384,6 +423,12 @@ impl FlowSource {
 }
 
 impl TextStage {
+    /// `MODULE[+MODULE...]:BITS[@WEIGHTS]`.
+    fn text(&self) -> String {
+        let method = self.weight_method.map_or(String::new(), |m| format!("@{}", m.name()));
+        format!("{}:{}{method}", self.module.replace(',', "+"), self.bits)
+    }
+
     fn resolve(&self, flow: &[StageConfig]) -> StageConfig {
         let own = flow.iter().find(|stage| stage.module.as_deref() == Some(&self.module));
         let mut stage = own.or(flow.first()).cloned().unwrap_or_default();

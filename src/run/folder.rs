@@ -209,8 +209,37 @@ pub struct Provenance {
     /// Folder of the dataset.
     #[serde(serialize_with = "crate::io::path_text")]
     pub dataset: PathBuf,
+    /// The weights that the run began with; none for random ones, and in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pretrained: Option<Pretrained>,
     /// Every start of the run.
     pub starts: Vec<Start>,
+}
+
+/// The file of weights that a run began with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pretrained {
+    /// Its absolute path.
+    #[serde(serialize_with = "crate::io::path_text")]
+    pub file: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// Its checksum, by which it is known again: `crc32c:` and eight hexadecimal digits.
+    pub hash: String,
+    /// Whether what it lacks of the network was drawn at random.
+    pub loose: bool,
+}
+
+impl Pretrained {
+    /// What a file is known by.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn of(path: &Path, loose: bool) -> Result<Self> {
+        let (bytes, crc) = io::checksum(path)?;
+        let file = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Ok(Self { file, bytes, hash: format!("crc32c:{crc:08x}"), loose })
+    }
 }
 
 /// One start of a run.
@@ -266,6 +295,7 @@ impl Provenance {
                 self.seed
             );
             self.starts = before.starts;
+            self.pretrained = before.pretrained.or(self.pretrained);
         }
         self.starts.push(start);
         io::write_json(path, &self)

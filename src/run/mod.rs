@@ -15,6 +15,8 @@ pub(crate) mod folder;
 pub(crate) mod home;
 mod keys;
 pub(crate) mod layers;
+pub(crate) mod like;
+pub(crate) mod objects;
 pub(crate) mod options;
 pub(crate) mod overruled;
 mod published;

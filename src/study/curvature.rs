@@ -211,14 +211,14 @@ fn layers_of(setup: &Setup, net: &dyn Network) -> Result<Layers> {
     let (mut layers, mut weights, mut quantizers) = (Vec::new(), Vec::new(), Vec::new());
     let sites = net.store().sites();
     for module in &setup.modules {
-        let stage = setup.plan_stages(&[(module.pattern.as_str(), setup.trial_bits())])?.remove(0);
-        let quantizer = stage.weights.context("a stage of the search quantizes no weights")?;
         for (name, num_weights) in &module.layers {
+            let quantizer = setup.quantizers(name)?;
+            let (quantizer, _) = quantizer.context("a stage of the search quantizes no weights")?;
             let site = sites.iter().find(|s| s.name == *name);
             let site = site.with_context(|| format!("the network has no layer {name}"))?;
             layers.push(TracedLayer { name: name.clone(), num_weights: *num_weights });
             weights.push(site.weight.shallow_clone());
-            quantizers.push(quantizer.clone());
+            quantizers.push(quantizer);
         }
     }
     Ok((layers, weights, quantizers))

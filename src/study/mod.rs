@@ -22,6 +22,7 @@ mod rows;
 mod run;
 mod sensitivity;
 mod setup;
+mod start;
 mod trace;
 mod trial;
 
@@ -40,7 +41,7 @@ pub use order::{ModuleGain, flow_order, num_separate_stages, orders, prefixes};
 pub use orders::{OrderReport, OrdersReport};
 pub use report::SearchReport;
 pub use request::{Budget, First, SearchRequest, SizeKind, SizeTarget, TraceRequest, Walk};
-pub use rows::{GainReport, LayerRow, ModuleRow, SizeReport, TrialReport};
+pub use rows::{GainReport, LayerRow, ModuleRow, SizeReport, TrialReport, Verdict};
 use run::Runner;
 pub use sensitivity::{Division, WidthError, sensitivity, width_errors};
 use setup::Setup;
@@ -125,9 +126,15 @@ fn find_bits(
             Ok(()) => {}
             Err(cut) => return Ok(Err(cut)),
         }
+        if request.list && request.walk.is_none() {
+            return Ok(Err(Cut::Listed(Vec::new())));
+        }
+        let Some(start) = start::outcomes(request, setup, stop)? else {
+            return Ok(Err(Cut::Interrupted));
+        };
         for (i, (reference, trial)) in reference.iter().zip(&trials).enumerate() {
             let (before, after) = (reference.result()?, trial.result()?);
-            gains[i] = GainReport::of(&before, &after);
+            gains[i] = Some(GainReport::of(&before, &after, &start, request.first_margin)?);
             report.add_trial(before);
             report.add_trial(after);
         }
@@ -147,7 +154,7 @@ fn find_bits(
     let ranked: Vec<ModuleGain> = (setup.modules.iter().zip(&gains))
         .map(|(m, gain)| ModuleGain {
             num_parameters: m.num_parameters,
-            gain: gain.as_ref().map(|g| g.points),
+            gain: gain.as_ref().filter(|g| g.verdict == Verdict::Gains).map(|g| g.points),
         })
         .collect();
     let (mut order, mut first) = flow_order(&ranked);

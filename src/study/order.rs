@@ -5,7 +5,8 @@
 pub struct ModuleGain {
     /// Learnt numbers of the module.
     pub num_parameters: usize,
-    /// By how much the network with this module alone at few bits beats the full-precision one; `None` if not tried.
+    /// By how much the network with this module alone at few bits beats the full-precision one; `None` if that was not
+    /// tried, or is within the margin.
     pub gain: Option<f64>,
 }
 

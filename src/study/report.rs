@@ -12,7 +12,7 @@ use super::choose::Chooser;
 use super::curvature::Curvature;
 use super::orders::OrdersReport;
 use super::request::{First, SearchRequest, Walk};
-use super::rows::{LayerRow, ModuleRow, SizeReport, TrialReport, percent};
+use super::rows::{GainReport, LayerRow, ModuleRow, SizeReport, TrialReport, Verdict, percent};
 use super::sensitivity::Division;
 use super::setup::Setup;
 use super::trace::ProbeEstimate;
@@ -126,6 +126,7 @@ impl SearchReport {
             "widths": self.widths,
             "trial_bits": self.trial_bits,
             "first": self.first,
+            "trials": self.modules.iter().map(|m| json!({ "module": m.module, "gain": m.trial })).collect::<Vec<_>>(),
             "size": self.size,
             "curvature": self.curvature,
             "synthetic_data": self.synthetic_data,
@@ -218,6 +219,9 @@ impl SearchReport {
         if has_trials {
             head.push(format!("{}-bit trial", self.trial_bits));
             head.push("gain, points".to_owned());
+            head.push("+n -n".to_owned());
+            head.push("verdict".to_owned());
+            head.push("over the start".to_owned());
         }
         head.push("bits (levels)".to_owned());
         let rows = self.modules.iter().map(|m| {
@@ -233,8 +237,14 @@ impl SearchReport {
             );
             if has_trials {
                 row.push(m.trial.as_ref().map_or("-".into(), |t| percent(&t.score)));
-                row.push(m.trial.as_ref().map_or("-".into(), |t| {
-                    format!("{:+.1} +- {:.1}", t.points, t.standard_error)
+                let of_trial = |write: &dyn Fn(&GainReport) -> String| {
+                    m.trial.as_ref().map_or("-".into(), write)
+                };
+                row.push(of_trial(&|t| format!("{:+.1} +- {:.1}", t.points, t.standard_error)));
+                row.push(of_trial(&|t| format!("+{} -{}", t.better, t.worse)));
+                row.push(of_trial(&|t| t.verdict.name().to_owned()));
+                row.push(of_trial(&|t| {
+                    format!("{:+.1} +- {:.1}", t.points_over_start, t.standard_error_over_start)
                 }));
             }
             row.push(format!("{} ({})", m.bits, m.num_levels));
@@ -246,17 +256,55 @@ impl SearchReport {
             let _ = writeln!(
                 text,
                 "\nscores: {metric} of {} objects of the validation split, %, with Wilson's 95 % interval; gains are over\n\
-                 the full-precision network after the same extra training: {}",
+                 the full-precision network after the same extra training ({}), paired by object, with their standard error\n\
+                 over sequences; over the start: the same against the network as it is ({}), the paper's rule",
                 trial.reference.num_targets,
-                percent(&trial.reference)
+                percent(&trial.reference),
+                percent(&trial.start)
             );
         }
-        let why = match self.modules.iter().find(|m| m.is_first_by_trial) {
-            Some(m) => format!("{} goes first, at {} bits", m.module, self.trial_bits),
-            None => "no module gains, so that the smallest goes first and all bits are searched"
-                .to_owned(),
+        let _ = writeln!(text, "order {}: {}", self.first, self.why_first());
+        if let Some(other) = self.by_the_papers_rule() {
+            let _ = writeln!(text, "{other}");
+        }
+    }
+
+    /// Why the first module is first.
+    fn why_first(&self) -> String {
+        if let Some(m) = self.modules.iter().find(|m| m.is_first_by_trial) {
+            return format!("{} goes first, at {} bits", m.module, self.trial_bits);
+        }
+        let undecided: Vec<String> = (self.modules.iter())
+            .filter_map(|m| Some((m, m.trial.as_ref()?)))
+            .filter(|(_, t)| t.verdict == Verdict::Undecided)
+            .map(|(m, t)| format!("{} ({:+.1} within +-{:.1})", m.module, t.points, t.margin))
+            .collect();
+        let why = match undecided.as_slice() {
+            [] => "no module gains".to_owned(),
+            some => format!("undecided: {}; none gains more than its margin", some.join(", ")),
         };
-        let _ = writeln!(text, "order {}: {why}", self.first);
+        format!("{why}, so that the smallest goes first and all bits are searched")
+    }
+
+    /// Which module the paper's rule (any gain over the network as it is) would put first; none without trials, or where it
+    /// is the same.
+    fn by_the_papers_rule(&self) -> Option<String> {
+        let gain = |m: &&ModuleRow| m.trial.as_ref().map_or(f64::NAN, |t| t.points_over_start);
+        self.modules.iter().find(|m| m.trial.is_some())?;
+        let best = self.modules.iter().filter(|m| gain(m) > 0.0);
+        let best = best.max_by(|a, b| gain(a).total_cmp(&gain(b)));
+        let own = self.modules.iter().find(|m| m.is_first_by_trial);
+        if best.map(|m| &m.module) == own.map(|m| &m.module) {
+            return None;
+        }
+        Some(match best {
+            Some(m) => format!(
+                "the paper's rule, any gain over the network as it is, would put {} first",
+                m.module
+            ),
+            None => "by the paper's rule, any gain over the network as it is, no module gains"
+                .to_owned(),
+        })
     }
 
     fn write_layers(&self, text: &mut String) {

@@ -38,6 +38,8 @@ pub struct SearchRequest {
     pub trace: TraceRequest,
     /// Which module goes first.
     pub first: First,
+    /// How far a trial's gain must be from 0 to decide, points of percent; none takes its standard error.
+    pub first_margin: Option<f64>,
     /// Choose bits layer by layer, for one stage over all modules (HAWQ-V3), instead of module by module.
     pub layerwise: bool,
     /// Keep the network's first convolution float.
@@ -85,6 +87,7 @@ impl SearchRequest {
             levels: None,
             trace: TraceRequest::default(),
             first: First::Smallest,
+            first_margin: None,
             layerwise: true,
             keep_first_layer: false,
             keep_last_layer: false,

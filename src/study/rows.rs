@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::request::SizeKind;
 use super::trace::ProbeEstimate;
-use crate::pose::Recall;
+use crate::pose::{Outcomes, Recall};
 
 /// A trial that is complete.
 #[derive(Debug, Clone, Serialize)]
@@ -26,11 +27,14 @@ pub struct TrialReport {
     pub metric: String,
     /// The fraction that is right, with its interval.
     pub score: Recall,
+    /// Right and wrong of every object.
+    #[serde(skip)]
+    pub(super) outcomes: Outcomes,
     /// Steps.
     pub global_step: u64,
 }
 
-/// A trial against its reference: the same training without quantizing.
+/// A trial against its reference (the same training without quantizing) and against the start, on the same images.
 #[derive(Debug, Clone, Serialize)]
 pub struct GainReport {
     /// The trial's score.
@@ -39,22 +43,84 @@ pub struct GainReport {
     pub reference: Recall,
     /// Their difference, points of percent.
     pub points: f64,
-    /// Its standard error if the two were independent; they see the same images, so that it is rather too large.
+    /// Its standard error: paired by object, by a bootstrap over sequences.
     pub standard_error: f64,
+    /// Objects that the trial alone has right.
+    pub better: u64,
+    /// Objects that the reference alone has right.
+    pub worse: u64,
+    /// A gain at least this far from 0 decides, points of percent.
+    pub margin: f64,
+    /// What it is worth.
+    pub verdict: Verdict,
+    /// The score of the full-precision network as it is.
+    pub start: Recall,
+    /// The trial minus the start, points of percent: the gain of the paper's rule.
+    pub points_over_start: f64,
+    /// Its standard error, likewise.
+    pub standard_error_over_start: f64,
 }
 
+/// What a gain is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// More than the margin.
+    Gains,
+    /// Within it.
+    Undecided,
+    /// A loss of more than the margin.
+    Loses,
+}
+
+impl Verdict {
+    fn of(points: f64, margin: f64) -> Self {
+        match points {
+            p if p > margin => Self::Gains,
+            p if p < -margin => Self::Loses,
+            _ => Self::Undecided,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Gains => "gains",
+            Self::Undecided => "undecided",
+            Self::Loses => "loses",
+        }
+    }
+}
+
+/// Seed of the bootstrap: a search of the same trials is the same.
+const SEED: u64 = 1;
+
 impl GainReport {
-    pub(super) fn of(reference: &TrialReport, trial: &TrialReport) -> Option<Self> {
-        let (a, b) = (reference.score, trial.score);
-        let variance = |r: Recall| {
-            let p = r.num_correct as f64 / r.num_targets as f64;
-            p * (1.0 - p) / r.num_targets as f64
-        };
-        Some(Self {
-            score: b,
-            reference: a,
-            points: b.percent? - a.percent?,
-            standard_error: 100.0 * (variance(a) + variance(b)).sqrt(),
+    /// `margin` is in points of percent; none takes the standard error.
+    pub(super) fn of(
+        reference: &TrialReport,
+        trial: &TrialReport,
+        start: &Outcomes,
+        margin: Option<f64>,
+    ) -> Result<Self> {
+        let doing = || format!("comparing trial {} with {}", trial.name, reference.name);
+        let gain = trial.outcomes.gain_over(&reference.outcomes, SEED).with_context(doing)?;
+        // The start was evaluated on the whole list, of which a trial may have the begin.
+        let start = start.on(&trial.outcomes).context("comparing with the start")?;
+        let over_start = trial.outcomes.gain_over(&start, SEED)?.difference;
+        let (num_correct, num_targets) = start.counts();
+        let margin = margin.unwrap_or(gain.difference.std_error);
+        Ok(Self {
+            score: trial.score,
+            reference: reference.score,
+            points: gain.difference.percent,
+            standard_error: gain.difference.std_error,
+            better: gain.discordant.better,
+            worse: gain.discordant.worse,
+            margin,
+            verdict: Verdict::of(gain.difference.percent, margin),
+            start: Recall::new(num_correct, num_targets),
+            points_over_start: over_start.percent,
+            standard_error_over_start: over_start.std_error,
         })
     }
 }
@@ -127,5 +193,52 @@ pub(super) fn percent(recall: &Recall) -> String {
     match (recall.percent, recall.interval_95) {
         (Some(p), Some((low, high))) => format!("{p:.1} ({low:.1}-{high:.1})"),
         _ => "no object".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial(name: &str, right: &[(&str, bool)]) -> TrialReport {
+        let outcomes = Outcomes::new(right.iter().copied());
+        let (num_correct, num_targets) = outcomes.counts();
+        TrialReport {
+            name: name.to_owned(),
+            id: String::new(),
+            folder: PathBuf::new(),
+            checkpoint: PathBuf::new(),
+            metric: String::new(),
+            score: Recall::new(num_correct, num_targets),
+            outcomes,
+            global_step: 0,
+        }
+    }
+
+    #[test]
+    fn a_gain_is_paired_and_decided_by_its_margin() {
+        let of = |right: [bool; 4]| ["a", "a", "b", "b"].into_iter().zip(right).collect::<Vec<_>>();
+        let reference = trial("reference", &of([false, false, true, false]));
+        let better = trial("fpn", &of([true, true, true, false]));
+        let mut whole = of([true, false, false, false]);
+        whole.push(("c", true));
+        let start = Outcomes::new(whole);
+        let gain = GainReport::of(&reference, &better, &start, None).unwrap();
+        // +2 of 2 in one sequence, 0 of 2 in the other: draws 0, 50, 100, standard error 35.4.
+        assert_eq!((gain.points, gain.better, gain.worse), (50.0, 2, 0));
+        assert!((gain.standard_error - 35.355).abs() < 1.0 && gain.margin == gain.standard_error);
+        assert_eq!(gain.verdict, Verdict::Gains);
+        assert_eq!((gain.start.num_correct, gain.start.num_targets), (1, 4));
+        assert_eq!(gain.points_over_start, 50.0);
+        let verdict = |trial: &TrialReport, margin| {
+            GainReport::of(&reference, trial, &start, Some(margin)).unwrap().verdict
+        };
+        assert_eq!(verdict(&better, 60.0), Verdict::Undecided);
+        assert_eq!(verdict(&better, 50.0), Verdict::Undecided);
+        assert_eq!(verdict(&reference, 0.0), Verdict::Undecided);
+        assert_eq!(verdict(&trial("none", &of([false; 4])), 20.0), Verdict::Loses);
+        let other = trial("other", &[("a", true)]);
+        let text = format!("{:#}", GainReport::of(&reference, &other, &start, None).unwrap_err());
+        assert!(text.contains("comparing trial other with reference: 1 objects"), "{text}");
     }
 }

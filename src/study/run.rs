@@ -283,7 +283,7 @@ fn stop_all(mut running: Vec<Running>) {
 /// Has the child asked to stop when this process ends, however it does: a search that was killed leaves no trials behind
 /// that nobody watches.
 #[cfg(target_os = "linux")]
-fn end_with_this_process(command: &mut Command) {
+pub(super) fn end_with_this_process(command: &mut Command) {
     // SAFETY: prctl and getppid are safe to call between fork and exec.
     unsafe {
         let parent = std::process::id();
@@ -300,4 +300,4 @@ fn end_with_this_process(command: &mut Command) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn end_with_this_process(_command: &mut Command) {}
+pub(super) fn end_with_this_process(_command: &mut Command) {}

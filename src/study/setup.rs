@@ -127,11 +127,6 @@ impl Setup {
         Ok(modules)
     }
 
-    /// The width of trials.
-    pub fn trial_bits(&self) -> u32 {
-        self.request.trial_bits
-    }
-
     /// How a layer is quantized, with the config's own number of levels whatever the width; `None` outside of the modules.
     pub fn quantizers(&self, layer: &str) -> Result<Option<Quantizers>> {
         let module = self.modules.iter().find(|m| m.layers.iter().any(|(n, _)| n == layer));
@@ -318,6 +313,12 @@ fn check_request(request: &SearchRequest) -> Result<()> {
         probes >= 2,
         "--trace-probes is {probes}, expected 2 or more: one has no standard error"
     );
+    if let Some(margin) = request.first_margin {
+        ensure!(
+            margin >= 0.0 && margin.is_finite(),
+            "--first-margin is {margin}, must be at least 0 (points of percent)"
+        );
+    }
     ensure!(error > 0.0, "--trace-error is {error}, expected more than 0");
     Ok(())
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::rows::TrialReport;
 use crate::io;
-use crate::pose::Recall;
+use crate::pose::{Outcomes, Recall};
 use crate::run::config::Config;
 use crate::run::folder::Folder;
 use crate::seed::fnv1a;
@@ -138,6 +138,7 @@ impl Trial {
             checkpoint: end,
             metric: valid.score.name.clone(),
             score: Recall::new(counts.correct, counts.objects),
+            outcomes: Outcomes::from(valid.score.outcomes.clone()),
             global_step: valid.global_step,
         }))
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use family::{DecodeSetting, Family, TaskSetting};
 pub use settings::{LossSettings, TargetSettings};
-pub use task::{BatchLosses, Prepare, Prepared, Task};
+pub use task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
 
 /// A network of a config: the key `class` tells the family, `params` is its shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,13 @@ impl Topology {
     pub fn family(&self) -> &dyn Family {
         match self {
             Self::Widedepth(params) => params,
+        }
+    }
+
+    /// The name under which problems have this network; `None` where its shape is one of a user's own.
+    pub fn name(&self) -> Option<&'static str> {
+        match self {
+            Self::Widedepth(params) => wdr::recognise::topology_of(params),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use serde::Serialize;
 use tch::{Device, Tensor};
 
 use crate::data::Batch;
@@ -62,6 +63,16 @@ pub trait Task {
         train: bool,
     ) -> Result<BatchLosses>;
 
+    /// How many targets each part of the outputs gets in a batch, such as the levels of a feature pyramid: always the same
+    /// parts in the same order, none where there are no parts.
+    ///
+    /// # Errors
+    /// If the targets are those of another task.
+    fn level_targets(&self, prepared: &Prepared) -> Result<Vec<LevelTargets>> {
+        let _ = prepared;
+        Ok(Vec::new())
+    }
+
     /// What changes while it trains, for checkpoints: tensors by name.
     fn state(&self) -> Vec<(String, Tensor)> {
         Vec::new()
@@ -79,6 +90,15 @@ pub trait Task {
         );
         Ok(())
     }
+}
+
+/// Targets of a part of the outputs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LevelTargets {
+    /// The part, such as a pyramid level by its stride.
+    pub name: String,
+    /// Its targets.
+    pub num_targets: usize,
 }
 
 /// The losses of a batch by name, each with its weight: scalars with a graph.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Tensor};
 
 use super::record::exact_losses;
-use super::{Afterwards, BatchNormInfo, NamedLosses, StageConfig};
+use super::{Afterwards, BatchNormInfo, NamedLosses, ObjectInfo, StageConfig};
 use crate::io::{parse_json, tensors};
 use crate::nn::{Network, Store, device_name, device_name_of};
 use crate::quant::{Claim, ModuleQuantizer, Telemetry};
@@ -153,6 +153,9 @@ pub struct CheckpointMeta {
     /// By what the data of the run are known again, by split; empty in files of earlier versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, DataPrint>,
+    /// The objects that the network finds, by class; empty in files of earlier versions and for imported weights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub objects: Vec<ObjectInfo>,
     /// How the running statistics of batch norms were estimated, where they are not the moving averages of training; none in
     /// files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -241,6 +244,7 @@ impl CheckpointMeta {
             config_hash: String::new(),
             config,
             data: BTreeMap::new(),
+            objects: Vec::new(),
             batch_norm: None,
             imported: Some(imported),
         }

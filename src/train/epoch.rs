@@ -64,17 +64,18 @@ impl Trainer {
     pub(super) fn start_epoch(&mut self) -> Result<()> {
         self.sums = EpochSums::default();
         let epoch = self.position.epoch;
-        if let Some(config) = &self.config.ema
-            && self.ema.is_none()
-            && epoch >= config.from
-        {
-            self.ema = Some(Ema::begin(config, self.net.store()));
-        }
         for index in 0..self.quantizers.len() {
             if let Some(own_epoch) = self.epoch_of_quantizer(index) {
                 let step = self.start_quantizer(index, own_epoch);
                 step.with_context(|| format!("the quantization step of epoch {}", epoch + 1))?;
             }
+        }
+        // The average begins with the weights in the unit that the quantizers leave them in.
+        if let Some(config) = &self.config.ema
+            && self.ema.is_none()
+            && epoch >= config.from
+        {
+            self.ema = Some(Ema::begin(config, self.net.store()));
         }
         self.freeze()
     }

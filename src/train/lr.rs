@@ -113,6 +113,16 @@ impl LrConfig {
         self.base * warmup * decay
     }
 
+    /// Whether a table of factors that falls somewhere in a stage of so many epochs has its largest factor in the last one:
+    /// the network is then judged right after steps at the full rate.
+    pub fn ends_at_full_rate(&self, epochs: u32) -> bool {
+        let Decay::Epochs(table) = &self.decay else { return false };
+        let before_first = table.keys().next().is_none_or(|&first| first > 0).then_some(1.0);
+        let reached = || before_first.into_iter().chain(table.range(..epochs).map(|(_, &f)| f));
+        let last = table.range(..epochs).next_back().map_or(1.0, |(_, &f)| f);
+        reached().all(|factor| factor <= last) && reached().any(|factor| factor < last)
+    }
+
     /// Pushes a line for each value that does not fit another one. Ranges are checked by
     /// [`check_ranges`](crate::schema::check_ranges).
     pub fn check_together(&self, at: &str, problems: &mut Vec<String>) {
@@ -204,5 +214,23 @@ mod tests {
         assert_eq!(steps[2], "lr.decay.steps.at: [5, 5] is not ascending");
         let cosine = problems(Decay::Cosine { to: 1.5 });
         assert_eq!(cosine[1], "lr.decay.cosine.to: 1.5 is outside 0..=1");
+    }
+
+    #[test]
+    fn the_published_table_ends_at_full_rate_and_a_falling_one_does_not() {
+        let table = |entries: &[(u32, f64)]| LrConfig {
+            decay: Decay::Epochs(entries.iter().copied().collect()),
+            ..LrConfig::default()
+        };
+        assert!(LrConfig::default().ends_at_full_rate(30));
+        assert!(!LrConfig::default().ends_at_full_rate(31), "epoch 30 has factor 0.1");
+        assert!(!LrConfig::default().ends_at_full_rate(29), "epoch 28 has factor 0.1");
+        assert!(!table(&[(0, 1.0), (3, 0.1)]).ends_at_full_rate(5));
+        assert!(!table(&[(3, 0.1)]).ends_at_full_rate(5), "1 before the first entry");
+        assert!(table(&[(0, 0.1), (4, 0.5)]).ends_at_full_rate(5));
+        // no fall within the stage, and no table
+        assert!(!table(&[(0, 1.0), (3, 0.1)]).ends_at_full_rate(3));
+        assert!(!table(&[]).ends_at_full_rate(5));
+        assert!(!LrConfig::full_precision().ends_at_full_rate(30));
     }
 }

@@ -1,5 +1,6 @@
 //! What a training run tells about itself, as values and as lines of `metrics.jsonl`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -374,6 +375,10 @@ pub struct ValidScore {
     pub counts: Option<Counts>,
     /// Everything else that was measured, by name.
     pub details: Vec<(String, f64)>,
+    /// Of each sequence its objects behind the counts, in the list's order: `1` is right, `0` wrong. Empty where it was
+    /// not kept.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub outcomes: BTreeMap<String, String>,
 }
 
 /// The counts behind a recall.
@@ -416,6 +421,8 @@ struct AnyScore {
     higher_is_better: bool,
     counts: Option<Counts>,
     details: Vec<(String, Option<f64>)>,
+    #[serde(default)]
+    outcomes: BTreeMap<String, String>,
 }
 
 impl From<AnyScore> for ValidScore {
@@ -426,7 +433,7 @@ impl From<AnyScore> for ValidScore {
         let counts = read.counts.or_else(|| Counts::taken_from(&mut details));
         let value = read.value.unwrap_or(f64::NAN);
         let (name, higher_is_better) = (read.name, read.higher_is_better);
-        Self { name, value, higher_is_better, counts, details }
+        Self { name, value, higher_is_better, counts, details, outcomes: read.outcomes }
     }
 }
 
@@ -534,11 +541,13 @@ mod tests {
             higher_is_better: false,
             counts: None,
             details: vec![("a".into(), f64::NAN), ("b".into(), 2.0)],
+            outcomes: [("seq_1".to_owned(), "101".to_owned())].into(),
         };
         let text = serde_json::to_string(&score).unwrap();
         let read: ValidScore = serde_json::from_str(&text).unwrap();
         assert!(read.value.is_nan() && read.details[0].1.is_nan(), "{read:?}");
         assert_eq!(read.details[1], ("b".to_owned(), 2.0));
+        assert_eq!(read.outcomes, score.outcomes);
     }
 
     #[test]

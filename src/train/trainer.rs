@@ -10,8 +10,8 @@ use super::checkpoint::{self, Best, EpochSums, config_hash};
 use super::ema::Ema;
 use super::{
     BatchNormInfo, BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord,
-    DataPrint, Observer, Position, QuantizedModule, ResumeFrom, Sgd, StageConfig, StageEnd,
-    StageStart, TrainConfig, ValidScore,
+    DataPrint, ObjectInfo, Observer, Position, QuantizedModule, ResumeFrom, Sgd, StageConfig,
+    StageEnd, StageStart, TrainConfig, ValidScore,
 };
 use crate::io::differing_keys;
 use crate::nn::{Network, device_name};
@@ -29,6 +29,8 @@ pub struct RunInfo {
     pub config: serde_json::Value,
     /// By what the data are known again, by split; kept in every checkpoint.
     pub data: BTreeMap<String, DataPrint>,
+    /// The objects that the network learns, by class; kept in every checkpoint.
+    pub objects: Vec<ObjectInfo>,
 }
 
 /// Measures the network after an epoch; `None` if there is nothing to measure by. Runs without gradients.
@@ -508,6 +510,7 @@ impl Trainer {
             config_hash: config_hash(&self.run.config),
             config: self.run.config.clone(),
             data: self.run.data.clone(),
+            objects: self.run.objects.clone(),
             batch_norm: self.batch_norm.clone(),
             imported: None,
         };

@@ -183,6 +183,7 @@ mod tests {
                 ("loss".to_owned(), loss),
                 ("median rotation error, deg".to_owned(), 12.5),
             ],
+            outcomes: Default::default(),
         }
     }
 

@@ -109,6 +109,60 @@ fn baselines_keep_the_budget_of_the_flow() {
 }
 
 #[test]
+fn equal_bits_may_mean_equal_levels_for_every_method() {
+    let levels = |plan: &Value| -> Vec<u64> {
+        let layers = plan["layers"].as_array().unwrap();
+        let mut all: Vec<u64> =
+            layers.iter().filter_map(|l| l["weights"]["num_levels"].as_u64()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    };
+    for method in ["inq", "lsq", "uniform", "dorefa"] {
+        let of = |more: &[&str]| {
+            let found = plan(&[&["--method", method, "--bits", "2"], more].concat());
+            assert_eq!(found["sizes"]["paper_compression"], 16.0);
+            levels(&found)
+        };
+        let own = if ["lsq", "dorefa"].contains(&method) { 4 } else { 3 };
+        assert_eq!(of(&[]), [own], "{method}");
+        assert_eq!(of(&["--levels", "odd"]), [3], "{method}");
+        assert_eq!(of(&["--levels", "full"]), [4], "{method}");
+    }
+    let flow = "quantize.flow=[{\"module\":\"fpn\",\"weights\":{\"bits\":3,\"layer_bits\":\
+                {\"fpn.out_convs\":{\"bits\":2,\"n_levels\":4},\"fpn.top_blocks\":{\"bits\":4,\"levels\":\"full\"}}}}]";
+    let mixed = plan(&["--set", flow]);
+    assert_eq!(levels(&mixed), [4, 7, 16]);
+    let written = run(&small_plan(&["--set", flow])).code(0).stdout();
+    assert!(written.contains("inq 2 bits (4 levels)"), "{written}");
+
+    run(&small_plan(&["--set", "quantize.flow.0.weights={\"n_levels\":4,\"levels\":\"odd\"}"]))
+        .code(1)
+        .says(&["levels odd and n_levels 4 contradict each other: 2 bits are 3 levels"]);
+    run(&small_plan(&["--method", "inq", "--bits", "a8", "--levels", "odd"]))
+        .code(1)
+        .says(&["--levels is of weights"]);
+    run(&small_plan(&["--method", "full-precision", "--levels", "odd"]))
+        .code(1)
+        .says(&["full-precision takes no --levels"]);
+    run(&small_plan(&["--levels", "odd"])).code(2);
+    run(&small_plan(&["--method", "inq", "--bits", "2", "--levels", "even"])).code(2);
+}
+
+#[test]
+fn a_plan_warns_of_a_rate_table_that_ends_at_full_rate() {
+    let text = |epochs: &str| run(&small_plan(&["--epochs", epochs])).code(0).stdout();
+    let warning = "warning: the last epoch (29) has the largest factor of the table";
+    let published = run(&["plan", "--flow", "fpn:2", "--images", "64"]).code(0).stdout();
+    assert!(published.contains(warning), "{published}");
+    let lr = "quantize.flow.0.lr.decay={\"epochs\":{\"0\":1,\"1\":0.1}}";
+    let quiet = run(&small_plan(&["--set", lr])).code(0).stdout();
+    assert!(!quiet.contains("warning:"), "{quiet}");
+    assert!(text("1").contains("1 epoch"), "one epoch has one factor");
+    assert!(!text("1").contains("warning:"));
+}
+
+#[test]
 fn each_mistake_in_a_flow_has_its_own_message() {
     let refused = |flow: &[&str], parts: &[&str]| {
         run(&small_plan(flow)).code(1).says(parts);
@@ -247,4 +301,64 @@ fn with_value(file: &Path, name: &str, value: f32) -> Vec<u8> {
         bytes[at.expect("files have checksums") + 1] = b'x';
     }
     bytes
+}
+
+/// The number and the learning rate of every step of a run.
+fn rates(exp: &Path) -> Vec<(u64, f64)> {
+    let metrics = fs::read_to_string(exp.join("metrics.jsonl")).unwrap();
+    let lines = metrics.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+    let steps = lines.filter(|l| l["kind"] == "step");
+    steps.map(|l| (l["global_step"].as_u64().unwrap(), l["lr"].as_f64().unwrap())).collect()
+}
+
+/// [`SMALL`] without what `--like` takes from another run: of a plan file the flow alone.
+fn without_stages(of_plan: bool) -> Vec<&'static str> {
+    let taken = ["quantize.flow=", "training.full_precision=", "data.bs_train="];
+    let taken = if of_plan { &taken[..1] } else { &taken[..] };
+    let is_taken = |pair: &[&str]| taken.iter().any(|key| pair[1].starts_with(key));
+    SMALL.chunks(2).filter(|pair| !is_taken(pair)).flatten().copied().collect()
+}
+
+#[test]
+fn a_float_control_takes_the_steps_and_rates_of_the_flow_it_is_like() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = dir.path().join("logs");
+    let places = ["--data", text(dataset()), "--logs", text(&logs)];
+    // Two cosines with a restart, other rates and batch sizes, one of them the run's own; 12 of 16 images.
+    let flow = "quantize.flow=[{\"module\":\"fpn\",\"epochs\":2,\"batch_size\":2,\"lr\":{\"base\":0.002,\"decay\":\
+                {\"cosine\":{\"to\":0.1}}},\"weights\":{\"method\":\"lsq\",\"bits\":2}},{\"module\":\"head\",\"epochs\":\
+                1,\"lr\":{\"base\":0.004,\"warmup_steps\":2,\"decay\":{\"cosine\":{\"to\":0}}},\"weights\":{\"method\":\
+                \"lsq\",\"bits\":4}}]";
+    let base = ["--set", "training.full_precision=null"];
+    let own = ["--set", "training.train_images=12", "--set", "data.bs_train=3", "--set", flow];
+    run(&small("train", &[&base[..], &own, &places].concat())).code(0);
+    let exp = |i: u32| logs.join(format!("SwissCube/WidedepthTiny/exp00{i}"));
+    let expected = rates(&exp(0));
+    assert_eq!(expected.len(), 2 * 6 + 4);
+
+    // By the number of the run: everything that decides its steps is taken over.
+    let control = ["train", "--method", "full-precision", "--like"];
+    let of_run = without_stages(false);
+    run(&[&control[..], &["0"], &of_run, &places].concat()).code(0);
+    assert_eq!(rates(&exp(1)), expected);
+    let config: Value =
+        serde_json::from_slice(&fs::read(exp(1).join("config.json")).unwrap()).unwrap();
+    let stages = config["quantize"]["flow"].as_array().unwrap();
+    assert!(stages.iter().all(|s| s["module"].is_null() && s["weights"].is_null()), "{config:#}");
+    assert_eq!(stages[1]["name"], "float_head");
+
+    // A plan file holds the stages alone.
+    let file = dir.path().join("flow.json");
+    run(&small_plan(&["--set", flow, "--out", text(&file)])).code(0);
+    let of_plan = without_stages(true);
+    let like_plan = [&control[..], &[text(&file)], &of_plan, &base, &own[..4], &places].concat();
+    run(&like_plan).code(0);
+    assert_eq!(rates(&exp(2)), expected);
+
+    let refused = |more: &[&str]| run(&[&["train"], &of_run[..], &places, more].concat()).code(1);
+    refused(&["--method", "lsq", "--bits", "2", "--like", "0"]).says(&["--like is for"]);
+    refused(&[&control[1..], &["7"]].concat()).says(&["exp007"]);
+    refused(&[&control[1..], &["nowhere"]].concat()).says(&["nowhere", "number of an experiment"]);
+    refused(&[&control[1..], &["0", "--set", "data.bs_train=2"]].concat())
+        .says(&["data.bs_train=2 is overruled by --like"]);
 }

@@ -1,13 +1,16 @@
 //! What a user sees: the program as a process, in fresh folders.
 
+mod against_init;
 mod bad_input;
 mod bench;
 mod config;
 mod data_files;
 mod flow;
+mod from;
 mod help;
 mod import;
 mod launcher;
+mod live;
 mod onnx;
 mod options;
 mod packed;

@@ -176,6 +176,19 @@ fn options_of_another_format_are_refused_by_name() {
         &["--full-range", "--target ort"],
     );
     refused(&format!("{onnx} --data DATA"), &["--data", "--calibrate"]);
+    refused(
+        "export CKPT --out OUT --quantize fpn:4 --weights float",
+        &["--weights float cannot act", "--quantize"],
+    );
+}
+
+#[test]
+fn options_of_frames_are_refused_beside_files() {
+    let predict = "predict --checkpoint CKPT --out OUT";
+    refused(&format!("{predict} tests/golden/README.md --raw 4x4"), &["--raw", "cannot act"]);
+    refused(&format!("{predict} DIR --realtime"), &["--realtime", "cannot act"]);
+    refused(&format!("{predict} - --realtime --batch 4"), &["--batch", "--realtime"]);
+    refused(&format!("{predict} - --lines --json"), &["--lines", "--json"]);
 }
 
 #[test]
@@ -213,6 +226,10 @@ fn a_report_without_an_evaluation_takes_no_options_of_one() {
         let name = option.split(' ').next().unwrap();
         refused(&format!("report DIR --out OUT {option}"), &[name, "every EXP"]);
     }
+    refused("report 0 --format csv --json", &["--format", "--json"]);
+    refused("report 0 --format doc", &["doc", "expected md, csv, latex or html"]);
+    refused("report 0 --columns adi", &["is not a column", "true-adi"]);
+    refused("report 0 --columns all,all", &["all is named twice"]);
 }
 
 #[test]
@@ -227,6 +244,13 @@ fn a_run_refuses_what_it_would_not_read() {
     train(
         &["--method", "lsq", "--bits", "4", "--target-compression", "8"],
         &["--target-compression"],
+    );
+    train(&["--resume", "--from", TINY], &["--from cannot act", "resumed run"]);
+    refused("train --full-precision-epochs 2", &["--full-precision-epochs", "--from"]);
+    refused("train --from BARE --set training.full_precision.epochs=2", &["overruled by --from"]);
+    refused(
+        "train --from BARE --full-precision-epochs 2 --set training.full_precision.epochs=2",
+        &["overruled by --full-precision-epochs"],
     );
     refused("train --bits 4", &["--bits", "--method"]);
     refused("train --trace-probes 4", &["--trace-probes", "--target-compression"]);

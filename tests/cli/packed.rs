@@ -28,7 +28,7 @@ struct Trained {
 }
 
 impl Trained {
-    /// The coarsest levels at 2 bits, then the head at 5 bits with quantized inputs.
+    /// The coarsest levels at 2 bits, then the head at 5 bits (32 levels) with quantized inputs.
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let logs = dir.path().join("logs");
@@ -38,7 +38,7 @@ impl Trained {
             "quantize.flow=[{\"module\":\"fpn.top_blocks\",\"epochs\":1,\"lr\":{\"base\":1e-5},\
              \"weights\":{\"bits\":2,\"schedule\":{\"0\":1}}},\
              {\"module\":\"head\",\"epochs\":1,\"lr\":{\"base\":1e-5},\
-             \"weights\":{\"bits\":5,\"schedule\":{\"0\":1}},\
+             \"weights\":{\"bits\":5,\"levels\":\"full\",\"schedule\":{\"0\":1}},\
              \"activations\":{\"bits\":8,\"quant_start_epoch\":0}}]",
         ];
         run(&[TRAIN, &places[..], &changes[..]].concat()).code(0);

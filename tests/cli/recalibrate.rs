@@ -62,15 +62,15 @@ fn tensors(file: &str) -> Vec<(String, Vec<u8>)> {
 fn a_checkpoint_gets_new_statistics_and_nothing_else() {
     let [_, quantized] = stale();
     let out = beside(quantized, "new.safetensors");
-    let report = recalibrate(quantized, &out, &["--batches", "10"]);
+    let report = recalibrate(quantized, &out, &["--batches", "40"]);
     assert_eq!(
         (report["kind"].as_str(), report["num_batches"].as_u64()),
-        (Some("checkpoint"), Some(10))
+        (Some("checkpoint"), Some(40))
     );
     assert_eq!(report["batch_size"], 4);
-    // Sixteen steps of momentum 0.1 are far from the statistics that a network begins without.
+    // Sixteen steps of momentum 0.1 lag behind; ten passes over the images differ by their augmentation alone.
     let (before, after) = (largest(&report, "before"), largest(&report, "after"));
-    assert!(before > 0.2 && after < before / 2.0, "{before} {after}");
+    assert!(before > 0.2 && after < 0.7 * before, "{before} {after}");
     let (old, new) = (tensors(quantized), tensors(&out));
     assert_eq!(old.len(), new.len());
     for ((name, a), (same, b)) in old.iter().zip(&new) {
@@ -79,12 +79,12 @@ fn a_checkpoint_gets_new_statistics_and_nothing_else() {
         assert_eq!(a != b, is_statistic, "{name}");
     }
     assert_eq!(inspect(quantized)["batch_norm"], Value::Null);
-    assert_eq!(inspect(&out)["batch_norm"]["reestimated_on"], 10);
+    assert_eq!(inspect(&out)["batch_norm"]["reestimated_on"], 40);
     // The same again is the same file; what lies there is replaced only if asked for.
     let args = ["recalibrate", quantized, "--out", &out, "--data", data(), "--device", "cpu"];
     let bytes = std::fs::read(&out).unwrap();
     run(&args).code(1).says(&["already exists", "--overwrite"]);
-    run(&[&args[..], &["--overwrite", "--batches", "10"]].concat()).code(0);
+    run(&[&args[..], &["--overwrite", "--batches", "40"]].concat()).code(0);
     assert_eq!(std::fs::read(&out).unwrap(), bytes);
     // Without --out it lies beside the file.
     let table = run(&["recalibrate", quantized, "--data", data(), "--batches", "1"]).code(0);

@@ -111,7 +111,13 @@ fn a_search_that_was_killed_goes_on_and_its_plan_is_trained() {
         for bits in ["2", "4", "8"] {
             assert!(module["sensitivity"][bits]["mean"].is_number(), "{module}");
         }
-        assert!(module["trial"]["reference"]["interval_95"].is_array(), "{module}");
+        let trial = &module["trial"];
+        assert!(trial["reference"]["interval_95"].is_array(), "{module}");
+        assert!(trial["start"]["interval_95"].is_array(), "{module}");
+        // Untrained networks on four images: nothing is right, every gain is 0 and decides nothing.
+        assert_eq!((&trial["points"], &trial["standard_error"]), (&0.0.into(), &0.0.into()));
+        assert_eq!(trial["verdict"], "undecided");
+        assert_eq!(module["is_first_by_trial"], false);
     }
     let size = &report["size"];
     assert!(size["paper_compression"].as_f64().unwrap() >= 1.5, "{size}");

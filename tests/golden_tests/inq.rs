@@ -10,8 +10,8 @@ use mqat::nn::{Site, SiteKind, Store};
 use mqat::quant::inq::InqWeights;
 use mqat::quant::scale::{Magnitudes, Norm};
 use mqat::quant::{
-    Claim, FractionSchedule, Grid, ModuleQuantizer, QuantInit, QuantStrategy, Spacing,
-    WeightQuantConfig, inq,
+    Claim, FractionSchedule, Grid, ModuleQuantizer, QuantInit, QuantStrategy, Rescale, Spacing,
+    WeightQuantConfig, WeightSettings, inq,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -182,6 +182,44 @@ fn weights_round_to_the_levels_of_the_original() {
         let expected: Vec<f64> = expected.iter().map(|q| q / inverse).collect();
         assert_quantized(&at, &f32s(&w), &q, &expected, f64::from(s), 2.0 * Q_TOLERANCE);
     }
+}
+
+#[test]
+fn the_published_rescaling_gives_the_stored_weights_of_the_original() {
+    let (meta, all) = (json("05_inq/inq.json"), arrays("05_inq/inq.safetensors"));
+    let is_compared = |case: &&Value| {
+        // with many levels and outliers the search may find a better scale than the original's, and so another unit
+        case["method"] == "uniform-l2-opt"
+            && case["weight"] != "outliers3x3"
+            && [3, 4, 15].contains(&u32_of(&case["n_levels"]))
+    };
+    let mut num_compared = 0;
+    for case in meta["cases"].as_array().unwrap().iter().filter(is_compared) {
+        let (weight, method) = (case["weight"].as_str().unwrap(), case["method"].as_str().unwrap());
+        let n = u32_of(&case["n_levels"]);
+        let at = format!("{weight}.{method}.{n}");
+        let w = array(&all, &format!("w.{weight}")).tensor();
+        let mut config = config(method, "magnitude", n, &[0.0, 1.0]);
+        let WeightSettings::Inq(settings) = &mut config.settings else { unreachable!() };
+        settings.inq.rescale = Rescale::Published;
+        let mut layer = Layer::new(&w, &config);
+        layer.step(0);
+        assert_eq!(layer.range(), [1.0]);
+        let theirs = array(&all, &format!("w_rescaled.{at}")).tensor();
+        let largest = theirs.abs().max().double_value(&[]);
+        let diff = (layer.weight() - &theirs).abs().max().double_value(&[]);
+        assert!(diff <= 2e-3 * largest, "{at}: stored weights are off by {diff:e}");
+        let (before, expected) = (f32s(&layer.weight()), array(&all, &format!("q.{at}")).f64());
+        layer.step(1);
+        let off = f32s(&layer.weight())
+            .iter()
+            .zip(&expected)
+            .filter(|(ours, theirs)| (f64::from(**ours) - **theirs).abs() > Q_TOLERANCE)
+            .count();
+        assert!(off * 100 <= before.len(), "{at}: {off} weights on another level");
+        num_compared += 1;
+    }
+    assert_eq!(num_compared, 9);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub(super) mod onnx;
 mod packed;
+mod quantize;
 mod source;
 
 use std::collections::BTreeMap;
@@ -19,10 +20,11 @@ use self::source::Exported;
 use crate::artifact::name::module_names;
 use crate::artifact::network::blank_network;
 use crate::artifact::{Asked, LoadedNetwork, Stored, Strictness, open};
+use crate::export::onnx::Carrier;
 use crate::export::packed::PackOptions;
 use crate::io::{pth, tensors};
 use crate::nn::Network;
-use crate::run::{Config, Home, Names, Select};
+use crate::run::{Config, FlowSource, Home, Names, Select};
 use crate::train::CheckpointMeta;
 
 /// What file is written.
@@ -61,8 +63,12 @@ pub struct ExportRequest {
     pub target: ExportTarget,
     /// Which weights; none takes the quantized ones of a quantized network.
     pub weights: Option<ExportWeights>,
+    /// Modules with bits that are quantized for the file, without training; none leaves the network as it is.
+    pub quantize: Option<FlowSource>,
     /// The file to write.
     pub out: PathBuf,
+    /// Replace `out`.
+    pub overwrite: bool,
 }
 
 /// What to write, and how.
@@ -106,6 +112,12 @@ pub struct ExportReport {
     pub bytes: u64,
     /// The modules whose weights lie on levels.
     pub quantized: Vec<String>,
+    /// Those of them that were quantized for this file, without training.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub quantized_without_training: Vec<String>,
+    /// What the user may not have meant, and the command that does what is likelier.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Sizes of a packed file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packed: Option<PackReport>,
@@ -119,7 +131,18 @@ impl ExportReport {
     fn new(request: &ExportRequest, weights: ExportWeights, file: FileFacts) -> Self {
         let FileFacts { num_tensors, bytes, quantized } = file;
         let (path, format) = (request.out.clone(), request.target.format());
-        Self { path, format, weights, num_tensors, bytes, quantized, packed: None, onnx: None }
+        Self {
+            path,
+            format,
+            weights,
+            num_tensors,
+            bytes,
+            quantized,
+            quantized_without_training: Vec::new(),
+            notes: Vec::new(),
+            packed: None,
+            onnx: None,
+        }
     }
 }
 
@@ -133,11 +156,24 @@ struct FileFacts {
 /// Writes the network of a checkpoint in the format that is asked for. Momentum, masks and position stay behind.
 ///
 /// # Errors
-/// If the checkpoint cannot be read or does not fit its config, the format cannot say what it holds, or `out` is there
-/// already.
+/// If the checkpoint cannot be read or does not fit its config, the format cannot say what it holds, or `out` already
+/// exists and is not to be replaced, or is the checkpoint itself.
 pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     let out = &request.out;
-    ensure!(!out.exists(), "{} already exists; remove it or name another file", out.display());
+    ensure!(
+        request.overwrite || !out.exists(),
+        "{} already exists; pass --overwrite to replace it, or name another file",
+        out.display()
+    );
+    ensure!(
+        !is_same_file(out, &request.checkpoint),
+        "{} is the file that is exported: name another --out",
+        out.display()
+    );
+    ensure!(
+        request.quantize.is_none() || request.weights != Some(ExportWeights::Float),
+        "--weights float cannot act: --quantize leaves no float weights of its modules; leave one of them out"
+    );
     ensure!(
         request.target.format() != ExportFormat::Onnx
             || request.weights != Some(ExportWeights::Float),
@@ -154,14 +190,56 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
         Some(ExportWeights::Float) => Stored::AsStored,
         _ => Stored::AsComputed,
     };
-    let (net, loaded) = artifact.network(Device::Cpu, Strictness::Strict, which)?;
+    let (net, mut loaded) = artifact.network(Device::Cpu, Strictness::Strict, which)?;
     loaded.report.log();
     let from = &request.checkpoint;
+    let untrained = match &request.quantize {
+        None => Vec::new(),
+        Some(flow) => quantize::quantize(config, net.as_ref(), &mut loaded, flow)
+            .with_context(|| from.display().to_string())?,
+    };
     let exported = Exported { from, out, problem: request.select.problem(), net, loaded };
-    match &request.target {
+    let report = match &request.target {
         ExportTarget::Safetensors | ExportTarget::Pth => write_weights(request, &exported),
         ExportTarget::Packed(options) => write_packed(request, &exported, config, *options),
         ExportTarget::Onnx(options) => write_onnx(request, &exported, config, options),
+    }?;
+    let notes = notes(request, &untrained, &exported.loaded);
+    Ok(ExportReport { quantized_without_training: untrained, notes, ..report })
+}
+
+/// Whether two paths lead to one file.
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    }
+}
+
+/// What is to be said of low bits that were not trained, and of a format for low bits without any.
+fn notes(request: &ExportRequest, untrained: &[String], loaded: &LoadedNetwork) -> Vec<String> {
+    let from = request.checkpoint.display();
+    let asks_for_integers = match &request.target {
+        ExportTarget::Safetensors | ExportTarget::Pth => false,
+        ExportTarget::Packed(_) => true,
+        ExportTarget::Onnx(options) => options.carrier == Carrier::TrueBits,
+    };
+    if !untrained.is_empty() {
+        let flow = request.quantize.as_ref().map(FlowSource::text).unwrap_or_default();
+        vec![format!(
+            "{} was quantized without training, which costs accuracy at low bits: compare it with `mqat verify {from} {}`; \
+             `mqat train --from {from} --flow {flow}` trains these bits",
+            untrained.join(" + "),
+            request.out.display()
+        )]
+    } else if asks_for_integers && loaded.quantized.is_empty() {
+        vec![format!(
+            "nothing in {from} is quantized, so the file holds floats: `mqat train --from {from} --flow \
+             fpn:2,head:8,backbone:8` trains low bits, and `mqat export {from} --quantize fpn:4,backbone:8 ...` rounds the \
+             weights without training"
+        )]
+    } else {
+        Vec::new()
     }
 }
 

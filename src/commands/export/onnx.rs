@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use prost::Message;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::source::Exported;
@@ -31,7 +31,9 @@ use crate::io;
 use crate::nn::{Engine, Preprocess};
 use crate::run::config::Config;
 use crate::run::home::Home;
+use crate::run::objects;
 use crate::run::options::num_workers;
+use crate::train::ObjectInfo;
 
 /// Largest difference between an integer of ONNX Runtime's and libtorch's from the same integers in front of it: sums of
 /// products whose rounding falls on the other side of a half.
@@ -196,11 +198,17 @@ pub(super) fn write(
         decode: options.decode,
     };
     let quantized = module_names(&loaded.quantized);
+    let objects = match (&loaded.meta, &images.dataset) {
+        (Some(meta), _) if !meta.objects.is_empty() => meta.objects.clone(),
+        (_, Some(dataset)) => objects::of_dataset(dataset, &config.data)?,
+        _ => Vec::new(),
+    };
     let meta = OnnxMeta {
         mqat_version: env!("CARGO_PKG_VERSION").to_owned(),
         quantized: quantized.clone(),
         activations: activations.text.clone(),
         activation_bits: (!plan.is_empty()).then_some(activations.bits),
+        objects,
         batch_norm: loaded.meta.as_ref().and_then(|meta| meta.batch_norm.clone()),
         config: serde_json::to_value(config).context("writing the config as JSON")?,
     };
@@ -413,13 +421,19 @@ fn metadata(meta: &OnnxMeta, graph: &Graph, config: &Config) -> Result<BTreeMap<
     let levels = graph.levels.iter();
     let anchors: Vec<_> =
         levels.map(|l| json!({ "stride_px": l.stride, "anchor_px": l.anchor_px })).collect();
-    let classes: Vec<String> = (1..=graph.num_classes)
-        .map(|class| format!("obj_{class:06} (rank {class} of the meshes)"))
-        .collect();
-    let entries = [
+    let of_rank = |class: i64| format!("obj_{class:06} (rank {class} of the meshes)");
+    let classes: Vec<String> = match meta.objects.as_slice() {
+        [] => (1..=graph.num_classes).map(|class| of_rank(class as i64)).collect(),
+        objects => objects.iter().map(|object| object.name.clone()).collect(),
+    };
+    let mut entries = vec![
         (META_KEY, serde_json::to_value(meta)?.to_string()),
         ("class_names", json!(classes).to_string()),
         ("internal_camera_K", json!(config.input.k).to_string()),
+        (
+            "internal_camera_size",
+            json!({ "width": config.input.width, "height": config.input.height }).to_string(),
+        ),
         ("pixel_mean", json!(config.input.pixel_mean).to_string()),
         ("pixel_std", json!(config.input.pixel_std).to_string()),
         ("anchors", json!(anchors).to_string()),
@@ -428,6 +442,26 @@ fn metadata(meta: &OnnxMeta, graph: &Graph, config: &Config) -> Result<BTreeMap<
         ("compression_paper", format!("{compression:.2}")),
         ("mqat_version", meta.mqat_version.clone()),
     ];
+    if !meta.objects.is_empty() {
+        let each = |value: fn(&ObjectInfo) -> Value| -> String {
+            Value::from_iter(meta.objects.iter().map(value)).to_string()
+        };
+        entries.extend([
+            ("object_ids", each(|o| json!(o.obj_id))),
+            ("box_corners_mm", each(|o| json!(o.box_corners_mm))),
+            ("diameters_mm", each(|o| json!(o.diameter_mm))),
+            (
+                "symmetries",
+                each(|o| {
+                    json!({
+                        "symmetric": o.symmetric,
+                        "symmetries_discrete": o.symmetries_discrete,
+                        "symmetries_continuous": o.symmetries_continuous,
+                    })
+                }),
+            ),
+        ]);
+    }
     Ok(entries.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
 }
 

@@ -17,10 +17,11 @@ use crate::artifact::{OnnxMeta, packed};
 use crate::export::onnx::{META_KEY, StoredCodes, StoredValues, read_contents};
 use crate::io::{parse_json, tensors};
 use crate::quant::SiteReport;
+use crate::run::Config;
 use crate::run::config;
 use crate::topology::wdr::{NetworkConfig, recognise};
 use crate::topology::{Topology, keys};
-use crate::train::{BatchNormInfo, Best, CheckpointMeta, Imported, Position};
+use crate::train::{BatchNormInfo, Best, CheckpointMeta, Imported, ObjectInfo, Position};
 
 /// Group of tensors that belong to no module.
 const OTHER: &str = "other";
@@ -53,6 +54,10 @@ pub struct FileReport {
     pub key_form: String,
     /// The network that it would be imported as.
     pub network: Option<ShapeReport>,
+    /// The camera and size of the network's images, of a file that carries its config.
+    pub camera: Option<CameraInfo>,
+    /// The objects that the network finds, by class; empty where the file does not carry them.
+    pub objects: Vec<ObjectInfo>,
     /// Modules that carry quantizers, with bits and levels.
     pub quantized: Vec<String>,
     /// Every layer of a checkpoint that carries quantizers.
@@ -69,6 +74,24 @@ pub struct FileReport {
     pub tensors: Vec<TensorReport>,
     /// What else is to be known.
     pub notes: Vec<String>,
+}
+
+/// The camera of the images that a network takes (`INPUT` of its config).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CameraInfo {
+    /// Row-major, px.
+    pub k: [f64; 9],
+    /// px.
+    pub width: usize,
+    /// px.
+    pub height: usize,
+}
+
+impl CameraInfo {
+    fn of(config: &Config) -> Self {
+        let input = &config.input;
+        Self { k: input.k, width: input.width, height: input.height }
+    }
 }
 
 /// How a checkpoint came to be.
@@ -154,6 +177,8 @@ pub fn inspect_file(path: &Path) -> Result<FileReport> {
         other_members: Vec::new(),
         key_form: String::new(),
         network: None,
+        camera: None,
+        objects: Vec::new(),
         quantized: Vec::new(),
         layers: Vec::new(),
         inq: Vec::new(),
@@ -216,6 +241,11 @@ fn describe_checkpoint(report: &mut FileReport, meta: CheckpointMeta) {
             Err(error) => report.notes.push(format!("its quantizers cannot be read: {error:#}")),
         }
     }
+    match config::parse(meta.config, "its config") {
+        Ok(config) => report.camera = Some(CameraInfo::of(&config)),
+        Err(error) => report.notes.push(format!("its config cannot be used: {error:#}")),
+    }
+    report.objects = meta.objects;
     report.mqat_version = Some(meta.mqat_version);
     report.stage = Some(meta.stage_name);
     report.position = Some(meta.position);
@@ -277,6 +307,8 @@ fn describe_onnx(report: &mut FileReport) -> Result<()> {
         report.quantized = meta.quantized;
         report.batch_norm = meta.batch_norm;
         let config = config::parse(meta.config, "its config")?;
+        report.camera = Some(CameraInfo::of(&config));
+        report.objects = meta.objects;
         let Topology::Widedepth(params) = config.network;
         report.network = Some(ShapeReport {
             topology: recognise::topology_of(&params),
@@ -360,6 +392,7 @@ impl FileReport {
         for note in &self.notes {
             let _ = writeln!(out, "{note}");
         }
+        self.objects(&mut out);
         if !self.modules.is_empty() {
             let _ = writeln!(out, "\n{:<18} {:>12}", "module", "parameters");
             for m in &self.modules {
@@ -382,6 +415,25 @@ impl FileReport {
             }
         }
         out
+    }
+
+    /// What poses need: camera and objects.
+    fn objects(&self, out: &mut String) {
+        let Some(CameraInfo { k, width, height }) = &self.camera else { return };
+        let [fx, _, cx, _, fy, cy, ..] = k;
+        let _ = writeln!(
+            out,
+            "internal camera: {width} x {height} px, fx {fx:.2}, fy {fy:.2}, cx {cx:.2}, cy {cy:.2} px"
+        );
+        for object in &self.objects {
+            let _ = writeln!(out, "{}", object.text());
+        }
+        if self.objects.is_empty() {
+            let _ = writeln!(
+                out,
+                "objects: not in the file; `mqat predict` takes their boxes from a dataset (--data) or --boxes"
+            );
+        }
     }
 
     /// Where it comes from and what it would be imported as.

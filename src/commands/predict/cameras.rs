@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
-use super::inputs::{Input, Inputs, Picture};
+use super::inputs::{FrameSource, Input, Inputs, Picture};
 use crate::data::{
     CameraFile, DataConfig, ImagePath, InputConfig, View, off_center, read_camera, scene_cameras,
 };
 use crate::geom::{Camera, Distortion};
+use crate::io::image_stream::StreamFormat;
 use crate::io::picture::{Orientation, size_and_orientation, upright_size};
 
 /// Pictures that are looked at to tell whether the camera is theirs before anything runs.
@@ -48,6 +49,8 @@ pub(super) struct Cameras {
     as_stored: Vec<bool>,
     /// The one that the user gave.
     given: Option<usize>,
+    /// That of frames, where the user gave none.
+    of_frames: Option<usize>,
 }
 
 /// What cameras are made for.
@@ -63,8 +66,13 @@ impl Cameras {
     /// # Errors
     /// If `file` is not a camera, a picture has none, or the first pictures are of another size than their camera.
     pub fn find(file: Option<&Path>, inputs: &Inputs, network: &NetworkInput) -> Result<Self> {
-        let mut cameras =
-            Self { views: Vec::new(), of_pictures: Vec::new(), as_stored: Vec::new(), given: None };
+        let mut cameras = Self {
+            views: Vec::new(),
+            of_pictures: Vec::new(),
+            as_stored: Vec::new(),
+            given: None,
+            of_frames: None,
+        };
         if let Some(path) = file {
             let camera = read_camera(path)?;
             cameras.given = Some(cameras.view(camera, path.display().to_string(), network)?);
@@ -73,7 +81,7 @@ impl Cameras {
         let mut homeless = Vec::new();
         for input in &inputs.inputs {
             let Input::Pictures(pictures) = input else {
-                cameras.check_video(input)?;
+                cameras.take_frames(input, network)?;
                 continue;
             };
             let first = cameras.of_pictures.len();
@@ -120,9 +128,10 @@ impl Cameras {
         self.as_stored[number]
     }
 
-    /// Any view: for pictures that have none.
+    /// The view of frames, or any: for pictures that have none.
     pub fn any(&self) -> Option<Arc<View>> {
-        self.views.first().map(|(view, _)| view.clone())
+        let number = self.given.or(self.of_frames).unwrap_or(0);
+        self.views.get(number).map(|(view, _)| view.clone())
     }
 
     /// The cameras that were used, the first of many.
@@ -154,14 +163,41 @@ impl Cameras {
         Ok(self.views.len() - 1)
     }
 
-    fn check_video(&self, input: &Input) -> Result<()> {
-        if let (None, Input::Video(path)) = (self.given, input) {
+    /// Frames are those of the given camera; of standard input also the network's own, by their size.
+    fn take_frames(&mut self, input: &Input, network: &NetworkInput) -> Result<()> {
+        let (None, Input::Frames(source)) = (self.given, input) else { return Ok(()) };
+        let own = (network.input.width, network.input.height);
+        let FrameSource::Stdin(format) = source else {
             bail!(
                 "{}: a video does not tell its camera; pass it with --camera FILE",
-                path.display()
+                source.name()
+            );
+        };
+        if let StreamFormat::Raw(width, height) = *format {
+            ensure!(
+                (width as usize, height as usize) == own,
+                "-: nothing tells the camera of frames of {width} x {height} px; pass it with --camera FILE. The network's \
+                 own camera holds for images of {} x {} px only",
+                own.0,
+                own.1
             );
         }
+        tracing::warn!(
+            "-: images on standard input tell no camera: those of {} x {} px are taken for the network's own, others cannot \
+             be used without --camera FILE",
+            own.0,
+            own.1
+        );
+        self.of_frames = Some(self.own_view(network)?);
         Ok(())
+    }
+
+    /// The number of the view for the network's own camera.
+    fn own_view(&mut self, network: &NetworkInput) -> Result<usize> {
+        let own = (network.input.width, network.input.height);
+        let camera = CameraFile { lens: network.input.camera()?.into(), size: Some(own) };
+        let source = "the network's own camera (INPUT.INTERNAL_K), by the images' size".to_owned();
+        self.view(camera, source, network)
     }
 
     /// Fails when none of the first pictures is of its camera's size: then hardly any will be.
@@ -235,9 +271,7 @@ impl Cameras {
                 own.1
             );
         }
-        let camera = CameraFile { lens: network.input.camera()?.into(), size: Some(own) };
-        let source = "the network's own camera (INPUT.INTERNAL_K), by the images' size".to_owned();
-        let view = self.view(camera, source, network)?;
+        let view = self.own_view(network)?;
         for (number, _) in homeless {
             self.of_pictures[*number] = Ok(view);
         }
@@ -251,7 +285,8 @@ impl Cameras {
         }
         for (i, (_, report)) in self.views.iter_mut().enumerate() {
             // One that the user gave may see videos too.
-            report.num_images = (self.given != Some(i) || counts[i] > 0).then_some(counts[i]);
+            let sees_frames = [self.given, self.of_frames].contains(&Some(i));
+            report.num_images = (!sees_frames || counts[i] > 0).then_some(counts[i]);
         }
     }
 }

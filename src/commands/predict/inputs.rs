@@ -1,14 +1,16 @@
-//! What `mqat predict` is given: images, folders, globs, lists of a dataset, videos.
+//! What `mqat predict` is given: images, folders, globs, lists of a dataset, videos, cameras, streams, standard input.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fs;
+use std::io::IsTerminal;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::io;
-use crate::io::video::is_video;
+use crate::io::image_stream::StreamFormat;
+use crate::io::video::{VideoSource, is_video};
 
 /// Endings of the pictures that are read, and of others that people have.
 const PICTURES: [&str; 3] = ["jpeg", "jpg", "png"];
@@ -16,6 +18,8 @@ const OTHER_PICTURES: [&str; 17] = [
     "avif", "bmp", "cr2", "dng", "exr", "heic", "heif", "jp2", "jxl", "nef", "pgm", "ppm", "raw",
     "tga", "tif", "tiff", "webp",
 ];
+/// The argument that means standard input.
+const STDIN: &str = "-";
 /// The ending of a list of images.
 const LIST: &str = "txt";
 /// Folders from a list's upwards in which its images are looked for.
@@ -35,8 +39,43 @@ pub(super) struct Picture {
 pub(super) enum Input {
     /// In the order in which they are looked at; at least one.
     Pictures(Vec<Picture>),
-    /// A file for ffmpeg.
-    Video(PathBuf),
+    /// Frames of a video, or of something that goes on until it is ended.
+    Frames(FrameSource),
+}
+
+/// What gives frames, one after the other.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum FrameSource {
+    /// For ffmpeg.
+    Video(VideoSource),
+    /// Images on standard input.
+    Stdin(StreamFormat),
+}
+
+impl FrameSource {
+    /// How it is called in results.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Video(video) => video.name(),
+            Self::Stdin(_) => STDIN.to_owned(),
+        }
+    }
+
+    /// Whether it ends only when somebody ends it: its results are whole then.
+    pub fn is_live(&self) -> bool {
+        !matches!(self, Self::Video(VideoSource::File { .. }))
+    }
+}
+
+/// How inputs are to be looked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Looking {
+    /// Look into the folders of folders.
+    pub recursive: bool,
+    /// How images stand on standard input.
+    pub stdin: StreamFormat,
+    /// Videos give their frames at their rate.
+    pub paced: bool,
 }
 
 /// All inputs.
@@ -52,19 +91,24 @@ pub(super) struct Inputs {
 ///
 /// # Errors
 /// If an input is not there, is of a kind that is not read, or has no image.
-pub(super) fn find(given: &[PathBuf], recursive: bool) -> Result<Inputs> {
+pub(super) fn find(given: &[PathBuf], looking: Looking) -> Result<Inputs> {
     ensure!(!given.is_empty(), "no image, folder, glob, list or video is named");
     let mut found = Inputs { inputs: Vec::new(), list_root: None };
     for path in given {
-        if path.is_dir() {
-            found.inputs.push(Input::Pictures(pictures_in(path, recursive)?));
+        if path.as_os_str() == STDIN {
+            found.add_stdin(looking.stdin)?;
+        } else if let Some(video) = VideoSource::live(path) {
+            found.inputs.push(Input::Frames(FrameSource::Video(video)));
+        } else if path.is_dir() {
+            found.inputs.push(Input::Pictures(pictures_in(path, looking.recursive)?));
         } else if path.exists() {
-            found.add_file(path)?;
+            found.add_file(path, looking.paced)?;
         } else if let Some(pattern) = path.to_str().filter(|text| is_glob(text)) {
-            found.add_glob(pattern)?;
+            found.add_glob(pattern, looking.paced)?;
         } else {
             bail!(
-                "no such file: {}; expected an image, a folder, a glob, a list (.txt) or a video",
+                "no such file: {}; expected an image, a folder, a glob, a list (.txt), a video, a camera (/dev/video0), the \
+                 address of a stream (rtsp://...) or - for standard input",
                 path.display()
             );
         }
@@ -73,14 +117,36 @@ pub(super) fn find(given: &[PathBuf], recursive: bool) -> Result<Inputs> {
 }
 
 impl Inputs {
-    fn add_file(&mut self, path: &Path) -> Result<()> {
+    /// Whether one of them goes on until it is ended.
+    pub fn are_live(&self) -> bool {
+        self.inputs.iter().any(|input| matches!(input, Input::Frames(frames) if frames.is_live()))
+    }
+
+    /// Whether ffmpeg is needed.
+    pub fn need_ffmpeg(&self) -> bool {
+        let is_video = |i: &Input| matches!(i, Input::Frames(FrameSource::Video(_)));
+        self.inputs.iter().any(is_video)
+    }
+
+    fn add_stdin(&mut self, format: StreamFormat) -> Result<()> {
+        let stdin = Input::Frames(FrameSource::Stdin(format));
+        ensure!(!self.inputs.contains(&stdin), "- (standard input) is named twice");
+        ensure!(
+            !std::io::stdin().is_terminal(),
+            "- reads images from standard input, which is a terminal: pipe PNG or JPEG files, or raw RGB with --raw, into it"
+        );
+        self.inputs.push(stdin);
+        Ok(())
+    }
+
+    fn add_file(&mut self, path: &Path, paced: bool) -> Result<()> {
         let at = path.display();
         if has_ending(path, &[LIST]) {
             let (root, pictures) = listed(path)?;
             self.list_root.get_or_insert(root);
             self.inputs.push(Input::Pictures(pictures));
         } else if is_video(path) {
-            self.inputs.push(Input::Video(path.to_owned()));
+            self.inputs.push(video(path.to_owned(), paced));
         } else if has_ending(path, &OTHER_PICTURES) {
             bail!("{at} is of a kind of image that is not read: convert it to PNG or JPEG");
         } else if has_ending(path, &PICTURES) || begins_like_a_picture(path)? {
@@ -93,7 +159,7 @@ impl Inputs {
         Ok(())
     }
 
-    fn add_glob(&mut self, given: &str) -> Result<()> {
+    fn add_glob(&mut self, given: &str, paced: bool) -> Result<()> {
         let pattern = &with_literal_folders(given);
         let hidden = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
         let paths = glob::glob_with(&folders_as_they_are(pattern), hidden)
@@ -120,7 +186,7 @@ impl Inputs {
         if !pictures.is_empty() {
             self.inputs.push(Input::Pictures(pictures));
         }
-        self.inputs.extend(videos.into_iter().map(Input::Video));
+        self.inputs.extend(videos.into_iter().map(|path| video(path, paced)));
         Ok(())
     }
 }
@@ -139,6 +205,10 @@ fn with_literal_folders(pattern: &str) -> String {
     }
     parts.extend(spelled.map(str::to_owned));
     parts.join("/")
+}
+
+fn video(path: PathBuf, paced: bool) -> Input {
+    Input::Frames(FrameSource::Video(VideoSource::File { path, paced }))
 }
 
 impl Picture {
@@ -334,10 +404,14 @@ mod tests {
         }
     }
 
+    fn looking(recursive: bool) -> Looking {
+        Looking { recursive, stdin: StreamFormat::Files, paced: false }
+    }
+
     fn names(inputs: &Inputs, folder: &Path) -> Vec<String> {
         let of = |input: &Input| match input {
             Input::Pictures(pictures) => pictures.iter().map(|p| p.path.clone()).collect(),
-            Input::Video(path) => vec![path.clone()],
+            Input::Frames(frames) => vec![frames.name().into()],
         };
         let paths = inputs.inputs.iter().flat_map(of);
         let strip = |p: PathBuf| p.strip_prefix(folder).unwrap().display().to_string();
@@ -346,7 +420,7 @@ mod tests {
 
     fn found(folder: &Path, given: &[&str], recursive: bool) -> Result<Vec<String>> {
         let given: Vec<PathBuf> = given.iter().map(|g| folder.join(g)).collect();
-        Ok(names(&find(&given, recursive)?, folder))
+        Ok(names(&find(&given, looking(recursive))?, folder))
     }
 
     #[test]
@@ -418,7 +492,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
         touch(&odd, &["1.png"]);
-        let inputs = find(&[odd.clone(), odd.join("1.png")], false).unwrap();
+        let inputs = find(&[odd.clone(), odd.join("1.png")], looking(false)).unwrap();
         assert_eq!(inputs.inputs.len(), 2);
     }
 
@@ -445,7 +519,7 @@ mod tests {
         let text = "testing/rgb/000000.png\r\n\ntesting/rgb/000001.png\n";
         for list in ["data/testing.txt", "data/lists/part.txt"] {
             fs::write(dir.path().join(list), text).unwrap();
-            let inputs = find(&[dir.path().join(list)], false).unwrap();
+            let inputs = find(&[dir.path().join(list)], looking(false)).unwrap();
             assert_eq!(inputs.list_root, Some(dir.path().join("data")));
             let Input::Pictures(pictures) = &inputs.inputs[0] else { panic!() };
             let names: Vec<_> = pictures.iter().map(|p| p.name.as_str()).collect();
@@ -475,7 +549,7 @@ mod tests {
             let error = format!("{:#}", found(dir.path(), &[given], false).unwrap_err());
             assert!(error.contains(expected), "{given}: {error}");
         }
-        assert!(find(&[], false).is_err());
+        assert!(find(&[], looking(false)).is_err());
         assert_eq!(found(dir.path(), &["unnamed"], false).unwrap(), ["unnamed"]);
     }
 }

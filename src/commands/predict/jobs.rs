@@ -1,15 +1,18 @@
 //! The pictures of all inputs, one after the other, as jobs for the network.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 use std::vec;
 
 use super::cameras::Cameras;
-use super::inputs::{Input, Inputs, Picture};
+use super::inputs::{FrameSource, Input, Inputs, Picture};
+use super::live::{self, Frame, Frames, Gate, Newest};
 use crate::data::View;
 use crate::eval::{Job, PictureSource, image_ids};
-use crate::io::video::{Video, estimated_frames};
+use crate::io::StopFlags;
+use crate::io::video::{VideoSource, estimated_frames};
 
 /// Which pictures are drawn with their poses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +55,10 @@ impl Overlays {
 pub(super) fn total(inputs: &Inputs) -> Option<usize> {
     let of = |input: &Input| match input {
         Input::Pictures(pictures) => Some(pictures.len()),
-        Input::Video(path) => estimated_frames(path).map(|n| n as usize),
+        Input::Frames(FrameSource::Video(VideoSource::File { path, .. })) => {
+            estimated_frames(path).map(|n| n as usize)
+        }
+        Input::Frames(_) => None,
     };
     inputs.inputs.iter().map(of).sum()
 }
@@ -73,7 +79,7 @@ impl Numbering {
         };
         let from_paths = inputs.inputs.iter().all(|input| match input {
             Input::Pictures(pictures) => pictures.iter().all(|p| tells(p, &mut seen)),
-            Input::Video(_) => false,
+            Input::Frames(_) => false,
         });
         Self { from_paths, starts: Vec::new() }
     }
@@ -101,6 +107,44 @@ impl Numbering {
     }
 }
 
+/// When jobs come and when they end.
+pub(super) struct Ends<'a> {
+    /// Opens for one picture at a time, with `--realtime`.
+    pub realtime: Option<Arc<Gate>>,
+    /// Ends the jobs early.
+    pub stop: StopFlags,
+    /// Raised behind the last job.
+    pub ended: &'a AtomicBool,
+}
+
+/// A picture before it is a job.
+struct Next {
+    name: String,
+    source: PictureSource,
+    /// None for a frame, whose camera is the one that was given.
+    view: Option<Arc<View>>,
+    arrived: Option<Instant>,
+    num_dropped: u64,
+}
+
+impl Next {
+    /// Of a file, or something that is no picture.
+    fn unread(name: String, source: PictureSource, view: Option<Arc<View>>) -> Self {
+        Self { name, source, view, arrived: None, num_dropped: 0 }
+    }
+
+    /// A frame of the source `name`.
+    fn of_frame(name: &str, frame: Frame) -> Self {
+        let Frame { number, arrived, image, num_dropped } = frame;
+        let source = match image {
+            Ok(image) => PictureSource::Picture(image),
+            Err(why) => PictureSource::Bad(format!("{why:#}")),
+        };
+        let name = format!("{name}#{number:06}");
+        Self { name, source, view: None, arrived: Some(arrived), num_dropped }
+    }
+}
+
 /// An iterator over the jobs of all inputs.
 pub(super) struct Jobs<'a> {
     cameras: &'a Cameras,
@@ -111,17 +155,26 @@ pub(super) struct Jobs<'a> {
     total: Option<usize>,
     place: usize,
     num_pictures: usize,
+    /// Lets one picture in at a time and drops older frames.
+    realtime: Option<Arc<Gate>>,
+    stop: StopFlags,
     ended: &'a AtomicBool,
 }
 
 enum Current {
     Pictures(vec::IntoIter<Picture>),
-    Video {
+    /// Every frame.
+    Frames {
         name: String,
-        video: Video,
-        frame: usize,
+        frames: Frames,
+        number: usize,
     },
-    /// A video that cannot be opened, once.
+    /// The newest frame, whenever one is asked for.
+    Newest {
+        name: String,
+        newest: Newest,
+    },
+    /// A source of frames that cannot be opened, once.
     Bad {
         name: String,
         why: String,
@@ -135,9 +188,11 @@ impl<'a> Jobs<'a> {
         cameras: &'a Cameras,
         numbering: &'a std::sync::Mutex<Numbering>,
         (overlays, total): (Overlays, Option<usize>),
-        ended: &'a AtomicBool,
+        Ends { realtime, stop, ended }: Ends<'a>,
     ) -> Self {
         Self {
+            realtime,
+            stop,
             cameras,
             inputs: inputs.inputs.into_iter(),
             current: None,
@@ -159,13 +214,27 @@ impl<'a> Jobs<'a> {
         drop(numbering);
         self.current = Some(match input {
             Input::Pictures(pictures) => Current::Pictures(pictures.into_iter()),
-            Input::Video(path) => open(&path),
+            Input::Frames(source) => self.open(&source),
         });
         true
     }
 
+    fn open(&self, source: &FrameSource) -> Current {
+        let name = source.name();
+        let opened = match &self.realtime {
+            None => live::open(source, self.stop.clone()).map(|frames| Current::Frames {
+                name: name.clone(),
+                frames,
+                number: 0,
+            }),
+            Some(_) => Newest::begin(|stop| live::open(source, stop), &self.stop)
+                .map(|newest| Current::Newest { name: name.clone(), newest }),
+        };
+        opened.unwrap_or_else(|why| Current::Bad { name, why: format!("{why:#}") })
+    }
+
     /// The next picture of the input at hand.
-    fn next_picture(&mut self) -> Option<(String, PictureSource, Option<std::sync::Arc<View>>)> {
+    fn next_picture(&mut self) -> Option<Next> {
         match self.current.as_mut()? {
             Current::Pictures(pictures) => {
                 let Picture { name, path } = pictures.next()?;
@@ -176,22 +245,21 @@ impl<'a> Jobs<'a> {
                     false => PictureSource::Photo(path),
                 };
                 Some(match self.cameras.of_picture(number) {
-                    Ok(view) => (name, source, Some(view)),
-                    Err(why) => (name, PictureSource::Bad(why), None),
+                    Ok(view) => Next::unread(name, source, Some(view)),
+                    Err(why) => Next::unread(name, PictureSource::Bad(why), None),
                 })
             }
-            Current::Video { name, video, frame } => {
-                let picture = video.next()?;
-                let name = format!("{name}#{frame:06}");
-                *frame += 1;
-                let source = match picture {
-                    Ok(picture) => PictureSource::Picture(picture),
-                    Err(why) => PictureSource::Bad(format!("{why:#}")),
-                };
-                Some((name, source, None))
+            Current::Frames { name, frames, number } => {
+                let image = frames.next()?;
+                let arrived = Instant::now();
+                let frame = Frame { number: *number, arrived, image, num_dropped: 0 };
+                *number += 1;
+                Some(Next::of_frame(name, frame))
             }
+            Current::Newest { name, newest } => Some(Next::of_frame(name, newest.take()?)),
             Current::Bad { name, why } => {
-                let bad = (std::mem::take(name), PictureSource::Bad(std::mem::take(why)), None);
+                let source = PictureSource::Bad(std::mem::take(why));
+                let bad = Next::unread(std::mem::take(name), source, None);
                 self.current = None;
                 Some(bad)
             }
@@ -199,25 +267,25 @@ impl<'a> Jobs<'a> {
     }
 }
 
-fn open(path: &Path) -> Current {
-    let name = path.display().to_string();
-    match Video::open(path) {
-        Ok(video) => Current::Video { name, video, frame: 0 },
-        Err(why) => Current::Bad { name, why: format!("{why:#}") },
-    }
-}
-
 impl Iterator for Jobs<'_> {
     type Item = Job;
 
     fn next(&mut self) -> Option<Job> {
+        let pass = match &self.realtime {
+            Some(gate) => Some(Box::new(gate.enter(&self.stop)?) as Box<dyn Send>),
+            None => None,
+        };
         loop {
-            if let Some((name, source, view)) = self.next_picture() {
+            if let Some(next) = self.next_picture() {
+                let Next { name, source, view, arrived, num_dropped } = next;
                 let place = self.place;
                 self.place += 1;
                 let view = view.or_else(|| self.cameras.any())?;
                 let keep = self.overlays.contain(place, self.total);
-                return Some(Job { place, name, source, view, keep });
+                return Some(Job { place, name, source, view, keep, arrived, num_dropped, pass });
+            }
+            if self.stop.are_raised() {
+                return None;
             }
             if !self.open_next() {
                 self.ended.store(true, Ordering::SeqCst);

@@ -3,33 +3,42 @@
 mod cameras;
 mod inputs;
 mod jobs;
+mod latency;
+mod live;
+mod objects;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 pub use cameras::CameraReport;
 pub use jobs::Overlays;
+pub use latency::{LatencyReport, Percentiles};
 
 use cameras::{Cameras, NetworkInput};
-use inputs::{Input, Inputs};
-use jobs::{Jobs, Numbering};
+use inputs::{Inputs, Looking};
+use jobs::{Ends, Jobs, Numbering};
+use latency::Latencies;
+use live::Gate;
 
 use crate::artifact::{Asked, EngineChoice, Strictness, open};
-use crate::data::{ObjectBox, object_boxes};
+use crate::data::ObjectBox;
 use crate::eval::{
     Answer, ClassResult, Outline, PoseWriter, Solver, Timing, infer_stream, prediction_overlay,
 };
 use crate::io;
+use crate::io::StopFlags;
+use crate::io::image_stream::StreamFormat;
 use crate::io::picture::write_png;
-use crate::io::video::check_ffmpeg;
-use crate::run::config::{Config, Names};
+use crate::io::video::{VideoSource, check_ffmpeg, is_video};
+use crate::run::config::Names;
 use crate::run::folder::Folder;
 use crate::run::home::Home;
 use crate::run::options::{decoder, infer_options};
@@ -47,8 +56,12 @@ pub struct PredictRequest {
     pub run: Request,
     /// The network: all that `mqat test` takes.
     pub checkpoint: PathBuf,
-    /// Images, folders, globs, lists, videos.
+    /// Images, folders, globs, lists, videos, cameras, addresses of streams, `-` for standard input.
     pub inputs: Vec<PathBuf>,
+    /// Width and height of raw RGB frames on standard input, px; none for PNG and JPEG files.
+    pub raw: Option<(u32, u32)>,
+    /// One frame at a time, the newest; older ones are dropped.
+    pub realtime: bool,
     /// Look into the folders of folders.
     pub recursive: bool,
     /// The camera's file.
@@ -106,8 +119,12 @@ pub struct PredictReport {
     pub bad: Vec<String>,
     /// Pictures a second over the whole run, without opening the network.
     pub images_per_s: f64,
-    /// From the beginning of reading a picture to its poses, ms; none without a readable picture.
-    pub latency_ms: Option<Latency>,
+    /// What was waited for a picture, ms; none without a readable one.
+    pub latency_ms: Option<LatencyReport>,
+    /// Whether one frame at a time was taken, the newest.
+    pub realtime: bool,
+    /// Frames that were dropped because newer ones had come.
+    pub num_dropped: u64,
     /// Where the time went, s.
     pub timing: TimingReport,
     /// Pictures of a batch.
@@ -123,31 +140,6 @@ pub struct PredictReport {
     /// Pictures with the poses drawn in.
     #[serde(serialize_with = "crate::io::path_text")]
     pub overlays: Vec<PathBuf>,
-}
-
-/// Percentiles of the latency, ms.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Latency {
-    /// Half of the pictures took at most this.
-    pub p50: f64,
-    /// 90 %.
-    pub p90: f64,
-    /// 99 %.
-    pub p99: f64,
-    /// The slowest.
-    pub max: f64,
-}
-
-impl Latency {
-    /// Nearest ranks; none without values.
-    fn of(mut values_s: Vec<f32>) -> Option<Self> {
-        values_s.sort_by(f32::total_cmp);
-        let last = values_s.len().checked_sub(1)?;
-        let rank = |fraction: f64| (fraction * values_s.len() as f64).ceil() as usize;
-        let at =
-            |fraction: f64| 1e3 * f64::from(values_s[rank(fraction).saturating_sub(1).min(last)]);
-        Some(Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), max: at(1.0) })
-    }
 }
 
 /// Seconds.
@@ -172,12 +164,11 @@ impl PredictReport {
             let _ = writeln!(text, "camera {}", camera.line());
         }
         let _ = write!(text, "{:.1} images/s", self.images_per_s);
-        if let Some(Latency { p50, p90, p99, .. }) = self.latency_ms {
-            let _ = write!(
-                text,
-                ", from reading to poses {p50:.0} ms (p50), {p90:.0} (p90), {p99:.0} (p99), batches of {}",
-                self.batch
-            );
+        if self.num_dropped > 0 {
+            let _ = write!(text, ", {} frames dropped for newer ones", self.num_dropped);
+        }
+        if let Some(latency) = &self.latency_ms {
+            let _ = write!(text, "\n{}", latency.text(self.batch));
         }
         let _ = writeln!(text, "\npredictions in {}", self.predictions.display());
         if let [first, ..] = self.overlays.as_slice() {
@@ -191,14 +182,16 @@ impl PredictReport {
     }
 }
 
-/// Predicts. `stop` ends it early: what was begun is finished and written.
+/// Predicts. `stop` ends it early: what was begun is finished and written. `lines` gets every line of the predictions as soon
+/// as it is known.
 ///
 /// # Errors
 /// If the checkpoint, the camera, the boxes or an input cannot be read or do not fit each other, or a result cannot be written.
 /// Pictures that cannot be read are no error here: see [`PredictReport::num_bad`].
 pub fn predict(
     request: &PredictRequest,
-    stop: &AtomicBool,
+    stop: &Arc<AtomicBool>,
+    lines: Option<Box<dyn Write + Send>>,
     progress: &mut (dyn FnMut(PredictProgress) + Send),
 ) -> Result<PredictReport> {
     let file = &request.checkpoint;
@@ -210,20 +203,25 @@ pub fn predict(
     let asked = Asked { select: &select, home: &home, engine, names, beside: None };
     let mut artifact = open(file, &asked)?;
     artifact.ensure_uses(request.run.device)?;
-    if let Some(batch) = request.batch {
+    let inputs = find_inputs(request)?;
+    // Whoever sends a frame may wait for its answer before the next one.
+    let one_by_one = request.realtime || inputs.are_live();
+    if let Some(batch) = request.batch.or(one_by_one.then_some(1)) {
         artifact.config.data.bs_valid = batch;
     }
     let config = &artifact.config;
-    let inputs = inputs::find(&request.inputs, request.recursive)?;
-    if inputs.inputs.iter().any(|input| matches!(input, Input::Video(_))) {
-        check_ffmpeg()?;
-    }
     let network = NetworkInput { input: &config.input, data: &config.data };
     let cameras = Cameras::find(request.camera.as_deref(), &inputs, &network)?;
     for camera in cameras.reports() {
         tracing::info!("camera {}", camera.line());
     }
-    let objects = objects(request, &home, config, &inputs)?;
+    let wanted = objects::Wanted {
+        boxes: request.boxes.as_deref(),
+        data: request.run.data.as_deref(),
+        problem: request.run.select.problem(),
+        list_root: inputs.list_root.clone(),
+    };
+    let objects = objects::find(wanted, &home, &artifact)?;
     let decoder = decoder(config, objects.iter().map(|object| object.corners).collect())?;
     let device = request.run.open_device(config)?;
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
@@ -235,8 +233,11 @@ pub fn predict(
     let total = jobs::total(&inputs);
     let numbering = Mutex::new(Numbering::of(&inputs));
     let ended = AtomicBool::new(false);
-    let pictures = Jobs::new(inputs, &cameras, &numbering, (request.overlays, total), &ended);
-    let mut results = Results::begin(&out, request.overwrite, &objects)?;
+    let are_live = inputs.are_live();
+    let realtime = request.realtime.then(Arc::<Gate>::default);
+    let ends = Ends { realtime, stop: StopFlags::of([stop.clone()]), ended: &ended };
+    let pictures = Jobs::new(inputs, &cameras, &numbering, (request.overlays, total), ends);
+    let mut results = Results::begin(&out, request.overwrite, &objects, lines)?;
     let on_answer = |answer: Answer| {
         let ids = match numbering.lock() {
             Ok(numbering) => numbering.of_picture(&answer.name, answer.place),
@@ -267,6 +268,7 @@ pub fn predict(
         network: opened.name,
         cameras: cameras.reports(),
         interrupted: !ended.load(Ordering::SeqCst),
+        are_live,
         timing,
         batch: config.data.bs_valid,
         ids_from_paths: numbering.lock().is_ok_and(|n| n.is_from_paths()),
@@ -275,32 +277,30 @@ pub fn predict(
     Ok(report)
 }
 
-/// The boxes of the network's classes: of the file that the user names, else of a dataset: that of the list, or the config's.
-fn objects(
-    request: &PredictRequest,
-    home: &Home,
-    config: &Config,
-    inputs: &Inputs,
-) -> Result<Vec<ObjectBox>> {
-    let data = &config.data;
-    if let Some(file) = &request.boxes {
-        return object_boxes(file, None, data);
+/// The inputs, and what they need.
+fn find_inputs(request: &PredictRequest) -> Result<Inputs> {
+    let is_stdin = |input: &PathBuf| input.as_os_str() == "-";
+    ensure!(
+        request.raw.is_none() || request.inputs.iter().any(is_stdin),
+        "--raw cannot act: it is for frames on standard input (INPUT -); leave it out"
+    );
+    let has_frames = |i: &PathBuf| is_stdin(i) || is_video(i) || VideoSource::live(i).is_some();
+    ensure!(
+        !request.realtime || request.inputs.iter().all(has_frames),
+        "--realtime cannot act: images in files wait for the network; it is for a camera, a stream, a video or standard \
+         input; leave it out"
+    );
+    ensure!(
+        !request.realtime || request.batch.is_none_or(|batch| batch == 1),
+        "--batch cannot act: --realtime takes one frame at a time; leave it out"
+    );
+    let stdin = request.raw.map_or(StreamFormat::Files, |(w, h)| StreamFormat::Raw(w, h));
+    let (recursive, paced) = (request.recursive, request.realtime);
+    let inputs = inputs::find(&request.inputs, Looking { recursive, stdin, paced })?;
+    if inputs.need_ffmpeg() {
+        check_ffmpeg()?;
     }
-    let named = request.run.data.clone();
-    let own = [home.data.join(request.run.select.problem()), home.data.clone()];
-    let nested = named.as_ref().map(|d| d.join(request.run.select.problem()));
-    let roots: Vec<PathBuf> =
-        named.into_iter().chain(nested).chain(inputs.list_root.clone()).chain(own).collect();
-    let Some(root) = roots.iter().find(|root| data.boxes(root).is_file()) else {
-        bail!(
-            "the objects' boxes (data.BBOX_FILE, {}) are not in {}: name the dataset with --data, or the file alone with \
-             --boxes",
-            data.bbox_file,
-            roots.first().map_or_else(String::new, |root| root.display().to_string())
-        );
-    };
-    let meshes = data.meshes(root);
-    object_boxes(&data.boxes(root), meshes.is_dir().then_some(&*meshes), data)
+    Ok(inputs)
 }
 
 /// What the names name beside the config, and whether the other options act.
@@ -373,15 +373,21 @@ struct Results<'a> {
     out: PathBuf,
     objects: &'a [ObjectBox],
     writer: PoseWriter,
-    latencies_s: Vec<f32>,
+    latencies: Latencies,
+    num_dropped: u64,
     overlays: Vec<PathBuf>,
     bad: Vec<String>,
     num_bad_told: usize,
 }
 
 impl<'a> Results<'a> {
-    fn begin(out: &Path, overwrite: bool, objects: &'a [ObjectBox]) -> Result<Self> {
-        let writer = PoseWriter::create(out, overwrite)?;
+    fn begin(
+        out: &Path,
+        overwrite: bool,
+        objects: &'a [ObjectBox],
+        lines: Option<Box<dyn Write + Send>>,
+    ) -> Result<Self> {
+        let writer = PoseWriter::create(out, overwrite)?.telling(lines);
         if overwrite {
             remove_overlays(&out.join("overlays"))?;
         }
@@ -389,7 +395,8 @@ impl<'a> Results<'a> {
             out: out.to_owned(),
             objects,
             writer,
-            latencies_s: Vec::new(),
+            latencies: Latencies::default(),
+            num_dropped: 0,
             overlays: Vec::new(),
             bad: Vec::new(),
             num_bad_told: 0,
@@ -399,9 +406,10 @@ impl<'a> Results<'a> {
     fn take(&mut self, answer: Answer, ids: (u32, u32)) -> Result<()> {
         self.writer.write(&answer, ids)?;
         self.writer.flush()?;
+        self.num_dropped += answer.num_dropped;
         match &answer.found {
             Ok(found) => {
-                self.latencies_s.push(answer.latency_s as f32);
+                self.latencies.add(&answer.latency);
                 self.draw(&answer, found)?;
             }
             Err(why) => {
@@ -454,6 +462,8 @@ struct Ending<'a> {
     network: String,
     cameras: Vec<CameraReport>,
     interrupted: bool,
+    /// Whether the input ends only when somebody ends it.
+    are_live: bool,
     timing: Timing,
     batch: usize,
     ids_from_paths: bool,
@@ -465,13 +475,13 @@ impl Results<'_> {
         if self.num_bad_told > MOST_BAD_TOLD {
             tracing::warn!("{} images could not be read in all", self.num_bad_told);
         }
-        let Ending { request, network, cameras, interrupted, timing, batch, ids_from_paths } =
-            ending;
-        let (written, [predictions, csv]) = self.writer.end(!interrupted)?;
+        let Ending { request, network, cameras, interrupted, are_live, .. } = ending;
+        let Ending { timing, batch, ids_from_paths, .. } = ending;
+        let (written, [predictions, csv]) = self.writer.end(are_live || !interrupted)?;
         Ok(PredictReport {
             checkpoint: request.checkpoint.clone(),
             network,
-            inputs: request.inputs.iter().map(|path| path.display().to_string()).collect(),
+            inputs: request.inputs.iter().map(|path| shown(path)).collect(),
             cameras,
             interrupted,
             num_images: written.num_images,
@@ -480,7 +490,9 @@ impl Results<'_> {
             no_pose: written.no_pose,
             bad: self.bad,
             images_per_s: written.num_images as f64 / timing.total_s.max(1e-9),
-            latency_ms: Latency::of(self.latencies_s),
+            latency_ms: self.latencies.report(),
+            realtime: request.realtime,
+            num_dropped: self.num_dropped,
             timing: TimingReport {
                 total_s: timing.total_s,
                 loading_s: timing.loading_s,
@@ -493,6 +505,11 @@ impl Results<'_> {
             overlays: self.overlays,
         })
     }
+}
+
+/// An input for people: the address of a stream without its user and password.
+fn shown(input: &Path) -> String {
+    VideoSource::live(input).map_or_else(|| input.display().to_string(), |source| source.name())
 }
 
 /// Removes the overlays of an earlier run.
@@ -511,22 +528,4 @@ fn remove_overlays(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_nearest_ranks() {
-        assert_eq!(Latency::of(Vec::new()), None);
-        let one = Latency::of(vec![0.5]).unwrap();
-        assert_eq!((one.p50, one.p90, one.p99, one.max), (500.0, 500.0, 500.0, 500.0));
-        let many = Latency::of((1..=200).rev().map(|i| i as f32 * 0.001).collect()).unwrap();
-        for (found, expected) in
-            [(many.p50, 100.0), (many.p90, 180.0), (many.p99, 198.0), (many.max, 200.0)]
-        {
-            assert!((found - expected).abs() < 1e-3, "{found} for {expected}");
-        }
-    }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::artifact::network::blank_network;
-use crate::commands::test::CHECKPOINTS_FILE;
+use crate::commands::test::{CHECKPOINTS_FILE, errors_file};
 use crate::data::Split;
 use crate::eval::Report;
 use crate::io;
@@ -28,6 +28,8 @@ const DEPTH: usize = 6;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum QuantizationKind {
+    /// The network that the runs began with.
+    Start,
     /// No layer is quantized.
     FullPrecision,
     /// Modules one after another.
@@ -40,12 +42,14 @@ pub enum QuantizationKind {
 
 impl QuantizationKind {
     /// In the order of the legend.
-    pub const ALL: [Self; 4] = [Self::FullPrecision, Self::Modular, Self::Uniform, Self::LayerWise];
+    pub const ALL: [Self; 5] =
+        [Self::Start, Self::FullPrecision, Self::Modular, Self::Uniform, Self::LayerWise];
 }
 
 impl fmt::Display for QuantizationKind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
+            Self::Start => "start",
             Self::FullPrecision => "full precision",
             Self::Modular => "modular (MQAT)",
             Self::Uniform => "uniform",
@@ -67,6 +71,8 @@ pub struct Point {
     pub network: String,
     /// What it is compared as.
     pub family: QuantizationKind,
+    /// Name of the last stage behind it; empty for the start.
+    pub stage: String,
     /// The run's seed.
     pub seed: u64,
     /// Steps behind it.
@@ -83,10 +89,33 @@ pub struct Point {
     pub(super) place: (PathBuf, usize),
 }
 
+impl Point {
+    /// The errors of every object.
+    pub(super) fn errors_file(&self) -> PathBuf {
+        self.place.0.join(errors_file(self.place.1))
+    }
+}
+
 /// An experiment with its evaluated networks.
 pub(super) struct GatheredExperiment {
     pub folder: Folder,
+    pub config: Config,
     pub points: Vec<Point>,
+    /// The size of its network before anything is quantized.
+    float_sizes: Sizes,
+}
+
+impl GatheredExperiment {
+    /// The weights that it began with; none for random values.
+    pub fn start_file(&self) -> Option<&Path> {
+        let experiment = &self.config.experiment;
+        experiment.pretrained.then(|| Path::new(&experiment.url))
+    }
+
+    /// Its folder, for messages.
+    pub fn at(&self) -> std::path::Display<'_> {
+        self.folder.path.display()
+    }
 }
 
 /// What an experiment's path says: `LOGS/PROBLEM/TOPOLOGY/expNNN`.
@@ -115,9 +144,21 @@ impl Place {
     }
 }
 
-/// The folders of the experiments that are asked for.
+/// The folders of the experiments that are asked for; without any those of the topology.
 pub(super) fn find(experiments: &[String], select: &Select, home: &Home) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
+    if experiments.is_empty() {
+        let all = home.logs.join(select.problem()).join(select.topology());
+        if all.is_dir() {
+            below(&all, DEPTH, &mut found)?;
+        }
+        ensure!(
+            !found.is_empty(),
+            "{}: no experiment (a folder expNNN with a config.json) is there; name experiments, --topology or --logs",
+            all.display()
+        );
+        return Ok(found);
+    }
     for text in experiments {
         let path = Path::new(text);
         if path.is_dir() {
@@ -143,6 +184,11 @@ pub(super) fn find(experiments: &[String], select: &Select, home: &Home) -> Resu
     Ok(found)
 }
 
+/// Whether two paths are of one folder.
+pub(super) fn is_same(a: &Path, b: &Path) -> bool {
+    a == b || matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
+}
+
 /// Experiments in a folder, in the order of their paths; not below an experiment.
 fn below(path: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -166,6 +212,11 @@ fn evaluation(path: &Path, split: Split) -> PathBuf {
     path.join("eval").join(split.to_string())
 }
 
+/// Where the evaluation of the network that an experiment began with lies.
+pub(super) fn start_evaluation(path: &Path, split: Split) -> PathBuf {
+    path.join("eval").join(format!("{split}_start"))
+}
+
 /// Whether `mqat test` was run on the split.
 pub(super) fn is_evaluated(path: &Path, split: Split) -> bool {
     evaluation(path, split).join("metrics.json").is_file()
@@ -178,6 +229,43 @@ pub(super) fn open(path: &Path, split: Split) -> Result<Option<GatheredExperimen
     }
     let folder = Folder { path: path.to_owned(), id: Place::of(path)?.id };
     let from = evaluation(path, split);
+    let evaluated = evaluated(&from)?;
+    let document: Value = io::read_json(&folder.config())?;
+    let config = config::parse(document, &folder.config().display().to_string())?;
+    let stages = config.train_config().stages;
+    let net = blank_network(&config, Device::Cpu)?;
+    let size = [config.input.width, config.input.height];
+    let all = layers(net.as_ref(), &stages, size)?;
+    let mut points = Vec::new();
+    for (i, (report, checkpoint)) in evaluated.into_iter().enumerate() {
+        let checkpoint = moved(&folder, checkpoint);
+        let meta = CheckpointMeta::of_file(&checkpoint)
+            .with_context(|| format!("{}: its checkpoint {i}", from.display()))?
+            .with_context(|| format!("{} says nothing of its stage", checkpoint.display()))?;
+        let stage = meta.position.stage;
+        let done = stages.get(..=stage).with_context(|| {
+            format!("{} is of stage {stage}, which the config has not", checkpoint.display())
+        })?;
+        points.push(Point {
+            experiment: path.to_owned(),
+            network: report.name.clone(),
+            family: family(done),
+            stage: meta.stage_name,
+            seed: meta.seed,
+            global_step: meta.position.global_step,
+            sizes: sizes_after(&all, net.as_ref(), stage),
+            key: key(&config, done),
+            place: (from.clone(), i),
+            checkpoint,
+            report,
+        });
+    }
+    let float_sizes = sizes_after(&layers(net.as_ref(), &[], size)?, net.as_ref(), 0);
+    Ok(Some(GatheredExperiment { folder, config, points, float_sizes }))
+}
+
+/// The reports of an evaluation's folder with their files.
+fn evaluated(from: &Path) -> Result<Vec<(Report, PathBuf)>> {
     let reports: Vec<Report> = io::read_json(&from.join("metrics.json"))?;
     let files = from.join(CHECKPOINTS_FILE);
     ensure!(
@@ -193,35 +281,28 @@ pub(super) fn open(path: &Path, split: Split) -> Result<Option<GatheredExperimen
         checkpoints.len(),
         reports.len()
     );
-    let document: Value = io::read_json(&folder.config())?;
-    let config = config::parse(document, &folder.config().display().to_string())?;
-    let stages = config.train_config().stages;
-    let net = blank_network(&config, Device::Cpu)?;
-    let all = layers(net.as_ref(), &stages, [config.input.width, config.input.height])?;
-    let mut points = Vec::new();
-    for (i, (report, checkpoint)) in reports.into_iter().zip(checkpoints).enumerate() {
-        let checkpoint = moved(&folder, checkpoint);
-        let meta = CheckpointMeta::of_file(&checkpoint)
-            .with_context(|| format!("{}: its checkpoint {i}", files.display()))?
-            .with_context(|| format!("{} says nothing of its stage", checkpoint.display()))?;
-        let stage = meta.position.stage;
-        let done = stages.get(..=stage).with_context(|| {
-            format!("{} is of stage {stage}, which the config has not", checkpoint.display())
-        })?;
-        points.push(Point {
-            experiment: path.to_owned(),
-            network: report.name.clone(),
-            family: family(done),
-            seed: meta.seed,
-            global_step: meta.position.global_step,
-            sizes: sizes_after(&all, net.as_ref(), stage),
-            key: key(&config, done),
-            place: (from.clone(), i),
-            checkpoint,
-            report,
-        });
-    }
-    Ok(Some(GatheredExperiment { folder, points }))
+    Ok(reports.into_iter().zip(checkpoints).collect())
+}
+
+/// The row `start` from the evaluation in `from`, of the network that `experiment` is of.
+pub(super) fn start_point(from: &Path, experiment: &GatheredExperiment) -> Result<Point> {
+    let mut evaluated = evaluated(from)?;
+    let (Some((report, checkpoint)), true) = (evaluated.pop(), evaluated.is_empty()) else {
+        bail!("{}: expected the evaluation of one network, the start", from.display())
+    };
+    Ok(Point {
+        experiment: experiment.folder.path.clone(),
+        checkpoint,
+        network: format!("{}, as it is", report.name),
+        family: QuantizationKind::Start,
+        stage: String::new(),
+        seed: experiment.config.experiment.seed,
+        global_step: 0,
+        sizes: experiment.float_sizes,
+        report,
+        key: "start".to_owned(),
+        place: (from.to_owned(), 0),
+    })
 }
 
 /// A checkpoint of an experiment that may have been moved since.

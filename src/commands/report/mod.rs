@@ -1,7 +1,8 @@
 //! `mqat report`: evaluated experiments side by side, accuracy against compression.
 //!
 //! [`report`] collects what `mqat test` wrote into the experiments' folders (`gather.rs`), averages runs that differ in
-//! nothing but their seed, and writes tables, a chart and one HTML page (`page.rs`) that needs no other file.
+//! nothing but their seed, compares the rows with one of them on the same objects (`compare.rs`), and writes tables, a
+//! chart and an HTML page (`page.rs`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,26 +14,50 @@ use crate::data::Split;
 use crate::eval::Progress;
 use crate::io;
 use crate::io::chart::{Chart, Series};
-use crate::pose::EvalTable;
+use crate::pose::{EvalTable, Recall};
 use crate::run::home::Home;
 use crate::run::request::Request;
 
+mod base;
+mod cells;
+mod columns;
+mod compare;
 mod gather;
 mod page;
+mod start;
 mod summary;
 mod tables;
 
+use base::Base;
+pub use columns::Column;
+use compare::Outcomes;
 use gather::GatheredExperiment;
 pub use gather::{Point, QuantizationKind};
-pub use summary::{Group, ReportSummary, RunSpread};
+use page::Pictures;
+pub use summary::{
+    ClassSpread, Group, PairedReport, PairedRow, PairedRun, ReportSummary, RunSpread, WorseControl,
+};
+pub use tables::TableFormat;
 
 /// What `mqat report` is asked.
 #[derive(Debug, Clone)]
 pub struct ReportRequest {
     /// Problem and topology for experiments given by number, places, device.
     pub run: Request,
-    /// Experiments: folders, folders with experiments below them, or numbers (`3`, `exp003`).
+    /// Experiments: folders, folders with experiments below them, or numbers (`3`, `exp003`); none takes those of the
+    /// topology.
     pub experiments: Vec<String>,
+    /// The row that the others are compared with: `start`, or an experiment as above with `:STAGE` after it for another
+    /// stage than its last evaluated one.
+    pub paired: Option<String>,
+    /// Folder of the evaluation of the network that the runs began with; none is looked for in the experiments.
+    pub start: Option<PathBuf>,
+    /// The columns of the tables; empty takes the usual ones.
+    pub columns: Vec<Column>,
+    /// Whether tables show every class.
+    pub per_class: bool,
+    /// Whether the page holds its pictures, which lie beside it else.
+    pub self_contained: bool,
     /// The split whose evaluations are read.
     pub split: Split,
     /// Evaluate experiments that were not, at the end of every stage.
@@ -46,14 +71,24 @@ pub struct ReportRequest {
 /// Collects, averages and writes.
 ///
 /// # Errors
-/// If an experiment is not there, none has an evaluation, the evaluations are of different lists of images, or a file
-/// cannot be read or written.
+/// If an experiment is not there, none has an evaluation, the evaluations are of different lists of images, the row to
+/// compare with is not there, or a file cannot be read or written.
 pub fn report(
     request: &ReportRequest,
     progress: &mut dyn FnMut(&str, Progress),
 ) -> Result<ReportSummary> {
     let home = request.run.home()?;
-    let folders = gather::find(&request.experiments, &request.run.select, &home)?;
+    let columns = columns_of(request)?;
+    let mut folders = gather::find(&request.experiments, &request.run.select, &home)?;
+    let base = match &request.paired {
+        Some(text) => Some(Base::parse(text, &request.run.select, &home)?),
+        None => None,
+    };
+    if let Some(folder) = base.as_ref().and_then(Base::folder)
+        && !folders.iter().any(|f| gather::is_same(f, folder))
+    {
+        folders.push(folder.to_owned());
+    }
     let mut experiments = Vec::new();
     let mut left_out = Vec::new();
     for folder in folders {
@@ -77,19 +112,64 @@ pub fn report(
             folder.display()
         );
     }
-    ensure_comparable(&experiments)?;
+    let start = start::find(request, &experiments, progress)?;
+    let points: Vec<Point> =
+        start.into_iter().chain(experiments.iter().flat_map(|e| e.points.clone())).collect();
+    ensure_comparable(&points)?;
+    let groups = groups(&points);
+    let (paired, worse_controls) = compare(base.as_ref(), &groups, &points, &experiments)?;
     let out = request.out.clone().unwrap_or_else(|| default_folder(request, &home));
     fs::create_dir_all(&out).with_context(|| format!("making the folder {}", out.display()))?;
-    let points: Vec<Point> = experiments.iter().flat_map(|e| e.points.clone()).collect();
     let summary = ReportSummary {
         synthetic_data: points.iter().any(|p| p.report.dataset.synthetic),
-        groups: groups(&points),
+        groups,
+        paired,
+        worse_controls,
+        columns,
+        columns_chosen: !request.columns.is_empty(),
+        per_class: request.per_class,
         points,
         left_out,
         folder: out,
     };
     write(request, &summary, &experiments)?;
     Ok(summary)
+}
+
+/// The columns that were chosen, else the usual ones.
+fn columns_of(request: &ReportRequest) -> Result<Vec<Column>> {
+    let is_paired = request.paired.is_some();
+    if request.columns.is_empty() {
+        return Ok(Column::default_ones(is_paired));
+    }
+    for (i, column) in request.columns.iter().enumerate() {
+        ensure!(
+            is_paired || !column.is_paired(),
+            "--columns: {column} compares with a base; pass --paired BASE"
+        );
+        ensure!(!request.columns[..i].contains(column), "--columns: {column} is named twice");
+    }
+    Ok(request.columns.clone())
+}
+
+/// The rows against the base, and the float rows that are worse than the start.
+fn compare(
+    base: Option<&Base>,
+    groups: &[Group],
+    points: &[Point],
+    experiments: &[GatheredExperiment],
+) -> Result<(Option<PairedReport>, Vec<WorseControl>)> {
+    let has_start = groups.iter().any(|g| g.family == QuantizationKind::Start);
+    if base.is_none() && !has_start {
+        return Ok((None, Vec::new()));
+    }
+    let base = base.map(|base| base.row(groups, points, experiments)).transpose()?;
+    let outcomes = Outcomes::read(groups, points)?;
+    let worse = outcomes.worse_controls(groups)?;
+    for control in &worse {
+        tracing::warn!("{}", control.text());
+    }
+    Ok((base.map(|base| outcomes.against(groups, base)).transpose()?, worse))
 }
 
 fn default_folder(request: &ReportRequest, home: &Home) -> PathBuf {
@@ -128,14 +208,13 @@ fn evaluate(
 }
 
 /// Percentages over different images are not to be put side by side.
-fn ensure_comparable(experiments: &[GatheredExperiment]) -> Result<()> {
+fn ensure_comparable(points: &[Point]) -> Result<()> {
     let what = |p: &Point| {
         let d = &p.report.dataset;
         (d.root.clone(), d.list.clone(), d.num_objects)
     };
-    let points: Vec<&Point> = experiments.iter().flat_map(|e| &e.points).collect();
     let Some(first) = points.first() else { return Ok(()) };
-    for other in &points {
+    for other in points {
         ensure!(
             what(first) == what(other),
             "{} was evaluated on {:?} and {} on {:?} (folder, list, objects): evaluate both on the same images",
@@ -155,10 +234,11 @@ fn groups(points: &[Point]) -> Vec<Group> {
     keys.retain(|key| seen.insert(*key));
     keys.iter()
         .filter_map(|key| {
-            let mut runs: Vec<&Point> = points.iter().filter(|p| p.key == **key).collect();
+            let of_key = points.iter().enumerate().filter(|(_, p)| p.key == **key);
             // One run seen twice (what orders of a search begin with alike, a copy) is not a second sample.
             let mut seeds = std::collections::HashSet::new();
-            runs.retain(|run| seeds.insert(run.seed));
+            let (places, runs): (Vec<usize>, Vec<&Point>) =
+                of_key.filter(|(_, run)| seeds.insert(run.seed)).unzip();
             let first = runs.first()?;
             Some(Group {
                 network: first.network.clone(),
@@ -168,7 +248,25 @@ fn groups(points: &[Point]) -> Vec<Group> {
                 seeds: runs.iter().map(|p| p.seed).collect(),
                 headline: spreads(&runs, EvalTable::HEADLINE),
                 true_adi: spreads(&runs, EvalTable::TRUE_ADI),
+                classes: class_spreads(&runs),
+                runs: places,
             })
+        })
+        .collect()
+}
+
+/// The headline of every class over all depths; nothing where there is one class.
+fn class_spreads(runs: &[&Point]) -> Vec<ClassSpread> {
+    let Some(first) = runs.first() else { return Vec::new() };
+    let Some(last) = first.report.table.bins.len().checked_sub(1) else { return Vec::new() };
+    let classes = first.report.table.classes.iter().enumerate();
+    classes
+        .filter_map(|(class, section)| {
+            let recalls = runs.iter().filter_map(|p| {
+                p.report.table.classes.get(class)?.recall(EvalTable::HEADLINE, last)
+            });
+            let spread = spread_of("all", &recalls.collect::<Vec<_>>())?;
+            Some(ClassSpread { class: section.name.clone(), spread })
         })
         .collect()
 }
@@ -177,17 +275,21 @@ fn spreads(runs: &[&Point], row: &str) -> Vec<RunSpread> {
     let Some(first) = runs.first() else { return Vec::new() };
     let bins = first.report.table.bins.iter().enumerate();
     bins.filter_map(|(i, bin)| {
-        let recalls: Vec<_> =
-            runs.iter().filter_map(|p| p.report.table.all.recall(row, i)).collect();
-        let values: Vec<f64> = recalls.iter().filter_map(|r| r.percent).collect();
-        let (mean, std_dev) = mean_and_std_dev(&values)?;
-        let interval_95 = match recalls.as_slice() {
-            [one] => one.interval_95,
-            _ => None,
-        };
-        Some(RunSpread { bin: bin.name.clone(), mean, std_dev, interval_95 })
+        let recalls = runs.iter().filter_map(|p| p.report.table.all.recall(row, i));
+        spread_of(&bin.name, &recalls.collect::<Vec<_>>())
     })
     .collect()
+}
+
+/// Mean and spread of one recall over runs; none without objects.
+fn spread_of(bin: &str, recalls: &[&Recall]) -> Option<RunSpread> {
+    let values: Vec<f64> = recalls.iter().filter_map(|r| r.percent).collect();
+    let (mean, std_dev) = mean_and_std_dev(&values)?;
+    let interval_95 = match recalls {
+        [one] => one.interval_95,
+        _ => None,
+    };
+    Some(RunSpread { bin: bin.to_owned(), mean, std_dev, interval_95 })
 }
 
 /// Mean and, of two values or more, the sample's standard deviation.
@@ -237,10 +339,12 @@ fn write(
     chart.write_png(&out.join("accuracy_over_compression.png"))?;
     io::write_json(&out.join("report.json"), summary)?;
     let title = request.title.as_deref().unwrap_or("mqat: experiments side by side");
-    let page = page::page(title, summary, experiments, &svg)?;
+    let mut pictures = Pictures::new(out, request.self_contained);
+    let page = page::page(title, summary, experiments, &svg, &mut pictures)?;
     let files = [
         ("table.md", tables::markdown(summary)),
         ("table.csv", tables::csv(summary)),
+        ("table.tex", tables::latex(summary)),
         ("index.html", page),
     ];
     for (name, text) in files {

@@ -1,4 +1,4 @@
-//! The HTML page: chart, tables, curves and overlays in one file.
+//! The HTML page: chart, tables, curves and overlays, with the pictures beside it or in it.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,10 +10,13 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::gather::{GatheredExperiment, Point};
 use super::summary::ReportSummary;
-use super::tables;
+use super::tables::{self, TableFormat, escape};
+use crate::io;
 
 /// Overlays shown of each network.
 const MOST_OVERLAYS: usize = 4;
+/// Folder of the pictures beside the page.
+const FOLDER: &str = "pictures";
 /// Experiments whose curves and overlays are shown; more make the page too large to open.
 const MOST_DETAILED: usize = 40;
 
@@ -26,7 +29,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#262b33;max-w
     .overlays img{flex:0 1 15rem}.note{color:#5f6772}.synthetic{background:#fff4d6;padding:.5rem 1rem}\
     summary{cursor:pointer;font-weight:600;margin:.8rem 0}";
 
-/// The whole page; nothing in it is loaded from elsewhere.
+/// The whole page; it loads nothing but pictures of the folder that it lies in.
 ///
 /// # Errors
 /// If a chart or an overlay that is there cannot be read.
@@ -35,6 +38,7 @@ pub(super) fn page(
     summary: &ReportSummary,
     experiments: &[GatheredExperiment],
     chart: &Path,
+    pictures: &mut Pictures,
 ) -> Result<String> {
     let mut html = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -48,9 +52,8 @@ pub(super) fn page(
              SwissCube.</p>\n",
         );
     }
-    let _ = writeln!(html, "<figure>{}</figure>", svg(chart)?.unwrap_or_default());
-    let rows: Vec<Vec<String>> = summary.groups.iter().map(tables::cells).collect();
-    html.push_str(&table("wide", &tables::head(summary), &rows));
+    let _ = writeln!(html, "<figure>{}</figure>", pictures.svg(chart)?.unwrap_or_default());
+    html.push_str(&summary.formatted(TableFormat::Html));
     for note in tables::notes(summary) {
         let _ = writeln!(html, "<p class=\"note\">{}</p>", escape(&note));
     }
@@ -60,7 +63,7 @@ pub(super) fn page(
     }
     html.push_str("<h2>Experiments</h2>\n");
     for experiment in experiments.iter().take(MOST_DETAILED) {
-        html.push_str(&details(experiment)?);
+        html.push_str(&details(experiment, pictures)?);
     }
     if experiments.len() > MOST_DETAILED {
         let _ = writeln!(
@@ -74,12 +77,12 @@ pub(super) fn page(
 }
 
 /// Curves, tables over depth and overlays of an experiment.
-fn details(experiment: &GatheredExperiment) -> Result<String> {
+fn details(experiment: &GatheredExperiment, pictures: &mut Pictures) -> Result<String> {
     let at = escape(&experiment.folder.path.display().to_string());
     let mut html = format!("<details><summary>{at}</summary>\n<div class=\"row\">");
     let plots = experiment.folder.plots();
     for name in ["loss", "validation", "frozen"] {
-        if let Some(drawn) = svg(&plots.join(format!("{name}.svg")))? {
+        if let Some(drawn) = pictures.svg(&plots.join(format!("{name}.svg")))? {
             let _ = write!(html, "<figure>{drawn}</figure>");
         }
     }
@@ -87,18 +90,18 @@ fn details(experiment: &GatheredExperiment) -> Result<String> {
     let mut shown: Option<&PathBuf> = None;
     for point in &experiment.points {
         if shown != Some(&point.place.0)
-            && let Some(drawn) = svg(&point.place.0.join("accuracy_over_depth.svg"))?
+            && let Some(drawn) = pictures.svg(&point.place.0.join("accuracy_over_depth.svg"))?
         {
             let _ = writeln!(html, "<figure>{drawn}</figure>");
         }
         shown = Some(&point.place.0);
-        html.push_str(&network(point)?);
+        html.push_str(&network(point, pictures)?);
     }
     html.push_str("</details>\n");
     Ok(html)
 }
 
-fn network(point: &Point) -> Result<String> {
+fn network(point: &Point, pictures: &mut Pictures) -> Result<String> {
     let mut html = format!("<h3>{}</h3>\n", escape(&point.network));
     let _ = writeln!(
         html,
@@ -122,11 +125,10 @@ fn network(point: &Point) -> Result<String> {
             std::iter::once(row.name.clone()).chain(cells).collect()
         })
         .collect();
-    html.push_str(&table("", &head, &rows));
+    html.push_str(&tables::html("", &head, &rows));
     html.push_str("<div class=\"row overlays\">");
     for path in overlays(&point.place.0.join(format!("overlays_{}", point.place.1)))? {
-        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        html.push_str(&picture(&path, "image/png", &bytes));
+        html.push_str(&pictures.picture(&path, "image/png")?);
     }
     html.push_str("</div>\n");
     Ok(html)
@@ -150,34 +152,41 @@ fn overlays(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok((0..num).map(|i| all[i * all.len() / num].clone()).collect())
 }
 
-/// A chart to stand in the page, as a picture: scripts in a drawing from elsewhere do not run in one. `None` where there is
-/// no file.
-fn svg(path: &Path) -> Result<Option<String>> {
-    if !path.is_file() {
-        return Ok(None);
+/// The pictures of a page: in it, or in a folder beside it.
+pub(super) struct Pictures {
+    /// The report's folder; none keeps them in the page.
+    beside: Option<PathBuf>,
+    num: usize,
+}
+
+impl Pictures {
+    /// In the page, or beside the page in `out`.
+    pub fn new(out: &Path, self_contained: bool) -> Self {
+        Self { beside: (!self_contained).then(|| out.to_owned()), num: 0 }
     }
-    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    Ok(Some(picture(path, "image/svg+xml", &bytes)))
-}
 
-/// A picture that is part of the page.
-fn picture(path: &Path, kind: &str, bytes: &[u8]) -> String {
-    let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-    let data = STANDARD.encode(bytes);
-    format!("<img alt=\"{}\" src=\"data:{kind};base64,{data}\">", escape(&name))
-}
+    /// A chart to stand in the page, as a picture: scripts in a drawing from elsewhere do not run in one. `None` where
+    /// there is no file.
+    fn svg(&mut self, path: &Path) -> Result<Option<String>> {
+        path.is_file().then(|| self.picture(path, "image/svg+xml")).transpose()
+    }
 
-fn table(class: &str, head: &[String], rows: &[Vec<String>]) -> String {
-    let line = |tag: &str, cells: &[String]| {
-        let cells: String = cells.iter().map(|c| format!("<{tag}>{}</{tag}>", escape(c))).collect();
-        format!("<tr>{cells}</tr>\n")
-    };
-    let body: String = rows.iter().map(|row| line("td", row)).collect();
-    format!("<table class=\"{class}\">\n{}{body}</table>\n", line("th", head))
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    /// A picture that the page shows.
+    fn picture(&mut self, path: &Path, kind: &str) -> Result<String> {
+        let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        let source = match &self.beside {
+            None => format!("data:{kind};base64,{}", STANDARD.encode(bytes)),
+            Some(out) => {
+                let ending = if kind == "image/png" { "png" } else { "svg" };
+                let name = format!("{FOLDER}/{:04}.{ending}", self.num);
+                self.num += 1;
+                io::write_atomic(&out.join(&name), |w| Ok(w.write_all(&bytes)?))?;
+                name
+            }
+        };
+        Ok(format!("<img alt=\"{}\" src=\"{source}\">", escape(&stem)))
+    }
 }
 
 #[cfg(test)]
@@ -185,25 +194,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_escaped_and_tables_are_closed() {
-        let html = table("wide", &["a<b".to_owned()], &[vec!["\"x\" & y".to_owned()]]);
-        assert!(
-            html.contains("<th>a&lt;b</th>") && html.contains("<td>&quot;x&quot; &amp; y</td>")
-        );
-        assert!(html.starts_with("<table class=\"wide\">") && html.ends_with("</table>\n"));
-    }
-
-    #[test]
     fn a_drawing_from_elsewhere_is_a_picture_without_its_script() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a\"onload=\"x.svg");
         fs::write(&path, "<svg onload='a()'><script>b()</script></svg>").unwrap();
-        let html = svg(&path).unwrap().unwrap();
+        let html = Pictures::new(dir.path(), true).svg(&path).unwrap().unwrap();
         assert!(
             html.starts_with("<img alt=\"a&quot;onload=&quot;x\" src=\"data:image/svg+xml;base64,")
         );
         assert!(!html.contains("<script") && !html.contains("a()"), "{html}");
-        assert!(svg(&dir.path().join("none.svg")).unwrap().is_none());
+        let mut beside = Pictures::new(dir.path(), false);
+        assert!(beside.svg(&dir.path().join("none.svg")).unwrap().is_none());
+        let html = beside.svg(&path).unwrap().unwrap();
+        assert!(html.ends_with("src=\"pictures/0000.svg\">"), "{html}");
+        assert!(dir.path().join("pictures/0000.svg").is_file());
     }
 
     #[test]

@@ -154,7 +154,8 @@ pub(super) fn advise(
     match num_classes_of(&sizes) {
         Some(found) if bad && found != num_classes => format!(
             "head.cls_logits.weight knows {found} object class(es), and the config has {}: set data.N_CLASS to {} \
-             (classes and the background) with its MESH_DIAMETERS: ",
+             (classes and the background) with its MESH_DIAMETERS to use these, or fine-tune to your own classes with \
+             `mqat train --loose`, which keeps all layers but those that predict classes: ",
             num_classes,
             found + 1
         ),

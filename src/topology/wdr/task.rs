@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Tensor};
 
-use super::anchors::AnchorGrid;
+use super::anchors::{AnchorGrid, Level};
 use super::candidates::CandidateConfig;
 use super::config::NetworkConfig;
 use super::decoder::CellDecoder;
@@ -19,7 +19,7 @@ use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess};
 use crate::seed;
 use crate::topology::family::{DecodeSetting, Family, TaskSetting};
 use crate::topology::settings::{LossSettings, TargetSettings};
-use crate::topology::task::{BatchLosses, Prepare, Prepared, Task};
+use crate::topology::task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
 
 /// First part of the place of a target assignment's random stream.
 const PURPOSE_TARGETS: u64 = u64::from_le_bytes(*b"targets\0");
@@ -112,6 +112,16 @@ impl Task for CellTask {
         let outputs = HeadOutputs::of_named(&network.run(&images, train), grid)?;
         let losses = losses(&outputs, grid, camera, assignments, &self.loss)?;
         Ok(BatchLosses::new(vec![("cls", losses.cls), ("reg", losses.reg)], losses.num_positive))
+    }
+
+    fn level_targets(&self, prepared: &Prepared) -> Result<Vec<LevelTargets>> {
+        let assignments: &Vec<Assignment> = prepared.targets()?;
+        let positives = || assignments.iter().flat_map(|a| &a.positives);
+        let of_level = |level: &Level| LevelTargets {
+            name: format!("stride {}, anchors of {} px", level.stride, level.size_px),
+            num_targets: positives().filter(|p| level.cells().contains(&p.cell)).count(),
+        };
+        Ok(self.targets.grid.levels.iter().map(of_level).collect())
     }
 }
 

@@ -166,6 +166,7 @@ fn trainer(config: &TrainConfig, folder: &Path) -> Trainer {
         // When a process stops is not part of a run's configuration.
         config: serde_json::json!({"training": TrainConfig { max_steps: None, ..config.clone() }}),
         data: Default::default(),
+        objects: Vec::new(),
     };
     Trainer::new(toy_net(), config.clone(), task(), run).unwrap()
 }
@@ -245,7 +246,14 @@ impl Observer for Recorder {
 fn valley(_: &dyn Network, position: &Position) -> Result<Option<ValidScore>> {
     let value = (position.global_epoch as f64 - 1.5).abs();
     let name = "valid_loss".to_owned();
-    Ok(Some(ValidScore { name, value, higher_is_better: false, counts: None, details: vec![] }))
+    Ok(Some(ValidScore {
+        name,
+        value,
+        higher_is_better: false,
+        counts: None,
+        details: vec![],
+        outcomes: Default::default(),
+    }))
 }
 
 fn run(trainer: &mut Trainer, recorder: &mut Recorder) -> Result<Outcome> {

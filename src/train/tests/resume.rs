@@ -78,6 +78,7 @@ fn a_moving_average_survives_stops_bit_for_bit() {
             higher_is_better: true,
             counts: None,
             details: vec![],
+            outcomes: Default::default(),
         }))
     };
     let whole = tempfile::tempdir().unwrap();
@@ -207,6 +208,7 @@ fn another_seed_or_configuration_is_told() {
         checkpoints: folder.path().to_owned(),
         config: Value::Null,
         data: Default::default(),
+        objects: Vec::new(),
     };
     let mut other = Trainer::new(toy_net(), config, task(), run).unwrap();
     let mut recorder = Recorder::default();
@@ -287,6 +289,48 @@ fn learnt_stages() -> TrainConfig {
         r#"{"method": "lsq", "bits": 8}"#,
     );
     TrainConfig { stages: vec![fpn, head], ..TrainConfig::default() }
+}
+
+#[test]
+fn rescaled_weights_resume_bit_for_bit_and_their_average_is_in_the_new_unit() {
+    let weights = r#"{"bits": 2, "levels": "full", "schedule": {"0": 0.5, "1": 1}, "inq": {"rescale": "published"},
+        "layer_bits": {"fpn.out_convs": {"bits": 2, "n_levels": 4}}}"#;
+    let stage = StageConfig {
+        epochs: 2,
+        ..StageConfig::mqat("fpn", serde_json::from_str(weights).unwrap())
+    };
+    let ema = Some(EmaConfig { decay: 0.9, from: 0 });
+    let config = TrainConfig { stages: vec![stage], ema, ..TrainConfig::default() };
+    let (expected, _) = undisturbed(&config);
+    for stop in [1, 4, 5] {
+        let folder = tempfile::tempdir().unwrap();
+        let first = TrainConfig { max_steps: Some(stop), ..config.clone() };
+        let mut stopped = trainer(&first, folder.path());
+        run(&mut stopped, &mut Recorder::default()).unwrap();
+        let mut second = trainer(&config, folder.path());
+        second.resume(&ResumeFrom::Last, &mut ()).unwrap();
+        run(&mut second, &mut Recorder::default()).unwrap();
+        assert_equal(&everything(&second), &expected, &format!("after {stop} steps"));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut recorder = Recorder::default();
+    run(&mut trainer(&config, folder.path()), &mut recorder).unwrap();
+    for site in &recorder.ends[0].sites {
+        assert_eq!(
+            (site.bits, site.num_levels, site.max_level.as_slice()),
+            (2, Some(4), &[1.0][..])
+        );
+        let is_counted = site.name.starts_with("fpn.out_convs");
+        let codes = if is_counted { [-3, 3] } else { [-2, 1] };
+        assert_eq!(site.codes, Some(codes), "{}", site.name);
+    }
+    let checkpoint = Checkpoint::read(&recorder.ends[0].checkpoint).unwrap();
+    for (name, average) in &checkpoint.ema {
+        let (_, live) = checkpoint.weights.iter().find(|(own, _)| own == name).unwrap();
+        if name.starts_with("fpn.") && name.ends_with("weight") {
+            assert_eq!(bits(average), bits(live), "{name} is frozen");
+        }
+    }
 }
 
 #[test]
