@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use mqat::commands::{ScoreRequest, score};
-use mqat::data::Split;
 use mqat::run::{Request, Select};
 use mqat::synth::{SynthOptions, generate};
 use serde_json::Value;
@@ -41,7 +40,7 @@ fn print_scores(dataset: &Path, poses: &Path) -> Result<()> {
         },
         predictions: vec![poses.to_owned()],
         format: None, // told by the file's content
-        split: Split::Test,
+        split: None,
         out: None,
         overlays: false,
     };

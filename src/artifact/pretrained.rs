@@ -3,14 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use tch::Device;
 
 use super::kind::Strictness;
+use super::network::new_network;
 use super::open::{Asked, open};
 use super::weights;
 use crate::nn::Network;
 use crate::run::config::Names;
 use crate::run::folder::Pretrained;
 use crate::run::{Config, Home, Select, stretch};
+use crate::topology::Teacher;
 use crate::train::StageConfig;
 
 /// A run that starts from a file of weights which the user names, and goes straight to its flow.
@@ -90,4 +93,18 @@ pub(crate) fn load_pretrained(net: &dyn Network, config: &Config) -> Result<Pret
     );
     loaded.report.log();
     Pretrained::of(path, config.experiment.loose)
+}
+
+/// The network that a run under this config learns from: the float weights that it starts from, on `device`.
+pub(crate) fn teacher(config: &Config, device: Device) -> Result<Option<Teacher>> {
+    let Some(distill) = &config.training.distill else { return Ok(None) };
+    let net = new_network(config, device)?;
+    load_pretrained(net.as_ref(), config).context("loading the teacher of training.distill")?;
+    let teacher = Teacher::new(net, distill)?;
+    tracing::info!(
+        "learning from {}, weights {:016x}",
+        config.experiment.url,
+        teacher.fingerprint()
+    );
+    Ok(Some(teacher))
 }

@@ -9,15 +9,16 @@ use super::machine::Machine;
 use super::report::{BenchReport, object, resize};
 use super::rounds::{Progress, Rounds, Subject, measure, timed};
 use crate::artifact::network::new_network;
+use crate::artifact::pretrained::teacher;
 use crate::data::{Batch, Dataset, Loader, LoaderOptions};
 use crate::quant::{FractionSchedule, WeightMethod};
 use crate::run::config::{Config, Names};
 use crate::run::flow::{self, Baseline, Bits, FlowSource};
 use crate::run::folder::Start;
 use crate::run::layers::name_of;
-use crate::run::options::{loader_options, task_of};
+use crate::run::options::{loader_options, task_with};
 use crate::run::request::Request;
-use crate::train::{Rehearsal, RunInfo, StageConfig, TrainConfig, Trainer};
+use crate::train::{Afterwards, Rehearsal, RunInfo, StageConfig, TrainConfig, Trainer};
 
 /// Steps leave the network where it is, whatever its stage would do: times do not depend on it, and many steps with
 /// one batch do not lead to numbers that are none.
@@ -142,6 +143,7 @@ fn runs(request: &TrainStepRequest, config: &Config) -> Result<Vec<Run>> {
         module: None,
         weights: None,
         activations: None,
+        afterwards: Afterwards::Freeze,
         ..first
     };
     runs.insert(0, Run { name: "float".to_owned(), stages: vec![float] });
@@ -182,7 +184,8 @@ impl Run {
         checked.quantize.flow = self.stages.clone();
         flow::check(&checked, net.as_ref())?;
         let train = TrainConfig { stages: self.stages, ..config.train_config() };
-        let task = task_of(config, dataset, config.experiment.seed)?;
+        let teacher = teacher(config, device)?;
+        let task = task_with(config, dataset, config.experiment.seed, teacher)?;
         let run = RunInfo {
             seed: config.experiment.seed,
             checkpoints: folder.to_owned(),

@@ -7,6 +7,7 @@ use clap::{ArgAction, Parser, Subcommand};
 use super::audit::AuditArgs;
 use super::bench::BenchArgs;
 use super::config::ConfigArgs;
+use super::dataset::DatasetArgs;
 use super::export::ExportArgs;
 use super::import::ImportArgs;
 use super::inspect::InspectArgs;
@@ -76,6 +77,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// Put evaluated experiments side by side: accuracy against compression, tables, one HTML page.
     Report(ReportArgs),
+    /// Look at a BOP folder of your own before training: counts, sizes, faults, and the config that fits.
+    Dataset(DatasetArgs),
     /// Render a synthetic SwissCube dataset.
     Synth(SynthArgs),
     /// Show a network (layers, parameters, quantization plan), or what a file of any kind holds.

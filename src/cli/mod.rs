@@ -7,6 +7,7 @@ mod audit;
 mod bench;
 mod completions;
 mod config;
+mod dataset;
 mod export;
 mod failure;
 mod import;
@@ -68,6 +69,7 @@ fn dispatch(command: Command) -> Result<CommandEnd> {
         Command::Report(args) => report::run(args).map(|()| CommandEnd::Done),
         Command::Score(args) => score::run(args).map(|()| CommandEnd::Done),
         Command::Synth(args) => synth::run(&args).map(|()| CommandEnd::Done),
+        Command::Dataset(args) => dataset::run(args).map(|()| CommandEnd::Done),
         Command::Inspect(args) => inspect::run(args).map(|()| CommandEnd::Done),
         Command::Import(args) => import::run(args).map(|()| CommandEnd::Done),
         Command::Audit(args) => audit::run(args).map(|()| CommandEnd::Done),

@@ -8,7 +8,6 @@ use clap::Args;
 use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, select};
 use crate::commands::{ScoreRequest, score};
-use crate::data::Split;
 use crate::eval::ResultFormat;
 use crate::run::Request;
 
@@ -24,9 +23,10 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<ResultFormat>,
 
-    /// The split that the predictions are of.
-    #[arg(long, default_value = "test", value_name = "train|valid|test")]
-    pub split: Split,
+    /// The split that the predictions are of: train, valid or test; of a BOP folder without a config the name of a folder of
+    /// scenes [default: test; the only folder of test scenes].
+    #[arg(long, value_name = "train|valid|test|FOLDER")]
+    pub split: Option<String>,
 
     #[command(flatten)]
     pub select: ConfigSelect,

@@ -16,8 +16,9 @@ use crate::quant::{Levels, WeightMethod};
 use crate::run::parse_weight_method;
 use crate::study::{
     Budget, Division, First, ListedTrial, SearchEnd, SearchRequest, SizeKind, SizeTarget,
-    TraceRequest, Walk, search,
+    StageEpochs, TraceRequest, Walk, search,
 };
+use crate::train::Afterwards;
 
 /// Arguments of `mqat search`.
 #[derive(Debug, Clone, Args)]
@@ -80,6 +81,21 @@ pub struct SearchArgs {
     #[arg(long)]
     pub layerwise: bool,
 
+    /// With --layerwise: a stage for each module, its layers with their own bits, instead of one stage over all. The order is
+    /// by number of parameters, or begins with --first MODULE.
+    #[arg(long, requires = "layerwise")]
+    pub sequential: bool,
+
+    /// What becomes of modules after their stages: `freeze`, or `train` (they go on learning; not method inq)
+    /// [default: what the config's stages say].
+    #[arg(long, value_enum, value_name = "freeze|train")]
+    pub afterwards: Option<AfterwardsArg>,
+
+    /// How the plan's stages share the epochs of the config's flow: `equal`, or `sensitivity` (in proportion to the summed
+    /// sensitivity of their layers, with a floor) [default: each as long as its config's stage].
+    #[arg(long, value_enum, value_name = "equal|sensitivity")]
+    pub stage_epochs: Option<StageEpochsArg>,
+
     /// Score orders of the modules too: every one, or one found place by place. Orders that begin alike share these stages.
     #[arg(long, value_enum, value_name = "all|greedy")]
     pub orders: Option<OrdersArg>,
@@ -102,6 +118,7 @@ Examples:
   mqat search --topology WidedepthTiny --target-compression 8 --out plan.json
   mqat train --topology WidedepthTiny --flow plan.json
   mqat search --topology WidedepthTiny --target-compression 8 --layerwise --method lsq --out hawq.json
+  mqat search --topology WidedepthTiny --target-compression 8 --layerwise --sequential --method lsq --afterwards train --out plan.json
   mqat search --topology WidedepthTiny --assign backbone:8,fpn:2,head:8 --orders all
 
 A search that was stopped goes on with the same command: complete trials are kept, others resume.";
@@ -202,6 +219,20 @@ pub enum OrdersArg {
     Greedy,
 }
 
+/// What becomes of finished modules.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum AfterwardsArg {
+    Freeze,
+    Train,
+}
+
+/// Lengths of stages.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum StageEpochsArg {
+    Equal,
+    Sensitivity,
+}
+
 /// Divisions.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum DivisionArg {
@@ -298,6 +329,15 @@ impl SearchArgs {
             },
             first_margin: self.trials.first_margin,
             layerwise: self.layerwise,
+            sequential: self.sequential,
+            afterwards: self.afterwards.map(|afterwards| match afterwards {
+                AfterwardsArg::Freeze => Afterwards::Freeze,
+                AfterwardsArg::Train => Afterwards::Train,
+            }),
+            stage_epochs: self.stage_epochs.map(|rule| match rule {
+                StageEpochsArg::Equal => StageEpochs::Equal,
+                StageEpochsArg::Sensitivity => StageEpochs::Sensitivity,
+            }),
             keep_first_layer: self.keep_first_layer,
             keep_last_layer: self.keep_last_layer,
             walk: self.orders.map(|orders| match orders {
@@ -326,7 +366,7 @@ fn ensure_all_act(args: &SearchArgs) -> Result<()> {
     let (trials, trace, usual) = (&args.trials, &args.trace, TraceRequest::default());
     if args.layerwise {
         let options = [
-            ("--first", trials.first.is_some()),
+            ("--first", trials.first.is_some() && !args.sequential),
             ("--first-margin", trials.first_margin.is_some()),
             ("--budget-epochs", trials.budget_epochs.is_some()),
             ("--trial-images", trials.trial_images.is_some()),

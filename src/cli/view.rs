@@ -235,6 +235,7 @@ fn telemetry_text(numbers: &Numbers) -> String {
         percent(numbers.frozen_fraction, "frozen"),
         percent(numbers.flip_rate, "changed level"),
         percent(numbers.oscillation, "changed back"),
+        numbers.num_frozen_by_oscillation.map(|n| format!("{n} frozen for oscillating")),
         drift(numbers.scale_drift),
         numbers.sqnr_db.map(|db| format!("SQNR {db:.1} dB")),
         percent(numbers.zero_fraction, "zero"),

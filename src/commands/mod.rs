@@ -6,6 +6,7 @@
 mod audit;
 mod batch_norm;
 mod config;
+mod dataset;
 mod export;
 mod import;
 mod inspect;
@@ -21,6 +22,7 @@ mod verify;
 pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
 pub use batch_norm::BatchNormAudit;
 pub use config::{config_schema, config_tables, renew_config_tables, resolve_config};
+pub use dataset::{DatasetReport, check_dataset};
 pub use export::onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Runtime};
 pub use export::{
     ExportFormat, ExportReport, ExportRequest, ExportTarget, ExportWeights, PackReport, export,

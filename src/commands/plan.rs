@@ -8,8 +8,7 @@ use serde::Serialize;
 use tch::Device;
 
 use crate::artifact::network::blank_network;
-use crate::data::Split;
-use crate::io;
+use crate::data::{Split, num_images};
 use crate::quant::size::Sizes;
 use crate::run::config::{Config, Names, Select};
 use crate::run::flow::{self, FlowPlan, FlowSource, MadeBy};
@@ -245,7 +244,7 @@ fn count_images(request: &PlanRequest, home: &Home, config: &Config) -> Result<O
         Err(err) if request.data.is_some() => return Err(err),
         Err(_) => return Ok(None),
     };
-    let found = io::read_list(&root.join(list))?.len();
+    let found = num_images(&root, list)?;
     Ok(Some(config.training.train_images.map_or(found, |most| most.min(found))))
 }
 

@@ -1,17 +1,18 @@
 //! `mqat score`: poses from files, of this program or any other, over a split; no network.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::commands::test::{Run, text_of, write_report};
-use crate::data::{Dataset, Purpose, Split};
+use crate::data::{BopFolder, DataConfig, Dataset, Purpose, Split, SplitList};
 use crate::eval::{
-    EvaluationInfo, Report, ResultFile, ResultFormat, average_recalls, evaluate, odd_distances,
-    read_predictions,
+    BopSplit, EvaluationInfo, Report, ResultFile, ResultFormat, average_recalls, bop_split_of,
+    evaluate, image_ids, odd_distances, read_predictions,
 };
-use crate::run::config::{Config, Names};
+use crate::run::config::{Config, Names, Select};
+use crate::run::home::Home;
 use crate::run::request::Request;
 
 /// What `mqat score` is asked.
@@ -23,8 +24,9 @@ pub struct ScoreRequest {
     pub predictions: Vec<PathBuf>,
     /// Their format; none is told by each file's content.
     pub format: Option<ResultFormat>,
-    /// The split.
-    pub split: Split,
+    /// The split: `train`, `valid` or `test`, the default; of a BOP folder without a config the name of a folder of scenes,
+    /// by default its only one of test scenes.
+    pub split: Option<String>,
     /// Folder of the report.
     pub out: Option<PathBuf>,
     /// Whether overlays are drawn into it, which takes the images.
@@ -51,7 +53,7 @@ pub struct FileScore {
     pub format: ResultFormat,
     /// Poses in it.
     pub num_predictions: usize,
-    /// Poses of a class in an image beyond the first there; the most confident of them counts.
+    /// Poses of a class in an image beyond the first there; the most confident count, as many as there are objects.
     pub num_repeats: usize,
     /// Records that say that no pose was found.
     pub num_no_pose: usize,
@@ -72,7 +74,8 @@ impl ScoreReport {
     }
 }
 
-/// Scores files of predictions as [`super::test()`] scores a network's.
+/// Scores files of predictions as [`super::test()`] scores a network's. A BOP folder needs no config: unless one is named,
+/// classes, diameters and symmetries are those of its `models_info.json`.
 ///
 /// # Errors
 /// If the config, the dataset or a file cannot be read, or a prediction is bad or does not fit the dataset.
@@ -82,16 +85,31 @@ pub fn score(request: &ScoreRequest) -> Result<ScoreReport> {
     let select = request.run.select.for_evaluation();
     select.ensure_names_act(Names::Dataset)?;
     let mut config = select.resolve(&home)?;
+    let split = match own_folder(&home, &select) {
+        Some(folder) => take_folder(&mut config.data, &folder, request.split.as_deref())?,
+        None => request.split.as_deref().unwrap_or("test").parse()?,
+    };
     if !request.overlays {
         config.evaluation.num_overlays = 0;
     }
-    let dataset = request.run.open_split(&home, &config, request.split, Purpose::Scoring)?;
+    let mut dataset = request.run.open_split(&home, &config, split, Purpose::Scoring)?;
+    let asked = bop_split_of(&dataset, config.data.list(split))?;
     let (mut runs, mut files) = (Vec::new(), Vec::new());
-    for (i, path) in request.predictions.iter().enumerate() {
+    let mut read = Vec::new();
+    for path in &request.predictions {
         let mut file = read_predictions(path, request.format, &dataset, request.run.skip_bad)?;
         tell(path, &file, &dataset);
+        if let Some(asked) = &asked {
+            leave_out_others(path, &mut file, asked);
+        }
+        read.push(file);
+    }
+    if let Some(asked) = &asked {
+        dataset.frames.retain(|frame| is_asked_for(asked, &frame.image));
+    }
+    for (i, mut file) in read.into_iter().enumerate() {
         let name = name_of(&request.predictions, i);
-        runs.push(scored(&name, &mut file, &config, &dataset, request.split)?);
+        runs.push(scored(&name, &mut file, &config, &dataset, split, asked.as_ref())?);
         files.push(file);
     }
     if let Some(out) = &request.out {
@@ -113,23 +131,89 @@ pub fn score(request: &ScoreRequest) -> Result<ScoreReport> {
     Ok(ScoreReport { evaluations, folder: request.out.clone() })
 }
 
+/// The BOP folder that is scored without a config: none where one is named.
+fn own_folder(home: &Home, select: &Select) -> Option<BopFolder> {
+    let named = select.problem.is_some() || select.topology.is_some() || select.config.is_some();
+    if named { None } else { home.bop_folder(select.problem()) }
+}
+
+/// Takes classes, diameters and symmetries from the folder, and a split of it as the one to evaluate.
+fn take_folder(data: &mut DataConfig, folder: &BopFolder, split: Option<&str>) -> Result<Split> {
+    let configured = SplitList::parse(&data.test).is_ok_and(|list| list.is_in(folder.root()));
+    match split {
+        Some(name) => name.clone_into(&mut data.test),
+        None if configured => {}
+        None => folder.test_split()?.clone_into(&mut data.test),
+    }
+    for (name, _) in SplitList::parse(&data.test)?.parts {
+        let names: Vec<&str> = folder.splits().collect();
+        ensure!(
+            names.contains(&name.as_str()),
+            "{}: no folder {name} of numbered scenes; there are {}",
+            folder.root().display(),
+            names.join(", ")
+        );
+    }
+    let meshes = folder.evaluation_meshes().context("no folder of meshes")?;
+    let infos = folder.infos(&meshes)?;
+    let classes = match data.obj_ids.as_slice() {
+        [] => infos.obj_ids(),
+        chosen => infos.obj_ids().into_iter().filter(|id| chosen.contains(id)).collect(),
+    };
+    data.num_classes_with_background = classes.len() + 1;
+    if data.mesh_diameters_mm == DataConfig::default().mesh_diameters_mm {
+        data.mesh_diameters_mm.clear();
+    }
+    let configured = !data.symmetric_classes.is_empty();
+    for (class, obj_id) in classes.into_iter().enumerate() {
+        let symmetries = infos.symmetries(obj_id)?;
+        let symmetric = !symmetries.discrete.is_empty() || !symmetries.continuous.is_empty();
+        if symmetric && !configured {
+            data.symmetric_classes.push(class);
+        }
+    }
+    Ok(Split::Test)
+}
+
+fn is_asked_for(asked: &BopSplit, image: &str) -> bool {
+    image_ids(image).is_some_and(|(scene_id, im_id)| asked.asks_for(scene_id, im_id))
+}
+
+/// Leaves out poses in images that are no targets.
+fn leave_out_others(path: &Path, file: &mut ResultFile, asked: &BopSplit) {
+    let before = file.predictions.len();
+    file.predictions.retain(|p| is_asked_for(asked, &p.image));
+    let num = before - file.predictions.len();
+    if num > 0 {
+        tracing::info!("{}: {num} predictions are in images that no target is in", path.display());
+    }
+}
+
 fn scored(
     name: &str,
     file: &mut ResultFile,
     config: &Config,
     dataset: &Dataset,
     split: Split,
+    asked: Option<&BopSplit>,
 ) -> Result<Run> {
     let info = EvaluationInfo { name, list: config.data.list(split), left_out: &[], timing: None };
     let predictions = std::mem::take(&mut file.predictions);
     let mut evaluation = evaluate(dataset, &config.data, &predictions, &config.evaluation, info)
         .with_context(|| format!("scoring {name}"))?;
-    evaluation.report.bop = Some(average_recalls(dataset, &config.data, &predictions, &[])?);
+    let report = &mut evaluation.report;
+    report.bop = Some(match asked {
+        Some(split) => {
+            report.bop_notes.clone_from(&split.notes);
+            split.scores(&split.errors(&split.estimates(dataset, &predictions)?)?)
+        }
+        None => average_recalls(dataset, &config.data, &predictions, &[])?,
+    });
     Ok(Run { predictions, evaluation })
 }
 
 /// Says what was read and what is odd about it.
-fn tell(path: &std::path::Path, file: &ResultFile, dataset: &Dataset) {
+fn tell(path: &Path, file: &ResultFile, dataset: &Dataset) {
     let (at, num) = (path.display(), file.predictions.len());
     tracing::info!("{at}: {num} predictions ({})", file.format);
     if num == 0 {
@@ -137,7 +221,8 @@ fn tell(path: &std::path::Path, file: &ResultFile, dataset: &Dataset) {
     }
     if file.num_repeats > 0 {
         tracing::warn!(
-            "{at}: {} predictions repeat the class of another one in their image; the most confident counts",
+            "{at}: {} predictions repeat the class of another one in their image; the most confident count, as many as there \
+             are objects",
             file.num_repeats
         );
     }

@@ -13,7 +13,7 @@ use crate::artifact::{Artifact, Asked, EngineChoice, Opened, Reading, open};
 use crate::data::{BadSample, Dataset, Purpose, Split};
 use crate::eval::{
     Comparison, Evaluation, EvaluationInfo, Prediction, Progress, Report, ResultFormat, Timing,
-    average_recalls, evaluate, infer, write_bop_csv, write_depth_chart, write_errors,
+    benchmark_scores, evaluate, infer, write_bop_csv, write_depth_chart, write_errors,
     write_overlays, write_predictions,
 };
 use crate::io;
@@ -288,8 +288,10 @@ fn evaluate_one(
     };
     let mut evaluation =
         evaluate(dataset, &config.data, &inference.predictions, &config.evaluation, info)?;
-    evaluation.report.bop =
-        Some(average_recalls(dataset, &config.data, &inference.predictions, &inference.left_out)?);
+    let (list, left_out) = (config.data.list(request.split), &inference.left_out);
+    let (bop, notes) =
+        benchmark_scores(dataset, &config.data, list, &inference.predictions, left_out)?;
+    (evaluation.report.bop, evaluation.report.bop_notes) = (Some(bop), notes);
     Ok(Run { predictions: inference.predictions, evaluation })
 }
 

@@ -12,7 +12,7 @@ use tch::Device;
 use super::test::nothing_left;
 use crate::artifact::StartFrom;
 use crate::artifact::network::new_network;
-use crate::artifact::pretrained::load_pretrained;
+use crate::artifact::pretrained::{load_pretrained, teacher};
 use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split, sequence_of};
 use crate::eval::{EvaluationInfo, evaluate, infer};
 use crate::io;
@@ -22,7 +22,7 @@ use crate::run::config::Config;
 use crate::run::flow::FlowSource;
 use crate::run::folder::{Folder, Pick, Provenance, Start};
 use crate::run::home::Home;
-use crate::run::options::{decoder_for, images_of_epoch, infer_options, loader_options, task_of};
+use crate::run::options::{decoder_for, images_of_epoch, infer_options, loader_options, task_with};
 use crate::run::overruled::Ruler;
 use crate::run::record::{CompletedStage, Recorder, make_plots_folder};
 use crate::run::request::{Request, is_synthetic, limited, thinned};
@@ -126,7 +126,8 @@ pub fn train(
     starts::remove_leftovers(&folder)?;
     let document = serde_json::to_value(&config).context("writing the config as JSON")?;
 
-    let task = task_of(&config, &training, config.experiment.seed)?;
+    let teacher = teacher(&config, device)?;
+    let task = task_with(&config, &training, config.experiment.seed, teacher)?;
     let run = RunInfo {
         seed: config.experiment.seed,
         checkpoints: folder.checkpoints(),

@@ -65,22 +65,23 @@ pub struct DataConfig {
     #[serde(rename = "CONFIDENCE_TH")]
     #[schemars(range(min = 0, max = 1))]
     pub confidence_threshold: f64,
-    /// List of the training images, one path a line, relative to the dataset's root.
+    /// List of the training images, one path a line, relative to the dataset's root; in a BOP folder its folders of scenes:
+    /// `train_pbr + train_real`, or with the fraction of each, `train_pbr:0.1 + train_real:0.9`.
     #[serde(rename = "TRAIN")]
     pub train: String,
-    /// List of the validation images.
+    /// List of the validation images, or folders of scenes.
     #[serde(rename = "VALID")]
     pub valid: String,
-    /// List of the test images.
+    /// List of the test images, or folders of scenes.
     #[serde(rename = "TEST")]
     pub test: String,
     /// Folder of the meshes `obj_000001.ply` ..., mm; a class is the rank of its file name.
     #[serde(rename = "MESH_DIR")]
     pub mesh_dir: String,
-    /// Corners of the meshes' boxes, `[class][8][3]`, mm.
+    /// Corners of the meshes' boxes, `[class][8][3]`, mm; a BOP folder need not have it.
     #[serde(rename = "BBOX_FILE")]
     pub bbox_file: String,
-    /// Diameter of each class's mesh, mm: one fewer than `N_CLASS`.
+    /// Diameter of each class's mesh, mm: one fewer than `N_CLASS`; empty: those of a BOP folder's `models_info.json`.
     #[serde(rename = "MESH_DIAMETERS")]
     #[schemars(transform = above_zero)]
     pub mesh_diameters_mm: Vec<f64>,
@@ -109,6 +110,14 @@ pub struct DataConfig {
     /// Classes (0-based, without the background) whose pose errors take the closest point.
     #[serde(rename = "SYMMETRIC_CLASSES")]
     pub symmetric_classes: Vec<usize>,
+    /// Numbers of the objects of a BOP folder that are classes; empty: all of its `models_info.json`.
+    #[serde(rename = "OBJ_IDS", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("default" = Vec::<u32>::new()))]
+    pub obj_ids: Vec<u32>,
+    /// An instance of which a smaller fraction is visible (`scene_gt_info.json` of a BOP folder) is left out in training.
+    #[serde(rename = "MIN_VISIBLE_FRACT", skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0, max = 1), extend("default" = 0.0))]
+    pub min_visible_fraction: f64,
 }
 
 impl Default for DataConfig {
@@ -131,8 +140,14 @@ impl Default for DataConfig {
             min_visible_px: 10,
             antialias: false,
             symmetric_classes: Vec::new(),
+            obj_ids: Vec::new(),
+            min_visible_fraction: 0.0,
         }
     }
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// BOP's file about the meshes, beside them.
@@ -163,10 +178,10 @@ impl DataConfig {
         let n = self.num_classes_with_background;
         let diameters = &self.mesh_diameters_mm;
         need(
-            diameters.len() + 1 == n,
+            diameters.is_empty() || diameters.len() + 1 == n,
             "MESH_DIAMETERS",
             format!(
-                "{} diameters, expected {} (N_CLASS - 1)",
+                "{} diameters, expected {} (N_CLASS - 1), or none in a BOP folder",
                 diameters.len(),
                 n.saturating_sub(1)
             ),

@@ -1,16 +1,14 @@
 //! Whether the descriptions of one thing agree: boxes, meshes, diameters and `models_info.json` of an object, the distances
 //! of objects, the cameras of images. What no sensible result can come of is an error, the rest a warning with both numbers.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
-use serde::Deserialize;
 
 use super::InputConfig;
 use super::frame::Frame;
-use super::object::ObjectModel;
-use super::scene::read_lenient;
+use super::models::ObjectModel;
+use super::models_info::ModelInfos;
 use super::warp::Size;
 use crate::geom::{Camera, Corners, Vec3, box_corners};
 
@@ -31,60 +29,32 @@ const OFF_CENTER: f64 = 0.08;
 /// The internal camera cuts images off when its field is below this fraction of theirs, and wastes its pixels above that one.
 const FIELD_RANGE: (f64, f64) = (0.9, 1.25);
 
-/// An object of BOP's `models_info.json`, as far as it is compared; mm.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-pub(super) struct ModelInfo {
-    diameter: Option<f64>,
-    size_x: Option<f64>,
-    size_y: Option<f64>,
-    size_z: Option<f64>,
-}
-
-/// What `models_info.json` beside the meshes says, by object number.
-pub(super) struct ModelInfos {
-    path: PathBuf,
-    infos: BTreeMap<String, ModelInfo>,
-}
-
-impl ModelInfos {
-    /// Reads the file; nothing where there is none.
-    ///
-    /// # Errors
-    /// If it cannot be read; names file, line and key.
-    pub fn read(path: PathBuf) -> Result<Self> {
-        let infos = if path.is_file() { read_lenient(&path)? } else { BTreeMap::new() };
-        Ok(Self { path, infos })
+/// Warnings for an object whose diameter is configured, and whose mesh or box has that size, against `models_info.json`.
+fn info_warnings(
+    infos: &ModelInfos,
+    obj_id: u32,
+    diameter_mm: f64,
+    what: &str,
+    size: &Vec3,
+) -> Vec<String> {
+    let Some(info) = infos.of(obj_id) else { return Vec::new() };
+    let at = format!("{}: object {obj_id}", infos.path().display());
+    let mut found = Vec::new();
+    if let Some(info) = info.diameter.filter(|d| (d / diameter_mm - 1.0).abs() > TOLERANCE) {
+        found.push(format!(
+            "{at} has a diameter of {info} mm, data.MESH_DIAMETERS {diameter_mm} mm{}",
+            unit_hint(("the file", info), ("data.MESH_DIAMETERS", diameter_mm))
+        ));
     }
-
-    fn of(&self, obj_id: u32) -> ModelInfo {
-        let found = self.infos.iter().find(|(id, _)| id.parse() == Ok(obj_id));
-        found.map_or_else(ModelInfo::default, |(_, info)| *info)
+    if let Some(info) = info.size().filter(|info| (info - size).amax() > TOLERANCE * size.norm()) {
+        found.push(format!(
+            "{at} has a size of {}, {what} {}{}",
+            size_text(&info),
+            size_text(size),
+            unit_hint(("the file", info.norm()), (what, size.norm()))
+        ));
     }
-
-    /// Warnings for an object whose diameter is configured, and whose mesh or box has that size.
-    fn warnings(&self, obj_id: u32, diameter_mm: f64, what: &str, size: &Vec3) -> Vec<String> {
-        let ModelInfo { diameter, size_x, size_y, size_z } = self.of(obj_id);
-        let at = format!("{}: object {obj_id}", self.path.display());
-        let mut found = Vec::new();
-        if let Some(info) = diameter.filter(|d| (d / diameter_mm - 1.0).abs() > TOLERANCE) {
-            found.push(format!(
-                "{at} has a diameter of {info} mm, data.MESH_DIAMETERS {diameter_mm} mm{}",
-                unit_hint(("the file", info), ("data.MESH_DIAMETERS", diameter_mm))
-            ));
-        }
-        if let (Some(x), Some(y), Some(z)) = (size_x, size_y, size_z) {
-            let info = Vec3::new(x, y, z);
-            if (info - size).amax() > TOLERANCE * size.norm() {
-                found.push(format!(
-                    "{at} has a size of {}, {what} {}{}",
-                    size_text(&info),
-                    size_text(size),
-                    unit_hint(("the file", info.norm()), (what, size.norm()))
-                ));
-            }
-        }
-        found
-    }
+    found
 }
 
 /// Compares the descriptions of an object of a dataset and warns where they differ.
@@ -120,7 +90,7 @@ pub(super) fn check_model(
         );
     }
     check_diameter(model.diameter_mm, &mesh_text, &mesh_size)?;
-    for warning in infos.warnings(model.obj_id, model.diameter_mm, &mesh_text, &mesh_size) {
+    for warning in info_warnings(infos, model.obj_id, model.diameter_mm, &mesh_text, &mesh_size) {
         tracing::warn!("{warning}");
     }
     if mesh_size.amax() < SMALLEST_MM {
@@ -142,7 +112,7 @@ pub(super) fn check_box(
     let text = format!("the box of class {class} in {}", file.display());
     let size = size_of(corners);
     check_diameter(diameter_mm, &text, &size)?;
-    for warning in infos.iter().flat_map(|i| i.warnings(obj_id, diameter_mm, &text, &size)) {
+    for warning in infos.iter().flat_map(|i| info_warnings(i, obj_id, diameter_mm, &text, &size)) {
         tracing::warn!("{warning}");
     }
     Ok(())

@@ -7,26 +7,16 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
+use super::bop_folder::BopFolder;
+use super::bop_frames::{self, SplitList};
 use super::config::dataset_relative;
 use super::consistency::{check_distances, warn_of_field};
 use super::frame::Frame;
 use super::models::read_models;
+use super::purpose::Purpose;
 use super::scene::{ImagePath, read_scene};
 use super::{DataConfig, InputConfig, ObjectModel};
 use crate::io;
-
-/// What a dataset is read for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// Masks are needed; an image may be named several times to be seen more often.
-    Training,
-    /// True poses are needed, masks are not; an image counts once however often it is named.
-    Evaluation,
-    /// As [`Purpose::Evaluation`], of poses from a file: no network looks at the images.
-    Scoring,
-    /// Images alone: there need be no objects and no masks.
-    Images,
-}
 
 /// What was left out of a dataset.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -35,6 +25,8 @@ pub struct Skipped {
     pub repeated_images: usize,
     /// Objects whose obj_id has no mesh.
     pub objects_without_mesh: usize,
+    /// Objects of which nothing can be seen, or too little to train with.
+    pub hidden_objects: usize,
     /// With `skip_bad`: why each image left out is, in the order of the list.
     pub bad_images: Vec<String>,
 }
@@ -53,7 +45,8 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads the list (as the config spells it), the meshes and each scene folder's JSON files, once.
+    /// Reads the list (as the config spells it), the meshes and each scene folder's JSON files, once. In a folder as the BOP
+    /// benchmark publishes them ([`BopFolder`]) that has no such file the list names folders of scenes ([`SplitList`]).
     ///
     /// With `skip_bad` an image whose annotation is bad is counted and left out. Image files are first looked at
     /// when they are loaded; masks must exist now, where the purpose needs them.
@@ -72,36 +65,35 @@ impl Dataset {
     ) -> Result<Dataset> {
         input.camera()?;
         let list_path = root.join(dataset_relative(list));
-        let at = list_path.display();
-        let mut images = io::read_list(&list_path)?;
-        ensure!(!images.is_empty(), "{at}: the list is empty, expected one image path a line");
-        let num_repeated = take_repeats(&list_path, &mut images, purpose);
-
-        let models = read_models(root, data)?;
-        let class_of = models.iter().enumerate().map(|(c, m)| (m.obj_id, c)).collect();
-        let names: Vec<&str> = images.iter().map(String::as_str).collect();
-        let with_masks = purpose == Purpose::Training;
-        let (found, without_mesh) = read_frames(root, &names, &class_of, with_masks);
-
-        let mut frames = Vec::with_capacity(found.len());
-        let mut skipped = Skipped {
-            repeated_images: num_repeated,
-            objects_without_mesh: without_mesh.len(),
-            bad_images: Vec::new(),
+        let bop = if list_path.is_file() { None } else { BopFolder::find(root) };
+        let read = match bop {
+            Some(folder) => read_splits(&folder, list, data, purpose)?,
+            None => read_list(root, &list_path, data, purpose)?,
         };
-        for (image, frame) in images.iter().zip(found) {
-            match frame.with_context(|| format!("{at}: image {image}")) {
-                Ok(frame) => frames.push(frame),
-                Err(e) if skip_bad => skipped.bad_images.push(format!("{e:#}")),
-                Err(e) => return Err(e),
+        let at = list_path.display();
+        let num_read: usize = read.parts.iter().map(|(frames, _)| frames.len()).sum();
+        let mut skipped = read.skipped;
+        skipped.objects_without_mesh = read.without_mesh.len();
+        let mut parts = Vec::with_capacity(read.parts.len());
+        for (found, weight) in read.parts {
+            let mut frames = Vec::with_capacity(found.len());
+            for frame in found {
+                match frame.with_context(|| at.to_string()) {
+                    Ok(frame) => frames.push(frame),
+                    Err(e) if skip_bad => skipped.bad_images.push(format!("{e:#}")),
+                    Err(e) => return Err(e),
+                }
             }
+            parts.push((frames, weight));
         }
+        let frames = joined(parts);
         if let (true, Some(first)) = (frames.is_empty(), skipped.bad_images.first()) {
-            bail!("{at}: each of the {} images is bad, the first: {first}", images.len());
+            bail!("{at}: each of the {num_read} images is bad, the first: {first}");
         }
+        let models = read.models;
         let num_objects: usize = frames.iter().map(|f| f.objects.len()).sum();
-        if num_objects == 0 && !without_mesh.is_empty() {
-            let ids: BTreeSet<u32> = without_mesh.into_iter().collect();
+        if num_objects == 0 && !read.without_mesh.is_empty() {
+            let ids: BTreeSet<u32> = read.without_mesh.into_iter().collect();
             let known: Vec<u32> = models.iter().map(|m| m.obj_id).collect();
             bail!(
                 "{at}: none of the objects has a mesh: their obj_ids are {ids:?}, the meshes' {known:?}"
@@ -131,6 +123,66 @@ impl Dataset {
             Some((z.min(low), z.max(high)))
         })
     }
+}
+
+/// What was read of a dataset, before bad images are left out.
+struct Read {
+    models: Vec<ObjectModel>,
+    /// Frames with the weight of their part; a list is one part without.
+    parts: Vec<(Vec<Result<Frame>>, Option<f64>)>,
+    /// obj_id of each object without a mesh.
+    without_mesh: Vec<u32>,
+    skipped: Skipped,
+}
+
+fn read_list(root: &Path, path: &Path, data: &DataConfig, purpose: Purpose) -> Result<Read> {
+    let mut images = io::read_list(path)?;
+    ensure!(
+        !images.is_empty(),
+        "{}: the list is empty, expected one image path a line",
+        path.display()
+    );
+    let repeated_images = take_repeats(path, &mut images, purpose);
+    let models = read_models(root, data)?;
+    let class_of = models.iter().enumerate().map(|(c, m)| (m.obj_id, c)).collect();
+    let names: Vec<&str> = images.iter().map(String::as_str).collect();
+    let (found, without_mesh) = read_frames(root, &names, &class_of, purpose == Purpose::Training);
+    let named =
+        |(image, frame): (&String, Result<Frame>)| frame.with_context(|| format!("image {image}"));
+    let frames = images.iter().zip(found).map(named).collect();
+    let skipped = Skipped { repeated_images, ..Skipped::default() };
+    Ok(Read { models, parts: vec![(frames, None)], without_mesh, skipped })
+}
+
+fn read_splits(
+    folder: &BopFolder,
+    list: &str,
+    data: &DataConfig,
+    purpose: Purpose,
+) -> Result<Read> {
+    let list = SplitList::parse(list)?;
+    let models = bop_frames::read_models(folder, data, purpose)?;
+    let found = bop_frames::read_frames(folder, &list, &models, data, purpose)?;
+    Ok(Read {
+        models,
+        parts: found.parts,
+        without_mesh: found.without_class,
+        skipped: Skipped { hidden_objects: found.num_hidden, ..Skipped::default() },
+    })
+}
+
+/// The frames of all parts, one after another. Where parts have weights, their frames are repeated so that the numbers of
+/// frames are as the weights, and each frame is there at least once.
+fn joined(parts: Vec<(Vec<Frame>, Option<f64>)>) -> Vec<Frame> {
+    let per_weight = parts.iter().filter_map(|(frames, w)| Some(frames.len() as f64 / (*w)?));
+    let most = per_weight.fold(0.0, f64::max);
+    let mut all = Vec::new();
+    for (frames, weight) in parts {
+        let wanted = weight.map_or(frames.len(), |w| (most * w).round() as usize);
+        let wanted = if frames.is_empty() { 0 } else { wanted.max(frames.len()) };
+        all.extend((0..wanted).map(|i| frames[i % frames.len()].clone()));
+    }
+    all
 }
 
 /// Tells lines that name an image again, and takes them out where each image counts once; returns how many it took.
@@ -173,8 +225,8 @@ fn warn_of_several(list: &Path, frames: &[Frame], purpose: Purpose) {
     let num_objects: usize = frames.iter().map(|f| f.objects.len()).sum();
     let findable: usize = frames.iter().map(Frame::num_findable).sum();
     tracing::warn!(
-        "{}: {num_images} of {} images hold several objects of a class, of which one pose a class and image counts: at most \
-         {findable} of {num_objects} objects, {:.1} %, can be found",
+        "{}: {num_images} of {} images hold several objects of a class: a network that gives one pose a class and image finds \
+         at most {findable} of {num_objects} objects, {:.1} %",
         list.display(),
         frames.len(),
         100.0 * findable as f64 / num_objects as f64
@@ -187,6 +239,10 @@ impl Skipped {
         if self.objects_without_mesh > 0 {
             let count = self.objects_without_mesh;
             tracing::warn!(%list, count, "left out objects whose obj_id has no mesh");
+        }
+        if self.hidden_objects > 0 {
+            let count = self.hidden_objects;
+            tracing::info!(%list, count, "left out objects that are hidden or outside of the image");
         }
         if let Some(first) = self.bad_images.first() {
             tracing::warn!(%list, count = self.bad_images.len(), first, "left out bad images");
@@ -409,6 +465,22 @@ mod tests {
         tiny.data.mesh_diameters_mm = vec![0.1732];
         let error = error_of(&tiny);
         assert!(error.contains("3 of 3 objects are seen smaller than a pixel"), "{error}");
+    }
+
+    #[test]
+    fn parts_with_weights_are_repeated_until_their_numbers_are_as_these() {
+        let frames = TinyDataset::new().open(false).unwrap().frames;
+        let names = |parts: Vec<(Vec<Frame>, Option<f64>)>| -> Vec<usize> {
+            let all = joined(parts);
+            let num = |f: &Frame| all.iter().filter(|other| other.image == f.image).count();
+            frames.iter().map(num).collect()
+        };
+        let (one, two) = (frames[..1].to_vec(), frames[1..].to_vec());
+        assert_eq!(names(vec![(one.clone(), None), (two.clone(), None)]), [1, 1, 1]);
+        // 2 images are a tenth: the other one comes 18 times.
+        assert_eq!(names(vec![(one.clone(), Some(0.9)), (two.clone(), Some(0.1))]), [18, 1, 1]);
+        assert_eq!(names(vec![(one.clone(), Some(1.0)), (two, Some(3.0))]), [1, 2, 1]);
+        assert_eq!(names(vec![(one, Some(1.0)), (Vec::new(), Some(1.0))]), [1, 0, 0]);
     }
 
     #[test]

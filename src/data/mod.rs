@@ -12,16 +12,21 @@
 
 mod augment;
 pub mod bop;
+mod bop_folder;
+mod bop_frames;
 mod camera_file;
+mod check;
 mod config;
 mod consistency;
 mod dataset;
 mod frame;
 mod loader;
 mod models;
-mod object;
+mod models_info;
+mod purpose;
 mod sample;
 mod scene;
+mod scene_files;
 #[cfg(test)]
 mod testing;
 mod undistort;
@@ -29,14 +34,20 @@ mod view;
 pub mod warp;
 
 pub use augment::{Augmentation, remap_pose};
+pub use bop_folder::{
+    BopFolder, BopFrame, BopObject, BopScene, BopTargetLine, BopTargets, VISIBLE_TARGET,
+};
+pub use bop_frames::{SplitList, folder_boxes, num_images};
 pub use camera_file::{CameraFile, read_camera};
+pub use check::{FolderCheck, ObjectCheck, SceneCheck, SplitCheck, SplitObject};
 pub use config::{DataConfig, InputConfig, Split};
 pub(crate) use consistency::off_center;
-pub use dataset::{Dataset, Purpose, Skipped};
+pub use dataset::{Dataset, Skipped};
 pub use frame::{Annotation, Frame};
 pub use loader::{BadSample, Batch, Loader, LoaderOptions, permutation};
-pub use models::object_boxes;
-pub use object::{ObjectBox, ObjectModel};
+pub use models::{ObjectBox, ObjectModel, object_boxes};
+pub use models_info::{ModelInfo, ModelInfos, ModelSymmetries};
+pub use purpose::Purpose;
 pub use sample::{Preparer, Sample, SampleObject};
 pub use scene::{ImagePath, scene_cameras, sequence_of};
 pub use undistort::SourceMap;

@@ -7,10 +7,44 @@ use anyhow::{Context, Result, ensure};
 
 use super::DataConfig;
 use super::config::{MODELS_INFO, dataset_relative};
-use super::consistency::{ModelInfos, check_box, check_model};
-use super::object::{ObjectBox, ObjectModel};
+use super::consistency::{check_box, check_model};
+use super::models_info::ModelInfos;
 use crate::geom::{Corners, Vec3};
 use crate::io;
+use crate::io::mesh::Mesh;
+
+/// A class of the dataset.
+#[derive(Debug, Clone)]
+pub struct ObjectModel {
+    /// Number in the mesh's file name and in `scene_gt.json`.
+    pub obj_id: u32,
+    /// The mesh's file name without its extension.
+    pub name: String,
+    /// mm.
+    pub mesh: Mesh,
+    /// Corners of the box, mm, from the dataset's bounding-box file.
+    pub corners: Corners,
+    /// From the config, mm.
+    pub diameter_mm: f64,
+}
+
+/// What PnP needs to know of a class: no mesh.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ObjectBox {
+    /// Number in the mesh's file name and in `scene_gt.json`.
+    pub obj_id: u32,
+    /// Corners of the box, mm.
+    pub corners: Corners,
+    /// mm.
+    pub diameter_mm: f64,
+}
+
+impl From<&ObjectModel> for ObjectBox {
+    fn from(model: &ObjectModel) -> Self {
+        let ObjectModel { obj_id, corners, diameter_mm, .. } = model;
+        Self { obj_id: *obj_id, corners: *corners, diameter_mm: *diameter_mm }
+    }
+}
 
 /// Reads the boxes of the config's classes from `boxes` (a file as `BBOX_FILE`), their numbers from the names of the meshes
 /// in `meshes`; without that folder class `c` is number `c + 1`.
@@ -131,7 +165,7 @@ fn mesh_paths(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn read_boxes(path: &Path, num_meshes: usize) -> Result<Vec<Corners>> {
+pub(super) fn read_boxes(path: &Path, num_meshes: usize) -> Result<Vec<Corners>> {
     let at = path.display();
     let boxes: Vec<Vec<Vec<f64>>> = io::read_json(path)?;
     ensure!(

@@ -1,37 +1,22 @@
 //! The BOP benchmark's scores of an evaluation.
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
 
-use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
+use anyhow::Result;
+use rayon::prelude::*;
 
 use super::prediction::Prediction;
-use super::report::{estimates_of, targets_of};
-use crate::data::{BadSample, DataConfig, Dataset, Frame};
-use crate::geom::{Pose, Vec3};
-use crate::io::read_json;
-use crate::pose::{BopModel, BopScores, bop_scores, symmetries};
+use super::report::estimates_of;
+use crate::data::{BadSample, DataConfig, Dataset, Frame, ModelInfos};
+use crate::geom::Vec3;
+use crate::pose::bop::{
+    BopEstimate, BopImage, BopInstance, BopModel, BopSettings, BopTarget, image_errors, symmetries,
+};
+use crate::pose::{BopScores, Estimate};
 
-/// An object of `models_info.json`, as far as it is used here.
-#[derive(Deserialize)]
-struct ModelSymmetries {
-    /// Row-major 4 x 4 transforms, mm.
-    #[serde(default)]
-    symmetries_discrete: Vec<Vec<f64>>,
-    #[serde(default)]
-    symmetries_continuous: Vec<Continuous>,
-}
-
-/// A line that the object may be turned about.
-#[derive(Deserialize)]
-struct Continuous {
-    axis: [f64; 3],
-    offset: [f64; 3],
-}
-
-/// MSSD and MSPD recalls of predictions, with the symmetries of `models_info.json` beside the meshes (none where there is no
-/// such file) and the width of the first image that is there (without one, without MSPD).
+/// Scores of predictions for a dataset that tells neither targets nor visibility: all objects count, however little is seen
+/// of them, with the symmetries of `models_info.json` beside the meshes (none where there is no such file) and the width of
+/// the first image that is there (without one, without MSPD). Without VSD and AD.
 ///
 /// # Errors
 /// As [`super::evaluate`], and if `models_info.json` cannot be read or holds a symmetry that is not a rigid transform.
@@ -41,20 +26,15 @@ pub fn average_recalls(
     predictions: &[Prediction],
     left_out: &[BadSample],
 ) -> Result<BopScores> {
-    let path = data.models_info(&dataset.root);
-    let infos: BTreeMap<String, ModelSymmetries> =
-        if path.is_file() { read_json(&path)? } else { BTreeMap::new() };
+    let infos = ModelInfos::read(data.models_info(&dataset.root))?;
     let models = dataset
         .models
         .iter()
         .map(|m| {
-            let info = infos.iter().find(|(id, _)| id.parse() == Ok(m.obj_id)).map(|(_, i)| i);
-            Ok(BopModel {
-                points: m.mesh.vertices.iter().map(|&v| Vec3::from(v)).collect(),
-                diameter_mm: m.diameter_mm,
-                symmetries: info
-                    .map_or_else(|| Ok(vec![]), |i| symmetries_of(i, m.obj_id, &path))?,
-            })
+            let points: Vec<Vec3> = m.mesh.vertices.iter().map(|&v| Vec3::from(v)).collect();
+            let s = infos.symmetries(m.obj_id)?;
+            let symmetries = symmetries(&s.discrete, &s.continuous);
+            Ok(BopModel::new(&points, Vec::new(), m.diameter_mm, symmetries))
         })
         .collect::<Result<Vec<_>>>()?;
     let left_out: HashSet<usize> = left_out.iter().map(|bad| bad.index).collect();
@@ -62,37 +42,46 @@ pub fn average_recalls(
         .filter_map(|(i, frame)| (!left_out.contains(&i)).then_some(frame))
         .collect();
     let (estimates, _) = estimates_of(dataset, predictions)?;
-    let width = frames
+    let mut by_image: HashMap<&str, Vec<BopEstimate>> = HashMap::new();
+    for Estimate { image, class, score, pose } in &estimates {
+        let (class, score, pose) = (*class, *score, *pose);
+        by_image.entry(image.as_str()).or_default().push(BopEstimate { class, score, pose });
+    }
+    let size_px = frames
         .first()
         .and_then(|f| image::image_dimensions(dataset.root.join(&f.image)).ok())
-        .map(|(width, _)| f64::from(width));
-    Ok(bop_scores(&targets_of(&frames), &estimates, &models, width))
+        .map(|(width, height)| [width as usize, height as usize]);
+    let settings = BopSettings::default();
+    let errors = (frames.par_iter())
+        .map(|frame| {
+            let estimates = by_image.get(frame.image.as_str()).cloned().unwrap_or_default();
+            image_errors(&image_of(frame, size_px, estimates), &models, &settings)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(BopScores::new(&errors, &models, &settings))
 }
 
-fn symmetries_of(info: &ModelSymmetries, obj_id: u32, path: &Path) -> Result<Vec<Pose>> {
-    let place = |what: &str, i: usize| format!("{}: object {obj_id}: {what}[{i}]", path.display());
-    let discrete = (info.symmetries_discrete.iter().enumerate())
-        .map(|(i, m)| {
-            let place = || place("symmetries_discrete", i);
-            ensure!(m.len() == 16, "{}: {} numbers, expected 16", place(), m.len());
-            let r: Vec<f64> = [0, 4, 8].iter().flat_map(|&row| m[row..row + 3].to_vec()).collect();
-            Pose::from_row_major(&r, &[m[3], m[7], m[11]]).with_context(place)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let continuous = (info.symmetries_continuous.iter().enumerate())
-        .map(|(i, c)| {
-            let (axis, offset) = (Vec3::from(c.axis), Vec3::from(c.offset));
-            let valid = axis.norm() > 0.0 && axis.iter().chain(&offset).all(|v| v.is_finite());
-            ensure!(
-                valid,
-                "{}: axis {:?} is not a direction",
-                place("symmetries_continuous", i),
-                c.axis
-            );
-            Ok((axis, offset))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    Ok(symmetries(&discrete, &continuous))
+fn image_of(frame: &Frame, size_px: Option<[usize; 2]>, estimates: Vec<BopEstimate>) -> BopImage {
+    let mut targets: Vec<BopTarget> = Vec::new();
+    for object in &frame.objects {
+        match targets.iter_mut().find(|t| t.class == object.class) {
+            Some(target) => target.count += 1,
+            None => targets.push(BopTarget { class: object.class, count: 1 }),
+        }
+    }
+    let instance =
+        |o: &crate::data::Annotation| BopInstance { class: o.class, pose: o.pose, visible: 1.0 };
+    BopImage {
+        camera: frame.camera,
+        size_px,
+        depth_mm: None,
+        instances: frame.objects.iter().map(instance).collect(),
+        estimates,
+        targets,
+        detection: true,
+        vsd: false,
+        ad: false,
+    }
 }
 
 #[cfg(test)]
@@ -134,28 +123,6 @@ mod tests {
             let found = scores(Some(&info), &predictions).unwrap();
             // 315 turns have none of exactly half a turn.
             assert!(found.ar_mssd.unwrap() > 99.0 && found.num_symmetric_classes == 1, "{found:?}");
-        }
-    }
-
-    #[test]
-    fn bad_symmetries_are_named() {
-        for (info, expected) in [
-            (
-                r#"{"1": {"symmetries_discrete": [[1, 2]]}}"#,
-                "object 1: symmetries_discrete[0]: 2 numbers",
-            ),
-            (
-                r#"{"1": {"symmetries_discrete": [[2,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1]]}}"#,
-                "symmetries_discrete[0]: R is not a rotation",
-            ),
-            (
-                r#"{"1": {"symmetries_continuous": [{"axis": [0,0,0], "offset": [0,0,0]}]}}"#,
-                "symmetries_continuous[0]: axis",
-            ),
-            ("{", "models_info.json"),
-        ] {
-            let error = format!("{:#}", scores(Some(info), &[]).unwrap_err());
-            assert!(error.contains(expected), "{info}: {error}");
         }
     }
 }

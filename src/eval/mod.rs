@@ -13,6 +13,8 @@
 
 mod bop_csv;
 mod bop_scores;
+mod bop_split;
+mod bop_table;
 mod config;
 mod deviation;
 mod draw;
@@ -39,6 +41,7 @@ mod timing;
 
 pub use bop_csv::write_bop_csv;
 pub use bop_scores::average_recalls;
+pub use bop_split::{BopSplit, BopSplitErrors, EstimatesByImage, benchmark_scores, bop_split_of};
 pub use config::EvalConfig;
 pub use deviation::{Deviation, OutputComparison, OutputDeviation};
 pub use estimate::{ClassResult, PoseEstimate};

@@ -39,7 +39,7 @@ pub struct DatasetSummary {
     pub num_objects: usize,
     /// Predictions of a class in an image without an object of that class; they change no recall.
     pub num_false_predictions: usize,
-    /// Images with several objects of a class, of which one pose counts.
+    /// Images with several objects of a class.
     #[serde(default)]
     pub num_images_with_several: usize,
     /// The largest fraction of the objects that one pose a class and image can find, percent; none without objects.
@@ -106,6 +106,9 @@ pub struct Report {
     /// The BOP benchmark's average recalls, where they were computed.
     #[serde(default)]
     pub bop: Option<BopScores>,
+    /// What is to be known about the benchmark's scores.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bop_notes: Vec<String>,
 }
 
 /// A run's report and the errors it comes from.
@@ -132,8 +135,8 @@ pub struct EvaluationInfo<'a> {
 
 /// Scores predictions against the dataset's true poses.
 ///
-/// Of several predictions of a class in an image the most confident counts; a missing one counts as 1 diameter,
-/// 50 px and the SPEED score pi + 1.
+/// Of the predictions of a class in an image as many count as there are objects of it, the most confident ones, matched as
+/// [`score_targets`] says; a missing one counts as 1 diameter, 50 px and the SPEED score pi + 1.
 ///
 /// # Errors
 /// If a prediction is of an image that the dataset has not, of a class that it has not, or holds no pose; or a mesh
@@ -201,6 +204,7 @@ pub fn evaluate(
         config: config.clone(),
         timing: info.timing,
         bop: None,
+        bop_notes: Vec::new(),
     };
     Ok(Evaluation { report, errors })
 }
@@ -416,7 +420,11 @@ mod tests {
             EvalConfig::default(),
             EvaluationInfo { name: "x", list: "testing.txt", left_out: &[], timing: None },
         );
-        let poses = predictions_of(&dataset);
+        // Each of both is found where both are predicted; one pose a class and image finds one.
+        let mut poses = predictions_of(&dataset);
+        let all = evaluate(&dataset, &DataConfig::default(), &poses, &config, info.clone());
+        assert_eq!(all.unwrap().report.headline_percent, Some(100.0));
+        poses.dedup_by(|second, first| second.image == first.image);
         let report =
             evaluate(&dataset, &DataConfig::default(), &poses, &config, info).unwrap().report;
         assert_eq!(

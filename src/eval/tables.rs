@@ -1,8 +1,9 @@
 //! Reports as tables of text: one run, or several side by side.
 
+use super::bop_table;
 use super::grid::{TextTable, difference, number, range, wrap};
 use super::report::{BinLimits, Report};
-use crate::pose::{DepthBins, EvalTable, Recall, Section};
+use crate::pose::{BopScores, DepthBins, EvalTable, Recall, Section};
 
 /// Rows of a comparison that are recalls, by their names in the table.
 const COMPARED: [&str; 5] =
@@ -19,6 +20,10 @@ impl Report {
             text.push('\n');
             text.push_str(&self.grid(section).text());
         }
+        if let Some(bop) = self.benchmark() {
+            text.push('\n');
+            text.push_str(&bop_table::grid(bop).text());
+        }
         text.push('\n');
         for line in self.footnotes() {
             text.push_str(&wrap(&line, "  "));
@@ -34,9 +39,18 @@ impl Report {
             text.push('\n');
             text.push_str(&self.grid(section).markdown());
         }
+        if let Some(bop) = self.benchmark() {
+            text.push('\n');
+            text.push_str(&bop_table::grid(bop).markdown());
+        }
         text.push('\n');
         text.push_str(&paragraphs(self.footnotes()));
         text
+    }
+
+    /// The scores of the BOP benchmark where they are its own, with VSD: of a BOP folder.
+    fn benchmark(&self) -> Option<&BopScores> {
+        self.bop.as_ref().filter(|bop| bop.ar_vsd.is_some())
     }
 
     /// All classes together, then each by itself when there are several.
@@ -137,12 +151,15 @@ impl Report {
             (self.dataset.num_images_with_several, self.dataset.ceiling_percent)
         {
             lines.push(format!(
-                "careful: {} hold several objects of a class, of which one pose counts: at most {percent:.1} % of the \
-                 objects can be found, whatever the network",
+                "{} hold several objects of a class: poses are matched to them one to one; a network that gives one pose a \
+                 class and image finds at most {percent:.1} % of the objects",
                 counted(num, "image")
             ));
         }
-        if let Some(bop) = &self.bop {
+        if let Some(bop) = self.benchmark() {
+            lines.extend(bop_table::notes(bop));
+            lines.extend(self.bop_notes.iter().cloned());
+        } else if let Some(bop) = &self.bop {
             lines.push(format!(
                 "BOP average recall, percent: MSSD {}, MSPD {} ({}; VSD, which needs depth, is not part of it)",
                 number(bop.ar_mssd, 1),

@@ -7,6 +7,7 @@
 mod affine;
 mod camera;
 mod correspondences;
+mod depth;
 mod distortion;
 mod lens;
 mod pose;
@@ -15,6 +16,7 @@ mod refine;
 pub use affine::Affine2;
 pub use camera::Camera;
 pub use correspondences::Correspondences;
+pub use depth::{DepthPatch, render_depth};
 pub use distortion::Distortion;
 pub use lens::Lens;
 pub use pose::{Pose, nearest_rotation};

@@ -15,13 +15,13 @@ use image::{
 
 use super::atomic::{Durability, replace};
 
-/// Reads a PNG or JPEG (told apart by content) as 8-bit RGB.
+/// Reads a PNG, JPEG or TIFF (told apart by content) as 8-bit RGB.
 ///
 /// 16-bit channels are scaled by 255 / 65535 and rounded, grey is repeated, and pixels whose alpha is 0 become
 /// white; other alpha is ignored.
 ///
 /// # Errors
-/// If the file cannot be read, is truncated, damaged or no PNG or JPEG; names the file.
+/// If the file cannot be read, is truncated, damaged or no PNG, JPEG or TIFF; names the file.
 pub fn read_rgb(path: &Path) -> Result<RgbImage> {
     let (decoded, _) = decode(path).with_context(|| format!("reading image {}", path.display()))?;
     Ok(rgb_of(decoded))
@@ -62,7 +62,7 @@ pub fn rgb_upright_of_bytes(bytes: &[u8]) -> Result<RgbImage> {
 /// file is read.
 ///
 /// # Errors
-/// If the file cannot be read or is not a PNG or JPEG.
+/// If the file cannot be read or is not a PNG, JPEG or TIFF.
 pub fn size_and_orientation(path: &Path) -> Result<((u32, u32), Orientation)> {
     let reading = || format!("reading image {}", path.display());
     let reader = ImageReader::open(path).with_context(reading)?;
@@ -115,6 +115,22 @@ pub fn read_mask(path: &Path) -> Result<GrayImage> {
     })
 }
 
+/// Reads a depth image: width and height, px, and a value a pixel, row by row, of 8 or 16 bits.
+///
+/// # Errors
+/// If the file cannot be read, is damaged, or has colours; names the file.
+pub fn read_depth(path: &Path) -> Result<([usize; 2], Vec<u16>)> {
+    let reading = || format!("reading depth image {}", path.display());
+    let (decoded, _) = decode(path).with_context(reading)?;
+    let size = [decoded.width() as usize, decoded.height() as usize];
+    let values = match decoded {
+        DynamicImage::ImageLuma16(depth) => depth.into_raw(),
+        DynamicImage::ImageLuma8(depth) => depth.into_raw().into_iter().map(u16::from).collect(),
+        other => bail!("{}: it is {:?}, expected one channel", reading(), other.color()),
+    };
+    Ok((size, values))
+}
+
 fn largest_channel<T: image::Primitive>(
     image: &ImageBuffer<image::Rgb<T>, Vec<T>>,
     narrow: impl Fn(T) -> u8,
@@ -137,8 +153,10 @@ fn decode_bytes(bytes: &[u8]) -> Result<(DynamicImage, Orientation)> {
     match reader.format() {
         Some(ImageFormat::Png) => ensure!(png_is_complete(bytes), "the PNG is truncated"),
         Some(ImageFormat::Jpeg) => ensure!(jpeg_is_complete(bytes), "the JPEG is truncated"),
+        // Its decoder refuses what is cut off.
+        Some(ImageFormat::Tiff) => {}
         _ if bytes.is_empty() => bail!("the file is empty"),
-        _ => bail!("the content is neither PNG nor JPEG"),
+        _ => bail!("the content is neither PNG nor JPEG nor TIFF"),
     }
     let mut decoder = reader.into_decoder()?;
     Limits::default().reserve(decoder.total_bytes())?; // 512 MiB

@@ -53,8 +53,9 @@ pub fn within_5deg_5cm(est: &Pose, gt: &Pose) -> bool {
 /// `symmetries` are the transforms of the object onto itself, the identity among them; an empty list stands
 /// for the identity alone.
 pub fn mssd_mm(points: &[Vec3], est: &Pose, gt: &Pose, symmetries: &[Pose]) -> f64 {
-    least_over(symmetries, gt, |gt| {
-        largest(points.iter().map(|x| (est.apply(x) - gt.apply(x)).norm()))
+    let moved: Vec<Vec3> = points.iter().map(|x| est.apply(x)).collect();
+    least_over(symmetries, gt, |gt, limit| {
+        largest(points.iter().zip(&moved).map(|(x, est)| (est - gt.apply(x)).norm()), limit)
     })
 }
 
@@ -66,8 +67,10 @@ pub fn mspd_px(
     gt: &Pose,
     symmetries: &[Pose],
 ) -> f64 {
-    least_over(symmetries, gt, |gt| {
-        largest(points.iter().map(|x| pixel_distance(camera, &est.apply(x), &gt.apply(x))))
+    let seen: Vec<Vec2> = points.iter().map(|x| camera.project(&est.apply(x))).collect();
+    least_over(symmetries, gt, |gt, limit| {
+        let pixel = |x: &Vec3| camera.project(&gt.apply(x));
+        largest(points.iter().zip(&seen).map(|(x, est)| (est - pixel(x)).norm()), limit)
     })
 }
 
@@ -185,16 +188,34 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     sum / count as f64
 }
 
-/// The largest value; NaN when there is none or one of them is NaN.
-fn largest(values: impl Iterator<Item = f64>) -> f64 {
-    values.fold(f64::NAN, |most, v| if most.is_nan() || v.is_nan() || v > most { v } else { most })
+/// The largest value; NaN when there is none or one of them is NaN. Stops at the first one of at least `limit`.
+fn largest(values: impl Iterator<Item = f64>, limit: f64) -> f64 {
+    let mut most = f64::NAN;
+    for value in values {
+        if value.is_nan() {
+            return value;
+        }
+        if most.is_nan() || value > most {
+            most = value;
+        }
+        if most >= limit {
+            break;
+        }
+    }
+    most
 }
 
-fn least_over(symmetries: &[Pose], gt: &Pose, error: impl Fn(&Pose) -> f64) -> f64 {
+/// The least error over the symmetries; `error` may stop at an error of at least its second argument, the least so far.
+fn least_over(symmetries: &[Pose], gt: &Pose, error: impl Fn(&Pose, f64) -> f64) -> f64 {
     if symmetries.is_empty() {
-        return error(gt);
+        return error(gt, f64::INFINITY);
     }
-    symmetries.iter().map(|s| error(&gt.after(s))).fold(f64::NAN, f64::min)
+    let mut least = f64::NAN;
+    for symmetry in symmetries {
+        let limit = if least.is_nan() { f64::INFINITY } else { least };
+        least = least.min(error(&gt.after(symmetry), limit));
+    }
+    least
 }
 
 #[cfg(test)]

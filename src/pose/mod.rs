@@ -3,14 +3,14 @@
 //! Start at [`solve_pnp_ransac`] (2D-3D correspondences with outliers to a pose; [`find_pose`] says why there is none, and
 //! [`pose_covariance`] how sure it is) and at
 //! [`score_targets`] with [`EvalTable`] (predictions against ground truth, the SwissCube table).
-//! The single errors are in [`errors`], VSD in [`vsd`]; [`bootstrap`], [`Discordant`] and [`holm`] compare networks on the same
-//! objects.
+//! The single errors are in [`errors`], VSD in [`vsd`], the scores of the BOP benchmark in [`bop`]; [`bootstrap`],
+//! [`Discordant`] and [`holm`] compare networks on the same objects.
 //!
 //! What it refuses: a solver answers `None` where the input does not determine a pose in front of the
 //! camera (too few, identical, collinear, non-finite points, no consensus); it never panics and never
 //! returns a number that is not finite.
 
-mod bop;
+pub mod bop;
 mod correspondences;
 mod covariance;
 mod epnp;
@@ -24,7 +24,7 @@ mod recall;
 mod table;
 pub mod vsd;
 
-pub use bop::{BopModel, BopScores, bop_scores, symmetries};
+pub use bop::{BopModel, BopScores};
 pub use covariance::{PoseCovariance, pose_covariance};
 pub use epnp::epnp;
 pub use outcomes::{OutcomeGain, Outcomes};

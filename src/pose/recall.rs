@@ -1,5 +1,6 @@
 //! Errors of predictions against their targets, and recalls with their uncertainty.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
@@ -13,6 +14,8 @@ use crate::seed;
 
 /// What a missing prediction counts in ADD and ADI, in diameters.
 pub const MISSING_DIAMETERS: f64 = 1.0;
+/// Below which error a prediction is matched first where an image holds several objects of its class, diameters.
+const MATCHING_DIAMETERS: f64 = 0.1;
 /// What a missing prediction counts in the reprojection error, px.
 pub const MISSING_PX: f64 = 50.0;
 
@@ -42,14 +45,14 @@ pub struct Estimate {
     pub pose: Pose,
 }
 
-/// Which prediction counts where an image has several of one class.
+/// Which predictions count where an image has more of one class than objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Counting {
-    /// The most confident one; of equals the first.
+    /// The most confident ones; of equals the first.
     #[default]
     MostConfident,
-    /// The first in the list, whatever its score, as the published code does.
+    /// The first in the list, whatever their score, as the published code does.
     FirstInList,
 }
 
@@ -145,7 +148,11 @@ pub struct TargetErrors {
     pub speed: SpeedError,
 }
 
-/// Compares every target with the prediction that counts for its image and class, in the targets' order.
+/// Compares every target with the prediction that counts for it, in the targets' order.
+///
+/// Of a class that an image holds once that is one prediction, by `counting`. Where an image holds several objects of a class, as
+/// many predictions count, and are matched one to one: in their order each takes the free object of the least headline error
+/// if that is below 0.1 diameters; then those that are left take what is free, by least error.
 ///
 /// Predictions of other images and classes are ignored; one whose pose is not finite counts as missing.
 /// A reprojection error without a finite value (a point in the camera's plane) becomes `f64::MAX`.
@@ -158,33 +165,82 @@ pub fn score_targets(
     models: &[TargetModel],
     counting: Counting,
 ) -> Result<Vec<TargetErrors>> {
-    let mut counted: HashMap<(&str, usize), &Estimate> = HashMap::new();
+    let mut places: HashMap<(&str, usize), Place> = HashMap::new();
+    for (i, target) in targets.iter().enumerate() {
+        let at = &target.image;
+        ensure!(
+            target.class < models.len(),
+            "{at}: class {} has no model, there are {}",
+            target.class,
+            models.len()
+        );
+        ensure!(target.pose.is_finite(), "{at}: the true pose is not finite");
+        places.entry((at.as_str(), target.class)).or_default().targets.push(i);
+    }
     for e in estimates {
-        let best = counted.entry((e.image.as_str(), e.class)).or_insert(e);
-        // A score that is NaN never beats and is always beaten.
-        if counting == Counting::MostConfident
-            && (e.score > best.score || (best.score.is_nan() && !e.score.is_nan()))
-        {
-            *best = e;
+        if let Some(place) = places.get_mut(&(e.image.as_str(), e.class)) {
+            place.estimates.push(e);
         }
     }
-    targets
-        .iter()
-        .map(|target| {
-            let at = &target.image;
-            let model = models.get(target.class);
-            ensure!(
-                model.is_some(),
-                "{at}: class {} has no model, there are {}",
-                target.class,
-                models.len()
-            );
-            ensure!(target.pose.is_finite(), "{at}: the true pose is not finite");
-            let estimate =
-                counted.get(&(target.image.as_str(), target.class)).filter(|e| e.pose.is_finite());
-            Ok(target_errors(target, &models[target.class], estimate.copied()))
-        })
-        .collect()
+    let mut counted: Vec<Option<&Estimate>> = vec![None; targets.len()];
+    for ((_, class), place) in places {
+        place.count(targets, &models[class], counting, &mut counted);
+    }
+    let pairs = targets.iter().zip(counted);
+    Ok(pairs.map(|(target, e)| target_errors(target, &models[target.class], e)).collect())
+}
+
+/// The objects of a class in an image, and the predictions of it.
+#[derive(Default)]
+struct Place<'a> {
+    /// Places in the list of targets.
+    targets: Vec<usize>,
+    estimates: Vec<&'a Estimate>,
+}
+
+impl<'a> Place<'a> {
+    /// Puts the predictions that count at the places of their targets.
+    fn count(
+        mut self,
+        targets: &[Target],
+        model: &TargetModel,
+        counting: Counting,
+        counted: &mut [Option<&'a Estimate>],
+    ) {
+        if counting == Counting::MostConfident {
+            // A score that is NaN is always beaten; of equals the first counts.
+            self.estimates.sort_by(|a, b| {
+                let numbers = a.score.is_nan().cmp(&b.score.is_nan());
+                numbers.then(b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal))
+            });
+        }
+        self.estimates.truncate(self.targets.len());
+        self.estimates.retain(|e| e.pose.is_finite());
+        if let [target] = self.targets.as_slice() {
+            counted[*target] = self.estimates.first().copied();
+            return;
+        }
+        let mut left = self.estimates;
+        for limit in [MATCHING_DIAMETERS * model.diameter_mm, f64::INFINITY] {
+            left.retain(|e| {
+                let free = self.targets.iter().filter(|&&t| counted[t].is_none());
+                let errors = free.map(|&t| (t, headline_mm(&targets[t], model, e)));
+                let near = errors.filter(|(_, error)| *error < limit);
+                let best = near.min_by(|a, b| a.1.total_cmp(&b.1));
+                if let Some((target, _)) = best {
+                    counted[target] = Some(*e);
+                }
+                best.is_none()
+            });
+        }
+    }
+}
+
+/// The error that decides about a match, mm.
+fn headline_mm(target: &Target, model: &TargetModel, estimate: &Estimate) -> f64 {
+    let (est, gt) = (&estimate.pose, &target.pose);
+    let adi_mm = if model.symmetric { model.sample.adi_mm(est, gt) } else { f64::NAN };
+    if adi_mm.is_nan() { errors::add_mm(model.sample(), est, gt) } else { adi_mm }
 }
 
 fn target_errors(
@@ -319,6 +375,29 @@ mod tests {
         assert!(!missing.found && missing.re_deg.is_none() && missing.score.is_none());
         assert_eq!((missing.add_mm, missing.adi_mm, missing.reproj_px), (100.0, 100.0, 50.0));
         assert_eq!(missing.speed, SpeedError::MISSING);
+    }
+
+    #[test]
+    fn several_objects_of_a_class_are_matched_one_to_one() {
+        let targets = [target("a", 0, 500.0), target("a", 0, 800.0), target("a", 0, 2000.0)];
+        let errors = |estimates: &[Estimate]| -> Vec<Option<f64>> {
+            let counting = Counting::MostConfident;
+            let errors = score_targets(&targets, estimates, &models(), counting).unwrap();
+            errors.iter().map(|e| e.found.then_some(e.add_mm.round())).collect()
+        };
+        let at = |score: f64, x: f64, z: f64| estimate("a", 0, score, at(x, z));
+        // The surer one takes the nearer of both, whatever the order of the file.
+        let two = [at(0.5, 3.0, 800.0), at(0.9, 4.0, 500.0)];
+        assert_eq!(errors(&two), [Some(4.0), Some(3.0), None]);
+        // Right ones are matched before wrong ones, though these are surer.
+        let wrong_first = [at(0.9, 40.0, 500.0), at(0.5, 1.0, 500.0)];
+        assert_eq!(errors(&wrong_first), [Some(1.0), Some(303.0), None]);
+        // Of four for three the least sure does not count, though it alone sees the last object.
+        let four =
+            [at(0.9, 0.0, 500.0), at(0.8, 1.0, 500.0), at(0.7, 2.0, 800.0), at(0.1, 0.0, 2000.0)];
+        assert_eq!(errors(&four), [Some(0.0), Some(2.0), Some(1500.0)]);
+        let unknown = [at(0.9, f64::NAN, 500.0)];
+        assert_eq!(errors(&unknown), [None, None, None]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use super::form;
 use super::levels::Spacing;
 use super::method::{ActivationQuantizer, WeightQuantizer};
+use super::oscillation::OscillationConfig;
 use super::pattern::Pattern;
 use super::registry::{ActivationMethod, ActivationSettings, WeightMethod, WeightSettings};
 use super::scheme::{ActivationContext, WeightContext};
@@ -37,6 +38,8 @@ pub struct WeightQuantConfig {
     pub layer_bits: BTreeMap<String, BitWidth>,
     /// What has a scale of its own.
     pub granularity: Granularity,
+    /// Freezing of weights that oscillate; none freezes none.
+    pub oscillation: Option<OscillationConfig>,
 }
 
 /// Activation quantization of a module: what goes into its convolutions.
@@ -77,6 +80,8 @@ struct WeightKeys {
     layer_bits: BTreeMap<String, BitWidth>,
     /// What has a scale of its own.
     granularity: Granularity,
+    /// Freeze weights that go to and fro between levels (all methods but `inq`); `null` freezes none.
+    oscillation: Option<OscillationConfig>,
 }
 
 /// The keys of activations that all methods share, as they stand in a config.
@@ -183,6 +188,13 @@ impl WeightQuantConfig {
                 problems.push(format!("{at}.layer_bits.{pattern}: {err:#}"));
             }
         }
+        if self.oscillation.is_some() && self.settings.scheme().schedule().is_some() {
+            problems.push(format!(
+                "{at}.oscillation: is for fake quantization, and method {} freezes weights by its schedule; drop it, or take \
+                 another method",
+                self.method()
+            ));
+        }
         self.settings.scheme().check(at, problems);
     }
 
@@ -199,7 +211,12 @@ impl WeightQuantConfig {
     /// Gives a layer its quantizer.
     pub(super) fn attach(&self, site: &Rc<Site>, seed: u64) -> Result<Box<dyn WeightQuantizer>> {
         let spacing = self.spacing().with_context(|| format!("quantizing {}", site.name))?;
-        let context = WeightContext { spacing, per_channel: self.per_channel(), seed };
+        let context = WeightContext {
+            spacing,
+            per_channel: self.per_channel(),
+            oscillation: self.oscillation,
+            seed,
+        };
         self.settings.scheme().attach(site, &context)
     }
 
@@ -210,6 +227,7 @@ impl WeightQuantConfig {
             levels: self.levels,
             layer_bits: self.layer_bits.clone(),
             granularity: self.granularity,
+            oscillation: self.oscillation,
         }
     }
 }
@@ -327,6 +345,7 @@ impl<'de> Deserialize<'de> for WeightQuantConfig {
             levels: keys.levels,
             layer_bits: keys.layer_bits,
             granularity: keys.granularity,
+            oscillation: keys.oscillation,
         })
     }
 }

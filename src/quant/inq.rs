@@ -478,7 +478,8 @@ mod tests {
 
     fn context(settings: &InqWeights, bits: u32, seed: u64) -> WeightContext {
         let spacing = settings.spacing(BitWidth::of_bits(bits)).unwrap();
-        WeightContext { spacing, per_channel: settings.is_per_channel(), seed }
+        let per_channel = settings.is_per_channel();
+        WeightContext { spacing, per_channel, oscillation: None, seed }
     }
 
     fn quantizer(weight: &Tensor, settings: &InqWeights, seed: u64) -> InqWeight {

@@ -150,6 +150,11 @@ impl WeightRule for LsqWeights {
         add_gradient(levels.scale(), &(by_step * factor));
     }
 
+    fn add_gradient_of_frozen(&self, by_scale: &Tensor, levels: &LayerLevels) {
+        let factor = gradient_factor(levels.num_weights(), levels.codes());
+        add_gradient(levels.scale(), &(by_scale * factor));
+    }
+
     fn learnt(&self) -> Option<LearntOptions> {
         Some(self.lsq.learnt())
     }

@@ -63,6 +63,15 @@ pub trait WeightQuantizer {
     fn learnt(&self) -> Vec<Learnt> {
         Vec::new()
     }
+    /// Before a step: looks at where the last one has moved the weights. Whether it froze some of them just now, so that
+    /// [`WeightQuantizer::trainable`] is another than before.
+    fn watch(&mut self) -> bool {
+        false
+    }
+    /// How many weights are frozen because they oscillated; `None` where none are watched.
+    fn num_frozen_by_oscillation(&self) -> Option<i64> {
+        None
+    }
     /// Before the forward pass of a step: computes the effective weight once for all its uses.
     fn begin_step(&mut self) {}
     /// Where the gradient of the stored weight is found after [`WeightQuantizer::end_step`], if not in

@@ -37,6 +37,7 @@ pub mod levels;
 pub mod lsq;
 mod method;
 mod module;
+mod oscillation;
 pub mod pact;
 mod pattern;
 mod registry;
@@ -68,6 +69,7 @@ pub use method::{
     WeightQuantizer, WeightStep, saved_epoch,
 };
 pub use module::{EpochStart, LayerQuantizers, ModuleQuantizer, WeightCodes};
+pub use oscillation::OscillationConfig;
 pub use registry::{ActivationMethod, ActivationSettings, WeightMethod, WeightSettings};
 pub use schedule::FractionSchedule;
 pub use scheme::{ActivationContext, ActivationScheme, Settings, WeightContext, WeightScheme};

@@ -193,6 +193,16 @@ impl ModuleQuantizer {
         weights.filter_map(|w| Some((w.site().weight_name(), w.gradient_source()?))).collect()
     }
 
+    /// Before a step: looks at where the last one has moved the weights. Whether some were frozen just now because they
+    /// oscillate: the optimizer is then to have the [`ModuleQuantizer::trainable_masks`] anew.
+    pub fn watch(&mut self) -> bool {
+        let mut froze = false;
+        for weight in self.layers.iter_mut().filter_map(|layer| layer.weight.as_mut()) {
+            froze |= weight.watch();
+        }
+        froze
+    }
+
     /// Before the forward pass of an update. Together with [`ModuleQuantizer::end_step`] it saves
     /// quantizing a weight at each of its uses, and counts the batches of a calibration.
     ///

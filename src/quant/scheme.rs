@@ -15,6 +15,7 @@ use tch::Tensor;
 
 use super::levels::Spacing;
 use super::method::{ActivationQuantizer, WeightQuantizer};
+use super::oscillation::OscillationConfig;
 use super::scale;
 use super::schedule::FractionSchedule;
 use super::width::BitWidth;
@@ -45,6 +46,8 @@ pub struct WeightContext {
     pub spacing: Spacing,
     /// Whether each output channel has a scale of its own.
     pub per_channel: bool,
+    /// Freezing of weights that oscillate, of methods with fake quantization.
+    pub oscillation: Option<OscillationConfig>,
     /// Seed of the run.
     pub seed: u64,
 }

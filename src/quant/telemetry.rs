@@ -37,6 +37,8 @@ pub struct Numbers {
     /// Fraction of weights whose level is 0.
     #[serde(alias = "share_zero")]
     pub zero_fraction: Option<f64>,
+    /// Number of weights that are frozen because they oscillated; null where none are watched.
+    pub num_frozen_by_oscillation: Option<usize>,
     /// Number of levels that weights have; of a module the smallest of its layers.
     pub levels_in_use: Option<usize>,
 }
@@ -110,7 +112,9 @@ impl Telemetry {
     /// Comes before [`ModuleQuantizer::start_epoch`]: remembers the float weights that are about to be frozen.
     pub fn before_step(&mut self, quantizer: &ModuleQuantizer) {
         for weight in quantizer.weight_quantizers() {
-            if let Some(trainable) = weight.trainable() {
+            if let (Some(trainable), None) =
+                (weight.trainable(), weight.num_frozen_by_oscillation())
+            {
                 let now = no_grad(|| (weight.site().weight.detach().copy(), trainable.copy()));
                 self.before_step.insert(weight.site().name.clone(), now);
             }
@@ -228,8 +232,11 @@ impl Memory {
         let num_weights = site.num_weights();
         let fraction = |count: i64| count as f64 / num_weights as f64;
         let count = |mask: &Tensor| mask.sum(Kind::Int64).int64_value(&[]);
-        let trainable = weight.trainable();
+        let num_frozen_by_oscillation = weight.num_frozen_by_oscillation();
+        // what oscillated is frozen on a code, and its stored weight stays float
+        let trainable = weight.trainable().filter(|_| num_frozen_by_oscillation.is_none());
         let mut numbers = Numbers {
+            num_frozen_by_oscillation: num_frozen_by_oscillation.map(|num| num as usize),
             frozen_fraction: trainable.as_ref().map(|t| fraction(count(&t.eq(0.0)))),
             ..Numbers::default()
         };
@@ -304,6 +311,10 @@ impl ModuleTelemetry {
             scale_drift_from_start: largest(|n| n.scale_drift_from_start),
             sqnr_db: decibels(signal, noise),
             zero_fraction: mean(|n| n.zero_fraction),
+            num_frozen_by_oscillation: layers
+                .iter()
+                .filter_map(|l| l.numbers.num_frozen_by_oscillation)
+                .reduce(|a, b| a + b),
             levels_in_use: layers.iter().filter_map(|l| l.numbers.levels_in_use).min(),
         };
         Self { module: module.to_owned(), num_weights, numbers, layers }
@@ -321,6 +332,7 @@ impl Numbers {
             ("scale_drift_from_start", self.scale_drift_from_start),
             ("sqnr_db", self.sqnr_db),
             ("zero_fraction", self.zero_fraction),
+            ("num_frozen_by_oscillation", self.num_frozen_by_oscillation.map(|n| n as f64)),
             ("levels_in_use", self.levels_in_use.map(|n| n as f64)),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()

@@ -11,7 +11,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor, no_grad};
 use tracing::warn;
 
@@ -21,6 +21,7 @@ use super::levels::{Codes, Grid, Spacing};
 use super::method::{
     Learnt, LearntOptions, SavedState, SiteReport, WeightQuantizer, WeightStep, saved_epoch,
 };
+use super::oscillation::Oscillation;
 use super::scale;
 use super::scheme::WeightContext;
 use super::surrogate::straight_through;
@@ -183,6 +184,15 @@ pub trait WeightRule {
         let _ = (weight, grad, levels);
     }
 
+    /// Adds to the gradient of a learnt scale what comes from weights that are frozen on integer codes: their levels are
+    /// `code * scale`. Only rules that learn the scale have something to do.
+    ///
+    /// # Shapes
+    /// - `by_scale`: that of the scale, f32: `sum grad * code` over the frozen weights
+    fn add_gradient_of_frozen(&self, by_scale: &Tensor, levels: &LayerLevels) {
+        let _ = (by_scale, levels);
+    }
+
     /// How the scale is learnt, if it is.
     fn learnt(&self) -> Option<LearntOptions> {
         None
@@ -196,15 +206,54 @@ struct Slot {
     mode: Cell<WeightMode>,
     /// The quantized weight of the step under way.
     current: RefCell<Option<Tensor>>,
+    /// Weights that oscillate, where they are watched.
+    oscillation: RefCell<Option<Oscillation>>,
 }
 
 impl Slot {
     /// The weight that evaluation computes with, on the grid bit for bit.
     fn effective(&self, weight: &Tensor) -> Tensor {
         match self.mode.get() {
-            WeightMode::Quantizing => no_grad(|| self.rule.quantize(weight, &self.levels)),
+            WeightMode::Quantizing => {
+                no_grad(|| self.with_frozen(self.rule.quantize(weight, &self.levels)))
+            }
             WeightMode::Float | WeightMode::Frozen => weight.detach(),
         }
+    }
+
+    /// A quantized weight with the levels of frozen weights in their places, differentiable in it and in the scale.
+    fn with_frozen(&self, quantized: Tensor) -> Tensor {
+        let oscillation = self.oscillation.borrow();
+        match oscillation.as_ref().and_then(Oscillation::frozen) {
+            Some((frozen, codes)) => {
+                let levels = &codes * affine::by_channel(&codes, self.levels.scale());
+                levels.where_self(frozen, &quantized)
+            }
+            None => quantized,
+        }
+    }
+
+    /// Takes the gradient of frozen weights out of `grad`, that of the quantized weight, and gives the scale its part.
+    fn take_frozen(&self, grad: &mut Tensor) {
+        let oscillation = self.oscillation.borrow();
+        let Some((frozen, codes)) = oscillation.as_ref().and_then(Oscillation::frozen) else {
+            return;
+        };
+        let scale = self.levels.scale();
+        let by_scale = no_grad(|| {
+            let of_frozen = (&*grad * codes) * frozen;
+            let rows = of_frozen.reshape([scale.numel() as i64, -1]);
+            let sums = rows.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+            let _ = grad.masked_fill_(frozen, 0.0);
+            sums.to_kind(Kind::Float)
+        });
+        self.rule.add_gradient_of_frozen(&by_scale, &self.levels);
+    }
+
+    /// The integer codes of the weight, f32.
+    fn codes(&self, weight: &Tensor) -> Tensor {
+        let quantized = self.effective(weight);
+        no_grad(|| (&quantized / affine::by_channel(&quantized, self.levels.scale())).round())
     }
 }
 
@@ -216,8 +265,12 @@ impl WeightSlot for Slot {
         match self.current.borrow().as_ref() {
             Some(current) if train => current.shallow_clone(),
             // an alias made without autograd requires none
-            _ if weight.alias().requires_grad() => self.rule.forward(weight, &self.levels, train),
-            _ if train => no_grad(|| self.rule.forward(weight, &self.levels, true)),
+            _ if weight.alias().requires_grad() => {
+                self.with_frozen(self.rule.forward(weight, &self.levels, train))
+            }
+            _ if train => {
+                no_grad(|| self.with_frozen(self.rule.forward(weight, &self.levels, true)))
+            }
             _ => self.effective(weight),
         }
     }
@@ -242,7 +295,8 @@ impl FakeWeight {
     /// A quantizer, plugged into the site; the layer stays float until the first epoch. `method` names it in reports.
     ///
     /// # Errors
-    /// If the weight is not f32, or a scale is to be learnt and the levels are neither [`Spacing::Integers`] nor a shape.
+    /// If the weight is not f32, a scale is to be learnt and the levels are neither [`Spacing::Integers`] nor a shape, or
+    /// weights are watched and the levels are not multiples of a scale.
     pub fn attach(
         method: &'static str,
         site: &Rc<Site>,
@@ -268,8 +322,18 @@ impl FakeWeight {
             is_learnt,
             grid: RefCell::new(None),
         };
+        let oscillation = match (context.oscillation, levels.codes) {
+            (Some(config), Some(codes)) => Some(Oscillation::new(config, &site.weight, codes)),
+            (Some(_), None) => bail!(
+                "{}: oscillation needs levels that are multiples of a scale, and these are {:?}",
+                site.weight_name(),
+                context.spacing
+            ),
+            (None, _) => None,
+        };
         rule.start_epoch(0);
         let slot = Rc::new(Slot {
+            oscillation: RefCell::new(oscillation),
             rule: Box::new(rule),
             levels,
             mode: Cell::new(WeightMode::Float),
@@ -308,6 +372,7 @@ impl FakeWeight {
     fn freeze(&mut self) {
         self.slot.mode.set(WeightMode::Frozen);
         *self.slot.current.borrow_mut() = None;
+        *self.slot.oscillation.borrow_mut() = None;
         (self.leaf, self.graph) = (OnceCell::new(), None);
         self.site.set_weight_slot(None);
         let _ = self.levels().scale.shallow_clone().set_requires_grad(false);
@@ -356,7 +421,23 @@ impl WeightQuantizer for FakeWeight {
     }
 
     fn trainable(&self) -> Option<Tensor> {
-        self.trainable.as_ref().map(Tensor::shallow_clone)
+        let watched = self.slot.oscillation.borrow();
+        let watched = || watched.as_ref().map(Oscillation::trainable);
+        self.trainable.as_ref().map(Tensor::shallow_clone).or_else(watched)
+    }
+
+    fn watch(&mut self) -> bool {
+        if self.slot.mode.get() != WeightMode::Quantizing
+            || self.slot.oscillation.borrow().is_none()
+        {
+            return false;
+        }
+        let codes = self.slot.codes(&self.site.weight);
+        self.slot.oscillation.borrow_mut().as_mut().is_some_and(|watched| watched.look(&codes))
+    }
+
+    fn num_frozen_by_oscillation(&self) -> Option<i64> {
+        self.slot.oscillation.borrow().as_ref().map(Oscillation::num_frozen)
     }
 
     fn grid(&self) -> Option<Grid> {
@@ -379,11 +460,13 @@ impl WeightQuantizer for FakeWeight {
             Some(grid) if !levels.is_learnt => Tensor::from_slice(grid.range()),
             _ => levels.scale.detach(),
         };
-        vec![
+        let mut state = vec![
             (self.scale_field(), scale),
             ("weight_mode", Tensor::from(self.slot.mode.get() as i64)),
             ("epoch", saved_epoch(self.epoch)),
-        ]
+        ];
+        state.extend(self.slot.oscillation.borrow().iter().flat_map(Oscillation::state));
+        state
     }
 
     fn load_state(&mut self, state: &SavedState) -> Result<()> {
@@ -402,6 +485,11 @@ impl WeightQuantizer for FakeWeight {
         if *mode != WeightMode::Float {
             let range = Vec::try_from(range.to_device(Device::Cpu))?;
             self.levels().set(range).with_context(|| format!("{}.{field}", state.prefix))?;
+        }
+        if *mode != WeightMode::Frozen
+            && let Some(watched) = self.slot.oscillation.borrow_mut().as_mut()
+        {
+            watched.load_state(state)?;
         }
         self.epoch = epoch;
         self.rule().start_epoch(epoch.unwrap_or(0));
@@ -445,12 +533,19 @@ impl WeightQuantizer for FakeWeight {
         let leaf = match self.gradient_source() {
             Some(leaf) => {
                 let mut out = leaf.detach();
-                no_grad(|| self.rule().quantize_into(&mut out, weight, self.levels()));
+                no_grad(|| {
+                    self.rule().quantize_into(&mut out, weight, self.levels());
+                    if self.num_frozen_by_oscillation().is_some_and(|num| num > 0) {
+                        let all = self.slot.with_frozen(out.copy());
+                        out.copy_(&all);
+                    }
+                });
                 leaf
             }
             None => {
                 let graph = self.rule().forward(weight, self.levels(), true);
-                let leaf = graph.detach().set_requires_grad(true);
+                let leaf = no_grad(|| self.slot.with_frozen(graph.detach()).detach());
+                let leaf = leaf.set_requires_grad(true);
                 self.graph = Some(graph);
                 leaf
             }
@@ -472,7 +567,10 @@ impl WeightQuantizer for FakeWeight {
         let Some(mut grad) = leaf.map(|leaf| leaf.grad()).filter(Tensor::defined) else {
             return Ok(());
         };
+        self.slot.take_frozen(&mut grad);
         match graph {
+            // every weight of the layer is frozen, and no scale learnt
+            Some(graph) if !graph.requires_grad() => {}
             Some(graph) => (graph * grad).sum(Kind::Float).backward(),
             None => self.rule().backward(&self.site.weight, &mut grad, self.levels()),
         }

@@ -13,6 +13,7 @@ use crate::io;
 use crate::run::home::Home;
 use crate::run::{keys, published};
 use crate::schema::{self, check_ranges, first_of_each_key};
+use crate::topology::wdr::DistillConfig;
 use crate::topology::{LossSettings, TargetSettings, Topology};
 use crate::train::{EmaConfig, MonitorConfig, StageConfig, TrainConfig};
 
@@ -121,6 +122,9 @@ pub struct TrainingSection {
     pub loss: LossSettings,
     /// Which cells learn an object.
     pub targets: TargetSettings,
+    /// Learn also what the float network says that the run starts from (`experiment.url`); `null` learns from the targets
+    /// alone.
+    pub distill: Option<DistillConfig>,
     /// The full-precision stage before the flow; `null` starts with the flow (from pretrained weights).
     pub full_precision: Option<StageConfig>,
     /// A checkpoint every so many epochs; the end of a stage and a best epoch always write one.
@@ -164,6 +168,7 @@ impl Default for TrainingSection {
         Self {
             loss: LossSettings::default(),
             targets: TargetSettings::default(),
+            distill: None,
             full_precision: Some(StageConfig::full_precision()),
             ckpt_every: train.ckpt_every,
             ckpt_every_steps: train.ckpt_every_steps,
@@ -201,11 +206,28 @@ impl Config {
                 "experiment.url: is empty, expected the file of the pretrained weights".into(),
             );
         }
+        self.check_teacher(&mut problems);
         let mut stages = Vec::new();
         self.train_config().check_together("training", &mut stages);
         problems.extend(stages.iter().map(|p| self.place_of_stage(p)));
         first_of_each_key(&mut problems);
         problems
+    }
+
+    /// The teacher is what the run starts from: it must start from a trained float network.
+    fn check_teacher(&self, problems: &mut Vec<String>) {
+        let why = match (self.experiment.pretrained, &self.training.full_precision) {
+            (true, None) => return,
+            (false, _) => "experiment.pretrained is false",
+            (true, Some(_)) => "training.full_precision trains another one first",
+        };
+        if self.training.distill.is_some() {
+            problems.push(format!(
+                "training.distill: the teacher is the float network that the run starts from, and {why}; train it in a run of \
+                 its own, and start from its checkpoint with experiment.pretrained, experiment.url and \
+                 training.full_precision=null"
+            ));
+        }
     }
 
     /// The stages and the saving, as the train room takes them.
@@ -491,6 +513,10 @@ mod tests {
     fn full_document() -> Value {
         let mut config = Config::default();
         config.training.ema = Some(EmaConfig::default());
+        config.experiment.pretrained = true;
+        config.experiment.url = "x".to_owned();
+        config.training.full_precision = None;
+        config.training.distill = Some(DistillConfig::default());
         let flow = [
             json!({ "module": "fpn", "weights": { "bits": 2 } }),
             json!({ "module": ["head"], "activations": { "bits": 8 },

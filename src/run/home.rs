@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::data::{BopFolder, SplitList};
 use crate::io;
 
 /// `cfg/hard_storage.json`: the folders of this machine. Relative ones start at the folder that holds `cfg`.
@@ -57,16 +58,27 @@ impl Home {
         self.root.join("problems").join(problem).join(topology)
     }
 
-    /// The dataset of a problem: the data root itself when `list` lies in it, else `DATA/PROBLEM`.
+    /// The dataset of a problem: the data root itself when `list` lies in it, else `DATA/PROBLEM`. Of a BOP folder the list
+    /// names folders of scenes.
     ///
     /// # Errors
     /// If neither holds `list`; the message says how to get a dataset.
     pub fn dataset(&self, problem: &str, list: &str) -> Result<PathBuf> {
         let nested = self.data.join(problem);
+        let splits = SplitList::parse(list);
         for root in [&self.data, &nested] {
-            if root.join(list).is_file() {
+            let has_splits = || splits.as_ref().is_ok_and(|splits| splits.is_in(root));
+            if root.join(list).is_file() || has_splits() {
                 return Ok(root.clone());
             }
+        }
+        if let Some(folder) = self.bop_folder(problem) {
+            bail!(
+                "{} has no {list}: it is a BOP folder with the folders of scenes {}; name them in data.TRAIN, data.VALID and \
+                 data.TEST",
+                folder.root().display(),
+                folder.splits().collect::<Vec<_>>().join(", ")
+            );
         }
         bail!(
             "no dataset: neither {} nor {} has {list}; put {problem} there, name its folder with --data, \
@@ -75,6 +87,12 @@ impl Home {
             nested.display(),
             nested.display()
         )
+    }
+
+    /// The dataset of a problem, when it is one as the BOP benchmark publishes them: the data root itself, else
+    /// `DATA/PROBLEM`.
+    pub fn bop_folder(&self, problem: &str) -> Option<BopFolder> {
+        [self.data.clone(), self.data.join(problem)].iter().find_map(|root| BopFolder::find(root))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::data::{Dataset, LoaderOptions};
 use crate::eval::{InferOptions, preprocess};
 use crate::geom::Corners;
 use crate::nn::Decode;
-use crate::topology::{DecodeSetting, Task, TaskSetting};
+use crate::topology::{DecodeSetting, Task, TaskSetting, Teacher};
 
 pub(super) fn num_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -82,12 +82,26 @@ pub(crate) fn loader_options(config: &Config, batch_size: usize) -> LoaderOption
 /// # Errors
 /// If the internal camera is not valid, or the settings are those of another family.
 pub(crate) fn task_of(config: &Config, dataset: &Dataset, seed: u64) -> Result<Box<dyn Task>> {
+    task_with(config, dataset, seed, None)
+}
+
+/// The same, learning from a teacher too.
+///
+/// # Errors
+/// As [`task_of`].
+pub(crate) fn task_with(
+    config: &Config,
+    dataset: &Dataset,
+    seed: u64,
+    teacher: Option<Teacher>,
+) -> Result<Box<dyn Task>> {
     config.network.family().task(TaskSetting {
         preprocess: preprocess(&config.input),
         camera: config.input.camera()?,
         models: dataset.models.clone(),
         targets: config.training.targets.clone(),
         loss: config.training.loss.clone(),
+        teacher,
         seed,
     })
 }

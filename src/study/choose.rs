@@ -9,7 +9,7 @@ use super::allocate::{Choice, Infeasible, Item, solve};
 use super::curvature::Curvature;
 use super::request::{SearchRequest, SizeKind, SizeTarget};
 use super::rows::{GainReport, LayerRow, ModuleRow, SizeReport};
-use super::setup::Setup;
+use super::setup::{Module, Setup};
 use crate::artifact::network::blank_network;
 use crate::quant::size::{LayerSize, sizes};
 
@@ -255,18 +255,21 @@ impl<'a> Chooser<'a> {
 
     /// The bits of every layer by the programme, and how often resampled curvature leads to the same.
     pub fn layerwise(&self, curvature: &Curvature) -> Result<(Vec<LayerRow>, f64)> {
-        let layers: Vec<&(String, usize)> =
-            self.setup.modules.iter().flat_map(|m| &m.layers).collect();
+        let modules = self.setup.modules.iter();
+        let layers: Vec<(&Module, &(String, usize))> =
+            modules.flat_map(|m| m.layers.iter().map(move |layer| (m, layer))).collect();
         let groups: Vec<Group> =
-            layers.iter().map(|l| (l.0.as_str(), std::slice::from_ref(*l))).collect();
+            layers.iter().map(|(_, l)| (l.0.as_str(), std::slice::from_ref(*l))).collect();
         let room = self.budget_bits().saturating_sub(self.fixed_bits());
         let Solved { items, picks, same_choice } = self.solve(curvature, &groups, room, 0)?;
         let mut rows = Vec::new();
-        for ((layer, item), &pick) in layers.iter().zip(&items).zip(&picks) {
+        for (((module, layer), item), &pick) in layers.iter().zip(&items).zip(&picks) {
             let own = std::slice::from_ref(*layer);
             let bits = item.choices[pick].bits;
             rows.push(LayerRow {
                 layer: layer.0.clone(),
+                module: module.pattern.clone(),
+                position: None,
                 num_weights: layer.1,
                 trace: curvature.trace(own)?,
                 sensitivity: self.sensitivities(curvature, own)?,

@@ -14,6 +14,7 @@ mod allocate;
 mod choose;
 mod curvature;
 mod cut;
+mod lengths;
 mod order;
 mod orders;
 mod report;
@@ -32,15 +33,20 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::run::flow::{FlowPlan, MadeBy};
 use crate::run::folder::Start;
+use crate::run::stretch;
+use crate::train::StageConfig;
 pub use allocate::{Allocation, Choice, Infeasible, Item, solve};
 use choose::Chooser;
 use curvature::Curvature;
 use cut::Cut;
 pub use cut::ListedTrial;
+pub use lengths::{LengthsReport, StageLength};
 pub use order::{ModuleGain, flow_order, num_separate_stages, orders, prefixes};
 pub use orders::{OrderReport, OrdersReport};
 pub use report::SearchReport;
-pub use request::{Budget, First, SearchRequest, SizeKind, SizeTarget, TraceRequest, Walk};
+pub use request::{
+    Budget, First, SearchRequest, SizeKind, SizeTarget, StageEpochs, TraceRequest, Walk,
+};
 pub use rows::{GainReport, LayerRow, ModuleRow, SizeReport, TrialReport, Verdict};
 use run::Runner;
 pub use sensitivity::{Division, WidthError, sensitivity, width_errors};
@@ -148,10 +154,28 @@ fn find_bits(
     if request.layerwise {
         let (layers, same_choice) = chooser.layerwise(&curvature)?;
         report.layers = layers;
+        if request.sequential {
+            let (order, _) = module_order(request, setup, &gains)?;
+            report.put_positions(order.iter().map(|&i| setup.modules[i].pattern.as_str()));
+        }
         report.finish(&chooser, &curvature, same_choice)?;
         return Ok(Ok(Vec::new()));
     }
-    let ranked: Vec<ModuleGain> = (setup.modules.iter().zip(&gains))
+    let (order, first) = module_order(request, setup, &gains)?;
+    let (modules, same_choice) = chooser.modulewise(&curvature, &order, first, gains)?;
+    report.modules = modules;
+    report.modules.sort_by_key(|m| m.position);
+    report.finish(&chooser, &curvature, same_choice)?;
+    Ok(Ok(report.modules.iter().map(|m| (m.module.clone(), m.bits)).collect()))
+}
+
+/// The modules in the order of the flow, and which goes first because of its trial or because it was named.
+fn module_order(
+    request: &SearchRequest,
+    setup: &Setup,
+    gains: &[Option<GainReport>],
+) -> Result<(Vec<usize>, Option<usize>)> {
+    let ranked: Vec<ModuleGain> = (setup.modules.iter().zip(gains))
         .map(|(m, gain)| ModuleGain {
             num_parameters: m.num_parameters,
             gain: gain.as_ref().filter(|g| g.verdict == Verdict::Gains).map(|g| g.points),
@@ -164,11 +188,7 @@ fn find_bits(
         order.insert(0, given);
         first = Some(given);
     }
-    let (modules, same_choice) = chooser.modulewise(&curvature, &order, first, gains)?;
-    report.modules = modules;
-    report.modules.sort_by_key(|m| m.position);
-    report.finish(&chooser, &curvature, same_choice)?;
-    Ok(Ok(report.modules.iter().map(|m| (m.module.clone(), m.bits)).collect()))
+    Ok((order, first))
 }
 
 type Trials = Vec<std::rc::Rc<Trial>>;
@@ -193,7 +213,9 @@ fn write_plan(
     bits: &[(String, u32)],
     path: &std::path::Path,
 ) -> Result<()> {
-    let flow = if request.layerwise {
+    let mut flow = if request.sequential {
+        setup.layerwise_stages(&report.layers, &report.order())?
+    } else if request.layerwise {
         vec![setup.layerwise_stage(&report.layers)?]
     } else {
         let best = report.orders.as_ref().and_then(OrdersReport::best);
@@ -201,6 +223,9 @@ fn write_plan(
         let picks: Vec<(&str, u32)> = picks.iter().map(|(m, b)| (m.as_str(), *b)).collect();
         setup.plan_stages(&picks)?
     };
+    if let Some(rule) = request.stage_epochs {
+        report.stage_epochs = Some(share_epochs(&mut flow, rule, report)?);
+    }
     let start = Start::now(None);
     let select = &request.run.select;
     let made_by = MadeBy {
@@ -218,4 +243,29 @@ fn write_plan(
     plan.write(path)?;
     report.plan = Some(path.to_owned());
     Ok(())
+}
+
+/// Gives the stages their shares of the epochs that they have together.
+fn share_epochs(
+    flow: &mut [StageConfig],
+    rule: StageEpochs,
+    report: &SearchReport,
+) -> Result<LengthsReport> {
+    let total = flow.iter().map(|stage| stage.epochs).sum();
+    let mut stages = Vec::new();
+    for stage in flow.iter() {
+        let module = stage.module.clone().unwrap_or_default();
+        let sensitivity = match rule {
+            StageEpochs::Equal => None,
+            StageEpochs::Sensitivity => Some(report.sensitivity_of(&module)?),
+        };
+        stages.push(StageLength { module, sensitivity, epochs: 0 });
+    }
+    let weights: Vec<f64> = stages.iter().map(|s| s.sensitivity.unwrap_or(1.0)).collect();
+    let (floor, epochs) = lengths::lengths(total, &weights);
+    for ((stage, row), epochs) in flow.iter_mut().zip(&mut stages).zip(epochs) {
+        stretch::stage(stage, epochs);
+        row.epochs = epochs;
+    }
+    Ok(LengthsReport { rule, total, floor, stages })
 }

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::choose::Chooser;
 use super::curvature::Curvature;
+use super::lengths::LengthsReport;
 use super::orders::OrdersReport;
-use super::request::{First, SearchRequest, Walk};
+use super::request::{First, SearchRequest, StageEpochs, Walk};
 use super::rows::{GainReport, LayerRow, ModuleRow, SizeReport, TrialReport, Verdict, percent};
 use super::sensitivity::Division;
 use super::setup::Setup;
@@ -61,6 +62,8 @@ pub struct SearchReport {
     pub size: Option<SizeReport>,
     /// The orders, when they were scored.
     pub orders: Option<OrdersReport>,
+    /// How the plan's stages share the epochs of the config's flow, where that was asked for.
+    pub stage_epochs: Option<LengthsReport>,
     /// The plan file.
     #[serde(serialize_with = "crate::io::path_text")]
     pub plan: Option<PathBuf>,
@@ -75,6 +78,7 @@ impl SearchReport {
             widths: request.widths.clone(),
             trial_bits: request.trial_bits,
             first: match &request.first {
+                First::Trials if request.layerwise => "by number of parameters".to_owned(),
                 First::Trials => "by trials".to_owned(),
                 First::Module(name) => format!("{name}, as named"),
                 First::Smallest => "the smallest, as asked".to_owned(),
@@ -85,6 +89,7 @@ impl SearchReport {
             curvature: None,
             size: None,
             orders: None,
+            stage_epochs: None,
             plan: None,
         }
     }
@@ -94,6 +99,34 @@ impl SearchReport {
         if self.trials.iter().all(|t| t.id != trial.id) {
             self.trials.push(trial);
         }
+    }
+
+    /// Tells layers the places of their modules, which are quantized in this order.
+    pub(super) fn put_positions<'a>(&mut self, order: impl Iterator<Item = &'a str>) {
+        for (position, module) in order.enumerate() {
+            let own = self.layers.iter_mut().filter(|l| l.module == module);
+            own.for_each(|l| l.position = Some(position));
+        }
+    }
+
+    /// The modules in the order of the flow, where layers were searched for stages of modules.
+    pub(super) fn order(&self) -> Vec<String> {
+        let places = self.layers.iter().filter_map(|l| Some((l.position?, &l.module)));
+        let places: BTreeMap<usize, &String> = places.collect();
+        places.into_values().cloned().collect()
+    }
+
+    /// The summed sensitivity of a module's layers at the bits chosen; negative estimates count as 0, as in the programme.
+    pub(super) fn sensitivity_of(&self, module: &str) -> Result<f64> {
+        let modules = self.modules.iter().filter(|m| m.module == module);
+        let modules = modules.map(|m| m.sensitivity.get(&m.bits));
+        let layers = self.layers.iter().filter(|l| l.module == module);
+        let found: Option<Vec<f64>> = modules
+            .chain(layers.map(|l| l.sensitivity.get(&l.bits)))
+            .map(|estimate| Some(estimate?.mean.max(0.0)))
+            .collect();
+        let found = found.filter(|found| !found.is_empty());
+        Ok(found.with_context(|| format!("no sensitivity of {module} is known"))?.iter().sum())
     }
 
     /// Fills in sizes and curvature, once the bits are known.
@@ -131,6 +164,7 @@ impl SearchReport {
             "curvature": self.curvature,
             "synthetic_data": self.synthetic_data,
             "orders": self.orders.as_ref().map(|o| o.walk),
+            "stage_epochs": self.stage_epochs,
         })
     }
 
@@ -156,10 +190,10 @@ impl SearchReport {
             position: Some(m.position),
             ..row(&m.module, m.num_weights, m.trace, &m.sensitivity, m.bits)
         });
-        let layers = self
-            .layers
-            .iter()
-            .map(|l| row(&l.layer, l.num_weights, l.trace, &l.sensitivity, l.bits));
+        let layers = self.layers.iter().map(|l| PlanRow {
+            position: l.position,
+            ..row(&l.layer, l.num_weights, l.trace, &l.sensitivity, l.bits)
+        });
         modules.chain(layers).collect()
     }
 
@@ -199,6 +233,9 @@ impl SearchReport {
         }
         if let Some(orders) = &self.orders {
             write_orders(orders, &mut text);
+        }
+        if let Some(lengths) = &self.stage_epochs {
+            write_lengths(lengths, &mut text);
         }
         if self.synthetic_data {
             text.push_str("scores are of synthetic data\n");
@@ -321,7 +358,31 @@ impl SearchReport {
             row
         });
         write_table(head, rows.collect(), text);
+        let order = self.order();
+        if !order.is_empty() {
+            let _ = writeln!(
+                text,
+                "order: {}; a stage for each module, its layers with their own bits",
+                order.join(", ")
+            );
+        }
     }
+}
+
+fn write_lengths(lengths: &LengthsReport, text: &mut String) {
+    let stages: Vec<String> =
+        lengths.stages.iter().map(|s| format!("{} {}", s.module, s.epochs)).collect();
+    let rule = match lengths.rule {
+        StageEpochs::Equal => "in equal parts",
+        StageEpochs::Sensitivity => "in proportion to summed sensitivity",
+    };
+    let _ = writeln!(
+        text,
+        "epochs: {} ({} in all, {rule}, {} or more each)",
+        stages.join(", "),
+        lengths.total,
+        lengths.floor
+    );
 }
 
 fn all_widths<'a>(all: impl Iterator<Item = &'a BTreeMap<u32, ProbeEstimate>>) -> BTreeSet<u32> {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::sensitivity::Division;
 use crate::quant::{Levels, WeightMethod};
 use crate::run::request::Request;
+use crate::train::Afterwards;
 
 /// What `mqat search` is asked.
 #[derive(Debug, Clone)]
@@ -42,6 +43,12 @@ pub struct SearchRequest {
     pub first_margin: Option<f64>,
     /// Choose bits layer by layer, for one stage over all modules (HAWQ-V3), instead of module by module.
     pub layerwise: bool,
+    /// With `layerwise`: one stage for each module, with the layers' own bits, instead of one stage over all modules.
+    pub sequential: bool,
+    /// What becomes of modules after their stages, instead of what the config says.
+    pub afterwards: Option<Afterwards>,
+    /// How the plan's stages share the epochs of the config's flow; none leaves each as long as its config's stage.
+    pub stage_epochs: Option<StageEpochs>,
     /// Keep the network's first convolution float.
     pub keep_first_layer: bool,
     /// Keep the prediction layers float.
@@ -89,6 +96,9 @@ impl SearchRequest {
             first: First::Smallest,
             first_margin: None,
             layerwise: true,
+            sequential: false,
+            afterwards: None,
+            stage_epochs: None,
             keep_first_layer: false,
             keep_last_layer: false,
             walk: None,
@@ -181,6 +191,16 @@ impl SizeKind {
             Self::File => "file",
         }
     }
+}
+
+/// How a plan's stages share the epochs of the config's flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StageEpochs {
+    /// In equal parts.
+    Equal,
+    /// In proportion to the summed sensitivity of their layers at the bits chosen, with a floor.
+    Sensitivity,
 }
 
 /// Which orders are scored.

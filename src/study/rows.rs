@@ -157,6 +157,10 @@ pub struct ModuleRow {
 pub struct LayerRow {
     /// Its path.
     pub layer: String,
+    /// The module it lies in.
+    pub module: String,
+    /// The module's place in the flow, from 0; null where all layers are quantized in one stage.
+    pub position: Option<usize>,
     /// Weights.
     pub num_weights: usize,
     /// Trace of the Hessian of the loss over its weights.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use tch::Device;
 
-use super::request::{Budget, SearchRequest};
+use super::request::{Budget, SearchRequest, StageEpochs};
 use super::rows::LayerRow;
 use super::trial::{Trial, TrialPlace};
 use crate::artifact::network::blank_network;
@@ -20,7 +20,7 @@ use crate::run::config::Config;
 use crate::run::flow::{Baseline, Bits, FlowSource, TextStage, Width};
 use crate::run::home::Home;
 use crate::run::stretch;
-use crate::train::StageConfig;
+use crate::train::{Afterwards, StageConfig};
 
 /// A module of the search.
 #[derive(Debug, Clone)]
@@ -193,6 +193,12 @@ impl Setup {
         let mut stage = config.quantize.flow.remove(0);
         stage.first_layer &= !self.request.keep_first_layer;
         stage.last_layer &= !self.request.keep_last_layer;
+        if let Some(afterwards) = self.request.afterwards {
+            stage.afterwards = afterwards;
+            let mut problems = Vec::new();
+            stage.check_together(&format!("the stage of {pattern}"), &mut problems);
+            ensure!(problems.is_empty(), "--afterwards: {}", problems.join("; "));
+        }
         Ok(stage)
     }
 
@@ -231,15 +237,38 @@ impl Setup {
         stage.module = Some(self.request.modules.join(","));
         (stage.first_layer, stage.last_layer) = (first_layer, last_layer);
         let weights = stage.weights.as_mut().context("the stage quantizes no weights")?;
+        self.put_layer_bits(weights, layers.iter());
+        Ok(stage)
+    }
+
+    /// A stage for each module in this order, with the layers' own bits.
+    pub fn layerwise_stages(
+        &self,
+        layers: &[LayerRow],
+        order: &[String],
+    ) -> Result<Vec<StageConfig>> {
+        let stage = |pattern: &String| -> Result<StageConfig> {
+            let own = || layers.iter().filter(|l| l.module == *pattern);
+            let widest = own().map(|l| l.bits).max().context("no layer was chosen")?;
+            let mut stage = self.stage_of(pattern, widest)?;
+            let weights = stage.weights.as_mut().context("the stage quantizes no weights")?;
+            self.put_layer_bits(weights, own());
+            Ok(stage)
+        };
+        order.iter().map(stage).collect()
+    }
+
+    fn put_layer_bits<'a>(
+        &self,
+        weights: &mut WeightQuantConfig,
+        layers: impl Iterator<Item = &'a LayerRow>,
+    ) {
         let width = |l: &LayerRow| {
-            let module = self.modules.iter().find(|m| m.layers.iter().any(|(n, _)| *n == l.layer));
-            let n_levels = module.and_then(|module| self.n_levels_of(&module.pattern));
-            let n_levels = n_levels.filter(|&n| bits_of(n) == l.bits);
+            let n_levels = self.n_levels_of(&l.module).filter(|&n| bits_of(n) == l.bits);
             BitWidth { n_levels, ..BitWidth::of_bits(l.bits) }
         };
-        weights.layer_bits = layers.iter().map(|l| (l.layer.clone(), width(l))).collect();
+        weights.layer_bits = layers.map(|l| (l.layer.clone(), width(l))).collect();
         (weights.bits, weights.n_levels) = (None, None);
-        Ok(stage)
     }
 
     /// A trial that quantizes these modules in this order, starting from `parent`, which has all but the last.
@@ -256,6 +285,7 @@ impl Setup {
             module: None,
             weights: None,
             activations: None,
+            afterwards: Afterwards::Freeze,
             ..stage.clone()
         };
         Ok(Rc::new(self.with_stages("reference".to_owned(), vec![stage], None)?))
@@ -304,6 +334,7 @@ fn check_request(request: &SearchRequest) -> Result<()> {
         request.assign.is_empty() || request.walk.is_some() || request.out.is_some(),
         "with --assign there are no bits to search; pass --orders to score orders, or --out to write the plan"
     );
+    check_flow(request)?;
     let TraceLimits { images, batch, probes, error } = TraceLimits::of(request);
     ensure!(
         images > 0 && batch > 0 && batch <= images,
@@ -320,6 +351,37 @@ fn check_request(request: &SearchRequest) -> Result<()> {
         );
     }
     ensure!(error > 0.0, "--trace-error is {error}, expected more than 0");
+    Ok(())
+}
+
+/// What is asked of the plan's stages.
+fn check_flow(request: &SearchRequest) -> Result<()> {
+    let has_stages = !request.layerwise || request.sequential;
+    ensure!(
+        request.layerwise || !request.sequential,
+        "--sequential arranges the bits of layers in stages of modules; pass --layerwise with it"
+    );
+    for (option, given) in [
+        ("--afterwards", request.afterwards.is_some()),
+        ("--stage-epochs", request.stage_epochs.is_some()),
+    ] {
+        ensure!(
+            has_stages || !given,
+            "{option} cannot act: --layerwise makes one stage; pass --sequential for one of each module"
+        );
+    }
+    ensure!(
+        request.stage_epochs.is_none() || request.out.is_some(),
+        "--stage-epochs shares the epochs of the plan's stages; pass --out to write the plan"
+    );
+    ensure!(
+        request.afterwards.is_none() || request.out.is_some() || request.walk.is_some(),
+        "--afterwards is about several stages, and each trial has one; pass --out to write the plan, or --orders"
+    );
+    ensure!(
+        request.stage_epochs != Some(StageEpochs::Sensitivity) || request.assign.is_empty(),
+        "--stage-epochs sensitivity needs sensitivities, and with --assign none are measured; pass --stage-epochs equal"
+    );
     Ok(())
 }
 

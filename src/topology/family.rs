@@ -7,6 +7,7 @@ use tch::Device;
 
 use super::settings::{LossSettings, TargetSettings};
 use super::task::Task;
+use super::teacher::Teacher;
 use crate::data::ObjectModel;
 use crate::geom::{Camera, Corners};
 use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess};
@@ -87,6 +88,8 @@ pub struct TaskSetting {
     pub targets: TargetSettings,
     /// Weights of the losses.
     pub loss: LossSettings,
+    /// The network to learn from besides the targets.
+    pub teacher: Option<Teacher>,
     /// Seed of everything random.
     pub seed: u64,
 }

@@ -7,6 +7,7 @@ mod family;
 pub mod keys;
 mod settings;
 mod task;
+mod teacher;
 pub mod wdr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use family::{DecodeSetting, Family, TaskSetting};
 pub use settings::{LossSettings, TargetSettings};
 pub use task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
+pub use teacher::Teacher;
 
 /// A network of a config: the key `class` tells the family, `params` is its shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

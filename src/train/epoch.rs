@@ -107,12 +107,22 @@ impl Trainer {
         Ok(())
     }
 
+    /// Freezes what oscillates, of all modules that watch it.
+    fn watch_quantizers(&mut self) -> Result<()> {
+        let mut froze = false;
+        for (_, quantizer) in &mut self.quantizers {
+            froze |= quantizer.watch();
+        }
+        if froze { self.freeze() } else { Ok(()) }
+    }
+
     /// Does a step; its numbers and its learning rate.
     pub(super) fn update(
         &mut self,
         prepared: &Prepared,
         num_batches: usize,
     ) -> Result<(StepNumbers, f64)> {
+        self.watch_quantizers()?;
         let stage = &self.config.stages[self.position.stage];
         let lr = stage.lr.at(LrPlace {
             epoch: self.position.epoch,

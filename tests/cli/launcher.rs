@@ -71,5 +71,5 @@ fn without_libtorch_the_launcher_says_what_to_do_and_lib_beside_it_is_enough() {
     let ended = run(&program, &inspect);
     let err = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert!(ended.status.success(), "{err}");
-    assert!(String::from_utf8_lossy(&ended.stdout).contains("WidedepthTiny"));
+    assert!(String::from_utf8_lossy(&ended.stdout).contains("backbone"));
 }

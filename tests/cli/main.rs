@@ -1,8 +1,10 @@
 //! What a user sees: the program as a process, in fresh folders.
 
+mod afterwards;
 mod against_init;
 mod bad_input;
 mod bench;
+mod bop;
 mod config;
 mod data_files;
 mod flow;

@@ -218,6 +218,82 @@ fn layers_get_their_own_bits_in_one_stage() {
 }
 
 #[test]
+fn layers_get_their_own_bits_in_stages_of_modules() {
+    let dir = tempfile::tempdir().unwrap();
+    let (logs, file) = (dir.path().join("logs"), dir.path().join("plan.json"));
+    let sequential = [
+        "--layerwise",
+        "--sequential",
+        "--method",
+        "lsq",
+        "--afterwards",
+        "train",
+        "--stage-epochs",
+        "sensitivity",
+        "--set",
+        "quantize.flow.0.epochs=5",
+        "--set",
+        "quantize.flow.0.weights.schedule={\"4\":1}",
+        "--target-compression",
+        "1.5",
+        "--out",
+        file.to_str().unwrap(),
+    ];
+    let args = search(&logs, &[TRACE, &sequential].concat());
+    let report = run(&[&args[..], &["--json"]].concat()).code(0).json();
+    let plan: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let flow = plan["flow"].as_array().unwrap();
+    // the order is by number of parameters, and every layer has its own bits in the stage of its module
+    let modules: Vec<&str> = flow.iter().map(|s| s["module"].as_str().unwrap()).collect();
+    assert!(modules == ["fpn", "head"] || modules == ["head", "fpn"], "{modules:?}");
+    for layer in report["layers"].as_array().unwrap() {
+        let position = layer["position"].as_u64().unwrap() as usize;
+        assert_eq!(flow[position]["module"], layer["module"]);
+        let bits = &flow[position]["weights"]["layer_bits"][layer["layer"].as_str().unwrap()];
+        assert_eq!(*bits, layer["bits"], "{layer}");
+    }
+    assert!(flow.iter().all(|s| s["afterwards"] == "train" && s["weights"]["bits"].is_null()));
+    // the total is kept, and the more sensitive module trains longer
+    let epochs: Vec<u64> = flow.iter().map(|s| s["epochs"].as_u64().unwrap()).collect();
+    assert_eq!(epochs.iter().sum::<u64>(), 10);
+    let told = &plan["made_by"]["details"]["stage_epochs"];
+    assert_eq!(
+        (&told["rule"], &told["total"], &told["floor"]),
+        (&"sensitivity".into(), &10.into(), &1.into())
+    );
+    let told = told["stages"].as_array().unwrap();
+    let longest = told.iter().max_by_key(|s| s["epochs"].as_u64()).unwrap();
+    let sensitivity = |s: &Value| s["sensitivity"].as_f64().unwrap();
+    assert!(told.iter().all(|s| sensitivity(s) <= sensitivity(longest)), "{told:?}");
+    let first = [&args[..], &["--first", modules[1]]].concat();
+    let shown = run(&first).code(0).stdout();
+    let order = format!("order: {}, {}; a stage for each module", modules[1], modules[0]);
+    assert!(shown.contains(&order) && shown.contains("epochs: "), "{shown}");
+
+    let places = ["--data", dataset().to_str().unwrap(), "--logs", logs.to_str().unwrap()];
+    let trained = ["--max-steps", "1", "--flow", file.to_str().unwrap()];
+    run(&small("train", &[SHORT, &places, &trained].concat())).code(0);
+
+    let base = search(&logs, &[TRACE, &["--target-compression", "1.5"]].concat());
+    let refused = |more: &[&str], code: i32, parts: &[&str]| {
+        run(&[&base[..], more].concat()).code(code).says(parts);
+    };
+    refused(&["--sequential"], 2, &["--layerwise"]);
+    refused(
+        &["--layerwise", "--afterwards", "train"],
+        1,
+        &["--afterwards cannot act", "--sequential"],
+    );
+    refused(&["--layerwise", "--stage-epochs", "equal"], 1, &["--stage-epochs cannot act"]);
+    refused(&["--stage-epochs", "equal"], 1, &["pass --out"]);
+    refused(
+        &["--layerwise", "--sequential", "--afterwards", "train", "--out", "x.json"],
+        1,
+        &["--afterwards: the stage of fpn.afterwards: is train, but method inq"],
+    );
+}
+
+#[test]
 fn the_layerwise_baseline_is_one_command() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("logs");

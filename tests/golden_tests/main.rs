@@ -5,6 +5,7 @@
 mod support;
 
 mod anchors;
+mod bop;
 mod checkpoints;
 mod forward;
 mod import;

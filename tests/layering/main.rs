@@ -17,7 +17,8 @@ use table::Room;
 
 /// Circles of files within a room that are known, and may shrink. A new one fails, and so does one that is gone: take it
 /// out then.
-const KNOWN_CIRCLES: &[&[&str]] = &[];
+const KNOWN_CIRCLES: &[&[&str]] =
+    &[&["data/consistency.rs", "data/dataset.rs", "data/models.rs", "data/scene.rs"]];
 
 /// What programs may use of the library.
 const PROGRAMS_USE: &str = "cli";

@@ -537,7 +537,7 @@ mod tests {
         fs::write(dir.path().join("astray.txt"), "no/such/rgb/1.png\n").unwrap();
         fs::write(dir.path().join("unnamed"), b"\x89PNG\r\n").unwrap();
         for (given, expected) in [
-            ("nowhere.png", "there is no"),
+            ("nowhere.png", "no such file"),
             ("empty", "--recursive looks into its folders"),
             ("lists", "testing.txt?"),
             ("*.webp", "matches no image"),

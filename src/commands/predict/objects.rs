@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use crate::artifact::Artifact;
-use crate::data::{DataConfig, ObjectBox, object_boxes};
+use crate::data::{BopFolder, DataConfig, ObjectBox, folder_boxes, object_boxes};
 use crate::run::home::Home;
 use crate::run::objects::{boxes, contradiction};
 use crate::train::ObjectInfo;
@@ -88,17 +88,23 @@ pub(super) fn find(wanted: Wanted, home: &Home, artifact: &Artifact) -> Result<V
     }
 }
 
-/// The objects of the first folder that has their boxes.
+/// The objects of the first folder that has their boxes, or is a BOP folder.
 fn first_of(
     roots: impl IntoIterator<Item = PathBuf>,
     data: &DataConfig,
 ) -> Result<Option<(PathBuf, Vec<ObjectBox>)>> {
-    let Some(root) = roots.into_iter().find(|root| data.boxes(root).is_file()) else {
-        return Ok(None);
-    };
-    let meshes = data.meshes(&root);
-    let objects = object_boxes(&data.boxes(&root), meshes.is_dir().then_some(&*meshes), data)?;
-    Ok(Some((root, objects)))
+    for root in roots {
+        if data.boxes(&root).is_file() {
+            let meshes = data.meshes(&root);
+            let meshes = meshes.is_dir().then_some(&*meshes);
+            let objects = object_boxes(&data.boxes(&root), meshes, data)?;
+            return Ok(Some((root, objects)));
+        }
+        if let Some(folder) = BopFolder::find(&root) {
+            return Ok(Some((root, folder_boxes(&folder, data)?)));
+        }
+    }
+    Ok(None)
 }
 
 /// A file of boxes knows no numbers: they are those of the network's file.

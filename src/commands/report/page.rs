@@ -52,7 +52,7 @@ pub(super) fn page(
              SwissCube.</p>\n",
         );
     }
-    let _ = writeln!(html, "<figure>{}</figure>", pictures.svg(chart)?.unwrap_or_default());
+    let _ = writeln!(html, "<figure>{}</figure>", pictures.chart(chart)?);
     html.push_str(&summary.formatted(TableFormat::Html));
     for note in tables::notes(summary) {
         let _ = writeln!(html, "<p class=\"note\">{}</p>", escape(&note));
@@ -165,6 +165,14 @@ impl Pictures {
         Self { beside: (!self_contained).then(|| out.to_owned()), num: 0 }
     }
 
+    /// The report's own chart, which lies beside the page in any case.
+    fn chart(&mut self, path: &Path) -> Result<String> {
+        match (&self.beside, path.file_name()) {
+            (Some(_), Some(name)) => Ok(img(path, &escape(&name.to_string_lossy()))),
+            _ => self.picture(path, "image/svg+xml"),
+        }
+    }
+
     /// A chart to stand in the page, as a picture: scripts in a drawing from elsewhere do not run in one. `None` where
     /// there is no file.
     fn svg(&mut self, path: &Path) -> Result<Option<String>> {
@@ -173,7 +181,6 @@ impl Pictures {
 
     /// A picture that the page shows.
     fn picture(&mut self, path: &Path, kind: &str) -> Result<String> {
-        let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         let source = match &self.beside {
             None => format!("data:{kind};base64,{}", STANDARD.encode(bytes)),
@@ -185,8 +192,14 @@ impl Pictures {
                 name
             }
         };
-        Ok(format!("<img alt=\"{}\" src=\"{source}\">", escape(&stem)))
+        Ok(img(path, &source))
     }
+}
+
+/// A picture of the page, named as its file.
+fn img(path: &Path, source: &str) -> String {
+    let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("<img alt=\"{}\" src=\"{source}\">", escape(&stem))
 }
 
 #[cfg(test)]

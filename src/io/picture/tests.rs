@@ -232,3 +232,22 @@ fn orientation_is_told_and_obeyed_on_demand() {
     fs::write(&path, with_orientation(&jpeg, 99)).unwrap();
     assert_eq!(read_rgb_upright(&path).unwrap(), stored);
 }
+
+#[test]
+fn tiff_is_read_as_other_pictures_are_and_depth_as_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tif");
+    let wide: ImageBuffer<Luma<u16>, Vec<u16>> =
+        ImageBuffer::from_fn(5, 3, |x, y| Luma([257 * (10 * x + y) as u16]));
+    wide.save(&path).unwrap();
+    assert_eq!(size_and_orientation(&path).unwrap().0, (5, 3));
+    assert_eq!(read_rgb(&path).unwrap().get_pixel(4, 2).0, [42; 3]);
+    let (size, depth) = read_depth(&path).unwrap();
+    assert_eq!((size, depth.len(), depth[14]), ([5, 3], 15, 257 * 42));
+    let bytes = fs::read(&path).unwrap();
+    error_of("b.tif", &bytes[..bytes.len() / 2]);
+    let color = folder.path().join("c.png");
+    detailed().save(&color).unwrap();
+    let error = format!("{:#}", read_depth(&color).unwrap_err());
+    assert!(error.contains("c.png: it is Rgb8, expected one channel"), "{error}");
+}

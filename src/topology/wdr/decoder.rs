@@ -161,18 +161,14 @@ mod tests {
 
     #[test]
     fn a_network_gives_what_its_decoder_reads() {
-        let config = NetworkConfig {
-            anchor_sizes: NetworkConfig::widedepth().anchor_sizes,
-            ..NetworkConfig::widedepth_tiny()
-        };
-        let net = PoseNet::new(&config, 2, Device::Cpu, 3).unwrap();
+        let net = PoseNet::new(&NetworkConfig::widedepth_tiny(), 2, Device::Cpu, 3).unwrap();
         let decoder = decoder(2);
         assert_eq!(Engine::outputs(&net, 64, 48), decoder.outputs());
         let images = Tensor::zeros([2, 3, 48, 64], (tch::Kind::Float, Device::Cpu));
         let outputs = net.forward(&images).unwrap();
         let names: Vec<&str> = outputs.iter().map(|(name, _)| name).collect();
         assert_eq!(names[..2], ["cls_p3", "cls_p4"]);
-        assert_eq!(names.last(), Some(&"reg_p7"));
+        assert_eq!(names.last(), Some(&"reg_p5"));
         let host = outputs.to_host(decoder.outputs(), 2).unwrap();
         let decoded = decoder.decode(&host, 1);
         assert_eq!(decoded.iter().map(|d| d.class).collect::<Vec<_>>(), [0, 1]);

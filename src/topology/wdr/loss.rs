@@ -8,7 +8,7 @@ use tch::{Device, Kind, Reduction, Tensor};
 use super::anchors::AnchorGrid;
 use super::head::NUM_OFFSETS;
 use super::outputs::HeadOutputs;
-use super::targets::Assignment;
+use super::targets::{Assignment, Positive};
 use crate::geom::Camera;
 
 /// Probabilities are kept this far from 0 and 1. In f32 1 - p is then 1.0133e-6 at the upper end; the loss of
@@ -16,7 +16,7 @@ use crate::geom::Camera;
 const CLAMP: f64 = 1e-6;
 /// 3D errors are counted in units of the diameter times this, so that 1 / 50 of a diameter is where the smooth L1
 /// loss turns from quadratic to linear.
-const LIFT: f64 = 50.0;
+pub(super) const LIFT: f64 = 50.0;
 
 /// Weights of the losses; the default is the published setting.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -131,12 +131,28 @@ fn check_shapes(
 }
 
 /// The levels' `[n, c, h, w]` as one `[n, cells, c]`.
-fn by_cell(levels: &[Tensor], channels: i64) -> Tensor {
+pub(super) fn by_cell(levels: &[Tensor], channels: i64) -> Tensor {
     let flat: Vec<Tensor> = levels
         .iter()
         .map(|t| t.permute([0, 2, 3, 1]).reshape([t.size()[0], -1, channels]))
         .collect();
     Tensor::cat(&flat, 1)
+}
+
+/// The rows of the cells that answer for an object, for its class, in regressions seen as `[n * cells * C, 16]`.
+pub(super) fn positive_rows(
+    grid: &AnchorGrid,
+    assignments: &[Assignment],
+    num_classes: i64,
+) -> Vec<i64> {
+    let of_image = |(image, a): (usize, &Assignment)| -> Vec<i64> {
+        let row = |positive: &Positive| {
+            let cell = image * grid.num_cells() + positive.cell;
+            cell as i64 * num_classes + a.objects[positive.object].class as i64
+        };
+        a.positives.iter().map(row).collect()
+    };
+    assignments.iter().enumerate().flat_map(of_image).collect()
 }
 
 /// The sum of `-alpha (1 - p)^gamma ln p` where `labels` (last dimension 1) name the class, and of
@@ -174,7 +190,7 @@ impl LiftTargets {
         num_classes: i64,
         device: Device,
     ) -> Result<Self> {
-        let mut rows = vec![];
+        let rows = positive_rows(grid, assignments, num_classes);
         let mut numbers = vec![0f32; 0]; // 3 of the anchor and 24 of the corners a cell
         for (image, a) in assignments.iter().enumerate() {
             for positive in &a.positives {
@@ -185,8 +201,6 @@ impl LiftTargets {
                     positive.object,
                     object.class
                 );
-                let cell = image * grid.num_cells() + positive.cell;
-                rows.push(cell as i64 * num_classes + object.class as i64);
                 let [x, y] = grid.centers_px[positive.cell];
                 numbers.extend([x, y, grid.level_of(positive.cell).size_px].map(|v| v as f32));
                 let unit = LIFT / object.diameter_mm;

@@ -9,6 +9,7 @@ use super::anchors::{AnchorGrid, Level};
 use super::candidates::CandidateConfig;
 use super::config::NetworkConfig;
 use super::decoder::CellDecoder;
+use super::distill::distill;
 use super::loss::{LossConfig, losses};
 use super::net::PoseNet;
 use super::outputs::{HeadOutputs, output_names, output_shapes};
@@ -20,6 +21,7 @@ use crate::seed;
 use crate::topology::family::{DecodeSetting, Family, TaskSetting};
 use crate::topology::settings::{LossSettings, TargetSettings};
 use crate::topology::task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
+use crate::topology::teacher::Teacher;
 
 /// First part of the place of a target assignment's random stream.
 const PURPOSE_TARGETS: u64 = u64::from_le_bytes(*b"targets\0");
@@ -50,11 +52,11 @@ impl Family for NetworkConfig {
         Ok((loss.complete::<LossConfig>()?, targets.complete::<TargetConfig>()?))
     }
 
-    fn task(&self, setting: TaskSetting) -> Result<Box<dyn Task>> {
+    fn task(&self, mut setting: TaskSetting) -> Result<Box<dyn Task>> {
         let loss = setting.loss.read()?;
-        let preprocess = setting.preprocess;
+        let (preprocess, teacher) = (setting.preprocess, setting.teacher.take());
         let targets = Arc::new(Targets::new(self, setting)?);
-        Ok(Box::new(CellTask { targets, loss, preprocess }))
+        Ok(Box::new(CellTask { targets, loss, teacher, preprocess }))
     }
 
     fn outputs(&self, num_classes: usize, width: usize, height: usize) -> Vec<OutputShape> {
@@ -83,10 +85,14 @@ impl Family for NetworkConfig {
     }
 }
 
+/// The name of the teacher's fingerprint in the state.
+const TEACHER: &str = "teacher";
+
 /// Cells that answer for objects, and the losses of what they say.
 struct CellTask {
     targets: Arc<Targets>,
     loss: LossConfig,
+    teacher: Option<Teacher>,
     preprocess: Preprocess,
 }
 
@@ -111,7 +117,33 @@ impl Task for CellTask {
         let images = self.images(&prepared.batch, device)?;
         let outputs = HeadOutputs::of_named(&network.run(&images, train), grid)?;
         let losses = losses(&outputs, grid, camera, assignments, &self.loss)?;
-        Ok(BatchLosses::new(vec![("cls", losses.cls), ("reg", losses.reg)], losses.num_positive))
+        let mut named = vec![("cls", losses.cls), ("reg", losses.reg)];
+        // What is compared in validation is the loss of the task alone.
+        if let Some(teacher) = self.teacher.as_ref().filter(|_| train) {
+            let says = HeadOutputs::of_named(&teacher.outputs(&images), grid)?;
+            let found = distill(&outputs, &says, grid, assignments, teacher.config());
+            named.extend([("distill_cls", found.cls), ("distill_reg", found.reg)]);
+        }
+        Ok(BatchLosses::new(named, losses.num_positive))
+    }
+
+    fn state(&self) -> Vec<(String, Tensor)> {
+        let teacher = self.teacher.iter();
+        teacher.map(|t| (TEACHER.to_owned(), Tensor::from(t.fingerprint().cast_signed()))).collect()
+    }
+
+    /// A teacher may be taken on or left out at a resume; another one in its place is refused.
+    fn load_state(&mut self, state: &[(String, Tensor)]) -> Result<()> {
+        for (name, value) in state {
+            ensure!(name == TEACHER, "the checkpoint holds {name} of another task");
+            let (saved, own) = (i64::try_from(value)?.cast_unsigned(), self.teacher.as_ref());
+            ensure!(
+                own.is_none_or(|own| own.fingerprint() == saved),
+                "the run learns from a teacher with other weights than the file that experiment.url names has now \
+                 (training.distill): put the run's own file back, or go on without it by --set training.distill=null"
+            );
+        }
+        Ok(())
     }
 
     fn level_targets(&self, prepared: &Prepared) -> Result<Vec<LevelTargets>> {

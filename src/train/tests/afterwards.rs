@@ -26,7 +26,7 @@ fn all_methods() -> TrainConfig {
     );
     let tower = stage(
         "head.cls_tower",
-        r#"{"method": "ana", "bits": 3, "ana": {"end_epoch": 2}}"#,
+        r#"{"method": "ana", "bits": 3, "ana": {"end_epoch": 1}}"#,
         r#"{"method": "lsq", "bits": 8}"#,
     );
     let rest = stage(
@@ -73,7 +73,7 @@ fn a_module_that_trains_on_learns_weights_steps_and_clipping_levels_in_every_lat
     assert_eq!(value(&ends[3], "quant.head.cls_logits.epoch"), [2.0f64.to_bits()]);
     // the stored weights of the last stage are float, those that the layers compute with are on levels
     assert!(recorder.ends.iter().all(|end| end.sites.iter().all(|s| s.frozen_fraction == 1.0)));
-    assert_eq!(recorder.ends[3].sites.iter().filter(|s| s.method == "lsq").count(), 6);
+    assert_eq!(recorder.ends[3].sites.iter().filter(|s| s.method == "lsq").count(), 8);
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 mod afterwards;
 mod batch_norm;
+mod distill;
 mod folder;
+mod oscillation;
 mod resume;
 mod rules;
 
@@ -23,7 +25,7 @@ use crate::nn::{Network, Preprocess};
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
 use crate::seed;
 use crate::topology::wdr::NetworkConfig;
-use crate::topology::{Family, LossSettings, TargetSettings, Task, TaskSetting};
+use crate::topology::{Family, LossSettings, TargetSettings, Task, TaskSetting, Teacher};
 
 const SIZE: usize = 32;
 const SEED: u64 = 11;
@@ -70,6 +72,10 @@ fn toy_batch(epoch: u64, batch: usize, size: usize) -> Batch {
 }
 
 fn task() -> Box<dyn Task> {
+    task_with(None)
+}
+
+fn task_with(teacher: Option<Teacher>) -> Box<dyn Task> {
     let model = ObjectModel {
         obj_id: 1,
         name: "obj_000001".to_owned(),
@@ -83,6 +89,7 @@ fn task() -> Box<dyn Task> {
         models: Arc::new(vec![model]),
         targets: TargetSettings::default(),
         loss: LossSettings::default(),
+        teacher,
         preprocess: Preprocess {
             width: 32,
             height: 32,
@@ -160,6 +167,10 @@ fn three_stages() -> TrainConfig {
 }
 
 fn trainer(config: &TrainConfig, folder: &Path) -> Trainer {
+    trainer_of(config, folder, task())
+}
+
+fn trainer_of(config: &TrainConfig, folder: &Path, task: Box<dyn Task>) -> Trainer {
     let run = RunInfo {
         seed: SEED,
         checkpoints: folder.to_owned(),
@@ -168,7 +179,7 @@ fn trainer(config: &TrainConfig, folder: &Path) -> Trainer {
         data: Default::default(),
         objects: Vec::new(),
     };
-    Trainer::new(toy_net(), config.clone(), task(), run).unwrap()
+    Trainer::new(toy_net(), config.clone(), task, run).unwrap()
 }
 
 /// Everything it was told; breaks off where a killed process would.
