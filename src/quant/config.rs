@@ -556,6 +556,7 @@ mod tests {
             "levels",
             "layer_bits",
             "granularity",
+            "oscillation",
             "quant_init_method",
             "quant_strategy",
             "schedule",

@@ -37,7 +37,8 @@ pub struct Numbers {
     /// Fraction of weights whose level is 0.
     #[serde(alias = "share_zero")]
     pub zero_fraction: Option<f64>,
-    /// Number of weights that are frozen because they oscillated; null where none are watched.
+    /// Number of weights that are frozen because they oscillated; left out where none are watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_frozen_by_oscillation: Option<usize>,
     /// Number of levels that weights have; of a module the smallest of its layers.
     pub levels_in_use: Option<usize>,

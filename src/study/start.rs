@@ -15,6 +15,7 @@ use crate::data::sequence_of;
 use crate::io;
 use crate::pose::{EvalTable, Outcomes, TargetErrors};
 use crate::seed::fnv1a;
+use crate::train::StageConfig;
 
 /// Between two looks at the running evaluation.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -66,7 +67,10 @@ fn evaluate(
     fs::create_dir_all(folder)
         .with_context(|| format!("making the folder {}", folder.display()))?;
     let config = folder.join("config.json");
-    io::write_json(&config, &setup.config)?;
+    // A config has a stage; an evaluation trains none.
+    let mut written = setup.config.clone();
+    written.training.full_precision.get_or_insert_with(StageConfig::full_precision);
+    io::write_json(&config, &written)?;
     let log = folder.join("log.txt");
     let file = fs::File::create(&log).with_context(|| format!("opening {}", log.display()))?;
     let run = &request.run;
@@ -91,7 +95,12 @@ fn evaluate(
             if status.success() {
                 return Ok(true);
             }
-            bail!("evaluating the full-precision network failed ({status}); see {}", log.display())
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            let last = said.lines().last().unwrap_or("it said nothing");
+            bail!(
+                "evaluating the full-precision network failed ({status}): {last}; all of it is in {}",
+                log.display()
+            )
         }
         if stop.load(Ordering::Relaxed) {
             // It has nothing to save: the next search evaluates anew.

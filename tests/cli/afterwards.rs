@@ -130,14 +130,19 @@ fn a_module_that_trains_on_is_resumed_audited_and_exported() {
     }
 }
 
+/// `mqat plan` with the small settings; it computes nothing, so that it has no device.
+fn planned<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    small("plan", more).into_iter().filter(|arg| !["--device", "cpu"].contains(arg)).collect()
+}
+
 #[test]
 fn the_plan_says_what_is_trained_on_and_mistakes_say_why() {
     let dir = tempfile::tempdir().unwrap();
     let file = plan(dir.path());
-    let shown = run(&small("plan", &["--images", "16", "--flow", text(&file)])).code(0).stdout();
+    let shown = run(&planned(&["--images", "16", "--flow", text(&file)])).code(0).stdout();
     assert!(shown.contains("  fpn of stage 1 is trained on\n"), "{shown}");
     let asked = ["--images", "16", "--json", "--flow", text(&file)];
-    let json = run(&small("plan", &asked)).code(0).json();
+    let json = run(&planned(&asked)).code(0).json();
     let attached = json["stages"][2]["attached"].clone();
     assert_eq!(
         attached,
@@ -147,7 +152,7 @@ fn the_plan_says_what_is_trained_on_and_mistakes_say_why() {
         ])
     );
     let refused = |set: &str, parts: &[&str]| {
-        run(&small("plan", &["--images", "16", "--set", set])).code(1).says(parts);
+        run(&planned(&["--images", "16", "--set", set])).code(1).says(parts);
     };
     refused(
         "quantize.flow.0.afterwards=train",

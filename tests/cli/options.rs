@@ -302,7 +302,7 @@ fn a_file_that_tells_its_topology_needs_none() {
     let ran = run(&["export", TINY, "--out", out.to_str().unwrap()]).code(0);
     ran.says(&["holds a network of topology WidedepthTiny"]);
     let audited = run(&["audit", TINY, "--json"]).code(0).json();
-    assert_eq!(audited["tensors"].as_array().unwrap().len(), 26);
+    assert_eq!(audited["tensors"].as_array().unwrap().len(), 24);
 }
 
 #[test]
