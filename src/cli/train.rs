@@ -117,7 +117,7 @@ impl FromStr for Resume {
 pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
     let stop = stop::flag()?;
     let world = Rc::new(args.world.meet()?);
-    let ended = run_in(args, &world, &stop);
+    let ended = run_in(args, &world, &stop).and_then(|end| world.barrier().map(|()| end));
     world.end(ended)
 }
 

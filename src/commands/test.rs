@@ -13,7 +13,7 @@ use super::shared::infer_together;
 use crate::artifact::{Artifact, Asked, EngineChoice, Opened, Reading, open};
 use crate::data::{BadSample, Dataset, Purpose, Split};
 use crate::eval::{
-    Comparison, Evaluation, EvaluationInfo, Prediction, Progress, Report, ResultFormat,
+    Comparison, Evaluation, EvaluationInfo, Inference, Prediction, Progress, Report, ResultFormat,
     ScoredSplit, Timing, benchmark_scores, evaluate, write_bop_csv, write_depth_chart,
     write_errors, write_overlays, write_predictions,
 };
@@ -121,17 +121,19 @@ pub fn test(
     let dataset = request.run.open_split(&home, config, request.split, Purpose::Evaluation);
     let dataset = Arc::new(world.all_succeeded(dataset)?);
     ensure_same(world, config, &files)?;
+    let infer = |artifact| infer_one(request, world, artifact, &dataset, device, progress);
+    let found = artifacts.iter().map(infer).collect::<Result<Vec<_>>>()?;
+    // The other processes do not wait for the scores.
+    if !world.is_first() {
+        return Ok(TestReport { evaluations: Vec::new(), folder: None });
+    }
     let mut runs = Vec::with_capacity(files.len());
-    for (file, artifact) in files.iter().zip(&artifacts) {
-        let run = evaluate_one(request, world, artifact, &dataset, device, progress)?;
-        let Some(run) = run else { continue };
+    for (file, (name, inference)) in files.iter().zip(found) {
+        let run = score_one(request, config, &dataset, &name, inference)?;
         if let Some(path) = predictions_path(request, &files, file) {
             write_results(&path, &dataset, &run)?;
         }
         runs.push(run);
-    }
-    if !world.is_first() {
-        return Ok(TestReport { evaluations: Vec::new(), folder: None });
     }
     tell_apart(&mut runs, &files);
     let out = request
@@ -280,15 +282,15 @@ fn open_all(
     Ok(artifacts)
 }
 
-/// The evaluation of one file, in process 0.
-fn evaluate_one(
+/// What the network of one file finds, and its name.
+fn infer_one(
     request: &TestRequest,
     world: &World,
     artifact: &Artifact,
     dataset: &Arc<Dataset>,
     device: Device,
     progress: &mut dyn FnMut(&str, Progress),
-) -> Result<Option<Run>> {
+) -> Result<(String, Inference)> {
     let config = &artifact.config;
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
     let reading = Reading::new(request.loose, request.strip_prefix.clone());
@@ -300,14 +302,22 @@ fn evaluate_one(
     let report_progress = |p| progress(&name, p);
     let (engine, decoder) = (engine.as_ref(), decoder.as_ref());
     let inference = infer_together(world, engine, decoder, dataset, &options, report_progress)?;
-    if !world.is_first() {
-        return Ok(None);
-    }
     if let Some(nothing) = nothing_left(dataset, &inference.left_out) {
         bail!("{}: {nothing}", config.data.list(request.split));
     }
+    Ok((name, inference))
+}
+
+/// The scores of what was found.
+fn score_one(
+    request: &TestRequest,
+    config: &Config,
+    dataset: &Dataset,
+    name: &str,
+    inference: Inference,
+) -> Result<Run> {
     let info = EvaluationInfo {
-        name: &name,
+        name,
         list: config.data.list(request.split),
         left_out: &inference.left_out,
         timing: Some(inference.timing),
@@ -319,7 +329,7 @@ fn evaluate_one(
     let (bop, notes) =
         benchmark_scores(dataset, &config.data, &split, &inference.predictions, left_out)?;
     (evaluation.report.bop, evaluation.report.bop_notes) = (Some(bop), notes);
-    Ok(Some(Run { predictions: inference.predictions, evaluation }))
+    Ok(Run { predictions: inference.predictions, evaluation })
 }
 
 /// Why the images that could be read have nothing to evaluate; none where they have.

@@ -163,8 +163,8 @@ impl Setup {
         world.ensure_same("mqat version", version)?;
         world.ensure_same("--resume", &format!("{:?}", self.request.resume))?;
         world.ensure_same("--accumulate", &self.request.accumulate.to_string())?;
-        let device = std::mem::discriminant(&self.device);
-        world.ensure_same("kind of device", &format!("{device:?}"))?;
+        let kind = if self.device.is_cuda() { "GPU" } else { "CPU" };
+        world.ensure_same("kind of device", kind)?;
         let configs = world.gather(self.document.clone())?;
         for (rank, config) in configs.iter().enumerate() {
             let keys = io::differing_keys(&configs[0], config);
@@ -185,7 +185,7 @@ impl Setup {
                 }
             }
         }
-        let pretrained = self.pretrained.as_ref().map_or("none", |file| &file.hash);
+        let pretrained = self.pretrained.as_ref().map_or("none", |file| file.hash.as_str());
         world.ensure_same("file of pretrained weights", pretrained)
     }
 }
@@ -216,10 +216,10 @@ pub fn train(
         prints,
     } = setup;
     let request = &request;
-    let mut lock = None;
+    let mut _lock = None;
     let folder = world.from_first(|| {
         let folder = open_folder(request, &home)?;
-        lock = Some(folder.lock()?);
+        _lock = Some(folder.lock()?);
         starts::remove_leftovers(&folder)?;
         Ok(folder)
     })?;

@@ -9,6 +9,7 @@ use super::checkpoint::EpochSums;
 use super::ema::Ema;
 use super::prefetch::{BatchRequest, Prefetch};
 use super::step::{Step, StepNumbers};
+use super::together::ensure_equal;
 use super::trainer::{Hooks, Outcome, Trainer};
 use super::{EpochRecord, LrPlace, StepRecord, TelemetryRecord};
 use crate::topology::Prepared;
@@ -201,7 +202,9 @@ impl Trainer {
 
     fn finish_epoch(&mut self, hooks: &mut Hooks<'_>, num_batches: usize) -> Result<()> {
         self.end_quantizers()?;
-        self.ensure_all_equal()?;
+        if !self.world().is_alone() {
+            ensure_equal(self.world(), &self.checkpoint())?;
+        }
         self.position.global_epoch += 1;
         hooks.observer.epoch(&self.epoch_record(num_batches))?;
         for record in self.measure()? {

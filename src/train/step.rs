@@ -47,8 +47,8 @@ struct SliceLosses {
 }
 
 impl Step<'_> {
-    /// Does the step with the slices of the batch that are this process's, one after the other. Losses and gradient norm come to the host in one transfer, after backward and before the
-    /// step: weights that a non-finite gradient has touched never exist.
+    /// Does the step with the slices of the batch that are this process's, one after the other. Losses and gradient norm
+    /// come to the host in one transfer, after backward and before the step: weights that a non-finite gradient has touched never exist.
     ///
     /// # Errors
     /// If the batch does not fit the network, or a loss or the gradient norm is not finite; the weights are then

@@ -5,7 +5,6 @@ use anyhow::{Context, Result, ensure};
 use rand::Rng;
 use tch::{Kind, Tensor, no_grad};
 
-use super::trainer::Trainer;
 use super::{Checkpoint, Sgd};
 use crate::data::Slices;
 use crate::io::tensors::checksum;
@@ -156,36 +155,30 @@ fn not_drawn(world: &World, seed: u64, len: usize) -> Tensor {
     Tensor::from_slice(&others)
 }
 
-impl Trainer {
-    /// Makes sure that all processes have the same bits in everything that a checkpoint holds.
-    ///
-    /// # Errors
-    /// If they have not: names the first tensor that differs, and where. If a process is lost.
-    pub(super) fn ensure_all_equal(&self) -> Result<()> {
-        let world = &self.together.world;
-        if world.is_alone() {
-            return Ok(());
-        }
-        let sums = checksums(&self.checkpoint())?;
-        let text = sums.iter().map(|(name, sum)| format!("{name} {sum};")).collect::<String>();
-        let all = world.gather(seed::fnv1a(text.as_bytes()))?;
-        if all.iter().all(|hash| *hash == all[0]) {
-            return Ok(());
-        }
-        let all = world.gather(sums)?;
-        let first = &all[0];
-        for (rank, own) in all.iter().enumerate().skip(1) {
-            let same = first.iter().zip(own).position(|(a, b)| a != b);
-            ensure!(
-                same.is_none() && own.len() == first.len(),
-                "process {rank} has other bits in {} than process 0 after step {}: the processes no longer train one network; \
-                 are all of them of one build, on machines of one kind?",
-                same.map_or("its tensors", |i| &own[i].0),
-                self.position.global_step
-            );
-        }
-        Ok(())
+/// Makes sure that all processes have the same bits in everything that a checkpoint holds.
+///
+/// # Errors
+/// If they have not: names the first tensor that differs, and where. If a process is lost.
+pub(super) fn ensure_equal(world: &World, checkpoint: &Checkpoint) -> Result<()> {
+    let sums = checksums(checkpoint)?;
+    let text: String = sums.iter().map(|(name, sum)| format!("{name} {sum};")).collect();
+    let all = world.gather(seed::fnv1a(text.as_bytes()))?;
+    if all.iter().all(|hash| *hash == all[0]) {
+        return Ok(());
     }
+    let all = world.gather(sums)?;
+    let first = &all[0];
+    for (rank, own) in all.iter().enumerate().skip(1) {
+        let other = first.iter().zip(own).position(|(a, b)| a != b);
+        ensure!(
+            other.is_none() && own.len() == first.len(),
+            "process {rank} has other bits in {} than process 0 after step {}: the processes no longer train one network; are \
+             all of them of one build, on machines of one kind?",
+            other.map_or("its tensors", |i| own[i].0.as_str()),
+            checkpoint.meta.position.global_step
+        );
+    }
+    Ok(())
 }
 
 /// Names and checksums of the tensors of a checkpoint.
@@ -200,7 +193,8 @@ fn checksums(checkpoint: &Checkpoint) -> Result<Vec<(String, u32)>> {
     ];
     let named = parts.into_iter().flat_map(|(prefix, tensors)| {
         tensors.iter().map(move |(name, tensor)| {
-            Ok((format!("{prefix}{name}"), checksum(tensor).with_context(|| name.clone())?))
+            let sum = checksum(tensor).with_context(|| format!("the checksum of {name}"));
+            sum.map(|sum| (format!("{prefix}{name}"), sum))
         })
     });
     named.collect()

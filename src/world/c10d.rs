@@ -119,6 +119,11 @@ fn milliseconds(time: Duration) -> i64 {
 /// A meeting point of processes that keeps small texts by name, over TCP.
 pub(super) struct Store(NonNull<RawStore>);
 
+// SAFETY: libtorch's TCP store takes a lock of its own for each call.
+unsafe impl Send for Store {}
+// SAFETY: as above.
+unsafe impl Sync for Store {}
+
 impl Store {
     /// Opens the meeting point (`is_server`), or reaches the one at `host`. Names have `prefix` before them.
     pub fn open(

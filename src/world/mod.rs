@@ -10,6 +10,7 @@ mod env;
 
 pub use env::Place;
 
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
@@ -38,7 +39,7 @@ pub struct World {
 
 struct Link {
     group: Group,
-    store: Store,
+    store: Arc<Store>,
     hosts_store: bool,
 }
 
@@ -75,7 +76,7 @@ impl World {
         let group = wait_for_all(&store, rank, size, timeout)
             .and_then(|()| Group::open(&store, rank, size, timeout))
             .with_context(meeting)?;
-        let link = Some(Link { group, store, hosts_store });
+        let link = Some(Link { group, store: Arc::new(store), hosts_store });
         Ok(Self { rank, size, local_rank: place.local_rank, local_size: place.local_size, link })
     }
 
@@ -247,16 +248,15 @@ impl World {
         self.sum_numbers(&mut [0.0])
     }
 
-    /// The end of what processes did together: after success it waits until all are here, after a failure it tells them.
+    /// The end of what processes did together: a failure is told the others, which would wait for this one.
     ///
     /// # Errors
-    /// That of `own`, with the number of this process; if another one is lost.
+    /// That of `own`, with the number of this process.
     pub fn end<T>(&self, own: Result<T>) -> Result<T> {
         if self.is_alone() {
             return own;
         }
-        own.and_then(|value| self.barrier().map(|()| value))
-            .inspect_err(|error| self.tell_failure(error))
+        own.inspect_err(|error| self.tell_failure(error))
             .with_context(|| format!("process {} of {}", self.rank, self.size))
     }
 
@@ -285,11 +285,8 @@ impl World {
         drop(link.store.set(&failed(self.rank), &format!("{error:#}")));
         if link.hosts_store {
             let others = || (0..self.size).filter(|rank| *rank != self.rank);
-            let know = || {
-                others().all(|r| {
-                    link.has(&noticed(r)).unwrap_or(true) || link.has(&failed(r)).unwrap_or(true)
-                })
-            };
+            let knows = |rank| has(&link.store, &noticed(rank)) || has(&link.store, &failed(rank));
+            let know = || others().all(knows);
             wait_until(LAST_WORDS, know);
         }
     }
@@ -297,42 +294,44 @@ impl World {
     /// The error of a message that did not come through: names the process that failed, or that does not answer.
     fn lost(&self, error: &Error) -> Error {
         let Some(link) = &self.link else { return anyhow!("{error:#}") };
-        let others: Vec<usize> = (0..self.size).filter(|rank| *rank != self.rank).collect();
-        let asked = link.store.set(&noticed(self.rank), "");
-        let is_heard = |rank: &usize| -> Result<bool> {
-            Ok(link.has(&failed(*rank))? || link.has(&noticed(*rank))?)
-        };
-        if asked.is_ok() {
-            wait_until(LAST_WORDS, || others.iter().all(|rank| is_heard(rank).unwrap_or(true)));
-        }
-        let why = |rank: &usize| link.store.get(&failed(*rank), ASK_EVERY).ok();
-        let mut all = Vec::new();
-        for rank in &others {
-            let heard = is_heard(rank);
-            match (heard.is_ok_and(|heard| heard), asked.is_ok()) {
-                // Nobody keeps the meeting point any more.
-                (_, false) => all.push("process 0 does not answer".to_owned()),
-                (true, _) => {
-                    let reason = why(rank).map(|reason| format!("process {rank} failed: {reason}"));
-                    all.extend(reason);
-                }
-                (false, _) => {
-                    all.push(format!("process {rank} does not answer: it was killed, or hangs"))
-                }
-            }
-            all.dedup();
-        }
-        anyhow!(
-            "{} ({error:#})",
-            if all.is_empty() { "a message was lost".to_owned() } else { all.join("; ") }
-        )
+        let (store, rank, size) = (link.store.clone(), self.rank, self.size);
+        let (answer, asked) = mpsc::channel();
+        // On a thread of its own: a meeting point whose process was stopped never answers.
+        std::thread::spawn(move || drop(answer.send(who_is_gone(&store, rank, size))));
+        let gone = asked.recv_timeout(2 * LAST_WORDS).unwrap_or_else(|_| vec![silent(0)]);
+        let gone = if gone.is_empty() { "a message was lost".to_owned() } else { gone.join("; ") };
+        anyhow!("{gone} ({error:#})")
     }
 }
 
-impl Link {
-    fn has(&self, key: &str) -> Result<bool> {
-        self.store.has(key)
+/// What became of the processes that failed, or that do not notice that a message was lost, as rank `own` does.
+fn who_is_gone(store: &Store, own: usize, size: usize) -> Vec<String> {
+    if store.set(&noticed(own), "").is_err() {
+        return vec![silent(0)]; // nobody keeps the meeting point any more
     }
+    let others = || (0..size).filter(|rank| *rank != own);
+    let is_heard = |rank| has(store, &failed(rank)) || has(store, &noticed(rank));
+    wait_until(LAST_WORDS, || others().all(is_heard));
+    let became = |rank| {
+        if !is_heard(rank) {
+            return Some(silent(rank));
+        }
+        if !has(store, &failed(rank)) {
+            return None;
+        }
+        let reason = store.get(&failed(rank), LAST_WORDS).ok()?;
+        Some(format!("process {rank} failed: {reason}"))
+    };
+    others().filter_map(became).collect()
+}
+
+fn silent(rank: usize) -> String {
+    format!("process {rank} does not answer: it was killed, or hangs")
+}
+
+/// Whether the store has a name; not if it cannot be asked.
+fn has(store: &Store, key: &str) -> bool {
+    store.has(key).unwrap_or(false)
 }
 
 /// Under which name the store has why a process failed.
@@ -419,5 +418,7 @@ fn buckets(tensors: &[Tensor]) -> Vec<&[Tensor]> {
     all
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -25,3 +25,4 @@ mod robustness;
 mod score;
 mod search;
 mod support;
+mod world;
