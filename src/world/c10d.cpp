@@ -37,9 +37,8 @@ int guarded(Text error, const Work& work) noexcept {
     try {
         work();
         return 0;
-    } catch (const c10::Error& e) {
-        error.set(e.what_without_backtrace());
     } catch (const std::exception& e) {
+        // libtorch's own type is not named: the launcher, which is linked without libtorch, would need it.
         error.set(e.what());
     } catch (...) {
         error.set("an unknown error of libtorch");
