@@ -27,7 +27,7 @@ pub struct LaunchArgs {
 }
 
 /// How long the others have after the end of the first process that failed: to say what they see, and to end after SIGTERM.
-const GRACE: Duration = Duration::from_secs(3);
+const GRACE: Duration = Duration::from_secs(8);
 /// How often is looked whether a process has ended.
 const EVERY: Duration = Duration::from_millis(20);
 /// Exit code of a command that was stopped by a signal and has saved.

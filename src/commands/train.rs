@@ -100,6 +100,9 @@ pub enum Ended {
     MaxSteps,
 }
 
+/// Keys of a config that a message names.
+const MOST_KEYS: usize = 8;
+
 /// What a run works with, before anything of it is written.
 struct Setup {
     request: TrainRequest,
@@ -314,7 +317,12 @@ fn begin_or_resume(request: &TrainRequest) -> Result<TrainRequest> {
     let document: Value = io::read_json(&folder.config())?;
     let recorded = crate::run::config::parse(document, &folder.config().display().to_string())?;
     let json = |config: &Config| serde_json::to_value(config).context("writing the config as JSON");
-    let keys = io::differing_keys(&json(&recorded)?, &json(&config)?);
+    let mut keys = io::differing_keys(&json(&recorded)?, &json(&config)?);
+    if keys.len() > MOST_KEYS {
+        let more = keys.len() - MOST_KEYS;
+        keys.truncate(MOST_KEYS);
+        keys.push(format!("{more} more"));
+    }
     ensure!(
         keys.is_empty(),
         "{} was begun with another config: {} differ; leave --resume auto to the command that began it, or name another --exp-id",

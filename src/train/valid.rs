@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -140,10 +140,15 @@ impl Trainer {
             let losses = || batch_losses(self.net.as_ref(), self.task.as_ref(), batches, world);
             self.evaluated(|| tch::no_grad(losses)).map(Some)
         });
-        let measured = world.all_succeeded(measured).and_then(|own| match own {
-            Some(own) => mean_losses(world.gather(own)?.concat()).map(Some),
-            None => Ok(None),
-        });
+        // A process that cannot read its images tells the others; one that is lost ends the run.
+        let troubles = world.gather(measured.as_ref().err().map(|why| format!("{why:#}")))?;
+        let trouble = troubles.into_iter().flatten().next();
+        let measured = match (measured, trouble) {
+            (Ok(Some(own)), None) => mean_losses(world.gather(own)?.concat()).map(Some),
+            (Ok(_), None) => Ok(None),
+            (Ok(_), Some(why)) => Err(anyhow!("{why}")),
+            (Err(why), _) => Err(why),
+        };
         match measured {
             Ok(losses) => Ok(losses),
             Err(why) => {

@@ -10,6 +10,7 @@ mod env;
 
 pub use env::Place;
 
+use std::cell::Cell;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ struct Link {
     group: Group,
     store: Arc<Store>,
     hosts_store: bool,
+    /// A message to or from another process did not come through.
+    has_lost: Cell<bool>,
 }
 
 impl World {
@@ -76,7 +79,8 @@ impl World {
         let group = wait_for_all(&store, rank, size, timeout)
             .and_then(|()| Group::open(&store, rank, size, timeout))
             .with_context(meeting)?;
-        let link = Some(Link { group, store: Arc::new(store), hosts_store });
+        let link = Link { group, store: Arc::new(store), hosts_store, has_lost: Cell::new(false) };
+        let link = Some(link);
         Ok(Self { rank, size, local_rank: place.local_rank, local_size: place.local_size, link })
     }
 
@@ -283,7 +287,10 @@ impl World {
         let Some(link) = &self.link else { return };
         // Whoever cannot be told learns it by the closed connection.
         drop(link.store.set(&failed(self.rank), &format!("{error:#}")));
-        if link.hosts_store {
+        if link.has_lost.get() {
+            // Those that noticed it too are asking what became of whom.
+            std::thread::sleep(if link.hosts_store { LAST_WORDS / 4 } else { Duration::ZERO });
+        } else if link.hosts_store {
             let others = || (0..self.size).filter(|rank| *rank != self.rank);
             let knows = |rank| has(&link.store, &noticed(rank)) || has(&link.store, &failed(rank));
             let know = || others().all(knows);
@@ -294,6 +301,7 @@ impl World {
     /// The error of a message that did not come through: names the process that failed, or that does not answer.
     fn lost(&self, error: &Error) -> Error {
         let Some(link) = &self.link else { return anyhow!("{error:#}") };
+        link.has_lost.set(true);
         let (store, rank, size) = (link.store.clone(), self.rank, self.size);
         let (answer, asked) = mpsc::channel();
         // On a thread of its own: a meeting point whose process was stopped never answers.
