@@ -33,7 +33,8 @@ DATA = os.environ.get("DATA")  # a dataset instead of rendered images
 WORKERS = os.environ.get("WORKERS", "1")
 EPOCH_IMAGES = int(os.environ.get("EPOCH_IMAGES", "672"))  # 42 steps of 16
 EPOCHS = 12  # of every network: three stages of 4 or one of 12
-RATES = [0.001, 0.003, 0.01]
+RATES = [0.001, 0.003, 0.01]  # and three times beyond, while the best is at an end
+WIDEST = 5  # rates of a method at most
 TARGETS = {"10.7": 10.66, "8": 8.0}  # times smaller than 32-bit weights, by the paper's count
 WIDTHS = "2,3,4,6,8"
 FREEZE = [0.5, 0.75, 0.9, 1.0]  # INQ: fractions at the quarters of a stage
@@ -69,6 +70,8 @@ class Study:
             "--set", "training.full_precision=null",
             "--set", f"training.epoch_images={EPOCH_IMAGES}",
             "--set", f"training.valid_every={EPOCHS}",
+            # Batch norms are estimated again in float rows as well, also for the choice of rates.
+            "--set", "training.bn_always=true",
             "--set", "RUNTIME.NUM_THREADS=1",
             "--set", f"RUNTIME.NUM_WORKERS={WORKERS}",
             "--set", "experiment.pretrained=true",
@@ -114,27 +117,9 @@ class Study:
                 args = ["--flow", plan, "--seed", seed, *self.settings]
             self.mqat("train", *self.places, "--logs", logs, "--exp-id", 0, *args)
             (logs / "trained").touch()
-        if test and not any(one["weights"] for one in flow):
-            self.recalibrate(name, seed)
         if test and not (exp / "eval/test/metrics.json").exists():
             self.mqat("test", *self.places, "--logs", logs, "--exp-id", 0)
         print(f"study: {name} seed {seed} is there", file=sys.stderr, flush=True)
-
-    def recalibrate(self, name, seed):
-        """Estimates the batch-norm statistics of a float control again, as those of all quantized rows are. What it scores with
-        its running statistics is kept in DIR/start."""
-        logs, before = self.folder(name, seed), self.out / "start" / f"{name}-seed{seed}-running"
-        if (logs / "recalibrated").exists():
-            return
-        file = sorted((self.experiment(name, seed) / "checkpoints").glob("stage_*.safetensors"))[-1]
-        if not (before / "metrics.json").exists():
-            self.mqat("test", *self.places, "--checkpoint", file, "--out", before)
-        again = file.with_name("again.safetensors")
-        # As many batches as training takes: at most those of an epoch.
-        batches = min(50, EPOCH_IMAGES // 16)
-        self.mqat("recalibrate", file, "--out", again, "--data", self.data, "--batches", batches, "--overwrite", "--quiet")
-        again.rename(file)
-        (logs / "recalibrated").touch()
 
     # What the bits are
 
@@ -147,13 +132,21 @@ class Study:
             part.unlink(missing_ok=True)
             self.mqat(
                 "search", *self.places, *self.settings, "--seed", 1, "--dir", self.out / "search", "--bits", WIDTHS,
-                "--method", "lsq", "--target-compression", TARGETS[target], "--out", part, *how,
+                "--method", "lsq", "--levels", "full", "--target-compression", TARGETS[target], "--out", part, *how,
             )
             part.rename(path)
         flow = json.loads(path.read_text())["flow"]
         if layerwise:
-            return {layer: bits for one in flow for layer, bits in one["weights"]["layer_bits"].items()}
-        return {one["module"]: one["weights"]["bits"] for one in flow}
+            bits = {layer: width for one in flow for layer, width in one["weights"]["layer_bits"].items()}
+        else:
+            bits = {one["module"]: one["weights"]["bits"] for one in flow}
+        # 2^b levels everywhere: an entry with a number of levels of its own would overrule the row's.
+        return {where: width if isinstance(width, int) else self.of_full(where, width) for where, width in bits.items()}
+
+    def of_full(self, where, width):
+        if width.get("levels") == "full" and width.get("n_levels") is None:
+            return width["bits"]
+        raise SystemExit(f"study: {where} has {width}, expected bits with 2^b levels")
 
     def order(self):
         """The modules, smallest first, as the search orders them when nothing is gained."""
@@ -177,7 +170,9 @@ class Study:
             everything = of_layers
         else:
             of_modules = self.bits(target, False) if granularity == "module" else {m: uniform for m in MODULES}
-            bits, everything = of_modules, of_modules if granularity == "module" else uniform
+            bits, everything = of_modules, of_modules
+            if len(set(of_modules.values())) == 1:
+                everything = next(iter(of_modules.values()))
         if course == "joint":
             return [stage("*", self.weights(method, everything), EPOCHS, rate)]
         afterwards = "train" if course == "trained" else "freeze"
@@ -190,14 +185,11 @@ class Study:
 
     # Parts
 
-    def rate_rows(self):
-        """(method, rate) -> flow: all modules at 3 bits, jointly."""
-        for method in ["float", "inq", "lsq"]:
-            for rate in RATES:
-                flow = self.floats(1, rate)
-                if method != "float":
-                    flow = [stage("*", self.weights(method, 3), EPOCHS, rate)]
-                yield method, rate, flow
+    def rate_flow(self, method, rate):
+        """All modules at 3 bits, jointly."""
+        if method == "float":
+            return self.floats(1, rate)
+        return [stage("*", self.weights(method, 3), EPOCHS, rate)]
 
     def validation(self, name, seed):
         """The headline of the last validation of a run, percent."""
@@ -205,17 +197,25 @@ class Study:
         validations = [r for r in map(json.loads, lines) if r["kind"] == "validation"]
         return validations[-1]["score"]["value"]
 
-    def rate(self, method):
-        path = self.out / "rates.json"
-        if path.exists():
-            return json.loads(path.read_text())["chosen"][method]
+    def choose_rates(self):
+        """The best rate of each method on the validation list, one seed. The grid grows while the best is at its end."""
         table = {}
-        for m, rate, _ in self.rate_rows():
-            table.setdefault(m, {})[rate] = self.validation(f"rate-{m}-{rate}", 1)
-        chosen = {m: max(row, key=row.get) for m, row in table.items()}
-        self.write(path, {"chosen": chosen, "validation_percent": table})
+        for method in ["float", "inq", "lsq"]:
+            rates = list(RATES)
+            while True:
+                self.run_all([(f"rate-{method}-{rate:g}", 1, self.rate_flow(method, rate), False) for rate in rates])
+                scores = {rate: self.validation(f"rate-{method}-{rate:g}", 1) for rate in rates}
+                best = max(scores, key=scores.get)
+                if best not in (min(rates), max(rates)) or len(rates) >= WIDEST:
+                    break
+                rates.append(best * 3 if best == max(rates) else best / 3)
+            table[method] = {f"{rate:g}": score for rate, score in sorted(scores.items())}
+        chosen = {method: float(max(row, key=row.get)) for method, row in table.items()}
+        self.write(self.out / "rates.json", {"chosen": chosen, "validation_percent": table})
         print(f"study: rates {chosen} of {table}", file=sys.stderr)
-        return chosen[method]
+
+    def rate(self, method):
+        return json.loads((self.out / "rates.json").read_text())["chosen"][method]
 
     def fpn_rows(self):
         rows = {"float-joint": self.floats(1, self.rate("float"))}
@@ -230,7 +230,8 @@ class Study:
         return rows
 
     def cells(self, target):
-        """The factorial, most telling cells first."""
+        """The factorial, most telling cells first. A cell whose bits are those of an earlier one is left out: the
+        programme may give all modules the same."""
         rows = {"float-staged": self.floats(3, self.rate("float"))}
         order = [
             ("lsq", "joint", "uniform"), ("lsq", "joint", "layer"), ("lsq", "trained", "layer"), ("lsq", "frozen", "module"),
@@ -240,7 +241,12 @@ class Study:
         ]
         for method, course, granularity in order:
             flow = self.factorial(target, method, course, granularity, self.rate(method))
-            rows[f"{target}x-{method}-{course}-{granularity}"] = flow
+            name = f"{target}x-{method}-{course}-{granularity}"
+            same = [other for other, known in rows.items() if known == flow]
+            if same:
+                print(f"study: {name} is {same[0]}: its bits are the same", file=sys.stderr)
+            else:
+                rows[name] = flow
         return rows
 
     def run_all(self, tasks):
@@ -263,6 +269,7 @@ class Study:
     def run(self):
         parts, seeds = self.options.parts, self.options.seeds
         if not self.options.report:
+            self.keep_settings()
             if not DATA:
                 self.mqat("synth", "--out", self.data, *IMAGES, "--keep")
             for target in TARGETS:
@@ -272,7 +279,7 @@ class Study:
                 self.bits("10.7", False)
             self.starts()
             if not (self.out / "rates.json").exists():
-                self.run_all([(f"rate-{m}-{r}", 1, flow, False) for m, r, flow in self.rate_rows()])
+                self.choose_rates()
             tasks = []
             for part in parts:
                 rows = self.fpn_rows() if part == "fpn" else self.cells(part) if part in TARGETS else {}
@@ -280,6 +287,20 @@ class Study:
             tasks = list({(name, seed): (name, seed, flow, test) for name, seed, flow, test in tasks}.values())
             self.run_all(tasks)
         self.report()
+
+    def keep_settings(self):
+        """What decides the rows: another folder for other settings."""
+        path = self.out / "settings.json"
+        settings = {
+            "topology": TOPOLOGY, "start": START, "data": DATA or IMAGES, "epoch_images": EPOCH_IMAGES, "epochs": EPOCHS,
+            "rates": RATES, "targets": TARGETS, "widths": WIDTHS, "freeze": FREEZE,
+        }
+        if not path.exists():
+            self.write(path, settings)
+        known = json.loads(path.read_text())
+        other = [key for key in settings if known.get(key) != settings[key]]
+        if other:
+            raise SystemExit(f"study: {path} has other settings ({', '.join(other)}): name another folder, or remove it")
 
     def done(self, *patterns):
         """Folders of the runs of these names that were evaluated."""
@@ -296,10 +317,12 @@ class Study:
         ]:
             if not self.done(base) or not self.done(patterns[-1]):
                 continue
-            self.mqat(
-                "report", "--quiet", *self.done(*patterns), "--paired", self.done(base)[0], "--title", title,
-                "--start", self.out / "start/start", "--out", self.out / "report" / name,
-            )
+            # The row `start`: with its batch norms estimated again, as all rows have them; and as it is.
+            for end, start in [("", "start-bn"), ("-start-as-it-is", "start")]:
+                self.mqat(
+                    "report", "--quiet", *self.done(*patterns), "--paired", self.done(base)[0], "--title", title,
+                    "--start", self.out / "start" / start, "--out", self.out / "report" / (name + end),
+                )
             print(f"study: {self.out}/report/{name}/table.md", file=sys.stderr)
 
 

@@ -1,10 +1,10 @@
 //! What a network is, for people.
 
 use crate::quant::ModuleQuantizer;
-use crate::train::QuantizedModule;
+use crate::train::{Afterwards, QuantizedModule};
 
 /// What a checkpoint is, for people: `full precision`, `fpn 2-bit (3 levels)`; says so where a module is not quantized
-/// to the end.
+/// to the end, and where one was trained on in the stages after its own.
 pub(crate) fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuantizer]) -> String {
     let names = module_names(quantized);
     if names.is_empty() {
@@ -27,9 +27,20 @@ pub(crate) fn run_name(quantized: &[QuantizedModule], quantizers: &[ModuleQuanti
     let quantizer_of =
         |i: usize| quantizers.iter().find(|q| q.module() == quantized[i].claim.module);
     let named: Vec<String> = (names.iter().enumerate())
-        .map(|(i, name)| format!("{name}{}", quantizer_of(i).map_or_else(String::new, partly)))
+        .map(|(i, name)| {
+            let on = trained_on(&quantized[i..]);
+            format!("{name}{on}{}", quantizer_of(i).map_or_else(String::new, partly))
+        })
         .collect();
     named.join(" + ")
+}
+
+/// Whether the first of these modules was trained on in the stages of the others.
+fn trained_on(modules: &[QuantizedModule]) -> &'static str {
+    match modules {
+        [module, _, ..] if module.afterwards == Afterwards::Train => ", trained on",
+        _ => "",
+    }
 }
 
 /// Quantized modules, each with its bits and levels.
@@ -45,4 +56,29 @@ pub(crate) fn module_names(quantized: &[QuantizedModule]) -> Vec<String> {
         text
     };
     quantized.iter().map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{Claim, WeightQuantConfig};
+
+    #[test]
+    fn a_module_that_was_trained_on_says_so() {
+        let module = |stage, name, afterwards| QuantizedModule {
+            stage,
+            afterwards,
+            claim: Claim {
+                weights: Some(WeightQuantConfig { bits: Some(2), ..Default::default() }),
+                ..Claim::of(name)
+            },
+        };
+        let names = |afterwards| {
+            run_name(&[module(0, "fpn", afterwards), module(1, "head", afterwards)], &[])
+        };
+        let (frozen, trained) = (names(Afterwards::Freeze), names(Afterwards::Train));
+        assert!(!frozen.contains("trained"), "{frozen}");
+        // No stage came after the head's.
+        assert_eq!(trained, frozen.replacen(" + head", ", trained on + head", 1));
+    }
 }

@@ -77,6 +77,12 @@ impl StartFrom {
 
 /// Loads the weights that a config starts from; quantized ones are refused. Returns what the file is known by.
 pub(crate) fn load_pretrained(net: &dyn Network, config: &Config) -> Result<Pretrained> {
+    let is_loose = config.experiment.loose;
+    load(net, config, Strictness::loose(is_loose))?;
+    Pretrained::of(Path::new(&config.experiment.url), is_loose)
+}
+
+fn load(net: &dyn Network, config: &Config, strictness: Strictness) -> Result<()> {
     let path = Path::new(&config.experiment.url);
     ensure!(
         path.is_file(),
@@ -84,7 +90,7 @@ pub(crate) fn load_pretrained(net: &dyn Network, config: &Config) -> Result<Pret
          train from scratch with --set experiment.pretrained=false",
         path.display()
     );
-    let loaded = weights::load(path, net, Strictness::loose(config.experiment.loose))
+    let loaded = weights::load(path, net, strictness)
         .with_context(|| format!("experiment.url: loading {}", path.display()))?;
     ensure!(
         loaded.quantized.is_empty(),
@@ -92,14 +98,20 @@ pub(crate) fn load_pretrained(net: &dyn Network, config: &Config) -> Result<Pret
         path.display()
     );
     loaded.report.log();
-    Pretrained::of(path, config.experiment.loose)
+    Ok(())
 }
 
-/// The network that a run under this config learns from: the float weights that it starts from, on `device`.
+/// The network that a run under this config learns from: the float weights that it starts from, on `device`. They must be all
+/// of its weights, also with `experiment.loose`: what a file lacks would teach random values.
+///
+/// # Errors
+/// If the file cannot be read, is quantized, or does not fill the network.
 pub(crate) fn teacher(config: &Config, device: Device) -> Result<Option<Teacher>> {
     let Some(distill) = &config.training.distill else { return Ok(None) };
     let net = new_network(config, device)?;
-    load_pretrained(net.as_ref(), config).context("loading the teacher of training.distill")?;
+    load(net.as_ref(), config, Strictness::Strict).context(
+        "loading the teacher of training.distill, whose file must fill the whole network, whatever experiment.loose says",
+    )?;
     let teacher = Teacher::new(net, distill)?;
     tracing::info!(
         "learning from {}, weights {:016x}",

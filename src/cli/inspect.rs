@@ -35,7 +35,7 @@ pub struct InspectArgs {
     #[arg(long, value_name = "DIR", requires = "against_init")]
     pub data: Option<PathBuf>,
 
-    /// Training batches to count them on.
+    /// Training batches to count them on, of as many epochs as that takes.
     #[arg(long, value_name = "N", default_value_t = 50, requires = "data", value_parser = positive)]
     pub batches: usize,
 

@@ -41,7 +41,8 @@ pub struct FlowArgs {
     /// that flow: as many steps, with the same batch sizes, learning rates and restarts.
     ///
     /// A plan file, or the config of another run: an experiment (its number or directory), or a config file. Of a config the
-    /// full-precision stage, data.bs_train, training.train_images, training.epoch_images and training.max_steps are taken, too.
+    /// full-precision stage, data.bs_train, training.train_images, training.epoch_images, training.max_steps, training.monitor and training.ema are
+    /// taken, too; it must begin with the same weights.
     #[arg(long, value_name = "PLAN|EXP|CONFIG", requires = "method")]
     pub like: Option<String>,
 

@@ -23,9 +23,9 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<ResultFormat>,
 
-    /// The split that the predictions are of: train, valid or test; of a BOP folder without a config the name of a folder of
-    /// scenes [default: test; the only folder of test scenes].
-    #[arg(long, value_name = "train|valid|test|FOLDER")]
+    /// The split that the predictions are of: train, valid, test or the file of a list; of a BOP folder without a config and
+    /// without that list the name of a folder of scenes [default: test; the only folder of test scenes].
+    #[arg(long, value_name = "train|valid|test|FILE|FOLDER")]
     pub split: Option<String>,
 
     #[command(flatten)]

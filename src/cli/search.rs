@@ -176,7 +176,8 @@ pub struct TrialArgs {
     #[arg(long, value_name = "TRIAL", conflicts_with = "print_commands")]
     pub only: Option<String>,
 
-    /// Run nothing: print a command for each trial that can be run now.
+    /// Run and evaluate nothing: print a command for each trial that can be run now. With --orders and a target the
+    /// curvature that decides their bits is measured, where it was not.
     #[arg(long)]
     pub print_commands: bool,
 }

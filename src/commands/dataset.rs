@@ -20,6 +20,8 @@ pub struct DatasetReport {
     pub check: FolderCheck,
     /// The section `data` of a config that trains on it, where it is not as by default.
     pub data: Value,
+    /// Keys of `data` that no folder of scenes fits, with why; they are left out above.
+    pub missing: Vec<String>,
 }
 
 /// Looks at a BOP folder.
@@ -35,12 +37,12 @@ pub fn check_dataset(root: &Path) -> Result<DatasetReport> {
         )
     })?;
     let check = FolderCheck::new(&folder)?;
-    let data = fitting_config(&check);
-    Ok(DatasetReport { root: root.to_owned(), check, data })
+    let (data, missing) = fitting_config(&check);
+    Ok(DatasetReport { root: root.to_owned(), check, data, missing })
 }
 
-/// Keys of `data` that the folder decides about.
-fn fitting_config(check: &FolderCheck) -> Value {
+/// Keys of `data` that the folder decides about, and those that no folder of scenes fits.
+fn fitting_config(check: &FolderCheck) -> (Value, Vec<String>) {
     let names: Vec<&str> = check.splits.iter().map(|split| split.name.as_str()).collect();
     let of = |start: &str| -> Vec<&str> {
         names.iter().copied().filter(|name| name.starts_with(start)).collect()
@@ -50,14 +52,23 @@ fn fitting_config(check: &FolderCheck) -> Value {
     let symmetric: Vec<usize> = (check.objects.iter().enumerate())
         .filter_map(|(class, object)| (object.num_symmetries != [0, 0]).then_some(class))
         .collect();
-    json!({
-        "TRAIN": train.join(" + "),
-        "VALID": first(&valid).or_else(|| first(&test)),
-        "TEST": first(&test),
+    let mut data = json!({
         "N_CLASS": check.objects.len() + 1,
         "MESH_DIAMETERS": [],
         "SYMMETRIC_CLASSES": symmetric,
-    })
+    });
+    let mut missing = Vec::new();
+    for (key, list, starts) in [
+        ("TRAIN", (!train.is_empty()).then(|| train.join(" + ")), "`train`"),
+        ("VALID", first(&valid).or_else(|| first(&test)), "`val` or `test`"),
+        ("TEST", first(&test), "`test`"),
+    ] {
+        match list {
+            Some(list) => data[key] = list.into(),
+            None => missing.push(format!("{key}: no folder of scenes begins with {starts}")),
+        }
+    }
+    (data, missing)
 }
 
 impl DatasetReport {
@@ -79,6 +90,9 @@ impl DatasetReport {
             text.push_str(&split_text(split));
         }
         let _ = write!(text, "\nconfig that fits, section data:\n{:#}\n", self.data);
+        for missing in &self.missing {
+            let _ = writeln!(text, "  without {missing}");
+        }
         match self.check.num_faults {
             0 => text.push_str("\nno faults found\n"),
             num => {

@@ -199,7 +199,7 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
                 num_epochs: stage.epochs,
                 epochs: epochs(stage, steps_per_epoch),
                 sizes: sizes_after(&layers, net.as_ref(), i),
-                warnings: warnings(stage),
+                warnings: warnings(stage, config.training.ema.is_some()),
             }
         })
         .collect();
@@ -288,14 +288,14 @@ fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch
         .collect()
 }
 
-/// What is worth a second thought about a stage.
-fn warnings(stage: &StageConfig) -> Vec<String> {
+/// What is worth a second thought about a stage; averaged weights are not those of the last steps.
+fn warnings(stage: &StageConfig, is_averaged: bool) -> Vec<String> {
     let mut warnings = Vec::new();
-    if stage.lr.ends_at_full_rate(stage.epochs) {
+    if stage.lr.ends_at_full_rate(stage.epochs) && !is_averaged {
         warnings.push(format!(
             "the last epoch ({}) has the largest factor of the table lr.decay.epochs: the network is judged right after steps \
              at the full rate; end with a smaller factor, or choose a cosine ({{\"cosine\": {{\"to\": 0}}}}) or training.ema",
-            stage.epochs - 1
+            stage.epochs
         ));
     }
     warnings

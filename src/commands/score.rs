@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::commands::test::{Run, text_of, write_report};
 use crate::data::{BopFolder, DataConfig, Dataset, Purpose, Split, SplitList};
 use crate::eval::{
-    BopSplit, EvaluationInfo, Report, ResultFile, ResultFormat, average_recalls, bop_split_of,
+    BopSplit, EvaluationInfo, Report, ResultFile, ResultFormat, ScoredSplit, benchmark_scores,
     evaluate, image_ids, odd_distances, read_predictions,
 };
 use crate::run::config::{Config, Names, Select};
@@ -24,8 +24,8 @@ pub struct ScoreRequest {
     pub predictions: Vec<PathBuf>,
     /// Their format; none is told by each file's content.
     pub format: Option<ResultFormat>,
-    /// The split: `train`, `valid` or `test`, the default; of a BOP folder without a config the name of a folder of scenes,
-    /// by default its only one of test scenes.
+    /// The split: `train`, `valid` or `test`, the default, or the file of a list; of a BOP folder without a config and without
+    /// that list the name of a folder of scenes, by default its only one of test scenes.
     pub split: Option<String>,
     /// Folder of the report.
     pub out: Option<PathBuf>,
@@ -85,31 +85,34 @@ pub fn score(request: &ScoreRequest) -> Result<ScoreReport> {
     let select = request.run.select.for_evaluation();
     select.ensure_names_act(Names::Dataset)?;
     let mut config = select.resolve(&home)?;
-    let split = match own_folder(&home, &select) {
-        Some(folder) => take_folder(&mut config.data, &folder, request.split.as_deref())?,
-        None => request.split.as_deref().unwrap_or("test").parse()?,
+    let named = request.split.as_deref();
+    let split = match own_folder(&home, &select, &config.data, named) {
+        Some(folder) => take_folder(&mut config.data, &folder, named)?,
+        None => take_list(&mut config.data, &home, select.problem(), named.unwrap_or("test"))?,
     };
     if !request.overlays {
         config.evaluation.num_overlays = 0;
     }
     let mut dataset = request.run.open_split(&home, &config, split, Purpose::Scoring)?;
-    let asked = bop_split_of(&dataset, config.data.list(split))?;
+    let list = config.data.list(split);
+    let scored_split = ScoredSplit::open(&dataset, list, config.evaluation.bop_settings())?;
+    let asked = scored_split.bop();
     let (mut runs, mut files) = (Vec::new(), Vec::new());
     let mut read = Vec::new();
     for path in &request.predictions {
         let mut file = read_predictions(path, request.format, &dataset, request.run.skip_bad)?;
         tell(path, &file, &dataset);
-        if let Some(asked) = &asked {
+        if let Some(asked) = asked {
             leave_out_others(path, &mut file, asked);
         }
         read.push(file);
     }
-    if let Some(asked) = &asked {
+    if let Some(asked) = asked {
         dataset.frames.retain(|frame| is_asked_for(asked, &frame.image));
     }
     for (i, mut file) in read.into_iter().enumerate() {
         let name = name_of(&request.predictions, i);
-        runs.push(scored(&name, &mut file, &config, &dataset, split, asked.as_ref())?);
+        runs.push(scored(&name, &mut file, &config, &dataset, split, &scored_split)?);
         files.push(file);
     }
     if let Some(out) = &request.out {
@@ -131,10 +134,34 @@ pub fn score(request: &ScoreRequest) -> Result<ScoreReport> {
     Ok(ScoreReport { evaluations, folder: request.out.clone() })
 }
 
-/// The BOP folder that is scored without a config: none where one is named.
-fn own_folder(home: &Home, select: &Select) -> Option<BopFolder> {
+/// The BOP folder that is scored without a config: none where a config is named, or the split has a list that is a file.
+fn own_folder(
+    home: &Home,
+    select: &Select,
+    data: &DataConfig,
+    split: Option<&str>,
+) -> Option<BopFolder> {
     let named = select.problem.is_some() || select.topology.is_some() || select.config.is_some();
-    if named { None } else { home.bop_folder(select.problem()) }
+    let split = split.unwrap_or("test");
+    let list = split.parse().map_or(split, |split| data.list(split));
+    let has_list = || is_list(home, select.problem(), list);
+    if named || has_list() { None } else { home.bop_folder(select.problem()) }
+}
+
+/// Whether a dataset's list is a file.
+fn is_list(home: &Home, problem: &str, list: &str) -> bool {
+    home.dataset(problem, list).is_ok_and(|root| root.join(list).is_file())
+}
+
+/// The split of a name, or of a file that is a list of images.
+fn take_list(data: &mut DataConfig, home: &Home, problem: &str, split: &str) -> Result<Split> {
+    match split.parse() {
+        Err(_) if is_list(home, problem, split) => {
+            split.clone_into(&mut data.test);
+            Ok(Split::Test)
+        }
+        parsed => parsed,
+    }
 }
 
 /// Takes classes, diameters and symmetries from the folder, and a split of it as the one to evaluate.
@@ -195,20 +222,15 @@ fn scored(
     config: &Config,
     dataset: &Dataset,
     split: Split,
-    asked: Option<&BopSplit>,
+    scored: &ScoredSplit,
 ) -> Result<Run> {
     let info = EvaluationInfo { name, list: config.data.list(split), left_out: &[], timing: None };
     let predictions = std::mem::take(&mut file.predictions);
     let mut evaluation = evaluate(dataset, &config.data, &predictions, &config.evaluation, info)
         .with_context(|| format!("scoring {name}"))?;
     let report = &mut evaluation.report;
-    report.bop = Some(match asked {
-        Some(split) => {
-            report.bop_notes.clone_from(&split.notes);
-            split.scores(&split.errors(&split.estimates(dataset, &predictions)?)?)
-        }
-        None => average_recalls(dataset, &config.data, &predictions, &[])?,
-    });
+    let (bop, notes) = benchmark_scores(dataset, &config.data, scored, &predictions, &[])?;
+    (report.bop, report.bop_notes) = (Some(bop), notes);
     Ok(Run { predictions, evaluation })
 }
 
@@ -250,6 +272,36 @@ fn name_of(paths: &[PathBuf], i: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_that_is_a_file_wins_over_folders_of_scenes() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| {
+            let path = dir.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("models/models_info.json", "{}");
+        write("test/000001/scene_camera.json", "{}");
+        let root = dir.path().to_owned();
+        let home = Home { root: root.clone(), data: root.clone(), logs: root };
+        let (select, data) = (Select::default(), DataConfig::default());
+        let is_folder = |split| own_folder(&home, &select, &data, split).is_some();
+        let all = [None, Some("test"), Some("mine.txt")];
+        assert_eq!(all.map(is_folder), [true; 3]);
+        write("mine.txt", "x");
+        assert_eq!(all.map(is_folder), [true, true, false]);
+        write("testing.txt", "x");
+        assert_eq!(all.map(is_folder), [false; 3]);
+        assert!(is_folder(Some("valid")) && is_folder(Some("train_pbr")));
+        let take = |data: &mut DataConfig, split| {
+            take_list(data, &home, "SwissCube", split).map(|split| data.list(split).to_owned())
+        };
+        let mut data = data.clone();
+        assert_eq!(take(&mut data, "test").unwrap(), "testing.txt");
+        assert_eq!(take(&mut data, "mine.txt").unwrap(), "mine.txt");
+        assert!(take(&mut data, "yours.txt").is_err());
+    }
 
     #[test]
     fn files_of_equal_names_have_their_paths() {

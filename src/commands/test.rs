@@ -12,9 +12,9 @@ use tch::Device;
 use crate::artifact::{Artifact, Asked, EngineChoice, Opened, Reading, open};
 use crate::data::{BadSample, Dataset, Purpose, Split};
 use crate::eval::{
-    Comparison, Evaluation, EvaluationInfo, Prediction, Progress, Report, ResultFormat, Timing,
-    benchmark_scores, evaluate, infer, write_bop_csv, write_depth_chart, write_errors,
-    write_overlays, write_predictions,
+    Comparison, Evaluation, EvaluationInfo, Prediction, Progress, Report, ResultFormat,
+    ScoredSplit, Timing, benchmark_scores, evaluate, infer, write_bop_csv, write_depth_chart,
+    write_errors, write_overlays, write_predictions,
 };
 use crate::io;
 use crate::run::config::{Config, Names};
@@ -289,8 +289,9 @@ fn evaluate_one(
     let mut evaluation =
         evaluate(dataset, &config.data, &inference.predictions, &config.evaluation, info)?;
     let (list, left_out) = (config.data.list(request.split), &inference.left_out);
+    let split = ScoredSplit::open(dataset, list, config.evaluation.bop_settings())?;
     let (bop, notes) =
-        benchmark_scores(dataset, &config.data, list, &inference.predictions, left_out)?;
+        benchmark_scores(dataset, &config.data, &split, &inference.predictions, left_out)?;
     (evaluation.report.bop, evaluation.report.bop_notes) = (Some(bop), notes);
     Ok(Run { predictions: inference.predictions, evaluation })
 }

@@ -17,7 +17,7 @@ use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split, sequence_of};
 use crate::eval::{EvaluationInfo, evaluate, infer};
 use crate::io;
 use crate::nn::{Network, device_name};
-use crate::pose::{EvalTable, Outcomes, TargetErrors};
+use crate::pose::{EvalTable, Outcomes};
 use crate::run::config::Config;
 use crate::run::flow::FlowSource;
 use crate::run::folder::{Folder, Pick, Provenance, Start};
@@ -473,8 +473,7 @@ fn validate(
         details.push((name.to_owned(), 100.0 * counts.found as f64 / counts.objects as f64));
     }
     let name = EvalTable::HEADLINE.to_owned();
-    let is_right = |e: &TargetErrors| e.headline_diameters < EvalTable::HEADLINE_DIAMETERS;
-    let objects = evaluation.errors.iter().map(|e| (sequence_of(&e.image), is_right(e)));
+    let objects = evaluation.errors.iter().map(|e| (sequence_of(&e.image), e.is_right()));
     let outcomes = Outcomes::new(objects).into_text();
     Ok(Some(ValidScore { name, value, higher_is_better: true, counts, details, outcomes }))
 }

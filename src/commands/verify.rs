@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::artifact::{Artifact, Asked, EngineChoice, FileKind, Strictness, open};
-use crate::data::{Dataset, Purpose, Split};
+use crate::data::{Dataset, Purpose, Split, sequence_of};
 use crate::eval::{
     Deviation, Evaluation, EvaluationInfo, MeanDifference, OutputDeviation, Pair, Prediction,
     Progress, SYNTHETIC_FILE, evaluate, infer_pair,
@@ -25,8 +25,6 @@ use crate::run::request::{Request, limited};
 
 /// What is compared in percent of objects.
 const ADI: &str = "ADI-0.1d";
-/// Its limit, in diameters of the object.
-const ADI_DIAMETERS: f64 = 0.1;
 
 /// What `mqat verify` is asked.
 #[derive(Debug, Clone)]
@@ -180,11 +178,11 @@ pub struct Verdicts {
 }
 
 impl Verdicts {
-    /// Counts pairs of errors, in diameters.
-    fn of(pairs: impl Iterator<Item = [f64; 2]>) -> Self {
+    /// Counts pairs of verdicts.
+    fn of(pairs: impl Iterator<Item = [bool; 2]>) -> Self {
         let mut verdicts = Self::default();
-        for errors in pairs {
-            let count = match errors.map(|e| e < ADI_DIAMETERS) {
+        for are_right in pairs {
+            let count = match are_right {
                 [true, true] => &mut verdicts.both,
                 [true, false] => &mut verdicts.only_first,
                 [false, true] => &mut verdicts.only_second,
@@ -383,17 +381,28 @@ struct Objects {
     add: Option<MeanDifference>,
 }
 
+/// The name of what errs together with each image: its sequence, or the image alone where all are of one sequence.
+fn err_together<'a>(images: impl Iterator<Item = &'a str> + Clone) -> Vec<&'a str> {
+    let mut sequences = images.clone().map(sequence_of);
+    let first = sequences.next();
+    match sequences.all(|name| Some(name) == first) {
+        true => images.collect(),
+        false => images.map(sequence_of).collect(),
+    }
+}
+
 impl Objects {
     /// Of the errors of both, in the dataset's order.
     fn of(first: &[TargetErrors], second: &[TargetErrors]) -> Self {
-        let pairs = || {
-            let errors = first.iter().zip(second);
-            errors.map(|(a, b)| (a.image.as_str(), a.headline_diameters, b.headline_diameters))
-        };
-        let capped: Vec<_> = pairs().map(|(image, a, b)| (image, a.min(1.0), b.min(1.0))).collect();
+        let pairs = || first.iter().zip(second);
+        let groups = err_together(first.iter().map(|e| e.image.as_str()));
+        let capped = |e: &TargetErrors| e.headline_diameters.min(1.0);
+        let errors = pairs().map(|(a, b)| (capped(a), capped(b)));
+        let differences: Vec<_> =
+            groups.into_iter().zip(errors).map(|(group, (a, b))| (group, a, b)).collect();
         Self {
-            verdicts: Verdicts::of(pairs().map(|(_, a, b)| [a, b])),
-            add: MeanDifference::of(&capped),
+            verdicts: Verdicts::of(pairs().map(|(a, b)| [a.is_right(), b.is_right()])),
+            add: MeanDifference::of(&differences),
         }
     }
 }
@@ -761,8 +770,15 @@ mod tests {
     }
 
     #[test]
+    fn images_of_a_sequence_err_together() {
+        let (a, b, c) = ("seq_0/rgb/0.png", "seq_0/rgb/1.png", "seq_1/rgb/0.png");
+        assert_eq!(err_together([a, b, c].into_iter()), ["seq_0", "seq_0", "seq_1"]);
+        assert_eq!(err_together([a, b].into_iter()), [a, b]);
+    }
+
+    #[test]
     fn verdicts_are_counted_in_pairs_and_tested_by_sign() {
-        let pairs = [[0.05, 0.05], [0.05, 0.1], [0.2, 0.09], [0.05, 1.0], [1.0, 1.0]];
+        let pairs = [[true, true], [true, false], [false, true], [true, false], [false, false]];
         let verdicts = Verdicts::of(pairs.into_iter());
         let expected = Verdicts { both: 1, only_first: 2, only_second: 1, neither: 1 };
         assert_eq!(verdicts, expected);

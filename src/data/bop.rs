@@ -45,7 +45,16 @@ pub struct FrameObject {
     pub obj_id: u32,
 }
 
-/// Visibility of an object, `scene_gt_info.json`. Boxes are x, y, width, height, px; -1 when nothing is visible.
+/// What is read of an object of `scene_gt_info.json`; other keys, such as boxes, are not looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct ObjectVisibility {
+    /// Visible pixels.
+    pub px_count_visib: u64,
+    /// Visible fraction of the silhouette, 0 to 1.
+    pub visib_fract: f64,
+}
+
+/// Visibility of an object as it is written, `scene_gt_info.json`. Boxes are x, y, width, height, px; -1 when nothing is visible.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FrameObjectInfo {
     /// Box of the whole silhouette, also outside the image.

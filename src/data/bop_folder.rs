@@ -7,7 +7,7 @@
 //!                         /rgb/000001.png or gray/000001.tif, depth/, mask/, mask_visib/
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,18 +15,12 @@ use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use super::bop::{FrameObjectInfo, SceneGt, SceneGtInfo};
+use super::bop_scene::{BopScene, CAMERAS};
 use super::models_info::ModelInfos;
-use super::scene_files::{by_number, read_cameras, read_lenient};
-use crate::geom::{Camera, Pose};
 use crate::io;
 
-/// Endings of pictures that are read.
-const ENDINGS: [&str; 5] = ["png", "jpg", "jpeg", "tif", "tiff"];
 /// An object of which a smaller fraction is visible is no target where no file names targets.
 pub const VISIBLE_TARGET: f64 = 0.1;
-/// The file of a scene that tells its images.
-const CAMERAS: &str = "scene_camera.json";
 
 /// A folder of a BOP dataset, scene by scene.
 #[derive(Debug, Clone)]
@@ -34,41 +28,6 @@ pub struct BopFolder {
     root: PathBuf,
     /// Splits with the numbers of their scenes.
     splits: BTreeMap<String, Vec<u32>>,
-}
-
-/// A scene of a split, its JSON files read.
-#[derive(Debug, Clone)]
-pub struct BopScene {
-    /// The number of its folder.
-    pub id: u32,
-    /// Its folder.
-    pub folder: PathBuf,
-    /// By number, rising.
-    pub images: BTreeMap<u32, BopFrame>,
-    /// Files of the images by number.
-    files: HashMap<u32, PathBuf>,
-}
-
-/// An image of a scene.
-#[derive(Debug, Clone)]
-pub struct BopFrame {
-    /// The camera that took it.
-    pub camera: Camera,
-    /// mm of a unit of its depth image.
-    pub depth_scale: f64,
-    /// The true objects, in the file's order; none where the scene has no `scene_gt.json`.
-    pub objects: Option<Vec<BopObject>>,
-}
-
-/// An object of an image.
-#[derive(Debug, Clone)]
-pub struct BopObject {
-    /// Its mesh's number.
-    pub obj_id: u32,
-    /// Under the image's camera.
-    pub pose: Pose,
-    /// Its boxes and visible pixels; none where the scene has no `scene_gt_info.json`.
-    pub info: Option<FrameObjectInfo>,
 }
 
 /// A line of a file of targets.
@@ -171,15 +130,37 @@ impl BopFolder {
     /// The folder of meshes that errors are measured on: `models_eval`, else the only `models_TYPE_eval`, else
     /// [`BopFolder::meshes`].
     pub fn evaluation_meshes(&self) -> Option<PathBuf> {
-        let is_eval = |name: &String| {
-            name.starts_with("models")
-                && name.ends_with("_eval")
-                && self.root.join(name).join("models_info.json").is_file()
-        };
-        let found: Vec<String> = folders(&self.root).into_iter().filter(is_eval).collect();
+        let mut found = self.folders_of_evaluation_meshes();
+        found.retain(|name| self.root.join(name).join("models_info.json").is_file());
         let plain = found.iter().find(|name| *name == "models_eval");
         let name = plain.or_else(|| found.first().filter(|_| found.len() == 1));
         name.map(|name| self.root.join(name)).or_else(|| self.meshes())
+    }
+
+    /// Why errors are not measured on evaluation meshes; none where they are.
+    pub fn why_no_evaluation_meshes(&self) -> Option<String> {
+        let is_eval = |dir: &Path| dir.to_str().is_some_and(|dir| dir.ends_with("_eval"));
+        if self.evaluation_meshes().is_some_and(|dir| is_eval(&dir)) {
+            return None;
+        }
+        let found = self.folders_of_evaluation_meshes();
+        Some(match self.evaluation_meshes_without_infos() {
+            Some(name) => format!("{name} has no models_info.json"),
+            None if found.is_empty() => "there are no evaluation meshes".to_owned(),
+            None => format!("there is no models_eval, but several others: {}", found.join(", ")),
+        })
+    }
+
+    /// A folder of evaluation meshes that has no `models_info.json`, and is not used.
+    pub fn evaluation_meshes_without_infos(&self) -> Option<String> {
+        let names = self.folders_of_evaluation_meshes();
+        names.into_iter().find(|name| !self.root.join(name).join("models_info.json").is_file())
+    }
+
+    fn folders_of_evaluation_meshes(&self) -> Vec<String> {
+        let mut names = folders(&self.root);
+        names.retain(|name| name.starts_with("models") && name.ends_with("_eval"));
+        names
     }
 
     /// What is told of the objects beside the meshes of a folder.
@@ -208,23 +189,38 @@ impl BopFolder {
         Ok(BopTargets { localization, detection: read("test_targets_bop24.json")? })
     }
 
-    /// Width and height of the split's images as `camera.json` gives them, px; none where it does not.
-    pub fn camera_size(&self) -> Option<[usize; 2]> {
+    /// Width and height of the images as `camera.json` gives them, px; none where there is no such file or it has no size.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn camera_size(&self) -> Result<Option<[usize; 2]>> {
         #[derive(Deserialize)]
         struct CameraJson {
-            width: usize,
-            height: usize,
+            width: Option<usize>,
+            height: Option<usize>,
         }
-        let camera: CameraJson = io::read_json(&self.root.join("camera.json")).ok()?;
-        Some([camera.width, camera.height])
+        let path = self.root.join("camera.json");
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let camera: CameraJson = io::read_json(&path)?;
+        Ok(camera.width.zip(camera.height).map(|(width, height)| [width, height]))
     }
 
     /// Reads the scenes of a split, in parallel, by rising number.
     ///
     /// # Errors
-    /// If there is no such split; if a file of a scene cannot be read, an image is twice in one, a camera or a pose is invalid,
-    /// or files of a scene disagree about the number of objects. Names the file and the image.
+    /// If there is no such split; if a file of a scene cannot be read or names an image twice. What is wrong with one image is
+    /// kept in its place ([`BopScene::images`]).
     pub fn scenes(&self, split: &str) -> Result<Vec<BopScene>> {
+        self.read_scenes(split)?.into_iter().collect()
+    }
+
+    /// As [`BopFolder::scenes`], each scene with its own error.
+    ///
+    /// # Errors
+    /// If there is no such split.
+    pub fn read_scenes(&self, split: &str) -> Result<Vec<Result<BopScene>>> {
         let ids = self.splits.get(split).with_context(|| {
             format!(
                 "{}: no folder {split} of numbered scenes (with {CAMERAS}); there are {}",
@@ -238,113 +234,8 @@ impl BopFolder {
             .filter_map(|name| Some((name.parse().ok()?, name)))
             .filter(|(id, _)| ids.contains(id))
             .collect();
-        let read: Vec<Result<BopScene>> =
-            named.par_iter().map(|(id, name)| BopScene::read(*id, &dir.join(name))).collect();
-        read.into_iter().collect()
+        Ok(named.par_iter().map(|(id, name)| BopScene::read(*id, &dir.join(name))).collect())
     }
-}
-
-impl BopScene {
-    fn read(id: u32, folder: &Path) -> Result<Self> {
-        let cameras = by_number(&folder.join(CAMERAS), read_cameras)?;
-        let gt = folder.join("scene_gt.json");
-        let info = folder.join("scene_gt_info.json");
-        let mut objects = match gt.is_file() {
-            true => Some(by_number(&gt, read_lenient::<SceneGt>)?),
-            false => None,
-        };
-        let mut infos = match info.is_file() && objects.is_some() {
-            true => Some(by_number(&info, read_lenient::<SceneGtInfo>)?),
-            false => None,
-        };
-        let mut images = BTreeMap::new();
-        for (number, camera) in cameras {
-            let at = |file: &Path| format!("{}: image {number}", file.display());
-            let k =
-                Camera::from_row_major(&camera.cam_k).with_context(|| at(&folder.join(CAMERAS)))?;
-            // An image that scene_gt.json leaves out has no objects.
-            let listed = objects.as_mut().map(|all| all.remove(&number).unwrap_or_default());
-            let of_image = infos.as_mut().map(|all| all.remove(&number).unwrap_or_default());
-            if let (Some(listed), Some(told)) = (&listed, &of_image) {
-                ensure!(
-                    listed.len() == told.len(),
-                    "{}: {} objects, but scene_gt.json has {}",
-                    at(&info),
-                    told.len(),
-                    listed.len()
-                );
-            }
-            let object = |(i, object): (usize, super::bop::FrameObject)| {
-                let pose = Pose::from_row_major(&object.r, &object.t_mm)
-                    .with_context(|| format!("{}: object {i}", at(&gt)))?;
-                let info = of_image.as_ref().map(|infos| infos[i].clone());
-                Ok(BopObject { obj_id: object.obj_id, pose, info })
-            };
-            let objects = listed
-                .map(|l| l.into_iter().enumerate().map(object).collect::<Result<Vec<_>>>())
-                .transpose()?;
-            images.insert(number, BopFrame { camera: k, depth_scale: camera.depth_scale, objects });
-        }
-        let files = image_files(folder)?;
-        Ok(Self { id, folder: folder.to_owned(), images, files })
-    }
-
-    /// The file of an image: in `rgb`, else in `gray`; whatever its ending.
-    pub fn image_file(&self, number: u32) -> Option<&Path> {
-        self.files.get(&number).map(PathBuf::as_path)
-    }
-
-    /// The depth image of an image, where there is one.
-    pub fn depth_file(&self, number: u32) -> Option<PathBuf> {
-        let dir = self.folder.join("depth");
-        let names = ENDINGS.iter().map(|ending| dir.join(format!("{number:06}.{ending}")));
-        names.into_iter().find(|path| path.is_file())
-    }
-
-    /// Whether the scene tells what is visible of its objects.
-    pub fn tells_visibility(&self) -> bool {
-        self.images.values().flat_map(|i| i.objects.iter().flatten()).all(|o| o.info.is_some())
-    }
-
-    /// The visible fraction of an object of an image, 0 to 1: of `scene_gt_info.json`; else that of the pixels of its masks;
-    /// 1 where neither is there.
-    ///
-    /// # Errors
-    /// If a mask cannot be read.
-    pub fn visible_fraction(&self, number: u32, object: usize) -> Result<f64> {
-        let listed = self.images.get(&number).and_then(|i| i.objects.as_ref()?.get(object));
-        if let Some(info) = listed.and_then(|o| o.info.as_ref()) {
-            return Ok(info.visib_fract);
-        }
-        let name = format!("{number:06}_{object:06}.png");
-        let [all, visible] = ["mask", "mask_visib"].map(|dir| self.folder.join(dir).join(&name));
-        if !all.is_file() || !visible.is_file() {
-            return Ok(1.0);
-        }
-        let count = |path: &Path| -> Result<usize> {
-            Ok(io::picture::read_mask(path)?.iter().filter(|&&v| v != 0).count())
-        };
-        let (all, visible) = (count(&all)?, count(&visible)?);
-        Ok(if all == 0 { 0.0 } else { visible as f64 / all as f64 })
-    }
-}
-
-/// Files of a scene's images by number: those of `rgb`, or of `gray` where there is no `rgb`.
-fn image_files(folder: &Path) -> Result<HashMap<u32, PathBuf>> {
-    let Some(dir) = ["rgb", "gray"].map(|d| folder.join(d)).into_iter().find(|d| d.is_dir()) else {
-        return Ok(HashMap::new());
-    };
-    let reading = || format!("reading {}", dir.display());
-    let mut files = HashMap::new();
-    for entry in fs::read_dir(&dir).with_context(reading)? {
-        let path = entry.with_context(reading)?.path();
-        let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-        let number = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok());
-        if let (Some(number), true) = (number, ending.is_some_and(|e| ENDINGS.contains(&&*e))) {
-            files.insert(number, path);
-        }
-    }
-    Ok(files)
 }
 
 /// The names of the folders in a folder, sorted; none where it cannot be read.

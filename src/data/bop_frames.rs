@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
-use super::bop_folder::{BopFolder, BopObject, BopScene};
+use super::bop::ObjectVisibility;
+use super::bop_folder::BopFolder;
+use super::bop_scene::{BopFrame, BopScene};
 use super::consistency::check_model;
 use super::frame::{Annotation, Frame};
 use super::models::{ObjectBox, ObjectModel, read_boxes};
@@ -102,7 +104,13 @@ pub(super) fn read_frames(
     let mut found = BopFrames { parts: Vec::new(), num_hidden: 0, without_class: Vec::new() };
     for (split, weight) in &list.parts {
         let scenes = folder.scenes(split)?;
-        let asked = asked_images(folder, split, purpose)?;
+        let asked = asked_images(folder, list, split, purpose)?;
+        if purpose != Purpose::Images && !scenes.iter().all(BopScene::tells_visibility) {
+            tracing::warn!(
+                "{split}: not every scene has scene_gt_info.json: what is visible of objects is counted in their masks, and \
+                 without masks all of it counts as visible"
+            );
+        }
         if purpose == Purpose::Training && scenes.iter().any(takes_whole_masks) {
             tracing::warn!(
                 "{split}: scenes have masks of whole objects only: they are taken for the visible parts"
@@ -122,16 +130,19 @@ pub(super) fn read_frames(
     Ok(found)
 }
 
-/// Scene and image of what is evaluated of a split that has targets; none where all images are read.
+/// Scene and image of what is evaluated of a split that has targets; none where all images are. Targets are no matter of
+/// scores of several splits together.
 fn asked_images(
     folder: &BopFolder,
+    list: &SplitList,
     split: &str,
     purpose: Purpose,
 ) -> Result<Option<HashSet<(u32, u32)>>> {
-    if purpose != Purpose::Evaluation {
-        return Ok(None);
+    match purpose {
+        Purpose::Evaluation => Ok(folder.targets_of(split)?.images()),
+        Purpose::Scoring if list.parts.len() == 1 => Ok(folder.targets_of(split)?.images()),
+        _ => Ok(None),
     }
-    Ok(folder.targets_of(split)?.images())
 }
 
 struct SceneFrames {
@@ -154,12 +165,22 @@ impl Reader<'_> {
             if asked.is_none_or(|asked| asked.contains(&(scene.id, number))) {
                 let frame = self.frame(scene, number, &mut read);
                 read.frames.push(frame);
+            } else if self.purpose == Purpose::Scoring {
+                // Poses in it are left out later; whether its annotation is good does not matter.
+                read.frames.extend(self.without_objects(scene, number).map(Ok));
             }
         }
         read
     }
 
-    fn frame(&self, scene: &BopScene, number: u32, read: &mut SceneFrames) -> Result<Frame> {
+    /// An image with a camera, without what is seen in it.
+    fn without_objects(&self, scene: &BopScene, number: u32) -> Option<Frame> {
+        let (image, frame) = (self.image(scene, number).ok()?, scene.frame(number).ok()?);
+        Some(Frame { image, camera: frame.camera, objects: Vec::new() })
+    }
+
+    /// The path of an image, relative to the root.
+    fn image(&self, scene: &BopScene, number: u32) -> Result<String> {
         let at = || format!("{}: image {number}", scene.folder.display());
         let path = match scene.image_file(number) {
             Some(path) => path.to_owned(),
@@ -171,7 +192,25 @@ impl Reader<'_> {
         };
         let path = path.strip_prefix(self.root).unwrap_or(&path);
         let image = path.to_str().with_context(|| format!("{}: not a name in UTF-8", at()))?;
-        let frame = &scene.images[&number];
+        Ok(image.to_owned())
+    }
+
+    fn frame(&self, scene: &BopScene, number: u32, read: &mut SceneFrames) -> Result<Frame> {
+        let image = self.image(scene, number)?;
+        let frame = scene.frame(number)?;
+        let objects = self.objects(scene, number, frame, read)?;
+        Ok(Frame { image, camera: frame.camera, objects })
+    }
+
+    /// The objects that are classes and can be seen.
+    fn objects(
+        &self,
+        scene: &BopScene,
+        number: u32,
+        frame: &BopFrame,
+        read: &mut SceneFrames,
+    ) -> Result<Vec<Annotation>> {
+        let at = || format!("{}: image {number}", scene.folder.display());
         let listed = match (&frame.objects, self.purpose) {
             (Some(listed), _) => listed.as_slice(),
             (None, Purpose::Images) => &[],
@@ -185,14 +224,19 @@ impl Reader<'_> {
                 read.without_class.push(object.obj_id);
                 continue;
             };
-            let visible = is_visible(object);
-            let depth_mm = object.pose.t_mm.z;
+            let pose = object.pose()?;
+            let visibility = match self.purpose {
+                Purpose::Images => object.told,
+                _ => scene.visibility(number, i)?,
+            };
+            let visible = visibility.map(|v| v.px_count_visib > 0);
+            let depth_mm = pose.t_mm.z;
             ensure!(
                 depth_mm > 0.0 || visible != Some(true),
-                "{}: scene_gt.json: object {i}: depth {depth_mm} mm, but scene_gt_info.json tells visible pixels",
+                "{}: scene_gt.json: object {i}: depth {depth_mm} mm, but it has visible pixels",
                 at()
             );
-            if visible == Some(false) || depth_mm <= 0.0 || self.is_too_hidden(object) {
+            if visible == Some(false) || depth_mm <= 0.0 || self.is_too_hidden(visibility) {
                 read.num_hidden += 1;
                 continue;
             }
@@ -200,22 +244,16 @@ impl Reader<'_> {
                 Purpose::Training => Some(mask_file(scene, number, i)?),
                 _ => None,
             };
-            objects.push(Annotation { class, pose: object.pose, mask });
+            objects.push(Annotation { class, pose, mask });
         }
-        Ok(Frame { image: image.to_owned(), camera: frame.camera, objects })
+        Ok(objects)
     }
 
     /// Training takes what is visible enough.
-    fn is_too_hidden(&self, object: &BopObject) -> bool {
+    fn is_too_hidden(&self, visibility: Option<ObjectVisibility>) -> bool {
         let least = self.data.min_visible_fraction;
-        let fraction = object.info.as_ref().map(|info| info.visib_fract);
-        self.purpose == Purpose::Training && fraction.is_some_and(|f| f < least)
+        self.purpose == Purpose::Training && visibility.is_some_and(|v| v.visib_fract < least)
     }
-}
-
-/// Whether something of an object is visible; none where that is not told.
-fn is_visible(object: &BopObject) -> Option<bool> {
-    object.info.as_ref().map(|info| info.px_count_visib > 0)
 }
 
 /// Whether masks of whole objects stand for their visible parts.

@@ -8,9 +8,10 @@ use anyhow::{Context, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::bop_folder::{BopFolder, BopFrame, BopObject, BopScene};
+use super::bop_folder::BopFolder;
+use super::bop_scene::{BopFrame, BopObject, BopScene};
 use super::models_info::ModelInfos;
-use crate::geom::{Vec3, box_corners};
+use crate::geom::{Pose, Vec3, box_corners};
 use crate::io::mesh::read_ply;
 
 /// Faults that are told one by one; the others are counted.
@@ -70,9 +71,9 @@ pub struct SplitCheck {
 pub struct SceneCheck {
     /// Its number.
     pub id: u32,
-    /// Its images.
+    /// Its images, also those that something is wrong with.
     pub num_images: usize,
-    /// Instances in them.
+    /// Instances in the others.
     pub num_instances: usize,
     /// Of these, instances that cannot be seen.
     pub num_hidden: usize,
@@ -103,6 +104,12 @@ impl FolderCheck {
         let eval = folder.evaluation_meshes().unwrap_or_else(|| own.clone());
         let infos = folder.infos(&own)?;
         let mut faults = Vec::new();
+        if let Some(name) = folder.evaluation_meshes_without_infos() {
+            faults.push(format!(
+                "{}: there is no models_info.json: its meshes are not used",
+                folder.root().join(name).display()
+            ));
+        }
         let objects = (infos.obj_ids().into_iter())
             .map(|obj_id| check_object(&own, &eval, &infos, obj_id, &mut faults))
             .collect();
@@ -218,15 +225,19 @@ fn check_split(
         ..SplitCheck::default()
     };
     let mut seen: BTreeMap<u32, Vec<Seen>> = BTreeMap::new();
-    let scenes = match folder.scenes(name) {
-        Ok(scenes) => scenes,
-        Err(e) => {
-            faults.push(format!("{e:#}"));
-            return Ok(split);
-        }
+    let check = |scene: &Result<BopScene>| match scene {
+        Ok(scene) => Ok(check_scene(scene, infos)),
+        Err(e) => Err(format!("{e:#}")),
     };
-    let found: Vec<SceneFinds> = scenes.par_iter().map(|scene| check_scene(scene, infos)).collect();
+    let found: Vec<_> = folder.read_scenes(name)?.par_iter().map(check).collect();
     for scene in found {
+        let scene = match scene {
+            Ok(scene) => scene,
+            Err(fault) => {
+                faults.push(fault);
+                continue;
+            }
+        };
         split.scenes.push(scene.check);
         split.num_without_file += scene.num_without_file;
         split.most_of_an_object = split.most_of_an_object.max(scene.most_of_an_object);
@@ -257,17 +268,31 @@ fn check_scene(scene: &BopScene, infos: &ModelInfos) -> SceneFinds {
             finds.num_without_file += 1;
             finds.faults.push(format!("{at}: neither rgb nor gray has its file"));
         }
+        let image = match image {
+            Ok(image) => image,
+            Err(fault) => {
+                finds.faults.push(fault.clone());
+                continue;
+            }
+        };
         let objects = image.objects.as_deref().unwrap_or(&[]);
         let mut of_object: HashMap<u32, usize> = HashMap::new();
         for (i, object) in objects.iter().enumerate() {
-            let hidden = object.info.as_ref().is_some_and(|info| info.px_count_visib == 0);
+            let hidden = object.told.is_some_and(|told| told.px_count_visib == 0);
             finds.check.num_instances += 1;
             *of_object.entry(object.obj_id).or_default() += 1;
-            check_instance(&at, i, object, infos, &mut finds.faults);
-            if hidden || object.pose.t_mm.z <= 0.0 {
+            let pose = match object.pose() {
+                Ok(pose) => pose,
+                Err(e) => {
+                    finds.faults.push(format!("{e:#}"));
+                    continue;
+                }
+            };
+            check_instance(&at, i, object, &pose, infos, &mut finds.faults);
+            if hidden || pose.t_mm.z <= 0.0 {
                 finds.check.num_hidden += 1;
             } else {
-                finds.seen.push(seen(object, image, infos));
+                finds.seen.push(seen(object, &pose, image, infos));
             }
         }
         finds.most_of_an_object =
@@ -277,14 +302,14 @@ fn check_scene(scene: &BopScene, infos: &ModelInfos) -> SceneFinds {
     finds
 }
 
-fn seen(object: &BopObject, image: &BopFrame, infos: &ModelInfos) -> Seen {
-    let depth_mm = object.pose.t_mm.z;
+fn seen(object: &BopObject, pose: &Pose, image: &BopFrame, infos: &ModelInfos) -> Seen {
+    let depth_mm = pose.t_mm.z;
     let diameter = infos.of(object.obj_id).and_then(|info| info.diameter).unwrap_or(0.0);
     Seen {
         obj_id: object.obj_id,
         depth_mm,
         size_px: diameter * image.camera.focal_px().0 / depth_mm,
-        visible: object.info.as_ref().map(|info| info.visib_fract),
+        visible: object.told.map(|told| told.visib_fract),
     }
 }
 
@@ -292,6 +317,7 @@ fn check_instance(
     at: &str,
     i: usize,
     object: &BopObject,
+    pose: &Pose,
     infos: &ModelInfos,
     faults: &mut Vec<String>,
 ) {
@@ -300,17 +326,15 @@ fn check_instance(
             .push(format!("{at}: object {i}: obj_id {} is not in models_info.json", object.obj_id));
         return;
     };
-    let visible = object.info.as_ref().is_none_or(|told| told.px_count_visib > 0);
-    let depth_mm = object.pose.t_mm.z;
-    if depth_mm <= 0.0 && object.info.is_some() && visible {
+    let visible = object.told.is_none_or(|told| told.px_count_visib > 0);
+    let depth_mm = pose.t_mm.z;
+    if depth_mm <= 0.0 && object.told.is_some() && visible {
         faults.push(format!("{at}: object {i}: depth {depth_mm} mm, but it has visible pixels"));
-    } else if visible
-        && depth_mm > 0.0
-        && info.diameter.is_some_and(|d| object.pose.t_mm.norm() < 0.5 * d)
+    } else if visible && depth_mm > 0.0 && info.diameter.is_some_and(|d| pose.t_mm.norm() < 0.5 * d)
     {
         faults.push(format!(
             "{at}: object {i}: {:.3} mm from the camera, less than half its diameter: is t in metres? expected mm",
-            object.pose.t_mm.norm()
+            pose.t_mm.norm()
         ));
     }
 }

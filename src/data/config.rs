@@ -114,7 +114,8 @@ pub struct DataConfig {
     #[serde(rename = "OBJ_IDS", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("default" = Vec::<u32>::new()))]
     pub obj_ids: Vec<u32>,
-    /// An instance of which a smaller fraction is visible (`scene_gt_info.json` of a BOP folder) is left out in training.
+    /// An instance of which a smaller fraction is visible (`scene_gt_info.json` of a BOP folder, else its masks) is left out in
+    /// training.
     #[serde(rename = "MIN_VISIBLE_FRACT", skip_serializing_if = "is_zero")]
     #[schemars(range(min = 0, max = 1), extend("default" = 0.0))]
     pub min_visible_fraction: f64,

@@ -18,6 +18,9 @@ use super::scene::{ImagePath, read_scene};
 use super::{DataConfig, InputConfig, ObjectModel};
 use crate::io;
 
+/// Most frames that weights of splits may make of an image, on average.
+const MAX_REPEATS: f64 = 1000.0;
+
 /// What was left out of a dataset.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Skipped {
@@ -25,6 +28,8 @@ pub struct Skipped {
     pub repeated_images: usize,
     /// Objects whose obj_id has no mesh.
     pub objects_without_mesh: usize,
+    /// Objects of a BOP folder that `data.OBJ_IDS` leaves out.
+    pub objects_not_chosen: usize,
     /// Objects of which nothing can be seen, or too little to train with.
     pub hidden_objects: usize,
     /// With `skip_bad`: why each image left out is, in the order of the list.
@@ -86,7 +91,7 @@ impl Dataset {
             }
             parts.push((frames, weight));
         }
-        let frames = joined(parts);
+        let frames = joined(parts).with_context(|| list.to_owned())?;
         if let (true, Some(first)) = (frames.is_empty(), skipped.bad_images.first()) {
             bail!("{at}: each of the {num_read} images is bad, the first: {first}");
         }
@@ -163,26 +168,43 @@ fn read_splits(
     let list = SplitList::parse(list)?;
     let models = bop_frames::read_models(folder, data, purpose)?;
     let found = bop_frames::read_frames(folder, &list, &models, data, purpose)?;
-    Ok(Read {
-        models,
-        parts: found.parts,
-        without_mesh: found.without_class,
-        skipped: Skipped { hidden_objects: found.num_hidden, ..Skipped::default() },
-    })
+    let known = folder.infos(&folder.meshes().context("no folder of meshes")?)?;
+    let is_known = |obj_id: &u32| known.of(*obj_id).is_some();
+    let (not_chosen, without_mesh): (Vec<u32>, Vec<u32>) =
+        found.without_class.into_iter().partition(is_known);
+    let skipped = Skipped {
+        hidden_objects: found.num_hidden,
+        objects_not_chosen: not_chosen.len(),
+        ..Skipped::default()
+    };
+    Ok(Read { models, parts: found.parts, without_mesh, skipped })
 }
 
 /// The frames of all parts, one after another. Where parts have weights, their frames are repeated so that the numbers of
 /// frames are as the weights, and each frame is there at least once.
-fn joined(parts: Vec<(Vec<Frame>, Option<f64>)>) -> Vec<Frame> {
+///
+/// # Errors
+/// If the frames would be more than [`MAX_REPEATS`] times the images.
+fn joined(parts: Vec<(Vec<Frame>, Option<f64>)>) -> Result<Vec<Frame>> {
+    let num_images: usize = parts.iter().map(|(frames, _)| frames.len()).sum();
     let per_weight = parts.iter().filter_map(|(frames, w)| Some(frames.len() as f64 / (*w)?));
     let most = per_weight.fold(0.0, f64::max);
+    let sum: f64 =
+        parts.iter().map(|(f, w)| if f.is_empty() { 0.0 } else { w.unwrap_or(0.0) }).sum();
+    ensure!(
+        most * sum <= MAX_REPEATS * num_images as f64,
+        "the weights repeat {num_images} images until they are {:.3e}, expected at most {MAX_REPEATS} times as many: take weights \
+         nearer to the numbers of images ({:?})",
+        most * sum,
+        parts.iter().map(|(frames, _)| frames.len()).collect::<Vec<_>>()
+    );
     let mut all = Vec::new();
     for (frames, weight) in parts {
         let wanted = weight.map_or(frames.len(), |w| (most * w).round() as usize);
         let wanted = if frames.is_empty() { 0 } else { wanted.max(frames.len()) };
         all.extend((0..wanted).map(|i| frames[i % frames.len()].clone()));
     }
-    all
+    Ok(all)
 }
 
 /// Tells lines that name an image again, and takes them out where each image counts once; returns how many it took.
@@ -239,6 +261,10 @@ impl Skipped {
         if self.objects_without_mesh > 0 {
             let count = self.objects_without_mesh;
             tracing::warn!(%list, count, "left out objects whose obj_id has no mesh");
+        }
+        if self.objects_not_chosen > 0 {
+            let count = self.objects_not_chosen;
+            tracing::info!(%list, count, "left out objects that data.OBJ_IDS does not name");
         }
         if self.hidden_objects > 0 {
             let count = self.hidden_objects;
@@ -471,7 +497,7 @@ mod tests {
     fn parts_with_weights_are_repeated_until_their_numbers_are_as_these() {
         let frames = TinyDataset::new().open(false).unwrap().frames;
         let names = |parts: Vec<(Vec<Frame>, Option<f64>)>| -> Vec<usize> {
-            let all = joined(parts);
+            let all = joined(parts).unwrap();
             let num = |f: &Frame| all.iter().filter(|other| other.image == f.image).count();
             frames.iter().map(num).collect()
         };
@@ -479,8 +505,11 @@ mod tests {
         assert_eq!(names(vec![(one.clone(), None), (two.clone(), None)]), [1, 1, 1]);
         // 2 images are a tenth: the other one comes 18 times.
         assert_eq!(names(vec![(one.clone(), Some(0.9)), (two.clone(), Some(0.1))]), [18, 1, 1]);
-        assert_eq!(names(vec![(one.clone(), Some(1.0)), (two, Some(3.0))]), [1, 2, 1]);
-        assert_eq!(names(vec![(one, Some(1.0)), (Vec::new(), Some(1.0))]), [1, 0, 0]);
+        assert_eq!(names(vec![(one.clone(), Some(1.0)), (two.clone(), Some(3.0))]), [1, 2, 1]);
+        assert_eq!(names(vec![(one.clone(), Some(1.0)), (Vec::new(), Some(1.0))]), [1, 0, 0]);
+        assert_eq!(names(vec![(one.clone(), Some(1.0)), (Vec::new(), Some(1e9))]), [1, 0, 0]);
+        let error = joined(vec![(one, Some(1.0)), (two, Some(1e-9))]).unwrap_err().to_string();
+        assert!(error.contains("repeat 3 images until they are 2.000e9"), "{error}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod augment;
 pub mod bop;
 mod bop_folder;
 mod bop_frames;
+mod bop_scene;
 mod camera_file;
 mod check;
 mod config;
@@ -34,10 +35,9 @@ mod view;
 pub mod warp;
 
 pub use augment::{Augmentation, remap_pose};
-pub use bop_folder::{
-    BopFolder, BopFrame, BopObject, BopScene, BopTargetLine, BopTargets, VISIBLE_TARGET,
-};
+pub use bop_folder::{BopFolder, BopTargetLine, BopTargets, VISIBLE_TARGET};
 pub use bop_frames::{SplitList, folder_boxes, num_images};
+pub use bop_scene::{BopFrame, BopObject, BopScene};
 pub use camera_file::{CameraFile, read_camera};
 pub use check::{FolderCheck, ObjectCheck, SceneCheck, SplitCheck, SplitObject};
 pub use config::{DataConfig, InputConfig, Split};

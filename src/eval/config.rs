@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::pose::bop::BopSettings;
 use crate::pose::{DepthBins, RansacConfig};
+use crate::schema::above_zero;
 
 /// Most overlays and mesh vertices that a config may ask for.
 const MOST: usize = 1_000_000;
@@ -22,6 +24,11 @@ pub struct EvalConfig {
     pub seed: u64,
     /// Depth bins of the scores.
     pub depth_bins: DepthBins,
+    /// VSD in a BOP folder: how far behind the measured surface a point still counts as visible, mm; the benchmark has 15, of
+    /// ITODD 5.
+    #[serde(skip_serializing_if = "is_15")]
+    #[schemars(transform = above_zero, extend("default" = 15.0))]
+    pub vsd_delta_mm: f64,
     /// Pictures of predicted and true boxes that `mqat test` writes.
     #[schemars(range(max = MOST))]
     pub num_overlays: usize,
@@ -34,8 +41,21 @@ impl Default for EvalConfig {
             num_vertices: 1000,
             seed: 0,
             depth_bins: DepthBins::default(),
+            vsd_delta_mm: 15.0,
             num_overlays: 12,
         }
+    }
+}
+
+/// What files of before this key stand for.
+fn is_15(value: &f64) -> bool {
+    *value == 15.0
+}
+
+impl EvalConfig {
+    /// What the scores of the BOP benchmark are computed with.
+    pub fn bop_settings(&self) -> BopSettings {
+        BopSettings { vsd_delta_mm: self.vsd_delta_mm, ..BopSettings::default() }
     }
 }
 

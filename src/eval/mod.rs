@@ -41,7 +41,7 @@ mod timing;
 
 pub use bop_csv::write_bop_csv;
 pub use bop_scores::average_recalls;
-pub use bop_split::{BopSplit, BopSplitErrors, EstimatesByImage, benchmark_scores, bop_split_of};
+pub use bop_split::{BopSplit, BopSplitErrors, EstimatesByImage, ScoredSplit, benchmark_scores};
 pub use config::EvalConfig;
 pub use deviation::{Deviation, OutputComparison, OutputDeviation};
 pub use estimate::{ClassResult, PoseEstimate};

@@ -7,8 +7,6 @@ use anyhow::Result;
 use crate::io::chart::{Chart, Series};
 use crate::pose::TargetErrors;
 
-/// Threshold of the headline metric, diameters.
-const THRESHOLD_D: f64 = 0.1;
 /// Objects that a point of the curve should stand for at least; fewer make it jump by chance.
 const LEAST_OBJECTS: usize = 20;
 /// Most points of a curve.
@@ -26,7 +24,7 @@ pub fn recall_over_depth(errors: &[TargetErrors]) -> Vec<(f64, f64)> {
         .filter_map(|i| {
             let group = &sorted[i * num / num_groups..(i + 1) * num / num_groups];
             let of = group.len() as f64;
-            let correct = group.iter().filter(|e| e.headline_diameters < THRESHOLD_D).count();
+            let correct = group.iter().filter(|e| e.is_right()).count();
             let depth: f64 = group.iter().map(|e| e.depth_diameters).sum();
             (!group.is_empty()).then(|| (depth / of, 100.0 * correct as f64 / of))
         })

@@ -48,9 +48,9 @@ impl Report {
         text
     }
 
-    /// The scores of the BOP benchmark where they are its own, with VSD: of a BOP folder.
+    /// The scores of the BOP benchmark where they are its own: of a split of a BOP folder, whose objects have numbers.
     fn benchmark(&self) -> Option<&BopScores> {
-        self.bop.as_ref().filter(|bop| bop.ar_vsd.is_some())
+        self.bop.as_ref().filter(|bop| bop.objects.iter().any(|object| object.obj_id.is_some()))
     }
 
     /// All classes together, then each by itself when there are several.
@@ -158,7 +158,6 @@ impl Report {
         }
         if let Some(bop) = self.benchmark() {
             lines.extend(bop_table::notes(bop));
-            lines.extend(self.bop_notes.iter().cloned());
         } else if let Some(bop) = &self.bop {
             lines.push(format!(
                 "BOP average recall, percent: MSSD {}, MSPD {} ({}; VSD, which needs depth, is not part of it)",
@@ -170,6 +169,7 @@ impl Report {
                 }
             ));
         }
+        lines.extend(self.bop_notes.iter().cloned());
         if let Some(t) = &self.timing {
             lines.push(format!(
                 "time: {:.1} s for {}; network {:.1} s, waiting for images {:.1} s; on all threads \

@@ -47,6 +47,11 @@ impl Outcomes {
         (all().filter(|c| *c == b'1').count(), all().count())
     }
 
+    /// What a bootstrap draws: the sequences; the objects where all are of one.
+    pub fn num_units(&self) -> usize {
+        if self.0.len() > 1 { self.0.len() } else { self.counts().1 }
+    }
+
     /// Those of the objects that `list` has, where `list` is the begin of this one's list.
     ///
     /// # Errors
@@ -130,10 +135,12 @@ mod tests {
             (outcomes(&[("a", "11"), ("b", "10")]), outcomes(&[("a", "00"), ("b", "10")]));
         let gain = row.gain_over(&base, 1).unwrap();
         assert_eq!(gain.discordant, Discordant { better: 2, worse: 0 });
-        // Two sequences with +2 and 0 of 2: the draws are 0, 50, 100.
-        assert_eq!((gain.difference.percent, gain.difference.interval_95), (50.0, (0.0, 100.0)));
+        // Two sequences with +2 and 0 of 2: the draws are 0, 50, 100, moved out for one degree of freedom (paired.rs).
+        assert_eq!(gain.difference.percent, 50.0);
+        assert!((gain.difference.interval_95.0 + 60.8).abs() < 3.0, "{gain:?}");
         assert!((gain.difference.std_error - 35.355).abs() < 1.0);
         let one = outcomes(&[("a", "1100")]);
+        assert_eq!((row.num_units(), one.num_units()), (2, 4));
         let gain = one.gain_over(&outcomes(&[("a", "0000")]), 1).unwrap();
         // 50 % of four single objects: sd 25.
         assert!((gain.difference.std_error - 25.0).abs() < 1.0, "{gain:?}");

@@ -105,6 +105,13 @@ pub struct EvalTable {
     pub classes: Vec<Section>,
 }
 
+impl TargetErrors {
+    /// Whether the pose is right by the headline: an error strictly below [`EvalTable::HEADLINE_DIAMETERS`].
+    pub fn is_right(&self) -> bool {
+        self.headline_diameters < EvalTable::HEADLINE_DIAMETERS
+    }
+}
+
 impl EvalTable {
     /// Name of the headline row at 0.1 diameters.
     pub const HEADLINE: &'static str = "ADI-0.1d";
@@ -370,6 +377,14 @@ mod tests {
         assert_eq!(table.all.median_te_mm, [Some(6.0), None, Some(15.0), Some(6.0)]);
         let missing = std::f64::consts::PI + 1.0;
         assert!((table.all.speed_score[1].unwrap() - missing).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_pose_is_right_strictly_below_a_tenth_of_the_diameter() {
+        // Diameter 100 mm: errors of 9.9 and 10 mm, and none found.
+        let errors = errors(&[(1000.0, Some(9.9)), (1000.0, Some(10.0)), (1000.0, None)]);
+        let right: Vec<bool> = errors.iter().map(TargetErrors::is_right).collect();
+        assert_eq!(right, [true, false, false]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::thresholds::thresholds;
 use crate::geom::{Camera, Vec2};
 
 /// The cost of a pixel that both poses cover.
@@ -37,7 +38,7 @@ impl VsdSettings {
     pub fn bop(diameter_mm: f64) -> Self {
         Self {
             delta_mm: 15.0,
-            taus: (1..=10).map(|i| 0.05 * f64::from(i)).collect(),
+            taus: thresholds(0.05).to_vec(),
             diameter_mm: Some(diameter_mm),
             cost: VsdCost::Step,
         }

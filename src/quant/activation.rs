@@ -30,6 +30,9 @@ const MEAN_UNIT: i64 = 1024;
 /// Purpose of this file's random streams.
 const STREAM_SAMPLE: u64 = 0x0061_6374;
 
+/// The field that says what the levels of both signs are: lowest code, highest code, distance of neighbours.
+const CODES: &str = "act_codes";
+
 /// What the quantizer does with activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ActivationMode {
@@ -155,6 +158,8 @@ pub struct CalibratedActivation {
     record: RefCell<ActivationRecord>,
     /// Known after the calibration.
     signed: Cell<Option<bool>>,
+    /// Read from a file of an earlier version, with its levels of both signs.
+    is_former: Cell<bool>,
     /// The parameter of the rule, `[1]`.
     parameter: Tensor,
     /// Learns nothing any more.
@@ -174,7 +179,9 @@ impl CalibratedActivation {
         calibration: &CalibrationConfig,
         rule: impl ActivationRule + 'static,
     ) -> Result<Self> {
-        for spacing in [&context.signed, &context.unsigned] {
+        for spacing in
+            [&context.signed, &context.unsigned].into_iter().chain(&context.former_signed)
+        {
             ensure!(
                 spacing.multiples().is_some(),
                 "quantizing the activations of {}: {spacing:?} has no scale",
@@ -202,6 +209,7 @@ impl CalibratedActivation {
                 sample: Tensor::full([sample], f64::NAN, (Kind::Float, device)),
             }),
             signed: Cell::new(None),
+            is_former: Cell::new(false),
             parameter: parameter.set_requires_grad(rule.learnt().is_some()),
             rests: Cell::new(false),
             context: context.clone(),
@@ -213,8 +221,32 @@ impl CalibratedActivation {
     fn spacing(&self) -> &Spacing {
         match self.signed.get() {
             Some(false) => &self.context.unsigned,
-            _ => &self.context.signed,
+            _ => self.signed_spacing(self.is_former.get()),
         }
+    }
+
+    /// The levels of both signs: those of earlier versions, where these had others, or the present ones.
+    fn signed_spacing(&self, is_former: bool) -> &Spacing {
+        let former = self.context.former_signed.as_ref().filter(|_| is_former);
+        former.unwrap_or(&self.context.signed)
+    }
+
+    /// Whether a saved state has the levels of both signs of an earlier version, which did not say what they were.
+    fn is_former(&self, state: &SavedState) -> Result<bool> {
+        if !state.has(CODES) {
+            return Ok(self.context.former_signed.is_some());
+        }
+        let saved = Vec::<i64>::try_from(state.tensor(CODES, Kind::Int64, &[3])?)?;
+        let found =
+            [false, true].into_iter().find(|&f| saved == saved_codes(self.signed_spacing(f)));
+        found.with_context(|| {
+            format!(
+                "{}.{CODES} is {saved:?} (lowest, highest, distance), and the method has {:?} at this width: the file is of \
+                 another version of mqat",
+                state.prefix,
+                saved_codes(&self.context.signed)
+            )
+        })
     }
 
     fn codes(&self) -> Codes {
@@ -307,6 +339,12 @@ impl CalibratedActivation {
     }
 }
 
+/// What a state says of a spacing, which is one of multiples of a scale.
+fn saved_codes(spacing: &Spacing) -> [i64; 3] {
+    let codes = spacing.multiples().expect("checked when the quantizer was made");
+    [codes.lowest, codes.highest, codes.stride].map(i64::from)
+}
+
 /// To the nearest multiple of a scale; the gradient passes between the outermost levels.
 pub(super) fn clamp_and_round(x: &Tensor, scale: &Tensor, codes: Codes) -> Tensor {
     let value = affine::quantize(x, scale, codes);
@@ -380,6 +418,7 @@ impl ActivationQuantizer for CalibratedActivation {
         let mut state = vec![
             (self.rule.parameter_name(), self.parameter.detach()),
             ("act_signed", Tensor::from(signed)),
+            (CODES, Tensor::from_slice(&saved_codes(self.signed_spacing(self.is_former.get())))),
             ("act_mode", Tensor::from(self.mode.get() as i64)),
             ("act_epoch", saved_epoch(self.epoch.get())),
             ("act_converted", Tensor::from(i64::from(self.rests.get()))),
@@ -413,6 +452,7 @@ impl ActivationQuantizer for CalibratedActivation {
             -1 => None,
             other => Some(other != 0),
         };
+        let is_former = self.is_former(state)?;
         let value = parameter.double_value(&[0]);
         ensure!(
             *mode != ActivationMode::Quantizing
@@ -441,6 +481,7 @@ impl ActivationQuantizer for CalibratedActivation {
         no_grad(|| self.parameter.shallow_clone().copy_(&parameter));
         self.mode.set(*mode);
         self.signed.set(signed);
+        self.is_former.set(is_former);
         self.epoch.set(epoch);
         self.rule.start_epoch(epoch.unwrap_or(0));
         if rests {
@@ -507,6 +548,7 @@ mod tests {
         let spacing = Spacing::uniform(Some(4), None).unwrap();
         let context = ActivationContext {
             signed: spacing.clone(),
+            former_signed: None,
             unsigned: spacing,
             quant_start_epoch: 0,
             seed: 3,

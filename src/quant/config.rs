@@ -257,8 +257,11 @@ impl ActivationQuantConfig {
     /// # Errors
     /// If `bits` and `n_levels` are missing, out of range or contradict each other.
     pub fn spacing(&self, signed: bool) -> Result<Spacing> {
-        let width = BitWidth { bits: self.bits, n_levels: self.n_levels, levels: self.levels };
-        self.settings.scheme().spacing(width, signed)
+        self.settings.scheme().spacing(self.width(), signed)
+    }
+
+    fn width(&self) -> BitWidth {
+        BitWidth { bits: self.bits, n_levels: self.n_levels, levels: self.levels }
     }
 
     /// Method (where it is not `ste`), bits and levels for people.
@@ -310,6 +313,7 @@ impl ActivationQuantConfig {
         let at = || format!("quantizing the activations of {}", site.name);
         let context = ActivationContext {
             signed: self.spacing(true).with_context(at)?,
+            former_signed: self.settings.scheme().former_signed(self.width()).with_context(at)?,
             unsigned: self.spacing(false).with_context(at)?,
             quant_start_epoch: self.quant_start_epoch,
             seed,

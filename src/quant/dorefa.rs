@@ -21,7 +21,7 @@ use super::scheme::{ActivationContext, ActivationScheme, Settings, WeightContext
 use super::settings::CalibrationConfig;
 use super::surrogate::straight_through;
 use super::weight::{FakeWeight, LayerLevels, WeightRule};
-use super::width::BitWidth;
+use super::width::{BitWidth, Levels};
 use crate::nn::Site;
 
 /// Settings of method `dorefa`.
@@ -113,6 +113,15 @@ impl ActivationScheme for DorefaActivations {
             }
             false => Spacing::unsigned(width.bits, width.n_levels),
         }
+    }
+
+    /// A width without `levels` meant the paper's 2^b levels, none of them 0.
+    fn former_signed(&self, width: BitWidth) -> Result<Option<Spacing>> {
+        let BitWidth { bits, n_levels, levels } = width;
+        let is_default = levels.is_none() && n_levels.is_none();
+        is_default
+            .then(|| self.spacing(BitWidth { bits, n_levels, levels: Some(Levels::Full) }, true))
+            .transpose()
     }
 
     fn attach(

@@ -184,6 +184,8 @@ pub struct InqWeight {
     settings: InqWeights,
     context: WeightContext,
     grid: Option<Grid>,
+    /// What the stored weight was divided by in the epoch under way.
+    rescaled_by: Option<Vec<f32>>,
     /// 1 where trainable, else 0; shape and memory format of the weight.
     trainable: Tensor,
     num_frozen: usize,
@@ -204,6 +206,7 @@ impl InqWeight {
             settings: settings.clone(),
             context: context.clone(),
             grid: None,
+            rescaled_by: None,
             trainable: no_grad(|| site.weight.detach().ones_like()),
             num_frozen: 0,
             steps_done: 0,
@@ -223,14 +226,14 @@ impl InqWeight {
         let rescales = self.grid.is_none() && self.settings.inq.rescale == Rescale::Published;
         if target == 0 && rescales {
             ensure_finite(&name, &self.site.weight)?;
-            self.grid = Some(self.find_grid(&name)?);
+            self.find_grid(&name)?;
         }
         if target == 0 || (target <= self.num_frozen && !repartition) {
             return Ok(());
         }
         ensure_finite(&name, &self.site.weight)?;
         if self.grid.is_none() {
-            self.grid = Some(self.find_grid(&name)?);
+            self.find_grid(&name)?;
         }
         let grid = self.grid.as_ref().context("the grid was set above")?;
         no_grad(|| -> Result<()> {
@@ -250,15 +253,16 @@ impl InqWeight {
         Ok(())
     }
 
-    /// The levels, from the weight of this moment; [`Rescale::Published`] changes its unit to the largest level.
-    fn find_grid(&self, name: &str) -> Result<Grid> {
+    /// Finds the levels, from the weight of this moment; [`Rescale::Published`] changes its unit to the largest level.
+    fn find_grid(&mut self, name: &str) -> Result<()> {
         let WeightContext { spacing, per_channel, .. } = &self.context;
         let at = || format!("quantizing {name}");
         let weight = &self.site.weight;
         let range = self.settings.expected_range(name, weight, spacing, *per_channel)?;
         let grid = Grid::new(spacing.clone(), range).with_context(at)?;
         if self.settings.inq.rescale == Rescale::None {
-            return Ok(grid);
+            self.grid = Some(grid);
+            return Ok(());
         }
         let largest = match spacing {
             Spacing::Integers { .. } => grid.max_level(),
@@ -271,7 +275,9 @@ impl InqWeight {
             weight.shallow_clone().copy_(&scaled);
         });
         let range = grid.range().iter().zip(&largest).map(|(range, largest)| range / largest);
-        Grid::new(spacing.clone(), range.collect()).with_context(at)
+        self.grid = Some(Grid::new(spacing.clone(), range.collect()).with_context(at)?);
+        self.rescaled_by = Some(largest);
+        Ok(())
     }
 
     /// Which weights are frozen after the step, as a flat bool tensor in row-major order.
@@ -360,6 +366,9 @@ impl WeightQuantizer for InqWeight {
         let fraction = schedule.fraction_at(epoch);
         let is_new = self.epoch != Some(epoch);
         let stepped = is_new && (schedule.steps_at(epoch) || fraction > self.fraction());
+        if is_new {
+            self.rescaled_by = None;
+        }
         if stepped {
             self.step(fraction, epoch)?;
             self.steps_done += 1;
@@ -378,6 +387,10 @@ impl WeightQuantizer for InqWeight {
 
     fn grid(&self) -> Option<Grid> {
         self.grid.clone()
+    }
+
+    fn rescaled_by(&self) -> Option<&[f32]> {
+        self.rescaled_by.as_deref()
     }
 
     fn assert_on_grid(&self) -> Result<()> {

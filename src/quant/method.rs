@@ -59,6 +59,11 @@ pub trait WeightQuantizer {
     fn effective(&self) -> Tensor {
         self.site().weight.detach()
     }
+    /// What the stored weight was divided by at the begin of the epoch under way: one number, or one per output channel;
+    /// `None` where it kept its unit. At most one epoch changes the unit.
+    fn rescaled_by(&self) -> Option<&[f32]> {
+        None
+    }
     /// What is learnt besides the weight, by field name.
     fn learnt(&self) -> Vec<Learnt> {
         Vec::new()
@@ -207,12 +212,17 @@ impl SavedState<'_> {
         Ok(i64::try_from(&self.tensor(field, Kind::Int64, &[])?)?)
     }
 
+    /// Whether there is such a tensor.
+    pub fn has(&self, field: &str) -> bool {
+        self.tensors.contains_key(format!("{}.{field}", self.prefix).as_str())
+    }
+
     /// A saved counter that files of earlier versions lack.
     ///
     /// # Errors
     /// Names it if it is something else.
     pub fn counter_or(&self, field: &str, default: i64) -> Result<i64> {
-        match self.tensors.contains_key(format!("{}.{field}", self.prefix).as_str()) {
+        match self.has(field) {
             true => self.counter(field),
             false => Ok(default),
         }
@@ -223,8 +233,7 @@ impl SavedState<'_> {
     /// # Errors
     /// Names it if it is missing or something else.
     pub fn counter_once_named(&self, field: &str, earlier: &str) -> Result<i64> {
-        let has_earlier = self.tensors.contains_key(format!("{}.{earlier}", self.prefix).as_str());
-        self.counter(if has_earlier { earlier } else { field })
+        self.counter(if self.has(earlier) { earlier } else { field })
     }
 
     /// A saved epoch, -1 for none.

@@ -120,6 +120,8 @@ pub trait WeightScheme: fmt::Debug {
 pub struct ActivationContext {
     /// The levels where activations have both signs.
     pub signed: Spacing,
+    /// The levels where activations have both signs in files of earlier versions, if these had others.
+    pub former_signed: Option<Spacing>,
     /// The levels where no activation is negative.
     pub unsigned: Spacing,
     /// Epoch of the stage from which activations are quantized.
@@ -150,6 +152,16 @@ pub trait ActivationScheme: fmt::Debug {
     /// # Errors
     /// If its numbers are missing, out of range or contradict each other, or the method has no such levels.
     fn spacing(&self, width: BitWidth, signed: bool) -> Result<Spacing>;
+
+    /// The levels of both signs that earlier versions had at this width, where they were others than those of
+    /// [`ActivationScheme::spacing`]. Layers of files of these versions keep them.
+    ///
+    /// # Errors
+    /// As [`ActivationScheme::spacing`].
+    fn former_signed(&self, width: BitWidth) -> Result<Option<Spacing>> {
+        let _ = width;
+        Ok(None)
+    }
 
     /// Makes the quantizer of what goes into a layer.
     ///

@@ -302,6 +302,7 @@ mod tests {
         let spacing = Spacing::uniform(Some(2), None).unwrap();
         let context = ActivationContext {
             signed: spacing.clone(),
+            former_signed: None,
             unsigned: spacing,
             quant_start_epoch,
             seed: 0,

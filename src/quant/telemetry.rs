@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
+use super::affine::by_channel;
 use super::levels::Grid;
 use super::method::WeightQuantizer;
 use super::module::ModuleQuantizer;
@@ -32,7 +33,8 @@ pub struct Numbers {
     /// The same since the stage first knew a scale.
     pub scale_drift_from_start: Option<f64>,
     /// Signal to quantization noise, dB: `10 log10(sum w^2 / sum (w - level)^2)`, with w the float weight. Of a frozen
-    /// weight, which is float no longer, w is what it was just before it was frozen. Null without noise.
+    /// weight, which is float no longer, w is what it was just before it was frozen. In the unit that the weights had when
+    /// the stage began, whatever `inq.rescale` says. Null without noise.
     pub sqnr_db: Option<f64>,
     /// Fraction of weights whose level is 0.
     #[serde(alias = "share_zero")]
@@ -88,6 +90,8 @@ struct Memory {
     /// Scales at the end of the last epoch, and when they were first known.
     scale: Option<Vec<f32>>,
     scale_at_start: Option<Vec<f32>>,
+    /// What the stored weights have been divided by, where their unit has changed: one number, or one per output channel.
+    divided_by: Option<Vec<f32>>,
     /// Sums over frozen weights, at the moment they were frozen: of w^2, and of (w - level)^2.
     frozen_signal: f64,
     frozen_noise: f64,
@@ -116,8 +120,12 @@ impl Telemetry {
             if let (Some(trainable), None) =
                 (weight.trainable(), weight.num_frozen_by_oscillation())
             {
-                let now = no_grad(|| (weight.site().weight.detach().copy(), trainable.copy()));
-                self.before_step.insert(weight.site().name.clone(), now);
+                let name = &weight.site().name;
+                let memory = self.layers.entry(name.clone()).or_default();
+                let float = weight.site().weight.detach().copy();
+                // An earlier epoch may have changed the unit.
+                let now = no_grad(|| (memory.in_first_unit(&float), trainable.copy()));
+                self.before_step.insert(name.clone(), now);
             }
         }
     }
@@ -130,13 +138,17 @@ impl Telemetry {
             let Some((before, trainable_before)) = self.before_step.remove(name) else { continue };
             let Some(trainable) = weight.trainable() else { continue };
             let memory = self.layers.entry(name.clone()).or_default();
+            if let Some(by) = weight.rescaled_by() {
+                memory.divided_by = Some(by.to_vec());
+            }
             no_grad(|| {
                 if bool::try_from(trainable.gt_tensor(&trainable_before).any()).unwrap_or(false) {
                     memory.frozen_signal = 0.0;
                     memory.frozen_noise = 0.0;
                 }
                 let newly = trainable_before - trainable;
-                let noise = (weight.site().weight.detach() - &before) * &newly;
+                let now = memory.in_first_unit(&weight.site().weight.detach());
+                let noise = (now - &before) * &newly;
                 memory.frozen_signal += energy(&(before * newly));
                 memory.frozen_noise += energy(&noise);
             });
@@ -172,9 +184,11 @@ impl Telemetry {
                     put(field, levels.shallow_clone());
                 }
             }
-            for (field, scale) in
-                [("scale", &memory.scale), ("scale_at_start", &memory.scale_at_start)]
-            {
+            for (field, scale) in [
+                ("scale", &memory.scale),
+                ("scale_at_start", &memory.scale_at_start),
+                ("divided_by", &memory.divided_by),
+            ] {
                 if let Some(scale) = scale {
                     put(field, Tensor::from_slice(scale));
                 }
@@ -196,7 +210,7 @@ impl Telemetry {
             let memory = self.layers.entry(layer.to_owned()).or_default();
             let kind = match field {
                 "levels" | "levels_before" => Kind::Uint8,
-                "scale" | "scale_at_start" => Kind::Float,
+                "scale" | "scale_at_start" | "divided_by" => Kind::Float,
                 _ => Kind::Double,
             };
             ensure!(
@@ -210,6 +224,7 @@ impl Telemetry {
                 "levels_before" => memory.levels_before = Some(tensor.copy()),
                 "scale" => memory.scale = Some(Vec::try_from(tensor)?),
                 "scale_at_start" => memory.scale_at_start = Some(Vec::try_from(tensor)?),
+                "divided_by" => memory.divided_by = Some(Vec::try_from(tensor)?),
                 "frozen" => {
                     let sums: Vec<f64> = Vec::try_from(tensor)?;
                     ensure!(sums.len() == 2, "{name} has {} numbers, expected 2", sums.len());
@@ -248,13 +263,14 @@ impl Memory {
             let index = grid.index(&used)?;
             let quantized = grid.nearest(&used)?;
             numbers.zero_fraction = Some(fraction(count(&quantized.eq(0.0))));
+            let [in_unit, error] = [&float, &(&float - &quantized)].map(|x| self.in_first_unit(x));
             (signal, noise) = match &trainable {
                 // frozen weights are on their levels and add no noise here: theirs was added when they were frozen
                 Some(trainable) => (
-                    self.frozen_signal + energy(&(&float * trainable)),
-                    self.frozen_noise + energy(&(&float - &quantized)),
+                    self.frozen_signal + energy(&(&in_unit * trainable)),
+                    self.frozen_noise + energy(&error),
                 ),
-                None => (energy(&float), energy(&(&float - &quantized))),
+                None => (energy(&in_unit), energy(&error)),
             };
             numbers.sqnr_db = decibels(signal, noise);
             let index = index.reshape([-1]);
@@ -264,6 +280,14 @@ impl Memory {
         }
         let layer = LayerTelemetry { name: site.name.clone(), num_weights, numbers };
         Ok(Measured { layer, signal, noise })
+    }
+
+    /// A tensor of the stored weight's shape and unit, in the unit that the weight had at first.
+    fn in_first_unit(&self, x: &Tensor) -> Tensor {
+        match &self.divided_by {
+            Some(by) => x * by_channel(x, &Tensor::from_slice(by).to_device(x.device())),
+            None => x.shallow_clone(),
+        }
     }
 
     /// What changed since earlier epochs; remembers this one.
@@ -431,6 +455,38 @@ mod tests {
         assert!((second.sqnr_db.unwrap() - expected).abs() < 1e-9, "{second:?}");
         let third = telemetry.measure(&quantizer).unwrap().numbers;
         assert_eq!((third.flip_rate, third.oscillation), (Some(0.0), Some(0.0)));
+    }
+
+    #[test]
+    fn the_published_change_of_unit_is_no_noise() {
+        for granularity in ["tensor", "channel"] {
+            let numbers = |rescale: &str| {
+                let json = format!(
+                    r#"{{"bits": 4, "granularity": "{granularity}", "schedule": {{"0": 0.5, "1": 0.8, "2": 1}},
+                         "inq": {{"rescale": "{rescale}"}}}}"#
+                );
+                let (store, config) = (network(), serde_json::from_str(&json).unwrap());
+                let claim = Claim::of("fpn").with_weights(&config);
+                let mut quantizer = ModuleQuantizer::attach(&claim, &store).unwrap();
+                let mut telemetry = Telemetry::default();
+                let mut found = Vec::new();
+                for epoch in 0..3 {
+                    start(&mut telemetry, &mut quantizer, epoch);
+                    // a resume after each
+                    let state = telemetry.state();
+                    telemetry.load_state(&state).unwrap();
+                    let module = telemetry.measure(&quantizer).unwrap();
+                    found.push(module.numbers.sqnr_db.unwrap());
+                    found.extend(module.layers.iter().map(|l| l.numbers.sqnr_db.unwrap()));
+                }
+                found
+            };
+            let (plain, rescaled) = (numbers("none"), numbers("published"));
+            assert_eq!(plain.len(), 3 * 4);
+            for (a, b) in plain.iter().zip(&rescaled) {
+                assert!((a - b).abs() < 1e-3, "{granularity}: {plain:?} {rescaled:?}");
+            }
+        }
     }
 
     #[test]

@@ -615,6 +615,70 @@ fn dorefas_activations_of_both_signs_keep_zero_unless_the_paper_is_asked_for() {
 }
 
 #[test]
+fn a_state_without_its_codes_has_the_levels_of_the_version_that_wrote_it() {
+    let dorefa = |levels: &str| {
+        input(&format!(
+            r#"{{"method": "dorefa", "bits": 2, "levels": {levels}, "quant_start_epoch": 0,
+                 "calibration": {{"batches": 1}}}}"#
+        ))
+    };
+    let calibrated = |lowest: f32| {
+        let (store, mut quantizer, site) = dorefa(r#""full""#);
+        for _ in 0..2 {
+            quantizer.begin_step().unwrap();
+            let x = Tensor::from_slice(&[lowest, 0.5, 0.25, 1.0]).reshape([1, 4]);
+            let _ = site.effective_input(&x, true);
+        }
+        (store, quantizer, site)
+    };
+    let is_mark = |name: &str| name.ends_with(".act_codes");
+    let state = |quantizer: &ModuleQuantizer| -> Vec<(String, Tensor)> {
+        quantizer.state().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect()
+    };
+    let codes = |quantizer: &ModuleQuantizer| {
+        let report = quantizer.report()[0].activations.clone().unwrap();
+        (report.codes.unwrap(), report.code_stride)
+    };
+    let x = Tensor::from_slice(&[-1.0f32, -0.4, 0.1, 2.0]).reshape([1, 4]);
+    let computed = |site: &Site| no_grad(|| floats(&site.effective_input(&x, false)));
+
+    // 0.1 quantized at 2 bits: four levels, and the state did not say so
+    let (_store, paper, paper_site) = calibrated(-1.0);
+    let mut old = state(&paper);
+    old.retain(|(name, _)| !is_mark(name));
+    let (_store, mut resumed, site) = dorefa("null");
+    resumed.load_state(&old).unwrap();
+    assert_eq!(codes(&resumed), ([-3, 3], 2));
+    assert_eq!(computed(&site), computed(&paper_site));
+    // written again, the state says so
+    let (_store, mut again, site) = dorefa("null");
+    again.load_state(&state(&resumed)).unwrap();
+    assert_eq!(codes(&again), ([-3, 3], 2));
+    assert_eq!(computed(&site), computed(&paper_site));
+
+    // levels that the config names were the same in every version that knew the key
+    let (_store, mut odd, _site) = dorefa(r#""odd""#);
+    odd.load_state(&old).unwrap();
+    assert_eq!(codes(&odd), ([-1, 1], 1));
+    // without negative values nothing has changed
+    let (_store, positive, _site) = calibrated(0.0);
+    let mut old = state(&positive);
+    old.retain(|(name, _)| !is_mark(name));
+    let (_store, mut resumed, _site) = dorefa("null");
+    resumed.load_state(&old).unwrap();
+    assert_eq!(codes(&resumed), ([0, 3], 1));
+
+    let mut foreign = state(&paper);
+    for (_, mark) in foreign.iter_mut().filter(|(name, _)| is_mark(name)) {
+        *mark = Tensor::from_slice(&[-2i64, 1, 1]);
+    }
+    let (_store, mut quantizer, _site) = dorefa("null");
+    let error = format!("{:#}", quantizer.load_state(&foreign).unwrap_err());
+    assert!(error.contains("quant.fpn.conv.act_codes is [-2, 1, 1]"), "{error}");
+    assert!(error.contains("another version"), "{error}");
+}
+
+#[test]
 fn the_gradient_of_clipping_is_that_of_pact() {
     let alpha = Tensor::from_slice(&[2.0f32]).set_requires_grad(true);
     let x = Tensor::from_slice(&[-3.0f32, -0.1, 0.4, 1.9, 2.0, 5.0]).set_requires_grad(true);

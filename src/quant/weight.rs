@@ -87,6 +87,21 @@ impl LayerLevels {
         no_grad(|| grid.nearest(weight)).expect("the levels are those of this weight")
     }
 
+    /// 1 where a value lies between the lowest and the highest level of its channel, or is one of the two; else 0. f32.
+    fn inside(&self, weight: &Tensor) -> Tensor {
+        let grid = self.current().expect("a layer that quantizes has levels");
+        let levels: Vec<Vec<f32>> = (0..grid.num_ranges()).map(|i| grid.levels(i)).collect();
+        let bound = |of: fn(&Vec<f32>) -> f32| {
+            let values: Vec<f32> = levels.iter().map(of).collect();
+            affine::by_channel(weight, &Tensor::from_slice(&values).to_device(weight.device()))
+        };
+        no_grad(|| {
+            let (low, high) = (bound(|levels| levels[0]), bound(|levels| levels[levels.len() - 1]));
+            let weight = weight.detach();
+            weight.ge_tensor(&low).logical_and(&weight.le_tensor(&high)).to_kind(Kind::Float)
+        })
+    }
+
     fn has_range(spacing: &Spacing) -> bool {
         matches!(spacing, Spacing::Integers { .. } | Spacing::Uniform { num_levels: 2 })
             || spacing.multiples().is_none()
@@ -148,13 +163,7 @@ pub trait WeightRule {
     fn forward(&self, weight: &Tensor, levels: &LayerLevels, train: bool) -> Tensor {
         let _ = train;
         let value = self.quantize(weight, levels);
-        let inside = no_grad(|| {
-            let max = levels.current().map_or_else(Vec::new, |grid| grid.max_level());
-            let max =
-                affine::by_channel(weight, &Tensor::from_slice(&max).to_device(weight.device()));
-            weight.detach().abs().le_tensor(&max).to_kind(Kind::Float)
-        });
-        straight_through(&value, weight, &inside)
+        straight_through(&value, weight, &levels.inside(weight))
     }
 
     /// The weight that evaluation computes with: each value has exactly the bits of a level; no gradient.
@@ -581,5 +590,37 @@ impl WeightQuantizer for FakeWeight {
             self.freeze();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::testing::store;
+
+    /// All defaults but the ranges.
+    struct Plain;
+
+    impl WeightRule for Plain {
+        fn range(&self, _: &str, _: &Tensor, _: &Spacing, _: bool) -> Result<Vec<f32>> {
+            Ok(vec![1.0, 2.0])
+        }
+    }
+
+    #[test]
+    fn the_default_gradient_passes_between_the_lowest_and_the_highest_level_of_each_channel() {
+        // levels -2, -1, 0, 1, and twice these
+        let spacing = Spacing::Integers { lowest: -2, highest: 1 };
+        let values = [-2.5f32, -2.0, 1.0, 1.5, -3.5, -4.5, 1.5, 2.5];
+        let store = store(&[("m.conv", Tensor::from_slice(&values).reshape([2, 4, 1, 1]))]);
+        let site = &store.sites()[0];
+        let context = WeightContext { spacing, per_channel: true, oscillation: None, seed: 0 };
+        let mut quantizer = FakeWeight::attach("plain", site, &context, Plain).unwrap();
+        quantizer.start_epoch(0).unwrap();
+        let quantized = site.effective_weight(true);
+        quantized.sum(Kind::Float).backward();
+        let floats = |x: &Tensor| Vec::<f32>::try_from(x.detach().reshape([-1])).unwrap();
+        assert_eq!(floats(&quantized), [-2.0, -2.0, 1.0, 1.0, -4.0, -4.0, 2.0, 2.0]);
+        assert_eq!(floats(&site.weight.grad()), [0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]);
     }
 }

@@ -156,6 +156,9 @@ pub struct TrainingSection {
     /// at the end of a stage, once quantization changes the network ([batch_norm.md](batch_norm.md)): at most those of an
     /// epoch; 0 leaves the moving averages of training.
     pub bn_batches: usize,
+    /// Estimate them again in float networks as well, so that a float control is scored like the quantized networks beside it
+    /// (`--method full-precision` sets it); false leaves float networks their moving averages.
+    pub bn_always: bool,
     /// What chooses the best checkpoint of a stage, and when a stage ends early.
     pub monitor: MonitorConfig,
     /// Average the weights and evaluate the average; `null` evaluates the weights themselves.
@@ -179,6 +182,7 @@ impl Default for TrainingSection {
             epoch_images: None,
             max_steps: train.max_steps,
             bn_batches: train.bn_batches,
+            bn_always: train.bn_always,
             monitor: train.monitor,
             ema: train.ema,
         }
@@ -241,6 +245,7 @@ impl Config {
             valid_every: t.valid_every,
             max_steps: t.max_steps,
             bn_batches: t.bn_batches,
+            bn_always: t.bn_always,
             monitor: t.monitor,
             ema: t.ema.clone(),
         }

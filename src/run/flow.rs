@@ -353,12 +353,25 @@ impl FlowSource {
         Ok(if is_plan { Self::LikePlan(file) } else { Self::LikeConfig(file) })
     }
 
-    /// The keys of the config that `--like` rules over.
+    /// Whether it trains without quantizing what a flow quantizes: to be scored like that flow, batch norms included.
+    fn is_float_control(&self) -> bool {
+        match self {
+            Self::Baseline(Baseline::FullPrecision) | Self::LikePlan(_) | Self::LikeConfig(_) => {
+                true
+            }
+            Self::Text(_) | Self::File(_) | Self::Baseline(Baseline::Uniform { .. }) => false,
+        }
+    }
+
+    /// The keys of the config that `--like` or a float control rules over.
     pub(crate) fn ruler(&self) -> Option<Ruler<'static>> {
         match self {
             Self::LikePlan(_) => Some(Ruler::new(true, "--like", like::rules_of_plan)),
             Self::LikeConfig(_) => Some(Ruler::new(true, "--like", like::rules)),
-            Self::Text(_) | Self::File(_) | Self::Baseline(_) => None,
+            Self::Baseline(Baseline::FullPrecision) => {
+                Some(Ruler::new(true, "--method full-precision", like::rules_of_float))
+            }
+            Self::Text(_) | Self::File(_) | Self::Baseline(Baseline::Uniform { .. }) => None,
         }
     }
 
@@ -372,6 +385,9 @@ impl FlowSource {
     pub fn apply(&self, config: &mut Config) -> Result<()> {
         if let Self::LikeConfig(path) = self {
             like::take_over(path, config)?;
+        }
+        if self.is_float_control() {
+            config.training.bn_always = true;
         }
         let flow = &config.quantize.flow;
         config.quantize.flow = match self {
@@ -688,7 +704,18 @@ mod tests {
             ("float_head", 10, 0.5)
         );
         assert!(config.quantize.flow.iter().all(|s| s.module.is_none() && s.weights.is_none()));
+        assert!(config.training.bn_always && !published().training.bn_always);
         baseline.ensure_same(&config).unwrap();
+        // So it is beside a plan; a flow that quantizes leaves the key alone.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plan.json");
+        FlowPlan::new(published().quantize.flow).write(&path).unwrap();
+        let mut control = published();
+        FlowSource::like(path).unwrap().apply(&mut control).unwrap();
+        assert!(control.training.bn_always);
+        let mut quantized = published();
+        source("fpn:2").apply(&mut quantized).unwrap();
+        assert!(!quantized.training.bn_always);
     }
 
     #[test]

@@ -135,12 +135,18 @@ fn find_bits(
         if request.list && request.walk.is_none() {
             return Ok(Err(Cut::Listed(Vec::new())));
         }
-        let Some(start) = start::outcomes(request, setup, stop)? else {
-            return Ok(Err(Cut::Interrupted));
+        // To list commands nothing is evaluated: the order is by gains over the reference, and none over the start is told.
+        let start = match request.list {
+            true => None,
+            false => match start::outcomes(request, setup, stop)? {
+                Some(start) => Some(start),
+                None => return Ok(Err(Cut::Interrupted)),
+            },
         };
         for (i, (reference, trial)) in reference.iter().zip(&trials).enumerate() {
             let (before, after) = (reference.result()?, trial.result()?);
-            gains[i] = Some(GainReport::of(&before, &after, &start, request.first_margin)?);
+            let start = start.as_ref().unwrap_or(&before.outcomes);
+            gains[i] = Some(GainReport::of(&before, &after, start, request.first_margin)?);
             report.add_trial(before);
             report.add_trial(after);
         }

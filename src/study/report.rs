@@ -299,6 +299,9 @@ impl SearchReport {
                 percent(&trial.reference),
                 percent(&trial.start)
             );
+            if let Some(note) = trial.note_of_few_sequences() {
+                let _ = writeln!(text, "{note}");
+            }
         }
         let _ = writeln!(text, "order {}: {}", self.first, self.why_first());
         if let Some(other) = self.by_the_papers_rule() {

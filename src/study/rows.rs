@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::request::SizeKind;
 use super::trace::ProbeEstimate;
-use crate::pose::{Outcomes, Recall};
+use crate::pose::{FEW_SEQUENCES, Outcomes, Recall};
 
 /// A trial that is complete.
 #[derive(Debug, Clone, Serialize)]
@@ -45,6 +45,8 @@ pub struct GainReport {
     pub points: f64,
     /// Its standard error: paired by object, by a bootstrap over sequences.
     pub standard_error: f64,
+    /// Sequences that it is over; objects where all are of one sequence.
+    pub num_sequences: usize,
     /// Objects that the trial alone has right.
     pub better: u64,
     /// Objects that the reference alone has right.
@@ -114,6 +116,7 @@ impl GainReport {
             reference: reference.score,
             points: gain.difference.percent,
             standard_error: gain.difference.std_error,
+            num_sequences: trial.outcomes.num_units(),
             better: gain.discordant.better,
             worse: gain.discordant.worse,
             margin,
@@ -121,6 +124,16 @@ impl GainReport {
             start: Recall::new(num_correct, num_targets),
             points_over_start: over_start.percent,
             standard_error_over_start: over_start.std_error,
+        })
+    }
+
+    /// That there are too few sequences for a standard error, if so.
+    pub(super) fn note_of_few_sequences(&self) -> Option<String> {
+        (self.num_sequences < FEW_SEQUENCES).then(|| {
+            format!(
+                "only {} sequences: with fewer than {FEW_SEQUENCES} standard errors, and margins by them, are too small",
+                self.num_sequences
+            )
         })
     }
 }
@@ -232,6 +245,8 @@ mod tests {
         assert_eq!((gain.points, gain.better, gain.worse), (50.0, 2, 0));
         assert!((gain.standard_error - 35.355).abs() < 1.0 && gain.margin == gain.standard_error);
         assert_eq!(gain.verdict, Verdict::Gains);
+        assert!(gain.note_of_few_sequences().unwrap().contains("only 2 sequences"));
+        assert_eq!(GainReport { num_sequences: 20, ..gain.clone() }.note_of_few_sequences(), None);
         assert_eq!((gain.start.num_correct, gain.start.num_targets), (1, 4));
         assert_eq!(gain.points_over_start, 50.0);
         let verdict = |trial: &TrialReport, margin| {

@@ -161,14 +161,13 @@ impl Setup {
 
     /// The stage of the user's config that a module takes its settings from.
     fn template_of(&self, pattern: &str) -> Option<&StageConfig> {
-        let own = self.template.iter().find(|stage| stage.module.as_deref() == Some(pattern));
-        own.or(self.template.first())
+        own_stage(&self.template, pattern).or(self.template.first())
     }
 
-    /// The config's own number of levels, which the width that it is one of has (4 levels: 2 bits); `--levels` goes before.
+    /// The number of levels of the module's own stage, which the width that it is one of has (4 levels: 2 bits);
+    /// `--levels` goes before.
     fn n_levels_of(&self, pattern: &str) -> Option<u32> {
-        let weights = self.template_of(pattern).and_then(|stage| stage.weights.as_ref());
-        weights.and_then(|weights| weights.n_levels).filter(|_| self.request.levels.is_none())
+        own_levels(&self.template, pattern).filter(|_| self.request.levels.is_none())
     }
 
     /// The stage that quantizes a module, as long as the config says.
@@ -275,7 +274,8 @@ impl Setup {
     pub fn trial(&self, picks: &[(&str, u32)], parent: Option<Rc<Trial>>) -> Result<Rc<Trial>> {
         let name: Vec<String> =
             picks.iter().map(|(m, bits)| format!("{}-{bits}bit", plain(m))).collect();
-        Ok(Rc::new(self.with_stages(name.join("."), self.stages(picks)?, parent)?))
+        let (name, config) = (name.join("."), self.config.clone());
+        Ok(Rc::new(self.with_stages(name, config, self.stages(picks)?, parent)?))
     }
 
     /// The trial that a module's stage is compared with: the same training without quantizing.
@@ -288,16 +288,20 @@ impl Setup {
             afterwards: Afterwards::Freeze,
             ..stage.clone()
         };
-        Ok(Rc::new(self.with_stages("reference".to_owned(), vec![stage], None)?))
+        let mut config = self.config.clone();
+        // Its batch norms too, so that a trial gains nothing by those alone.
+        config.training.bn_always = true;
+        Ok(Rc::new(self.with_stages("reference".to_owned(), config, vec![stage], None)?))
     }
 
+    /// A trial of this config with these stages.
     fn with_stages(
         &self,
         name: String,
+        mut config: Config,
         stages: Vec<StageConfig>,
         parent: Option<Rc<Trial>>,
     ) -> Result<Trial> {
-        let mut config = self.config.clone();
         config.quantize.flow = stages;
         config.training.train_images = self.train_images(&config).or(config.training.train_images);
         let problems = config.problems();
@@ -315,6 +319,16 @@ impl Setup {
         });
         images.or(by_steps)
     }
+}
+
+/// The stage of a flow that quantizes this module.
+fn own_stage<'a>(flow: &'a [StageConfig], pattern: &str) -> Option<&'a StageConfig> {
+    flow.iter().find(|stage| stage.module.as_deref() == Some(pattern))
+}
+
+/// The number of levels that a flow gives a module by a stage of its own: that of another module says nothing of it.
+fn own_levels(flow: &[StageConfig], pattern: &str) -> Option<u32> {
+    own_stage(flow, pattern)?.weights.as_ref()?.n_levels
 }
 
 fn check_request(request: &SearchRequest) -> Result<()> {
@@ -452,5 +466,21 @@ fn fingerprint(path: &Path) -> Result<String> {
         }
         crc = crc32c::crc32c_append(crc, &buffer[..n]);
         length += n as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_those_of_the_modules_own_stage() {
+        let three = WeightQuantConfig { n_levels: Some(3), ..Default::default() };
+        let two_bits = WeightQuantConfig { bits: Some(2), ..Default::default() };
+        let flow = [StageConfig::mqat("fpn", three), StageConfig::mqat("head", two_bits)];
+        assert_eq!(own_levels(&flow, "fpn"), Some(3));
+        assert_eq!(own_levels(&flow, "head"), None);
+        // Of no stage: settings of the first one, but not its levels.
+        assert_eq!(own_levels(&flow, "backbone"), None);
     }
 }

@@ -13,7 +13,7 @@ use super::run::end_with_this_process;
 use super::setup::Setup;
 use crate::data::sequence_of;
 use crate::io;
-use crate::pose::{EvalTable, Outcomes, TargetErrors};
+use crate::pose::{Outcomes, TargetErrors};
 use crate::seed::fnv1a;
 use crate::train::StageConfig;
 
@@ -38,8 +38,7 @@ pub(super) fn outcomes(
         return Ok(None);
     }
     let errors: Vec<TargetErrors> = io::read_json_lines(&errors)?;
-    let is_right = |e: &TargetErrors| e.headline_diameters < EvalTable::HEADLINE_DIAMETERS;
-    Ok(Some(Outcomes::new(errors.iter().map(|e| (sequence_of(&e.image), is_right(e))))))
+    Ok(Some(Outcomes::new(errors.iter().map(|e| (sequence_of(&e.image), e.is_right())))))
 }
 
 /// `SEARCH/start-ID`: the ID tells weights, lists and settings of the evaluation apart.

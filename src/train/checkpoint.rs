@@ -150,6 +150,9 @@ pub struct CheckpointMeta {
     pub config_hash: String,
     /// The run's resolved configuration.
     pub config: serde_json::Value,
+    /// Epochs of the run's stages; empty in files of earlier versions and for imported weights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stage_epochs: Vec<u32>,
     /// By what the data of the run are known again, by split; empty in files of earlier versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, DataPrint>,
@@ -245,6 +248,7 @@ impl CheckpointMeta {
             config,
             data: BTreeMap::new(),
             objects: Vec::new(),
+            stage_epochs: Vec::new(),
             batch_norm: None,
             imported: Some(imported),
         }

@@ -34,6 +34,9 @@ pub struct TrainConfig {
     /// Training batches on which the running statistics of batch norms are estimated again before validation, once
     /// quantization changes the network; at most those of an epoch, 0 leaves the statistics of training.
     pub bn_batches: usize,
+    /// Estimate them again in float networks as well, so that a float control is scored like the quantized networks beside
+    /// it; false leaves float networks their moving averages.
+    pub bn_always: bool,
     /// What chooses the best checkpoint, and when a stage ends early.
     pub monitor: MonitorConfig,
     /// Average the weights of each stage and evaluate the average; `null` evaluates the weights themselves.
@@ -52,6 +55,7 @@ impl Default for TrainConfig {
             valid_every: 1,
             max_steps: None,
             bn_batches: 50,
+            bn_always: false,
             monitor: MonitorConfig::default(),
             ema: None,
         }

@@ -1,4 +1,4 @@
-//! Batch norms of a quantized network: their running statistics estimated again before they are used.
+//! Batch norms of a quantized network, or of a float control: their running statistics estimated again before they are used.
 
 use std::time::Instant;
 
@@ -20,8 +20,8 @@ struct Estimate {
 }
 
 impl Trainer {
-    /// Estimates the running statistics of batch norms again, if quantization changes what the network computes: they
-    /// are the cumulative average over training batches instead of a moving one that lags behind steps between levels.
+    /// Estimates the running statistics of batch norms again, if quantization changes what the network computes or
+    /// `bn_always` says so: they are the cumulative average over training batches instead of a moving one that lags behind steps between levels.
     ///
     /// They become those of the weights and, with estimates of their own, of the averaged weights where there are any. Training
     /// does not depend on them, since it normalises by the batch; where batch norms are frozen it does, and they stay.
@@ -30,8 +30,9 @@ impl Trainer {
     /// If a batch cannot be read, or statistics are not finite.
     pub(super) fn reestimate_batch_norms(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
         let num = self.config.bn_batches.min(hooks.source.num_batches(self.stage().batch_size));
-        let concerns = self.net.store().has_batch_norms()
-            && self.quantizers.iter().any(|(_, q)| ModuleQuantizer::is_acting(q));
+        let is_quantized = || self.quantizers.iter().any(|(_, q)| ModuleQuantizer::is_acting(q));
+        let concerns =
+            self.net.store().has_batch_norms() && (self.config.bn_always || is_quantized());
         if num == 0 || self.stage().freeze_bn || !concerns {
             return Ok(());
         }

@@ -255,7 +255,36 @@ impl Trainer {
                 stage.label()
             );
         }
+        self.check_finished_epochs(meta)
+    }
+
+    /// The epochs of a module that goes on learning count on from its own stage: the stages since then must be as long as they
+    /// were.
+    fn check_finished_epochs(&self, meta: &CheckpointMeta) -> Result<()> {
+        let now = meta.position.stage;
+        for module in meta.quantized.iter().filter(|m| m.stage < now && m.learns_in(now)) {
+            let both = meta.stage_epochs.iter().zip(&self.config.stages).enumerate();
+            for (i, (theirs, stage)) in both.take(now).skip(module.stage) {
+                ensure!(
+                    *theirs == stage.epochs,
+                    "stage {i} ({}) is finished and had {theirs} epochs, and that of the config has {} ({}): module {} goes on \
+                     learning after its stage (afterwards is train), and its epochs count on from the stage's; set its {theirs} \
+                     epochs again, or start a new run",
+                    stage.label(),
+                    stage.epochs,
+                    self.changed_epochs(meta).join(", "),
+                    module.claim.module
+                );
+            }
+        }
         Ok(())
+    }
+
+    /// The keys of epochs that are others than those of the checkpoint's configuration.
+    fn changed_epochs(&self, meta: &CheckpointMeta) -> Vec<String> {
+        let mut keys = differing_keys(&meta.config, &self.run.config);
+        keys.retain(|key| key.ends_with(".epochs"));
+        keys
     }
 
     /// What may make a resumed run differ from one that never stopped.
@@ -509,6 +538,7 @@ impl Trainer {
             device: self.device(),
             config_hash: config_hash(&self.run.config),
             config: self.run.config.clone(),
+            stage_epochs: self.config.stages.iter().map(|stage| stage.epochs).collect(),
             data: self.run.data.clone(),
             objects: self.run.objects.clone(),
             batch_norm: self.batch_norm.clone(),

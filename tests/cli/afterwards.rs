@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::support::{dataset, run, small};
+use crate::support::{dataset, run, small, tensors};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -40,15 +40,6 @@ fn weights(dir: &Path) -> PathBuf {
     ];
     run(&small("train", &[&places[..], &short].concat())).code(0);
     logs.join("SwissCube/WidedepthTiny/exp000/checkpoints/stage_0_full_precision.safetensors")
-}
-
-fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
-    let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut all: Vec<_> =
-        file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
-    all.sort();
-    all
 }
 
 fn value(all: &[(String, Vec<u8>)], name: &str) -> Vec<u8> {
@@ -128,6 +119,36 @@ fn a_module_that_trains_on_is_resumed_audited_and_exported() {
         run(&["audit", text(&packed)]).code(0);
         run(&["verify", text(&file), text(&packed), "--data", text(dataset())]).code(0);
     }
+}
+
+#[test]
+fn a_teacher_fills_its_whole_network_even_where_the_student_need_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = fs::read(weights(dir.path())).unwrap();
+    let whole = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let kept = whole
+        .tensors()
+        .into_iter()
+        .filter(|(name, _)| !name.starts_with("head.cls_logits.") && !name.starts_with("optim."));
+    let part = dir.path().join("part.safetensors");
+    fs::write(&part, safetensors::serialize(kept, None).unwrap()).unwrap();
+    let (url, logs) = (format!("experiment.url={}", part.display()), dir.path().join("logs"));
+    let train = |distill: &str| {
+        let distill = format!("training.distill={distill}");
+        let sets = [
+            "training.full_precision=null",
+            "experiment.pretrained=true",
+            "experiment.loose=true",
+            &url,
+            &distill,
+        ];
+        let sets = sets.iter().flat_map(|set| ["--set", set]);
+        let places = ["--data", text(dataset()), "--logs", text(&logs), "--max-steps", "1"];
+        let more: Vec<&str> = places.into_iter().chain(sets).collect();
+        run(&small("train", &more))
+    };
+    train("{}").code(1).says(&["training.distill", "experiment.loose", "head.cls_logits"]);
+    train("null").code(0);
 }
 
 /// `mqat plan` with the small settings; it computes nothing, so that it has no device.

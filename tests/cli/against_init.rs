@@ -53,6 +53,13 @@ fn a_network_that_hardly_trained_is_told_by_its_initial_values_and_dead_levels()
     let args = ["inspect", &checkpoint, "--against-init", "--data", data, "--batches", "3"];
     let counted = run(&[&args[..], &["--json"]].concat()).code(0).json();
     assert_eq!(counted["num_images"], 3 * 4);
+    // an epoch of the 16 images has 4 batches
+    let long =
+        ["inspect", &checkpoint, "--against-init", "--data", data, "--batches", "6", "--json"];
+    assert_eq!(run(&long).code(0).json()["num_images"], 6 * 4);
+    // the images are those that the run trained on: one batch is all of them
+    let few = run(&[&args[..], &["--json", "--set", "training.train_images=2"]].concat());
+    assert_eq!(few.code(0).json()["num_images"], 3 * 2);
     let levels = counted["levels"].as_array().unwrap();
     assert_eq!((levels.len(), &levels[0]["name"]), (5, &"stride 8, anchors of 8 px".into()));
     let targets: Vec<u64> = levels.iter().map(|l| l["num_targets"].as_u64().unwrap()).collect();

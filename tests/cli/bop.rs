@@ -115,7 +115,42 @@ fn a_network_is_trained_on_folders_of_scenes_and_tested_on_their_targets() {
 }
 
 /// A copy of the folder that a test may damage.
-fn copied() -> tempfile::TempDir {
+struct Copied(tempfile::TempDir);
+
+impl Copied {
+    fn at(&self, file: &str) -> PathBuf {
+        self.0.path().join(file)
+    }
+
+    fn edit(&self, file: &str, change: impl Fn(&mut Value)) {
+        let old = std::fs::read_to_string(self.at(file)).unwrap();
+        let mut json = serde_json::from_str(&old).unwrap();
+        change(&mut json);
+        std::fs::write(self.at(file), json.to_string()).unwrap();
+    }
+
+    fn remove(&self, file: &str) {
+        let path = self.at(file);
+        match path.is_dir() {
+            true => std::fs::remove_dir_all(path).unwrap(),
+            false => std::fs::remove_file(path).unwrap(),
+        }
+    }
+
+    fn score(&self, more: &[&str]) -> crate::support::Ran {
+        let csv = reference("estimates_toy-test.csv");
+        let args = ["score", "--data", text(self.0.path()), "--predictions", text(&csv)];
+        run(&[&args[..], more].concat())
+    }
+
+    /// The report of the scores.
+    fn scored(&self, more: &[&str]) -> Value {
+        let found = self.score(&[&["--json"], more].concat()).code(0).json();
+        found["evaluations"][0]["report"].clone()
+    }
+}
+
+fn copied() -> Copied {
     fn copy(from: &Path, to: &Path) {
         std::fs::create_dir_all(to).unwrap();
         for entry in std::fs::read_dir(from).unwrap() {
@@ -128,7 +163,12 @@ fn copied() -> tempfile::TempDir {
     }
     let dir = tempfile::tempdir().unwrap();
     copy(&toy(), dir.path());
-    dir
+    Copied(dir)
+}
+
+fn has_note(report: &Value, part: &str) -> bool {
+    let notes = report["bop_notes"].as_array().unwrap();
+    notes.iter().any(|note| note.as_str().unwrap().contains(part))
 }
 
 #[test]
@@ -158,10 +198,10 @@ fn a_bop_folder_is_looked_at_before_it_is_trained_on() {
 
 #[test]
 fn faults_of_a_bop_folder_are_told_with_their_files() {
-    let dir = copied();
-    let at = |file: &str| dir.path().join(file);
-    std::fs::remove_file(at("test/000003/rgb/000004.png")).unwrap();
-    std::fs::remove_file(at("test/000003/mask_visib/000000_000001.png")).unwrap();
+    let copied = copied();
+    let at = |file: &str| copied.at(file);
+    copied.remove("test/000003/rgb/000004.png");
+    copied.remove("test/000003/mask_visib/000000_000001.png");
     let edit = |file: &str, from: &str, to: &str| {
         let old = std::fs::read_to_string(at(file)).unwrap();
         assert!(old.contains(from), "{file}: {from}");
@@ -170,7 +210,7 @@ fn faults_of_a_bop_folder_are_told_with_their_files() {
     edit("models/models_info.json", "\"size_x\": 60.0", "\"size_x\": 0.06");
     edit("models/models_info.json", "106.28", "306.28");
     edit("test/000007/scene_gt.json", "\"obj_id\": 11", "\"obj_id\": 99");
-    let table = run(&["dataset", "check", text(dir.path())]).code(0).stdout();
+    let table = run(&["dataset", "check", text(&at(""))]).code(0).stdout();
     for part in [
         "5 faults:",
         "000003: image 4: neither rgb nor gray has its file",
@@ -181,4 +221,195 @@ fn faults_of_a_bop_folder_are_told_with_their_files() {
     ] {
         assert!(table.contains(part), "{part}: {table}");
     }
+}
+
+/// Image 12 of scene 3 is no target; 4 of scene 3 and 2 of scene 7 are.
+fn spoil_pose(copied: &Copied, image: &str) {
+    copied.edit("test/000003/scene_gt.json", |gt| gt[image][0]["cam_t_m2c"][2] = Value::Null);
+}
+
+#[test]
+fn a_bad_annotation_is_an_error_of_its_image_alone() {
+    let copied = copied();
+    spoil_pose(&copied, "12");
+    assert_eq!(copied.scored(&[])["bop"]["num_targets"], 20);
+    copied.edit("test/000003/scene_gt.json", |gt| gt["4"][1]["cam_R_m2c"][0] = 2.0.into());
+    copied.score(&[]).code(1).says(&["scene_gt.json: image 4: object 1", "rotation"]);
+    copied.edit("test/000007/scene_camera.json", |all| all["2"]["cam_K"][0] = 0.into());
+    let report = copied.scored(&["--skip-bad"]);
+    // 4 targets of image 4, 2 of image 2.
+    assert_eq!(report["bop"]["num_targets"], 14, "{report}");
+    assert!(has_note(&report, "2 images that are asked for are left out as bad"), "{report}");
+    copied.edit("test/000003/scene_gt.json", |gt| gt["4"][1]["cam_R_m2c"][0] = 0.into());
+    copied.score(&[]).code(1);
+}
+
+#[test]
+fn the_pose_of_an_object_that_no_class_is_of_is_not_looked_at_in_training() {
+    let copied = copied();
+    // The only object of image 1 is 11.
+    copied.edit("train_pbr/000000/scene_gt.json", |gt| gt["1"][0]["cam_R_m2c"][0] = 2.0.into());
+    let logs = copied.at("logs");
+    let data = copied.at("");
+    let train = |ids: &str, num_classes: &str| {
+        let ids = format!("data.OBJ_IDS={ids}");
+        let classes = format!("data.N_CLASS={num_classes}");
+        let mut args = vec!["--data", text(&data), "--logs", text(&logs), "--max-steps", "1"];
+        for set in [
+            "data.TRAIN=train_pbr + test",
+            "data.VALID=test",
+            "data.TEST=test",
+            "data.MESH_DIAMETERS=[]",
+            &ids,
+            &classes,
+        ] {
+            args.extend(["--set", set]);
+        }
+        run(&small("train", &args))
+    };
+    train("[2, 5]", "3").code(0);
+    train("[]", "4").code(1).says(&["scene_gt.json: image 1: object 0"]);
+}
+
+#[test]
+fn each_bad_image_is_a_fault_and_the_others_are_counted() {
+    let copied = copied();
+    spoil_pose(&copied, "12");
+    copied.edit("test/000007/scene_camera.json", |all| {
+        all["2"]["cam_K"][0] = 0.into();
+        all.as_object_mut().unwrap().remove("30");
+    });
+    let check = || run(&["dataset", "check", text(&copied.at("")), "--json"]).code(0).json();
+    let found = check();
+    assert_eq!(found["num_faults"], 3, "{found}");
+    for (i, part) in ["image 12: object 0", "image 2", "image 30 has no camera"].iter().enumerate()
+    {
+        assert!(found["faults"][i].as_str().unwrap().contains(part), "{found}");
+    }
+    let scenes = &found["splits"][0]["scenes"];
+    assert_eq!((&scenes[0]["num_images"], &scenes[0]["num_instances"]), (&4.into(), &12.into()));
+    assert_eq!((&scenes[1]["num_images"], &scenes[1]["num_instances"]), (&3.into(), &6.into()));
+    copied.score(&[]).code(1).says(&["image 2"]);
+    copied.edit("test/000007/scene_camera.json", |all| all["2"]["cam_K"][0] = 80.into());
+    copied.score(&[]).code(1).says(&["scene_camera.json: image 30 has no camera"]);
+    // A scene that cannot be read leaves the other one.
+    std::fs::write(copied.at("test/000007/scene_gt.json"), "{").unwrap();
+    let found = check();
+    assert_eq!(found["num_faults"], 2, "{found}");
+    assert_eq!(found["splits"][0]["scenes"][0]["num_instances"], 12, "{found}");
+}
+
+#[test]
+fn visibility_needs_no_other_key_of_its_file() {
+    let copied = copied();
+    let whole = copied.scored(&[]);
+    copied.edit("test/000003/scene_gt_info.json", |all| {
+        for info in
+            all.as_object_mut().unwrap().values_mut().flat_map(|v| v.as_array_mut().unwrap())
+        {
+            let used = ["px_count_visib", "visib_fract"];
+            info.as_object_mut().unwrap().retain(|key, _| used.contains(&key.as_str()));
+        }
+    });
+    copied.edit("test/000007/scene_gt_info.json", |all| all["1"][0]["bbox_obj"][0] = 0.5.into());
+    assert_eq!(copied.scored(&[])["bop"], whole["bop"]);
+}
+
+#[test]
+fn depth_images_are_found_by_their_number() {
+    let copied = copied();
+    let at = |name: &str| copied.at("test/000003/depth").join(name);
+    std::fs::rename(at("000004.png"), at("4.png")).unwrap();
+    assert_eq!(copied.scored(&[])["bop"]["vsd_depth"], "measured");
+}
+
+#[test]
+fn scores_without_image_sizes_say_that_there_is_no_ar() {
+    let copied = copied();
+    for scene in ["000003", "000007"] {
+        copied.remove(&format!("test/{scene}/rgb"));
+        copied.remove(&format!("test/{scene}/depth"));
+    }
+    let report = copied.scored(&[]);
+    assert_eq!(report["bop"]["vsd_depth"], "rendered", "{report}");
+    copied.edit("camera.json", |camera| _ = camera.as_object_mut().unwrap().remove("width"));
+    let table = copied.score(&[]).code(0).stdout();
+    for part in ["no AR: image sizes are not known (6 of 6", "object 11", "BOP detection"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    std::fs::write(copied.at("camera.json"), "{\"width\": \"wide\"}").unwrap();
+    copied.score(&[]).code(1).says(&["camera.json", "wide"]);
+}
+
+#[test]
+fn several_splits_have_no_scores_of_the_benchmark_and_say_so() {
+    let copied = copied();
+    let table = copied.score(&["--split", "test + train_pbr", "--skip-bad"]).code(0).stdout();
+    assert!(table.contains("the benchmark's scores are of one folder of scenes"), "{table}");
+    assert!(!table.contains("object 11"), "{table}");
+}
+
+#[test]
+fn the_tolerance_of_visibility_in_vsd_is_a_setting() {
+    let copied = copied();
+    let vsd = |delta: &str| percent(&copied.scored(&["--set", delta])["bop"]["ar_vsd"]);
+    let (benchmark, far) = (vsd("evaluation.vsd_delta_mm=15"), vsd("evaluation.vsd_delta_mm=1000"));
+    assert!((benchmark - 47.45).abs() < 5.0 && (benchmark - far).abs() > 0.1, "{benchmark} {far}");
+}
+
+#[test]
+fn what_a_bop_folder_lacks_is_said() {
+    let copied = copied();
+    copied.remove("models_eval/models_info.json");
+    let report = copied.scored(&[]);
+    assert!(has_note(&report, "models: models_eval has no models_info.json"), "{report}");
+    copied.remove("test");
+    let root = copied.at("");
+    let found = run(&["dataset", "check", text(&root), "--json"]).code(0).json();
+    assert_eq!(found["data"]["TRAIN"], "train_pbr");
+    let keys = found["data"].as_object().unwrap();
+    assert!(!keys.contains_key("VALID") && !keys.contains_key("TEST"), "{found}");
+    let fault = found["faults"][0].as_str().unwrap();
+    assert!(fault.contains("models_eval: there is no models_info.json"), "{found}");
+    let table = run(&["dataset", "check", text(&root)]).code(0).stdout();
+    assert!(table.contains("without TEST: no folder of scenes begins with `test`"), "{table}");
+}
+
+#[test]
+fn targets_of_objects_that_are_not_chosen_are_told() {
+    let copied = copied();
+    let csv = std::fs::read_to_string(reference("estimates_toy-test.csv")).unwrap();
+    let is_chosen = |line: &&str| line.split(',').nth(2) != Some("11");
+    let lines: Vec<&str> = csv.lines().filter(is_chosen).collect();
+    let (data, chosen) = (copied.at(""), copied.at("chosen.csv"));
+    std::fs::write(&chosen, lines.join("\n")).unwrap();
+    let args = ["score", "--data", text(&data), "--predictions", text(&chosen), "--json"];
+    let ran = run(&[&args[..], &["--set", "data.OBJ_IDS=[2, 5]"]].concat())
+        .code(0)
+        .says(&["left out objects that data.OBJ_IDS does not name"]);
+    assert!(!ran.stderr().contains("no mesh"), "{}", ran.stderr());
+    let report = &ran.json()["evaluations"][0]["report"];
+    assert!(has_note(report, "objects [11], which data.OBJ_IDS leaves out"), "{report}");
+    assert_eq!((&report["bop"]["num_targets"], &report["classes"][2]), (&20.into(), &Value::Null));
+}
+
+#[test]
+fn depth_of_images_without_targets_of_ar_is_not_looked_at() {
+    let copied = copied();
+    copied.edit("test_targets_bop19.json", |lines| {
+        let is_other =
+            |line: &Value| (&line["scene_id"], &line["im_id"]) != (&7.into(), &30.into());
+        lines.as_array_mut().unwrap().retain(is_other);
+    });
+    let whole = copied.scored(&[]);
+    assert_eq!(
+        (&whole["bop"]["vsd_depth"], &whole["bop"]["num_targets"]),
+        (&"measured".into(), &17.into())
+    );
+    let depth = copied.at("test/000007/depth/000030.png");
+    let bytes = std::fs::read(&depth).unwrap();
+    std::fs::write(&depth, &bytes[..bytes.len() / 2]).unwrap();
+    assert_eq!(copied.scored(&[])["bop"], whole["bop"]);
+    copied.remove("test/000007/depth/000030.png");
+    assert_eq!(copied.scored(&[])["bop"], whole["bop"]);
 }

@@ -152,9 +152,13 @@ fn equal_bits_may_mean_equal_levels_for_every_method() {
 #[test]
 fn a_plan_warns_of_a_rate_table_that_ends_at_full_rate() {
     let text = |epochs: &str| run(&small_plan(&["--epochs", epochs])).code(0).stdout();
-    let warning = "warning: the last epoch (29) has the largest factor of the table";
+    let warning = "warning: the last epoch (30) has the largest factor of the table";
     let published = run(&["plan", "--flow", "fpn:2", "--images", "64"]).code(0).stdout();
     assert!(published.contains(warning), "{published}");
+    // Averaged weights are not those of the last steps.
+    let ema = ["--set", "training.ema={\"decay\":0.999}"];
+    let averaged = ["plan", "--flow", "fpn:2", "--images", "64", ema[0], ema[1]];
+    assert!(!run(&averaged).code(0).stdout().contains("warning:"));
     let lr = "quantize.flow.0.lr.decay={\"epochs\":{\"0\":1,\"1\":0.1}}";
     let quiet = run(&small_plan(&["--set", lr])).code(0).stdout();
     assert!(!quiet.contains("warning:"), "{quiet}");
@@ -362,4 +366,14 @@ fn a_float_control_takes_the_steps_and_rates_of_the_flow_it_is_like() {
     refused(&[&control[1..], &["nowhere"]].concat()).says(&["nowhere", "number of an experiment"]);
     refused(&[&control[1..], &["0", "--set", "data.bs_train=2"]].concat())
         .says(&["data.bs_train=2 is overruled by --like"]);
+
+    // A control is scored like its flow, batch norms included, and begins with the same weights.
+    assert_eq!(config["training"]["bn_always"], true);
+    refused(&[&control[1..3], &["--set", "training.bn_always=false"]].concat())
+        .says(&["training.bn_always=false is overruled by --method full-precision"]);
+    let end = exp(0).join("checkpoints/stage_0_fpn.safetensors");
+    let url = format!("experiment.url={}", text(&end));
+    let elsewhere = ["--set", "experiment.pretrained=true", "--set", &url];
+    refused(&[&control[1..], &["0"], &elsewhere].concat())
+        .says(&["it begins with random values and this run with", "experiment.pretrained=false"]);
 }

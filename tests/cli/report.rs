@@ -36,7 +36,8 @@ fn a_study_becomes_one_table_one_chart_and_one_page() {
     let out = dir.path().join("report");
     let data = ["--device", "cpu", "--data", dataset().to_str().unwrap()];
     let more = [text, "--evaluate", "--title", "A <study>", "--out", out.to_str().unwrap()];
-    let report = run(&[&["report", "--json"], &data[..], &more].concat()).code(0).json();
+    let report = run(&[&["report", "--json"], &data[..], &more].concat()).code(0);
+    let report = report.says(&["exp002 has the same config and seed as", "exp001"]).json();
 
     assert_eq!(report["synthetic_data"], true);
     assert_eq!(report["points"].as_array().unwrap().len(), 5);
@@ -186,6 +187,23 @@ fn rows_are_compared_with_a_base_on_the_same_objects() {
     let started = compare(&["--start", own.to_str().unwrap(), "--paired", "start", "--json"]);
     assert_eq!(started.code(0).json()["paired"]["rows"][1]["difference"]["percent"], 0.0);
     compare(&["--start", dir.path().to_str().unwrap()]).code(1).says(&["no metrics.json"]);
+
+    // Runs are paired by their seeds, whatever the order of the arguments.
+    judge(&run_of(1).join("test"), |i| i != 2);
+    let of_order = |runs: [&str; 3]| {
+        compare(&[&["--paired", "start", "--json"], &runs[..]].concat()).code(0).json()["paired"]["rows"]
+            .clone()
+    };
+    assert_eq!(of_order(["0", "1", "2"]), of_order(["1", "0", "2"]));
+
+    // As csv the comparison is there without columns being chosen.
+    let csv = compare(&["--paired", "start", "--format", "csv"]).code(0).stdout();
+    let (head, rows) = csv.split_once('\n').unwrap();
+    assert!(
+        head.ends_with("difference_low_95,difference_high_95,discordant,mcnemar_p,p,p_holm"),
+        "{head}"
+    );
+    assert_eq!(rows.lines().count(), 3);
 
     // Objects that only one of them has are an error with both counts.
     let errors = run_of(1).join("test/errors_0.jsonl");

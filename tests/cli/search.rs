@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{dataset, mqat, run, small};
+use crate::support::{dataset, mqat, run, small, tensors};
 
 /// Short stages without quantized inputs.
 const SHORT: &[&str] = &[
@@ -53,15 +53,6 @@ fn search<'a>(logs: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
 
 fn folder(logs: &Path) -> PathBuf {
     logs.join("SwissCube/WidedepthTiny/search")
-}
-
-fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
-    let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut all: Vec<_> =
-        file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
-    all.sort();
-    all
 }
 
 #[test]
@@ -119,6 +110,13 @@ fn a_search_that_was_killed_goes_on_and_its_plan_is_trained() {
         assert_eq!(trial["verdict"], "undecided");
         assert_eq!(module["is_first_by_trial"], false);
     }
+    // The reference has what batch norms alone would gain a trial.
+    let config_of = |i: usize| -> Value {
+        let path = PathBuf::from(listed[i]["folder"].as_str().unwrap()).join("config.json");
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    };
+    assert_eq!(config_of(0)["training"]["bn_always"], true);
+    assert_eq!(config_of(1)["training"]["bn_always"], false);
     let size = &report["size"];
     assert!(size["paper_compression"].as_f64().unwrap() >= 1.5, "{size}");
     assert!(size["file_compression"].as_f64() < size["paper_compression"].as_f64(), "{size}");
@@ -130,6 +128,17 @@ fn a_search_that_was_killed_goes_on_and_its_plan_is_trained() {
     let after: Vec<u64> = (0..3).map(|i| fs::metadata(logs_of(i)).unwrap().len()).collect();
     assert_eq!(before, after);
     assert_eq!(again["modules"], report["modules"]);
+    // Commands of orders are listed without an evaluation of the start.
+    let starts = || {
+        let names = fs::read_dir(folder(&logs)).unwrap().map(|e| e.unwrap().path());
+        names.filter(|p| p.file_name().unwrap().to_str().unwrap().starts_with("start-")).collect()
+    };
+    let made: Vec<PathBuf> = starts();
+    assert_eq!(made.len(), 1);
+    fs::remove_dir_all(&made[0]).unwrap();
+    let orders = [&args[..], &["--orders", "greedy", "--print-commands"]].concat();
+    let listed_orders = run(&orders).code(0).json();
+    assert!(!listed_orders.as_array().unwrap().is_empty() && starts().is_empty());
     // Other settings are other trials.
     let other = [&args[..], &["--seed", "9", "--print-commands"]].concat();
     assert_eq!(run(&other).code(0).json().as_array().unwrap().len(), 3);

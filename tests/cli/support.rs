@@ -64,6 +64,17 @@ impl Ran {
     }
 }
 
+/// The tensors of a safetensors file, by name; their bytes.
+pub fn tensors(file: impl AsRef<Path>) -> Vec<(String, Vec<u8>)> {
+    let file = file.as_ref();
+    let bytes = std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Vec<_> =
+        read.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
+    all.sort();
+    all
+}
+
 /// Runs the program to its end.
 pub fn run(args: &[&str]) -> Ran {
     let mut command = mqat(args);

@@ -18,6 +18,7 @@ fn slot(n_levels: u32, quant_start_epoch: u32) -> SteActivation {
     let spacing = Spacing::uniform(None, Some(n_levels)).unwrap();
     let context = ActivationContext {
         signed: spacing.clone(),
+        former_signed: None,
         unsigned: spacing,
         quant_start_epoch,
         seed: 0,

@@ -3,20 +3,18 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
+use super::super::batch_norm::TrainingBatches;
 use crate::artifact::kind::Strictness;
 use crate::artifact::network::new_network;
 use crate::artifact::{Asked, Stored, open, weights};
-use crate::data::{Loader, LoaderOptions, Purpose, Split};
 use crate::nn::Network;
-use crate::run::config::{Config, Names};
-use crate::run::options::{loader_options, task_of};
-use crate::run::{Home, Request};
+use crate::run::Request;
+use crate::run::config::Names;
 use crate::topology::LevelTargets;
 
 /// A feature pyramid counts as trained where the cosine of every layer with its initial values is below this.
@@ -130,7 +128,9 @@ pub fn inspect_against_init(request: &AgainstInitRequest) -> Result<AgainstInitR
     let modules = modules(&layers);
     let (levels, num_images) = match request.counts_levels {
         true => {
-            let (levels, num_images) = count_levels(request, &home, &config)?;
+            let size = config.data.bs_train;
+            let batches = TrainingBatches::open_at_most(&request.run, &home, &config, size)?;
+            let (levels, num_images) = batches.level_targets(request.batches)?;
             (Some(levels), num_images)
         }
         false => (None, 0),
@@ -243,37 +243,6 @@ impl Verdict {
     }
 }
 
-/// The targets of each pyramid level on training batches, augmented as in training; and on how many images.
-fn count_levels(
-    request: &AgainstInitRequest,
-    home: &Home,
-    config: &Config,
-) -> Result<(Vec<LevelTargets>, usize)> {
-    let run = &request.run;
-    let dataset = Arc::new(run.open_split(home, config, Split::Train, Purpose::Training)?);
-    let task = task_of(config, &dataset, config.experiment.seed)?;
-    let preparer = task.preparer();
-    let size = config.data.bs_train.min(dataset.frames.len());
-    let options = LoaderOptions { skip_bad: run.skip_bad, ..loader_options(config, size) };
-    let loader = Loader::start(dataset, &config.input, &config.data, options)?;
-    let (mut levels, mut num_images) = (Vec::<LevelTargets>::new(), 0);
-    for (step, batch) in loader.take(request.batches).enumerate() {
-        let prepared = preparer.prepare(batch?, step as u64)?;
-        num_images += prepared.batch.indices.len();
-        let found = task.level_targets(&prepared)?;
-        match levels.is_empty() {
-            true => levels = found,
-            false => {
-                for (sum, now) in levels.iter_mut().zip(found) {
-                    sum.num_targets += now.num_targets;
-                }
-            }
-        }
-    }
-    ensure!(num_images > 0, "the training split gave no batch of {size} images");
-    Ok((levels, num_images))
-}
-
 impl AgainstInitReport {
     /// For a terminal; with every layer, or the modules alone.
     pub fn text(&self, all_layers: bool) -> String {
@@ -335,6 +304,10 @@ impl Spread {
 }
 
 impl Verdict {
+    fn has_met_any(&self) -> bool {
+        [self.has_left_its_start, self.is_bell_shaped, self.uses_every_level].contains(&Some(true))
+    }
+
     fn text(&self) -> String {
         let said = |is: Option<bool>| match is {
             Some(true) => "yes",
@@ -344,7 +317,8 @@ impl Verdict {
         let head = match self.is_trained {
             Some(true) => "is trained by these criteria",
             Some(false) => "is NOT trained by these criteria",
-            None => "is trained as far as was looked",
+            None if self.has_met_any() => "is trained as far as was looked",
+            None => "is not judged",
         };
         format!(
             "the network {head}: every {JUDGED} layer's cosine below {MAX_COSINE}: {}; kurtosis above {MIN_KURTOSIS}: {}; every \
@@ -408,6 +382,17 @@ mod tests {
         assert_eq!(found.is_trained, Some(false));
         let flat = [layer("fpn.a", 0.2, 1.8)];
         assert_eq!(verdict(&flat, Some([1, 1])).is_bell_shaped, Some(false));
-        assert_eq!(verdict(&[layer("head.a", 0.1, 4.0)], Some([1, 1])).is_trained, None);
+        let no_pyramid = [layer("head.a", 0.1, 4.0)];
+        assert_eq!(verdict(&no_pyramid, Some([1, 1])).is_trained, None);
+
+        let begins = |found: Verdict, with: &str| {
+            let text = found.text();
+            assert!(text.starts_with(&format!("the network {with}")), "{text}");
+        };
+        begins(verdict(&good, Some([5, 1])), "is trained by these");
+        begins(verdict(&good, Some([5, 0])), "is NOT trained");
+        begins(verdict(&good, None), "is trained as far as was looked");
+        begins(verdict(&no_pyramid, Some([1, 1])), "is trained as far as was looked");
+        begins(verdict(&no_pyramid, None), "is not judged");
     }
 }

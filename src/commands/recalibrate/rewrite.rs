@@ -34,7 +34,7 @@ pub(super) fn ensure_unfolded(artifact: &Artifact) -> Result<()> {
 /// Writes the file again, with `statistics` under the bare keys of the network.
 ///
 /// # Errors
-/// If the file cannot be read or written, or has no tensor for one of `statistics`.
+/// If the file cannot be read or written, or has not exactly one tensor for each of `statistics`.
 pub(super) fn write(
     artifact: &Artifact,
     out: &Path,
@@ -47,13 +47,13 @@ pub(super) fn write(
             let mut checkpoint = Checkpoint::read(file)?;
             let is_averaged = !checkpoint.ema.is_empty();
             let weights = if is_averaged { &mut checkpoint.ema } else { &mut checkpoint.weights };
-            replace(weights, statistics)?;
+            replace(weights, statistics, Keys::Exact)?;
             checkpoint.meta.batch_norm = Some(info);
             checkpoint.write(out)
         }
         FileKind::Safetensors => {
             let mut read = tensors::read(file)?;
-            replace(&mut read.tensors, statistics)?;
+            replace(&mut read.tensors, statistics, Keys::Wrapped)?;
             read.metadata.insert(CheckpointMeta::BATCH_NORM.to_owned(), info.to_json()?);
             tensors::write(out, &read.tensors, &read.metadata)
         }
@@ -68,7 +68,7 @@ pub(super) fn write(
                     others.join(", ")
                 );
             }
-            replace(&mut state.tensors, statistics)?;
+            replace(&mut state.tensors, statistics, Keys::Wrapped)?;
             pth::write(out, &state.tensors)
         }
         FileKind::Packed => write_packed(file, out, statistics, info),
@@ -95,22 +95,82 @@ fn write_packed(
     packed::write(out, &read).map(|_| ())
 }
 
-/// Puts every statistic in the place of the tensors of its key, whatever wrappers stand before it.
-fn replace(all: &mut [(String, Tensor)], statistics: &[(String, Tensor)]) -> Result<()> {
+/// Which keys are those of a statistic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keys {
+    /// Its name, as this program writes files.
+    Exact,
+    /// Its name behind wrappers or a name of someone's own.
+    Wrapped,
+}
+
+impl Keys {
+    fn is(self, key: &str, name: &str) -> bool {
+        let bare = keys::bare(key);
+        let is_behind =
+            || bare.strip_suffix(name).is_some_and(|p| p.is_empty() || p.ends_with('.'));
+        key == name || (self == Self::Wrapped && is_behind())
+    }
+}
+
+/// Puts every statistic in the place of the one tensor of its key.
+fn replace(
+    all: &mut [(String, Tensor)],
+    statistics: &[(String, Tensor)],
+    keys: Keys,
+) -> Result<()> {
     for (name, value) in statistics {
-        let mut num = 0;
-        for (key, tensor) in all.iter_mut() {
-            let bare = keys::bare(key);
-            if bare == name || bare.strip_suffix(name.as_str()).is_some_and(|p| p.ends_with('.')) {
-                *tensor = no_grad(|| value.to_device(tensor.device()).to_kind(tensor.kind()));
-                num += 1;
-            }
-        }
-        ensure!(
-            num > 0,
-            "the file has no tensor {name} under a name that is known: make it a checkpoint with `mqat import`, and recalibrate \
-             that"
-        );
+        let mut found: Vec<_> = all.iter_mut().filter(|(key, _)| keys.is(key, name)).collect();
+        let [(_, tensor)] = &mut found[..] else {
+            ensure!(
+                !found.is_empty(),
+                "the file has no tensor {name} under a name that is known: make it a checkpoint with `mqat import`, and \
+                 recalibrate that"
+            );
+            let found: Vec<&str> = found.iter().map(|(key, _)| key.as_str()).collect();
+            bail!(
+                "{name} is {} in the file, which holds several networks: make the one that is meant a checkpoint with `mqat \
+                 import --strip-prefix`, and recalibrate that",
+                found.join(" and ")
+            );
+        };
+        *tensor = no_grad(|| value.to_device(tensor.device()).to_kind(tensor.kind()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "fpn.bn.running_mean";
+
+    fn replaced(file: &[&str], keys: Keys) -> Result<Vec<f64>> {
+        let mut all: Vec<_> =
+            file.iter().map(|key| ((*key).to_owned(), Tensor::from(1.0f32))).collect();
+        replace(&mut all, &[(NAME.to_owned(), Tensor::from(2.0f32))], keys)?;
+        Ok(all.iter().map(|(_, tensor)| tensor.double_value(&[])).collect())
+    }
+
+    #[test]
+    fn a_statistic_replaces_the_one_tensor_of_its_name() {
+        for wrapper in ["", "module.model.", "student."] {
+            let key = format!("{wrapper}{NAME}");
+            let found = replaced(&["xfpn.bn.running_mean", &key], Keys::Wrapped).unwrap();
+            assert_eq!(found, [1.0, 2.0], "{key}");
+        }
+        // of a checkpoint what stands behind other names is not the network's
+        assert_eq!(replaced(&["ema.fpn.bn.running_mean", NAME], Keys::Exact).unwrap(), [1.0, 2.0]);
+    }
+
+    #[test]
+    fn no_tensor_and_two_are_refused_by_name() {
+        let refused = |file: &[&str], keys| format!("{:#}", replaced(file, keys).unwrap_err());
+        let (model, ema) = ("model.fpn.bn.running_mean", "ema.fpn.bn.running_mean");
+        let text = refused(&[model, ema], Keys::Wrapped);
+        assert!(text.contains(&format!("{NAME} is {model} and {ema} in the file")), "{text}");
+        assert!(text.contains("--strip-prefix"), "{text}");
+        assert!(refused(&["head.bn.running_mean"], Keys::Wrapped).contains("has no tensor fpn.bn"));
+        assert!(refused(&[model], Keys::Exact).contains("has no tensor fpn.bn"));
+    }
 }

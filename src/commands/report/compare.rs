@@ -9,7 +9,7 @@ use super::gather::{Point, QuantizationKind};
 use super::summary::{Group, PairedReport, PairedRow, PairedRun, WorseControl};
 use crate::data::sequence_of;
 use crate::eval::read_errors;
-use crate::pose::{Difference, Discordant, EvalTable, Paired, Sequences, bootstrap, holm};
+use crate::pose::{Difference, Discordant, Paired, Sequences, bootstrap, holm};
 
 /// Seed of the bootstrap: a report of the same evaluations is the same.
 const SEED: u64 = 1;
@@ -25,14 +25,14 @@ struct Object {
 }
 
 /// Right and wrong of every row's runs, over the same objects in the same order.
-pub(super) struct Outcomes {
+pub(super) struct RowOutcomes {
     objects: Vec<Object>,
     sequences: Sequences,
     /// Of each row, its runs in the order of the row's seeds.
     rows: Vec<Vec<Vec<bool>>>,
 }
 
-impl Outcomes {
+impl RowOutcomes {
     /// Reads the errors of every object that `mqat test` wrote.
     ///
     /// # Errors
@@ -131,9 +131,10 @@ fn right_by_object(point: &Point) -> Result<BTreeMap<Object, bool>> {
     let mut numbers: BTreeMap<(String, usize), usize> = BTreeMap::new();
     for error in read_errors(&path)? {
         let number = numbers.entry((error.image.clone(), error.class)).or_default();
+        let is_right = error.is_right();
         let object = Object { image: error.image, class: error.class, number: *number };
         *number += 1;
-        right.insert(object, error.headline_diameters < EvalTable::HEADLINE_DIAMETERS);
+        right.insert(object, is_right);
     }
     let expected = point.report.dataset.num_objects;
     ensure!(

@@ -15,11 +15,11 @@ use crate::data::Split;
 use crate::eval::Report;
 use crate::io;
 use crate::quant::size::Sizes;
-use crate::run::config::{self, Config, Select};
+use crate::run::config::{self, Config, Select, TrainingSection};
 use crate::run::folder::{Folder, Pick};
 use crate::run::home::Home;
 use crate::run::layers::{layers, sizes_after};
-use crate::train::{CheckpointMeta, StageConfig};
+use crate::train::{Afterwards, CheckpointMeta, StageConfig};
 
 /// Folders between a folder given and the experiments below it.
 const DEPTH: usize = 6;
@@ -36,14 +36,22 @@ pub enum QuantizationKind {
     Modular,
     /// All layers at once, with the same bits.
     Uniform,
-    /// All layers at once, each with its own bits.
+    /// All layers at once, each with its own bits, by fake quantization: as HAWQ-V3.
     LayerWise,
+    /// All layers at once, bits of modules, or of layers by a method that freezes weights.
+    Joint,
 }
 
 impl QuantizationKind {
     /// In the order of the legend.
-    pub const ALL: [Self; 5] =
-        [Self::Start, Self::FullPrecision, Self::Modular, Self::Uniform, Self::LayerWise];
+    pub const ALL: [Self; 6] = [
+        Self::Start,
+        Self::FullPrecision,
+        Self::Modular,
+        Self::Uniform,
+        Self::LayerWise,
+        Self::Joint,
+    ];
 }
 
 impl fmt::Display for QuantizationKind {
@@ -54,6 +62,7 @@ impl fmt::Display for QuantizationKind {
             Self::Modular => "modular (MQAT)",
             Self::Uniform => "uniform",
             Self::LayerWise => "layer-wise (HAWQ-V3)",
+            Self::Joint => "joint, mixed bits",
         })
     }
 }
@@ -248,8 +257,8 @@ pub(super) fn open(path: &Path, split: Split) -> Result<Option<GatheredExperimen
         })?;
         points.push(Point {
             experiment: path.to_owned(),
-            network: report.name.clone(),
-            family: family(done),
+            network: name(&report.name, done),
+            family: family(done, |name| all.iter().any(|layer| layer.name == name)),
             stage: meta.stage_name,
             seed: meta.seed,
             global_step: meta.position.global_step,
@@ -314,23 +323,57 @@ fn moved(folder: &Folder, checkpoint: PathBuf) -> PathBuf {
     }
 }
 
-/// What stages make of a network.
-fn family(stages: &[StageConfig]) -> QuantizationKind {
-    let quantizing: Vec<&StageConfig> = stages.iter().filter(|s| s.module.is_some()).collect();
-    match quantizing.as_slice() {
-        [] => QuantizationKind::FullPrecision,
-        [one] if one.weights.as_ref().is_some_and(|w| !w.layer_bits.is_empty()) => {
-            QuantizationKind::LayerWise
+/// The network's name; of a float one of several stages also how many, which tells it from one of fewer.
+fn name(name: &str, stages: &[StageConfig]) -> String {
+    match stages.len() {
+        num if num > 1 && stages.iter().all(|s| s.module.is_none()) => {
+            format!("{name}, {num} stages")
         }
-        [one] if one.module.as_deref() == Some("*") => QuantizationKind::Uniform,
-        _ => QuantizationKind::Modular,
+        _ => name.to_owned(),
+    }
+}
+
+/// What stages make of a network; `is_layer` tells names of layers from patterns of modules.
+fn family(stages: &[StageConfig], is_layer: impl Fn(&str) -> bool) -> QuantizationKind {
+    let quantizing: Vec<&StageConfig> = stages.iter().filter(|s| s.module.is_some()).collect();
+    let [one] = quantizing.as_slice() else {
+        return match quantizing.is_empty() {
+            true => QuantizationKind::FullPrecision,
+            false => QuantizationKind::Modular,
+        };
+    };
+    let weights = one.weights.as_ref().filter(|w| !w.layer_bits.is_empty());
+    match weights {
+        Some(weights) if weights.layer_bits.keys().all(|name| is_layer(name)) => {
+            let is_fake_quantized = weights.settings.scheme().schedule().is_none();
+            if is_fake_quantized { QuantizationKind::LayerWise } else { QuantizationKind::Joint }
+        }
+        Some(_) => QuantizationKind::Joint,
+        None if one.module.as_deref() == Some("*") => QuantizationKind::Uniform,
+        None => QuantizationKind::Modular,
     }
 }
 
 /// What decides the result, but for the seed.
 fn key(config: &Config, stages: &[StageConfig]) -> String {
-    let Config { network, data, input, training, .. } = config;
-    json!([network, data, input, training.loss, training.targets, stages]).to_string()
+    let Config { experiment, network, data, input, training, .. } = config;
+    let start = experiment.pretrained.then_some((&experiment.url, experiment.loose));
+    // The stages stand by themselves, as far as they came; the rest of the section concerns all of them.
+    let mut training = TrainingSection { full_precision: None, ..training.clone() };
+    let saving = TrainingSection::default();
+    training.ckpt_every = saving.ckpt_every;
+    training.ckpt_every_steps = saving.ckpt_every_steps;
+    training.keep = saving.keep;
+    if training.monitor.patience.is_none() {
+        // Validations decide nothing but which checkpoint is called the best.
+        training.valid_every = saving.valid_every;
+        training.valid_images = saving.valid_images;
+    }
+    let mut stages = stages.to_vec();
+    if let Some(last) = stages.last_mut() {
+        last.afterwards = Afterwards::Freeze; // no stage has come after it yet
+    }
+    json!([start, network, data, input, training, stages]).to_string()
 }
 
 #[cfg(test)]
@@ -346,12 +389,32 @@ mod tests {
         let full = json!({ "name": "full_precision" });
         let fpn = json!({ "module": "fpn", "weights": { "bits": 2 } });
         let all = json!({ "module": "*", "weights": { "method": "lsq", "bits": 4 } });
-        let layered =
-            json!({ "module": "*", "weights": { "bits": 4, "layer_bits": { "fpn": 2 } } });
-        assert_eq!(family(&stages(json!([full]))), QuantizationKind::FullPrecision);
-        assert_eq!(family(&stages(json!([full, fpn]))), QuantizationKind::Modular);
-        assert_eq!(family(&stages(json!([all]))), QuantizationKind::Uniform);
-        assert_eq!(family(&stages(json!([full, layered]))), QuantizationKind::LayerWise);
+        let mixed = |method: &str, name: &str| {
+            let weights = json!({ "method": method, "bits": 4, "layer_bits": { name: 2 } });
+            json!({ "module": "*", "weights": weights })
+        };
+        let (by_layer, by_module) = (mixed("lsq", "fpn.a"), mixed("lsq", "fpn"));
+        for (flow, expected) in [
+            (json!([full]), QuantizationKind::FullPrecision),
+            (json!([full, fpn]), QuantizationKind::Modular),
+            (json!([fpn, by_layer]), QuantizationKind::Modular),
+            (json!([all]), QuantizationKind::Uniform),
+            (json!([full, by_layer]), QuantizationKind::LayerWise),
+            (json!([full, by_module]), QuantizationKind::Joint),
+            (json!([mixed("inq", "fpn.a")]), QuantizationKind::Joint),
+        ] {
+            assert_eq!(family(&stages(flow.clone()), |name| name == "fpn.a"), expected, "{flow}");
+        }
+    }
+
+    #[test]
+    fn float_rows_of_several_stages_say_how_many() {
+        let full = json!({ "name": "full_precision" });
+        let fpn = json!({ "module": "fpn", "weights": { "bits": 2 } });
+        let named = |flow: Value| name("x", &stages(flow));
+        assert_eq!(named(json!([full])), "x");
+        assert_eq!(named(json!([full, full])), "x, 2 stages");
+        assert_eq!(named(json!([full, fpn])), "x");
     }
 
     #[test]
@@ -359,10 +422,57 @@ mod tests {
         let mut a = Config::default();
         let stages = a.train_config().stages;
         let before = key(&a, &stages);
-        a.experiment.seed += 1;
-        assert_eq!(key(&a, &stages), before);
-        a.data.bs_train += 1;
-        assert_ne!(key(&a, &stages), before);
+        let alike: [fn(&mut Config); 5] = [
+            |c| c.experiment.seed += 1,
+            |c| c.training.ckpt_every += 1,
+            |c| c.training.keep += 1,
+            |c| (c.training.valid_every, c.training.valid_images) = (7, Some(3)),
+            |c| c.experiment.url = "unused without pretrained".to_owned(),
+        ];
+        for (i, change) in alike.into_iter().enumerate() {
+            change(&mut a);
+            assert_eq!(key(&a, &stages), before, "change {i}");
+        }
+        let other: [fn(&mut Config); 13] = [
+            |c| c.data.bs_train += 1,
+            |c| c.experiment.pretrained = true,
+            |c| {
+                c.experiment.pretrained = true;
+                c.experiment.url = "a".to_owned();
+            },
+            |c| (c.experiment.pretrained, c.experiment.loose) = (true, true),
+            |c| c.training.distill = Some(Default::default()),
+            |c| c.training.epoch_images = Some(9),
+            |c| c.training.train_images = Some(9),
+            |c| c.training.max_steps = Some(9),
+            |c| c.training.bn_batches += 1,
+            |c| c.training.bn_always = true,
+            |c| c.training.ema = Some(Default::default()),
+            |c| c.training.monitor.patience = Some(1),
+            |c| {
+                c.training.monitor.patience = Some(1);
+                c.training.valid_every += 1;
+            },
+        ];
+        let mut keys = vec![before];
+        for (i, change) in other.into_iter().enumerate() {
+            let mut b = Config::default();
+            change(&mut b);
+            let found = key(&b, &stages);
+            assert!(!keys.contains(&found), "change {i}");
+            keys.push(found);
+        }
+    }
+
+    #[test]
+    fn what_becomes_of_the_last_stage_afterwards_changes_nothing_yet() {
+        let config = Config::default();
+        let freeze = json!({ "module": "fpn", "weights": { "method": "lsq", "bits": 2 } });
+        let mut train = freeze.clone();
+        train["afterwards"] = "train".into();
+        let key_of = |flow: Value| key(&config, &stages(flow));
+        assert_eq!(key_of(json!([freeze])), key_of(json!([train])));
+        assert_ne!(key_of(json!([freeze, freeze])), key_of(json!([train, freeze])));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! nothing but their seed, compares the rows with one of them on the same objects (`compare.rs`), and writes tables, a
 //! chart and an HTML page (`page.rs`).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,7 +31,7 @@ mod tables;
 
 use base::Base;
 pub use columns::Column;
-use compare::Outcomes;
+use compare::RowOutcomes;
 use gather::GatheredExperiment;
 pub use gather::{Point, QuantizationKind};
 use page::Pictures;
@@ -164,7 +165,7 @@ fn compare(
         return Ok((None, Vec::new()));
     }
     let base = base.map(|base| base.row(groups, points, experiments)).transpose()?;
-    let outcomes = Outcomes::read(groups, points)?;
+    let outcomes = RowOutcomes::read(groups, points)?;
     let worse = outcomes.worse_controls(groups)?;
     for control in &worse {
         tracing::warn!("{}", control.text());
@@ -227,7 +228,8 @@ fn ensure_comparable(points: &[Point]) -> Result<()> {
     Ok(())
 }
 
-/// Runs of the same network under the same config but for the seed, in the order of appearance; of a seed one run.
+/// Runs of the same network under the same config but for the seed, in the order of appearance; of a seed one run, runs in
+/// the order of their seeds.
 fn groups(points: &[Point]) -> Vec<Group> {
     let mut keys: Vec<&str> = points.iter().map(|p| p.key.as_str()).collect();
     let mut seen = std::collections::HashSet::new();
@@ -235,10 +237,14 @@ fn groups(points: &[Point]) -> Vec<Group> {
     keys.iter()
         .filter_map(|key| {
             let of_key = points.iter().enumerate().filter(|(_, p)| p.key == **key);
-            // One run seen twice (what orders of a search begin with alike, a copy) is not a second sample.
-            let mut seeds = std::collections::HashSet::new();
-            let (places, runs): (Vec<usize>, Vec<&Point>) =
-                of_key.filter(|(_, run)| seeds.insert(run.seed)).unzip();
+            // One run seen twice (what orders of a search begin with alike, a copy) is not a second sample. In the order
+            // of seeds, so that the order of the arguments changes no number.
+            let mut of_seed: BTreeMap<u64, (usize, &Point)> = BTreeMap::new();
+            for (place, run) in of_key {
+                let (_, first) = of_seed.entry(run.seed).or_insert((place, run));
+                warn_of_repeated(first, run);
+            }
+            let (places, runs): (Vec<usize>, Vec<&Point>) = of_seed.into_values().unzip();
             let first = runs.first()?;
             Some(Group {
                 network: first.network.clone(),
@@ -253,6 +259,18 @@ fn groups(points: &[Point]) -> Vec<Group> {
             })
         })
         .collect()
+}
+
+/// Says that a run is left out beside another one of the same config and seed, if it is of another experiment.
+fn warn_of_repeated(first: &Point, run: &Point) {
+    if first.experiment != run.experiment {
+        tracing::warn!(
+            "{} has the same config and seed as {} ({}): the first counts, since a seed is one sample; if it differs in what no              config says, compare it in a report of its own",
+            run.experiment.display(),
+            first.experiment.display(),
+            first.network
+        );
+    }
 }
 
 /// The headline of every class over all depths; nothing where there is one class.

@@ -7,8 +7,9 @@ use anyhow::{Result, bail};
 
 use super::cells::{paired_rows, spread};
 use super::columns::Column;
+use super::gather::QuantizationKind;
 use super::summary::{PairedReport, ReportSummary};
-use crate::pose::NUM_DRAWS;
+use crate::pose::{FEW_SEQUENCES, NUM_DRAWS};
 
 /// A form of the comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,11 +120,31 @@ fn paired_notes(summary: &ReportSummary, paired: &PairedReport) -> Vec<String> {
             paired.num_sequences
         ));
     }
+    // The start is one network by nature; of the others a network is one run of a method.
+    let runs = summary.groups.iter().filter(|g| g.family != QuantizationKind::Start);
+    notes.extend(notes_of_runs(runs.map(|g| g.seeds.len())));
     notes
 }
 
-/// Below so many units a bootstrap's percentiles are too near each other.
-const FEW_SEQUENCES: usize = 20;
+/// What the numbers of runs of the rows leave open.
+fn notes_of_runs(runs: impl Iterator<Item = usize> + Clone) -> Vec<String> {
+    let mut notes = Vec::new();
+    if runs.clone().any(|num| num == 1) {
+        notes.push(
+            "Rows of one run: interval and p are about that very network, not about its method, of which another seed gives              another network; what seeds change is not in them."
+                .to_owned(),
+        );
+    }
+    if runs.clone().any(|num| (2..FEW_RUNS).contains(&num)) {
+        notes.push(format!(
+            "Fewer than {FEW_RUNS} runs of a row: its spread over runs is known badly. The intervals are widened for that              (Student's distribution), p far below 0.05, and so p (Holm) of many rows, is still too small."
+        ));
+    }
+    notes
+}
+
+/// Below so many runs their spread is known badly.
+const FEW_RUNS: usize = 5;
 
 impl ReportSummary {
     /// The table for a terminal.
@@ -253,10 +274,10 @@ fn latex_text(text: &str) -> String {
     out
 }
 
-/// As csv with the numbers as they are: a line each row in the columns that were chosen; where none were, a line each row
-/// and depth bin (and class, where classes are asked for).
+/// As csv with the numbers as they are: a line each row in the columns of the table where columns, classes or a comparison
+/// with a base are asked for; else a line each row and depth bin.
 pub(super) fn csv(summary: &ReportSummary) -> String {
-    match summary.columns_chosen {
+    match summary.columns_chosen || summary.per_class || summary.paired.is_some() {
         true => csv_of_columns(summary),
         false => csv_of_bins(summary),
     }
@@ -343,7 +364,9 @@ pub(super) fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::summary::{ClassSpread, Group, RunSpread};
     use super::*;
+    use crate::quant::size::sizes;
 
     #[test]
     fn text_is_escaped_and_tables_are_closed() {
@@ -375,6 +398,69 @@ mod tests {
             latex_table(&Table { head, rows, num_text: 1 }),
             "\\begin{tabular}{lr}\n  \\hline\n  n & \\% \\\\\n  \\hline\n  x & x \\\\\n  \\hline\n\\end{tabular}\n"
         );
+    }
+
+    #[test]
+    fn few_runs_are_noted() {
+        let notes = |runs: &[usize]| notes_of_runs(runs.iter().copied()).join(" ");
+        assert_eq!(notes(&[5, 6]), "");
+        assert!(
+            notes(&[5, 1]).contains("not about its method") && !notes(&[5, 1]).contains("Fewer")
+        );
+        assert!(notes(&[5, 4]).contains("Fewer than 5 runs") && !notes(&[4]).contains("one run:"));
+    }
+
+    #[test]
+    fn csv_has_the_base_and_the_classes_without_chosen_columns() {
+        let spread = |bin: &str| RunSpread {
+            bin: bin.to_owned(),
+            mean: 50.0,
+            std_dev: None,
+            interval_95: None,
+        };
+        let group = Group {
+            network: "full precision".to_owned(),
+            family: QuantizationKind::FullPrecision,
+            sizes: sizes(&[], 0),
+            global_step: 1,
+            seeds: vec![1],
+            headline: ["near", "medium", "far", "all"].map(spread).to_vec(),
+            true_adi: vec![spread("all")],
+            classes: vec![ClassSpread { class: "satellite".to_owned(), spread: spread("all") }],
+            runs: vec![0],
+        };
+        let mut summary = ReportSummary {
+            synthetic_data: false,
+            groups: vec![group],
+            paired: None,
+            worse_controls: Vec::new(),
+            columns: Column::default_ones(false),
+            columns_chosen: false,
+            per_class: false,
+            points: Vec::new(),
+            left_out: Vec::new(),
+            folder: Default::default(),
+        };
+        assert_eq!(csv(&summary).lines().count(), 2);
+        assert!(csv(&summary).starts_with("family,network,paper_compression"));
+        summary.per_class = true;
+        assert!(
+            csv(&summary)
+                .lines()
+                .next()
+                .unwrap()
+                .ends_with(",class satellite,class satellite std_dev")
+        );
+        summary.per_class = false;
+        summary.columns = Column::default_ones(true);
+        summary.paired = Some(PairedReport {
+            base: 0,
+            num_objects: 2,
+            num_sequences: 2,
+            sequences_are_images: false,
+            rows: vec![None],
+        });
+        assert!(csv(&summary).lines().next().unwrap().ends_with(",discordant,mcnemar_p,p,p_holm"));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! 6D detection: the precision of all estimates, averaged over recalls.
 
 use super::{
-    BopPrecisions, BopSettings, EstimateErrors, ImageErrors, MSPD_STEP_PX, NUM_THRESHOLDS,
-    PairErrors, STEP, matches,
+    BopPrecisions, BopSettings, EstimateErrors, ImageErrors, MSPD_STEP_PX, PairErrors, STEP,
+    matches, thresholds,
 };
 
 /// The first threshold of MSSD in millimetres.
@@ -24,11 +24,10 @@ pub(super) fn precisions(
         return (0, BopPrecisions::default());
     }
     let at = |step: f64, error: &dyn Fn(&ImageErrors, &PairErrors) -> f64| -> Vec<f64> {
-        let limit = |k: usize| step * k as f64;
-        (1..=NUM_THRESHOLDS)
-            .map(|k| {
+        (thresholds(step).into_iter())
+            .map(|limit| {
                 let found: Vec<_> = (images.iter())
-                    .flat_map(|image| found(image, class, limit(k), settings, error))
+                    .flat_map(|image| found(image, class, limit, settings, error))
                     .collect();
                 100.0 * average_precision(found, num)
             })

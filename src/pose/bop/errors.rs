@@ -72,9 +72,10 @@ pub struct PairErrors {
     pub vsd: [f64; NUM_THRESHOLDS],
 }
 
-/// Where the depth of VSD comes from, over all images: measured only if it is of each of them.
+/// Where the depth of VSD comes from, over all images with targets: measured only if it is of each of them.
 pub(super) fn depth_source(images: &[ImageErrors]) -> Option<DepthSource> {
-    let mut sources = images.iter().filter_map(|image| image.depth);
+    let with_targets = images.iter().filter(|image| !image.targets.is_empty());
+    let mut sources = with_targets.filter_map(|image| image.depth);
     let first = sources.next()?;
     let all = first == DepthSource::Measured && sources.all(|s| s == DepthSource::Measured);
     Some(if all { DepthSource::Measured } else { DepthSource::Rendered })
@@ -197,8 +198,8 @@ struct Renderings<'a> {
     source: DepthSource,
     test: DepthPatch,
     instances: Vec<Option<DepthPatch>>,
-    /// That of the estimate rendered last.
-    estimate: Option<(Pose, DepthPatch)>,
+    /// That of the estimate rendered last, with its class and pose.
+    estimate: Option<((usize, Pose), DepthPatch)>,
 }
 
 impl<'a> Renderings<'a> {
@@ -261,8 +262,9 @@ impl<'a> Renderings<'a> {
         if !spheres_overlap(0.5 * diameter_mm, &estimate.pose, gt) {
             return Ok([1.0; NUM_THRESHOLDS]);
         }
-        if self.estimate.as_ref().is_none_or(|(pose, _)| *pose != estimate.pose) {
-            self.estimate = Some((estimate.pose, self.render(estimate.class, &estimate.pose)));
+        let key = (estimate.class, estimate.pose);
+        if self.estimate.as_ref().is_none_or(|(rendered, _)| *rendered != key) {
+            self.estimate = Some((key, self.render(estimate.class, &estimate.pose)));
         }
         self.instance(i);
         let (Some((_, est)), Some(gt)) = (&self.estimate, &self.instances[i]) else {

@@ -2,7 +2,7 @@
 
 use super::{
     BopModel, BopObjectScores, BopRecalls, BopTarget, ImageErrors, MSPD_STEP_PX, NUM_THRESHOLDS,
-    PairErrors, STEP, matches, mean,
+    PairErrors, STEP, matches, mean, thresholds,
 };
 
 /// Thresholds of AD, diameters.
@@ -61,8 +61,6 @@ pub(super) struct Recalls {
 impl Recalls {
     pub fn new(images: &[ImageErrors], models: &[BopModel]) -> Self {
         let places: Vec<Place> = images.iter().flat_map(places_of).collect();
-        let steps: Vec<f64> = (1..=NUM_THRESHOLDS).map(|k| k as f64).collect();
-        let times = |step: f64| -> Vec<f64> { steps.iter().map(|k| step * k).collect() };
         let counts = |limits: &[f64], error: &dyn Fn(&Place, &PairErrors) -> f64| {
             let mut counts = vec![vec![0; limits.len()]; models.len()];
             for place in &places {
@@ -86,8 +84,9 @@ impl Recalls {
         let has_ad = with_targets().all(|image| image.ad);
         let has_mspd = with_targets().all(|image| image.mspd_factor.is_some());
         let vsd = || -> Vec<Vec<Vec<usize>>> {
-            let by_tau: Vec<_> =
-                (0..NUM_THRESHOLDS).map(|tau| counts(&times(STEP), &|_, p| p.vsd[tau])).collect();
+            let by_tau: Vec<_> = (0..NUM_THRESHOLDS)
+                .map(|tau| counts(&thresholds(STEP), &|_, p| p.vsd[tau]))
+                .collect();
             let of_class = |class: usize| by_tau.iter().map(|c| c[class].clone()).collect();
             (0..models.len()).map(of_class).collect()
         };
@@ -96,9 +95,9 @@ impl Recalls {
         Self {
             num_targets,
             vsd: has_vsd.then(vsd),
-            mssd: counts(&times(STEP), &|place, p| p.mssd_mm / diameter(place)),
+            mssd: counts(&thresholds(STEP), &|place, p| p.mssd_mm / diameter(place)),
             mspd: has_mspd.then(|| {
-                counts(&times(MSPD_STEP_PX), &|place, p| {
+                counts(&thresholds(MSPD_STEP_PX), &|place, p| {
                     place.mspd_factor.map_or(f64::INFINITY, |factor| factor * p.mspd_px)
                 })
             }),

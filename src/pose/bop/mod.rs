@@ -19,14 +19,14 @@ mod symmetry;
 use serde::{Deserialize, Serialize};
 
 use super::errors::ClosestPoints;
+pub use super::thresholds::NUM_THRESHOLDS;
+use super::thresholds::thresholds;
 use crate::geom::{Camera, Pose, Vec3};
 pub use detection::{MSSD_MM_STEP, average_precision};
 pub use errors::{EstimateErrors, ImageErrors, PairErrors, image_errors};
 pub use localization::AD_THRESHOLDS;
 pub use symmetry::symmetries;
 
-/// Thresholds that a score is averaged over: 1 to 10 times the first.
-pub const NUM_THRESHOLDS: usize = 10;
 /// The first threshold of MSSD, diameters; of VSD's error; and of VSD's tolerance tau, diameters.
 pub const STEP: f64 = 0.05;
 /// The first threshold of MSPD, px of an image of 640 px width.
@@ -473,6 +473,34 @@ mod tests {
         assert_eq!(scores.num_instances, 2);
         assert!(close(scores.ap_mssd_mm, expected), "{scores:?}");
         assert!(close(scores.ap, expected), "{scores:?}");
+    }
+
+    #[test]
+    fn estimates_of_two_classes_at_one_pose_are_drawn_as_their_own_meshes() {
+        let shrunk =
+            |model: &BopModel| -> Vec<Vec3> { model.points().iter().map(|p| 0.2 * p).collect() };
+        let large = model(vec![]);
+        let small = BopModel::new(&shrunk(&large), large.faces.clone(), 100.0, vec![]);
+        let mut one = image(
+            Some(640),
+            vec![instance(0.0), BopInstance { class: 1, ..instance(0.0) }],
+            vec![estimate(0.9, 0.0), BopEstimate { class: 1, ..estimate(0.8, 0.0) }],
+        );
+        one.targets = vec![BopTarget { class: 0, count: 1 }, BopTarget { class: 1, count: 1 }];
+        one.vsd = true;
+        let errors = image_errors(&one, &[large, small], &BopSettings::default()).unwrap();
+        let vsd: Vec<f64> = errors.estimates.iter().map(|e| e.pairs[0].vsd[0]).collect();
+        assert_eq!(vsd, [0.0, 0.0]);
+    }
+
+    #[test]
+    fn an_image_that_only_ap_looks_at_does_not_tell_where_the_depth_comes_from() {
+        let mut measured = image(Some(640), vec![instance(0.0)], vec![estimate(0.9, 0.0)]);
+        measured.vsd = true;
+        measured.depth_mm = Some(vec![0.0; 640 * 480]);
+        let rendered = BopImage { depth_mm: None, targets: Vec::new(), ..measured.clone() };
+        let scores = scores_of(&[measured, rendered], vec![]);
+        assert_eq!(scores.vsd_depth, Some(DepthSource::Measured));
     }
 
     #[test]

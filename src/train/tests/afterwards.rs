@@ -7,23 +7,13 @@ const ALPHA: &str = "quant.fpn.inner_convs.3.act_alpha";
 const WEIGHT: &str = "fpn.inner_convs.3.weight";
 
 fn stage(module: &str, weights: &str, activations: &str) -> StageConfig {
-    StageConfig {
-        epochs: 2,
-        lr: LrConfig { base: 0.01, warmup_steps: 0, decay: Decay::Constant },
-        afterwards: Afterwards::Train,
-        activations: Some(serde_json::from_str(activations).unwrap()),
-        ..StageConfig::mqat(module, serde_json::from_str(weights).unwrap())
-    }
+    StageConfig { afterwards: Afterwards::Train, ..learnt_stage(module, weights, activations) }
 }
 
 /// Learnt steps and clipping levels, then noise that fades and a scale found anew at each epoch, then one epoch of the rest:
 /// all but the last go on learning.
 fn all_methods() -> TrainConfig {
-    let fpn = stage(
-        "fpn",
-        r#"{"method": "lsq", "bits": 3, "granularity": "channel"}"#,
-        r#"{"method": "pact", "bits": 4, "quant_start_epoch": 0, "calibration": {"batches": 2}}"#,
-    );
+    let fpn = StageConfig { afterwards: Afterwards::Train, ..learnt_fpn() };
     let tower = stage(
         "head.cls_tower",
         r#"{"method": "ana", "bits": 3, "ana": {"end_epoch": 1}}"#,
@@ -113,14 +103,8 @@ fn stops_at_any_step_change_no_bit_and_no_record() {
     let config = TrainConfig { ema: Some(EmaConfig { decay: 0.5, from: 0 }), ..all_methods() };
     let (expected, reference, _) = whole(&config);
     for stop in [5, 6, 7, 9, 12, 13, 17, 18, 19, 20] {
-        let folder = tempfile::tempdir().unwrap();
-        let mut recorder = Recorder::default();
-        let first = TrainConfig { max_steps: Some(stop), ..config.clone() };
-        run(&mut trainer(&first, folder.path()), &mut recorder).unwrap();
-        let mut second = trainer(&config, folder.path());
-        second.resume(&ResumeFrom::Last, &mut recorder).unwrap();
-        run(&mut second, &mut recorder).unwrap();
-        assert_eq!(everything(&second), expected, "after {stop} steps");
+        let (found, recorder) = stopped_and_resumed(&config, stop);
+        assert_eq!(found, expected, "after {stop} steps");
         assert_eq!(recorder.telemetry, reference.telemetry, "after {stop} steps");
         assert_eq!(recorder.messages, [""; 0]);
     }
@@ -170,6 +154,33 @@ fn another_afterwards_than_that_of_the_checkpoint_is_refused_and_an_old_file_fro
     assert_eq!(module.afterwards, Afterwards::Freeze);
     assert!(!module.learns_in(1) && module.learns_in(0));
     assert!(serde_json::to_value(module).unwrap().get("afterwards").is_none());
+}
+
+#[test]
+fn finished_stages_behind_a_module_that_trains_on_keep_their_epochs() {
+    let config = all_methods();
+    let folder = tempfile::tempdir().unwrap();
+    // two epochs of 3 steps each: the third stage has begun
+    let first = TrainConfig { max_steps: Some(13), ..config.clone() };
+    run(&mut trainer(&first, folder.path()), &mut Recorder::default()).unwrap();
+    let resumed = |change: fn(&mut TrainConfig)| {
+        let mut changed = config.clone();
+        change(&mut changed);
+        trainer(&changed, folder.path()).resume(&ResumeFrom::Last, &mut ())
+    };
+    for (epochs, change) in [
+        (1, (|config| config.stages[1].epochs = 1) as fn(&mut TrainConfig)),
+        (3, |config| config.stages[1].epochs = 3),
+    ] {
+        let text = format!("{:#}", resumed(change).unwrap_err());
+        let parts = [
+            "stage 1 (head.cls_tower) is finished and had 2 epochs".to_owned(),
+            format!("has {epochs} (training.stages.1.epochs): module fpn goes on"),
+        ];
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    }
+    // the stage that goes on may be longer than it was
+    assert!(resumed(|config| config.stages[2].epochs = 5).unwrap().is_some());
 }
 
 #[test]

@@ -84,6 +84,23 @@ fn a_float_run_is_the_same_bit_for_bit() {
 }
 
 #[test]
+fn a_float_control_has_statistics_of_its_own_batches_and_trains_as_without() {
+    let float = TrainConfig {
+        stages: three_stages().stages[..1].to_vec(),
+        bn_always: true,
+        ..three_stages()
+    };
+    let (seen, recorder) = seen_by_validation(&float);
+    assert!(seen.len() == 2 && seen.iter().all(|shift| *shift < 1e-5), "{seen:?}");
+    assert_eq!(recorder.batch_norm.len(), 2);
+    let plain = TrainConfig { bn_always: false, ..float };
+    let (stale, without) = seen_by_validation(&plain);
+    assert!(stale.iter().all(|shift| *shift > 0.05) && without.batch_norm.is_empty());
+    let losses = |r: &Recorder| r.steps.iter().map(|s| s.loss).collect::<Vec<_>>();
+    assert_eq!(losses(&recorder), losses(&without));
+}
+
+#[test]
 fn frozen_batch_norms_stay_as_they_are() {
     let stage = StageConfig {
         freeze_bn: true,

@@ -181,6 +181,37 @@ fn trainer_of(config: &TrainConfig, folder: &Path, task: Box<dyn Task>) -> Train
     Trainer::new(toy_net(), config.clone(), task, run).unwrap()
 }
 
+/// Two epochs of a module whose quantizers may learn.
+fn learnt_stage(module: &str, weights: &str, activations: &str) -> StageConfig {
+    StageConfig {
+        epochs: 2,
+        lr: LrConfig { base: 0.01, warmup_steps: 0, decay: Decay::Constant },
+        activations: Some(serde_json::from_str(activations).unwrap()),
+        ..StageConfig::mqat(module, serde_json::from_str(weights).unwrap())
+    }
+}
+
+/// The FPN with a learnt step for each channel, and with learnt clipping levels.
+fn learnt_fpn() -> StageConfig {
+    learnt_stage(
+        "fpn",
+        r#"{"method": "lsq", "bits": 3, "granularity": "channel"}"#,
+        r#"{"method": "pact", "bits": 4, "quant_start_epoch": 0, "calibration": {"batches": 2}}"#,
+    )
+}
+
+/// A run that stops after so many steps, and goes on in another process to its end; its state, and what both were told.
+fn stopped_and_resumed(config: &TrainConfig, stop: u64) -> (BTreeMap<String, Vec<u64>>, Recorder) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recorder = Recorder::default();
+    let first = TrainConfig { max_steps: Some(stop), ..config.clone() };
+    run(&mut trainer(&first, folder.path()), &mut recorder).unwrap();
+    let mut second = trainer(config, folder.path());
+    second.resume(&ResumeFrom::Last, &mut recorder).unwrap();
+    run(&mut second, &mut recorder).unwrap();
+    (everything(&second), recorder)
+}
+
 /// Everything it was told; breaks off where a killed process would.
 #[derive(Debug, Default)]
 struct Recorder {

@@ -73,14 +73,8 @@ fn stops_change_no_bit_and_no_count() {
     run(&mut undisturbed, &mut reference).unwrap();
     let expected = everything(&undisturbed);
     for stop in [2, 5, 6, 8, 9, 11, 14] {
-        let folder = tempfile::tempdir().unwrap();
-        let mut recorder = Recorder::default();
-        let first = TrainConfig { max_steps: Some(stop), ..config.clone() };
-        run(&mut trainer(&first, folder.path()), &mut recorder).unwrap();
-        let mut second = trainer(&config, folder.path());
-        second.resume(&ResumeFrom::Last, &mut recorder).unwrap();
-        run(&mut second, &mut recorder).unwrap();
-        assert_eq!(everything(&second), expected, "after {stop} steps");
+        let (found, recorder) = stopped_and_resumed(&config, stop);
+        assert_eq!(found, expected, "after {stop} steps");
         assert_eq!(recorder.telemetry, reference.telemetry, "after {stop} steps");
     }
 }

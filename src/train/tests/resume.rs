@@ -270,24 +270,14 @@ fn a_loaded_checkpoint_computes_what_the_trained_network_does() {
 
 /// Learnt step sizes and clipping levels: LSQ weights with PACT inputs, then DoReFa weights with LSQ inputs.
 fn learnt_stages() -> TrainConfig {
-    let lr = LrConfig { base: 0.01, warmup_steps: 0, decay: Decay::Constant };
-    let stage = |module: &str, weights: &str, inputs: &str| StageConfig {
-        epochs: 2,
-        lr: lr.clone(),
-        optimizer: SgdConfig { weight_decay: 1e-3, nesterov: true, ..SgdConfig::default() },
-        activations: Some(serde_json::from_str(inputs).unwrap()),
-        ..StageConfig::mqat(module, serde_json::from_str(weights).unwrap())
-    };
-    let fpn = stage(
-        "fpn",
-        r#"{"method": "lsq", "bits": 3, "granularity": "channel"}"#,
-        r#"{"method": "pact", "bits": 4, "quant_start_epoch": 0, "calibration": {"batches": 2}}"#,
-    );
-    let head = stage(
+    let optimizer = SgdConfig { weight_decay: 1e-3, nesterov: true, ..SgdConfig::default() };
+    let fpn = StageConfig { optimizer: optimizer.clone(), ..learnt_fpn() };
+    let head = learnt_stage(
         "head",
         r#"{"method": "dorefa", "bits": 4, "layer_bits": {"head.cls_logits": 8}}"#,
         r#"{"method": "lsq", "bits": 8}"#,
     );
+    let head = StageConfig { optimizer, ..head };
     TrainConfig { stages: vec![fpn, head], ..TrainConfig::default() }
 }
 
@@ -303,14 +293,8 @@ fn rescaled_weights_resume_bit_for_bit_and_their_average_is_in_the_new_unit() {
     let config = TrainConfig { stages: vec![stage], ema, ..TrainConfig::default() };
     let (expected, _) = undisturbed(&config);
     for stop in [1, 4, 5] {
-        let folder = tempfile::tempdir().unwrap();
-        let first = TrainConfig { max_steps: Some(stop), ..config.clone() };
-        let mut stopped = trainer(&first, folder.path());
-        run(&mut stopped, &mut Recorder::default()).unwrap();
-        let mut second = trainer(&config, folder.path());
-        second.resume(&ResumeFrom::Last, &mut ()).unwrap();
-        run(&mut second, &mut Recorder::default()).unwrap();
-        assert_equal(&everything(&second), &expected, &format!("after {stop} steps"));
+        let (found, _) = stopped_and_resumed(&config, stop);
+        assert_equal(&found, &expected, &format!("after {stop} steps"));
     }
     let folder = tempfile::tempdir().unwrap();
     let mut recorder = Recorder::default();
@@ -338,13 +322,8 @@ fn what_quantizers_learn_resumes_bit_for_bit_with_its_momentum() {
     let config = learnt_stages();
     let (expected, _) = undisturbed(&config);
     for stop in [1, 4, 6, 8, 11] {
-        let folder = tempfile::tempdir().unwrap();
-        let first = TrainConfig { max_steps: Some(stop), ..config.clone() };
-        run(&mut trainer(&first, folder.path()), &mut Recorder::default()).unwrap();
-        let mut second = trainer(&config, folder.path());
-        second.resume(&ResumeFrom::Last, &mut ()).unwrap();
-        run(&mut second, &mut Recorder::default()).unwrap();
-        assert_equal(&everything(&second), &expected, &format!("after {stop} steps"));
+        let (found, _) = stopped_and_resumed(&config, stop);
+        assert_equal(&found, &expected, &format!("after {stop} steps"));
     }
     // The FPN's steps were learnt in its stage, and rest in the next: no momentum any more.
     let folder = tempfile::tempdir().unwrap();
