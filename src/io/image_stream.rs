@@ -75,7 +75,7 @@ impl<R: BufRead> ImageStream<R> {
             let found = next_file(&mut self.reader, &mut file);
             let between = &mut self.between;
             match found {
-                Ok(Found::Other(num)) if between.is_rest => drop(num),
+                Ok(Found::Other(_)) if between.is_rest => {}
                 Ok(Found::Other(num)) => between.num_bytes += num,
                 Ok(Found::Image) | Err(_) => {
                     between.has_image = true;
@@ -246,7 +246,7 @@ impl<R: BufRead> Bytes<'_, R> {
     fn image(&mut self) -> Result<bool> {
         match self.next()? {
             Some(0x89) if self.goes_on(&PNG[1..])? => png(self)?,
-            Some(0xff) if self.goes_on(&JPEG[1..])? && self.is_at_header()? => jpeg(self)?,
+            Some(0xff) if self.goes_on(&JPEG[1..])? => jpeg(self)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -264,16 +264,6 @@ impl<R: BufRead> Bytes<'_, R> {
             }
         }
         Ok(true)
-    }
-
-    /// Whether a marker that a JPEG begins with may stand here, or where it breaks off the next one.
-    fn is_at_header(&mut self) -> Result<bool> {
-        Ok(match self.reader.fill_buf()?.first() {
-            None => true,
-            Some(marker) => {
-                matches!(marker, 0xc0..=0xc4 | 0xd8 | 0xdb | 0xdd | 0xe0..=0xef | 0xfe | 0xff)
-            }
-        })
     }
 
     fn take(&mut self, num: usize) -> Result<()> {
@@ -321,7 +311,6 @@ impl<R: BufRead> Bytes<'_, R> {
                     marker => return Ok(marker),
                 },
                 b'\n' if self.taken.ends_with(&PNG) => {
-                    self.again = self.taken.len() - PNG.len();
                     bail!("a JPEG of the stream breaks off where a PNG begins");
                 }
                 _ => {}
@@ -376,42 +365,37 @@ fn most_bytes(header: &[u8]) -> usize {
 /// Segments up to EOI, those of a scan with coded data behind them (ITU-T T.81, B.1.1). The marker's 0xff behind SOI is taken
 /// already.
 fn jpeg<R: BufRead>(stream: &mut Bytes<R>) -> Result<()> {
-    let mut has_scan = false;
-    let mut frame = None; // where its header begins, of which there is one
+    const BREAKS_OFF: &str = "a JPEG of the stream breaks off where the next one begins";
+    stream.again = stream.taken.len() - 1;
+    let mut is_begin = true;
     let mut marker = stream.marker()?;
     loop {
-        // What is behind a scan's begin holds no image, unless the file breaks off within the segment there.
-        if !has_scan || matches!(marker, 0xd8 | 0xda) {
-            stream.again = stream.taken.len() - 2;
-        }
         match marker {
-            0xd9 => return Ok(()),
-            0xd8 => bail!("a JPEG of the stream breaks off where the next one begins"),
+            0xd8 => bail!(BREAKS_OFF),
+            0xd9 => {
+                // One that breaks off within a segment may go on with another's bytes.
+                let mut rest = stream.taken[stream.again..].windows(JPEG.len());
+                ensure!(rest.all(|bytes| bytes != JPEG), BREAKS_OFF);
+                return Ok(());
+            }
             0xda => {
-                has_scan = true;
+                is_begin = false;
                 stream.segment()?;
                 marker = stream.marker_behind_scan()?;
                 continue;
             }
-            0xc4 | 0xdb..=0xdd | 0xe0..=0xef | 0xfe => stream.segment()?,
-            0xc0..=0xcf if let Some(first) = frame => {
-                stream.again = first;
-                bail!("a JPEG of the stream breaks off, the header of another one is behind it");
-            }
-            0xc0..=0xcf if marker != 0xc8 && marker != 0xcc => {
-                frame = Some(stream.again);
-                stream.segment()?;
-            }
-            0xc0..=0xcf | 0xde | 0xdf | 0xf0..=0xfd if !has_scan => stream.segment()?,
+            0xc0..=0xcf | 0xdb..=0xfe => stream.segment()?,
             _ => bail!("a JPEG of the stream has the marker {marker:#04x} where none may be"),
-        }
-        if matches!(marker, 0xe0..=0xef) {
-            stream.again = stream.taken.len(); // the image in it, a thumbnail, is none of the stream's
         }
         ensure!(
             stream.byte()? == 0xff,
             "a JPEG of the stream is damaged: no marker behind its segment {marker:#04x}"
         );
+        // An image in what an application or a comment says, a thumbnail, is none of the stream's.
+        is_begin &= matches!(marker, 0xe0..=0xef | 0xfe);
+        if is_begin {
+            stream.again = stream.taken.len() - 1;
+        }
         marker = stream.marker()?;
     }
 }
@@ -503,7 +487,7 @@ mod tests {
         let next = [noise(9, ImageFormat::Jpeg), file(8, ImageFormat::Png), whole.clone()];
         let other = [next[1].clone(), next[0].clone(), next[2].clone()];
         let good = [9, 8, 12].map(|side| Ok((side, side + 1)));
-        let app0 = 20; // what breaks off in it takes its length from the next one
+        let app0 = 20; // its end
         for cut in app0..whole.len() {
             let found = read(&[&whole[..cut], &next.concat()].concat());
             assert!(found[0].is_err() && found[1..] == good, "cut at {cut}: {found:?}");
@@ -511,9 +495,10 @@ mod tests {
             let good = [&good[1], &good[0], &good[2]];
             assert!(found[0].is_err() && found[1..].iter().eq(good), "cut at {cut}: {found:?}");
         }
+        // An image that lacks its first segment's end alone takes it from the next one and is that one then.
         for cut in 3..app0 {
             let found = read(&[&whole[..cut], &next.concat()].concat());
-            assert!(found[0].is_err() && found.last() == good.last(), "cut at {cut}: {found:?}");
+            assert!(found.ends_with(&good), "cut at {cut}: {found:?}");
         }
     }
 
