@@ -191,7 +191,7 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
 
 /// What is to be said of low bits that were not trained, and of a format for low bits without any.
 fn notes(request: &ExportRequest, untrained: &[String], loaded: &LoadedNetwork) -> Vec<String> {
-    let from = request.checkpoint.display();
+    let (from, out) = (request.checkpoint.display(), request.out.display());
     let asks_for_integers = match &request.target {
         ExportTarget::Safetensors | ExportTarget::Pth => false,
         ExportTarget::Packed(_) => true,
@@ -200,10 +200,10 @@ fn notes(request: &ExportRequest, untrained: &[String], loaded: &LoadedNetwork) 
     if !untrained.is_empty() {
         let flow = request.quantize.as_ref().map(FlowSource::text).unwrap_or_default();
         vec![format!(
-            "{} was quantized without training, which costs accuracy at low bits: compare it with `mqat verify {from} {}`; \
-             `mqat train --from {from} --flow {flow}` trains these bits",
-            untrained.join(" + "),
-            request.out.display()
+            "{} was quantized without training, which costs accuracy at low bits: `mqat recalibrate {out}` regains part of \
+             it, `mqat verify {from} {out} --rule as-good --images 0` says what is lost, and `mqat train --from {from} --flow \
+             {flow}` trains these bits",
+            untrained.join(" + ")
         )]
     } else if asks_for_integers && loaded.quantized.is_empty() {
         vec![format!(
