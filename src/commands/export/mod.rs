@@ -1,5 +1,6 @@
 //! `mqat export`: the network of a checkpoint for other programs.
 
+mod objects;
 pub(super) mod onnx;
 mod packed;
 mod quantize;
@@ -65,6 +66,10 @@ pub struct ExportRequest {
     pub weights: Option<ExportWeights>,
     /// Modules with bits that are quantized for the file, without training; none leaves the network as it is.
     pub quantize: Option<FlowSource>,
+    /// The boxes of the objects, for a file that carries none.
+    pub boxes: Option<PathBuf>,
+    /// The dataset, or the folder of datasets: images for an ONNX file, objects for a file that carries none.
+    pub data: Option<PathBuf>,
     /// The file to write.
     pub out: PathBuf,
     /// Replace `out`.
@@ -110,6 +115,9 @@ pub struct ExportReport {
     pub num_tensors: usize,
     /// Its size.
     pub bytes: u64,
+    /// The objects that it carries; none for formats that carry none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_objects: Option<usize>,
     /// The modules whose weights lie on levels.
     pub quantized: Vec<String>,
     /// Those of them that were quantized for this file, without training.
@@ -158,6 +166,7 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
         _ => Names::Config,
     };
     let artifact = open(&request.checkpoint, &Asked::weights(&request.select, &home, names))?;
+    let objects = objects::find(request, &artifact)?;
     let config = &artifact.config;
     let which = match request.weights {
         Some(ExportWeights::Float) => Stored::AsStored,
@@ -171,13 +180,20 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
         Some(flow) => quantize::quantize(config, net.as_ref(), &mut loaded, flow)
             .with_context(|| from.display().to_string())?,
     };
-    let exported = Exported { from, out, problem: request.select.problem(), net, loaded };
+    let exported = Exported { from, out, problem: request.select.problem(), net, loaded, objects };
     let report = match &request.target {
         ExportTarget::Safetensors | ExportTarget::Pth => write_weights(request, &exported),
         ExportTarget::Packed(options) => write_packed(request, &exported, config, *options),
         ExportTarget::Onnx(options) => write_onnx(request, &exported, config, options),
     }?;
-    let notes = notes(request, &untrained, &exported.loaded);
+    let mut notes = notes(request, &untrained, &exported.loaded);
+    if report.num_objects == Some(0) {
+        notes.push(format!(
+            "{} carries no objects, as {} has none: `mqat predict` of it needs --data or --boxes, which export takes, too",
+            out.display(),
+            from.display()
+        ));
+    }
     Ok(ExportReport { quantized_without_training: untrained, notes, ..report })
 }
 
@@ -238,6 +254,7 @@ fn write_onnx(
         weights: weights_of(request, &exported.loaded),
         num_tensors: written.num_tensors,
         bytes: written.bytes,
+        num_objects: Some(written.num_objects),
         quantized: written.quantized,
         quantized_without_training: Vec::new(),
         notes: Vec::new(),
@@ -271,6 +288,7 @@ fn write_packed(
         weights,
         num_tensors: report.num_tensors,
         bytes: report.bytes,
+        num_objects: Some(exported.objects.len()),
         quantized: report.quantized.clone(),
         quantized_without_training: Vec::new(),
         notes: Vec::new(),
@@ -315,6 +333,7 @@ fn write_weights(request: &ExportRequest, exported: &Exported) -> Result<ExportR
         weights,
         num_tensors: state.len(),
         bytes,
+        num_objects: None,
         quantized,
         quantized_without_training: Vec::new(),
         notes: Vec::new(),
