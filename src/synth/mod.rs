@@ -5,9 +5,11 @@
 //! (`writer`). An image depends on the settings, the seed and its place only, never on the number of threads.
 //! A folder that holds anything but a synthetic dataset is refused. No list file is there before all images are.
 
+mod lights;
 mod materials;
 mod mesh;
 mod options;
+mod part;
 mod render;
 mod sensor;
 mod sky;
