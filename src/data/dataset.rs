@@ -8,13 +8,14 @@ use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
 use super::bop_folder::BopFolder;
-use super::bop_frames::{self, SplitList};
+use super::bop_frames;
 use super::config::dataset_relative;
 use super::consistency::{check_distances, warn_of_field};
 use super::frame::Frame;
 use super::models::read_models;
 use super::purpose::Purpose;
 use super::scene::{ImagePath, read_scene};
+use super::split_list::SplitList;
 use super::{DataConfig, InputConfig, ObjectModel};
 use crate::io;
 

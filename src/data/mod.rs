@@ -28,6 +28,8 @@ mod purpose;
 mod sample;
 mod scene;
 mod scene_files;
+mod split_list;
+mod survey;
 #[cfg(test)]
 mod testing;
 mod undistort;
@@ -36,7 +38,7 @@ pub mod warp;
 
 pub use augment::{Augmentation, remap_pose};
 pub use bop_folder::{BopFolder, BopTargetLine, BopTargets, VISIBLE_TARGET};
-pub use bop_frames::{SplitList, folder_boxes, num_images};
+pub use bop_frames::folder_boxes;
 pub use bop_scene::{BopFrame, BopObject, BopScene};
 pub use camera_file::{CameraFile, read_camera};
 pub use check::{FolderCheck, ObjectCheck, SceneCheck, SplitCheck, SplitObject};
@@ -50,5 +52,7 @@ pub use models_info::{ModelInfo, ModelInfos, ModelSymmetries};
 pub use purpose::Purpose;
 pub use sample::{Preparer, Sample, SampleObject};
 pub use scene::{ImagePath, scene_cameras, sequence_of};
+pub use split_list::{HeldOut, SplitList, SplitPart, num_images};
+pub use survey::{SeenInstance, SplitSurvey};
 pub use undistort::SourceMap;
 pub use view::View;
