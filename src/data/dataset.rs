@@ -121,6 +121,11 @@ impl Dataset {
         Ok(Dataset { root: root.to_owned(), models: Arc::new(models), frames, skipped })
     }
 
+    /// Most objects of one class in an image.
+    pub fn most_of_a_class(&self) -> usize {
+        self.frames.iter().map(Frame::most_of_a_class).max().unwrap_or(0)
+    }
+
     /// Least and greatest depth of the objects, mm; `None` when there are none.
     pub fn depth_range_mm(&self) -> Option<(f64, f64)> {
         let depths = self.frames.iter().flat_map(|f| &f.objects).map(|o| o.pose.t_mm.z);
@@ -242,13 +247,21 @@ fn take_repeats(list: &Path, images: &mut Vec<String>, purpose: Purpose) -> usiz
 /// Says how much of a split can be found at most, where a class is seen several times in an image.
 fn warn_of_several(list: &Path, frames: &[Frame], purpose: Purpose) {
     let num_images = frames.iter().filter(|f| f.num_findable() < f.objects.len()).count();
+    let most = frames.iter().map(Frame::most_of_a_class).max().unwrap_or(0);
+    if num_images > 0 && purpose == Purpose::Training {
+        tracing::info!(
+            "{}: {num_images} of {} images hold several objects of a class, up to {most}",
+            list.display(),
+            frames.len()
+        );
+    }
     if num_images == 0 || !matches!(purpose, Purpose::Evaluation | Purpose::Scoring) {
         return;
     }
     let num_objects: usize = frames.iter().map(|f| f.objects.len()).sum();
     let findable: usize = frames.iter().map(Frame::num_findable).sum();
     tracing::warn!(
-        "{}: {num_images} of {} images hold several objects of a class: a network that gives one pose a class and image finds \
+        "{}: {num_images} of {} images hold several objects of a class, up to {most}: a network that gives one pose a class and image finds \
          at most {findable} of {num_objects} objects, {:.1} %",
         list.display(),
         frames.len(),

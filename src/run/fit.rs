@@ -207,11 +207,8 @@ impl Fit<'_> {
         }
         let several = train.most_of_object.iter().filter(|(_, most)| **most > 1);
         if let Some((obj_id, most)) = several.max_by_key(|(_, most)| **most) {
-            self.choices.push(Choice {
-                key: "instances".to_owned(),
-                value: (*most).into(),
-                why: format!("up to {most} instances of a class in an image (object {obj_id})"),
-            });
+            let why = format!("up to {most} instances of a class in an image (object {obj_id})");
+            self.set("evaluation.instances", (*most).into(), why);
         }
         Ok(classes)
     }

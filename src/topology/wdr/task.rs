@@ -59,9 +59,9 @@ impl Family for NetworkConfig {
     }
 
     fn decoder(&self, setting: DecodeSetting) -> Result<Box<dyn Decode>> {
-        let DecodeSetting { confidence_threshold, targets, .. } = setting;
+        let DecodeSetting { confidence_threshold, targets, max_instances, .. } = setting;
         let grid = AnchorGrid::new(self, setting.width, setting.height);
-        let candidates = CandidateConfig { confidence_threshold, targets };
+        let candidates = CandidateConfig { confidence_threshold, targets, max_instances };
         let decoder = CellDecoder::new(grid, setting.num_classes, setting.corners, candidates)?;
         Ok(Box::new(decoder))
     }
