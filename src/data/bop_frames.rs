@@ -275,7 +275,8 @@ pub(super) fn read_models(
             (None, Some(corners)) => (corners, box_infos.path()),
             (None, None) => (box_corners(&mesh.vertices), path.as_path()),
         };
-        let model = ObjectModel { obj_id, name, mesh, corners, diameter_mm };
+        let symmetries = box_infos.symmetries(obj_id)?;
+        let model = ObjectModel { obj_id, name, mesh, corners, diameter_mm, symmetries };
         check_model(&model, (&path, file), class, &infos)?;
         models.push(model);
     }

@@ -30,6 +30,7 @@ mod scene;
 mod scene_files;
 mod split_list;
 mod survey;
+mod symmetric_label;
 #[cfg(test)]
 mod testing;
 mod undistort;

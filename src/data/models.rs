@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::DataConfig;
 use super::config::{MODELS_INFO, dataset_relative};
 use super::consistency::{check_box, check_model};
-use super::models_info::ModelInfos;
+use super::models_info::{ModelInfos, ModelSymmetries};
 use crate::geom::{Corners, Vec3};
 use crate::io;
 use crate::io::mesh::Mesh;
@@ -26,6 +26,8 @@ pub struct ObjectModel {
     pub corners: Corners,
     /// From the config, mm.
     pub diameter_mm: f64,
+    /// The transforms onto itself that `models_info.json` lists.
+    pub symmetries: ModelSymmetries,
 }
 
 /// What PnP needs to know of a class: no mesh.
@@ -132,7 +134,8 @@ pub(crate) fn read_models(root: &Path, data: &DataConfig) -> Result<Vec<ObjectMo
             anyhow::bail!("{}: obj_id {obj_id} is also that of {}", path.display(), twin.name);
         }
         let mesh = io::mesh::read_ply(path)?;
-        let model = ObjectModel { obj_id, name, mesh, corners, diameter_mm };
+        let symmetries = infos.symmetries(obj_id)?;
+        let model = ObjectModel { obj_id, name, mesh, corners, diameter_mm, symmetries };
         check_model(&model, (path, &box_file), models.len(), &infos)?;
         models.push(model);
     }

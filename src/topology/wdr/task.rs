@@ -180,7 +180,7 @@ impl Targets {
         })?;
         Ok(ObjectTarget {
             class,
-            pose: object.pose,
+            pose: model.symmetries.label(&object.pose),
             corners: model.corners,
             diameter_mm: model.diameter_mm,
         })
