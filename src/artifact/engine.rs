@@ -143,13 +143,20 @@ impl OnnxEngine {
         let session = OnnxSession::open(path, &options)?;
         let size = (config.input.height, config.input.width);
         let head = session.head();
-        let expected = config.network.family().outputs(head.num_classes, size.1, size.0).len();
         ensure!(
-            head.size == size && 2 * head.levels.len() == expected,
-            "{at} has {} outputs for images of {:?} px (height, width), its config {expected} for {size:?}",
-            2 * head.levels.len(),
+            head.size == size,
+            "{at} takes images of {:?} px (height, width), its config {size:?}",
             head.size
         );
+        for output in layout(&config, size.1, size.0) {
+            let found = head.outputs.iter().find(|found| found.name == output.name);
+            ensure!(
+                found.is_some_and(|found| found.shape == output.shape),
+                "{at} has no output {} of the shape {:?}, which its config expects",
+                output.name,
+                output.shape
+            );
+        }
         Ok(Self { meta, config, session })
     }
 
@@ -159,13 +166,20 @@ impl OnnxEngine {
     }
 }
 
+/// The outputs that the family of a config's network has.
+fn layout(config: &Config, width: usize, height: usize) -> Vec<OutputShape> {
+    config.network.family().outputs(config.data.num_classes(), width, height)
+}
+
 impl Engine for OnnxEngine {
     fn outputs(&self, width: usize, height: usize) -> Vec<OutputShape> {
-        self.config.network.family().outputs(self.session.head().num_classes, width, height)
+        layout(&self.config, width, height)
     }
 
     fn forward(&self, images: &Tensor) -> Result<Outputs> {
-        self.session.run(images)
+        let outputs = layout(&self.config, self.config.input.width, self.config.input.height);
+        let names: Vec<&str> = outputs.iter().map(|output| output.name.as_str()).collect();
+        self.session.named(images, &names)
     }
 }
 

@@ -28,7 +28,7 @@ use super::packed;
 use crate::io::tensors;
 use crate::nn::Network;
 use crate::quant::ModuleQuantizer;
-use crate::topology::{self, wdr::keys};
+use crate::topology::{self, keys};
 use crate::train::{Checkpoint, CheckpointMeta, QuantizedModule, attach_all};
 use state::StateDict;
 

@@ -15,6 +15,7 @@ use crate::eval::{
     Deviation, Evaluation, EvaluationInfo, MeanDifference, OutputDeviation, Pair, Prediction,
     Progress, SYNTHETIC_FILE, evaluate, infer_pair,
 };
+use crate::nn::DenseLevel;
 use crate::pose::errors::{re_deg, te_mm};
 use crate::pose::{Discordant, TargetErrors};
 use crate::run::config::{Config, Names};
@@ -112,7 +113,7 @@ pub struct VerifyReport {
     pub split: String,
     /// True when the dataset says that it was rendered.
     pub synthetic_data: bool,
-    /// The outputs of pyramid levels, `cls_pK` with `reg_pK`, finest first.
+    /// The outputs of pyramid levels, finest first.
     pub levels: Vec<LevelDeviation>,
     /// All other outputs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -143,24 +144,22 @@ pub struct LevelDeviation {
     pub offsets: Deviation,
 }
 
-/// Puts the outputs of a pyramid level together; what belongs to none stays as it is.
-fn by_level(mut outputs: Vec<OutputDeviation>) -> (Vec<LevelDeviation>, Vec<OutputDeviation>) {
-    let level_of = |name: &str, prefix: &str| -> Option<u32> {
-        name.strip_prefix(prefix)?.parse().ok().filter(|level| *level < 63)
-    };
+/// Puts the outputs of each of the network's `dense` levels together; what belongs to none stays as it is.
+fn by_level(
+    mut outputs: Vec<OutputDeviation>,
+    dense: &[DenseLevel],
+) -> (Vec<LevelDeviation>, Vec<OutputDeviation>) {
     let mut levels = Vec::new();
-    while let Some((i, j, level)) = outputs.iter().enumerate().find_map(|(i, cls)| {
-        let level = level_of(&cls.name, "cls_p")?;
-        let is_reg = |reg: &OutputDeviation| level_of(&reg.name, "reg_p") == Some(level);
-        Some((i, outputs.iter().position(is_reg)?, level))
-    }) {
-        let (logits, offsets) = (outputs[i].deviation, outputs[j].deviation);
-        levels.push(LevelDeviation { stride: 1 << level, logits, offsets });
-        let (first, last) = (i.min(j), i.max(j));
-        outputs.remove(last);
-        outputs.remove(first);
+    for level in dense {
+        let named = |name: &str| {
+            outputs.iter().find(|output| output.name == name).map(|output| output.deviation)
+        };
+        let (Some(logits), Some(offsets)) = (named(&level.cls), named(&level.reg)) else {
+            continue;
+        };
+        levels.push(LevelDeviation { stride: level.stride, logits, offsets });
+        outputs.retain(|output| output.name != level.cls && output.name != level.reg);
     }
-    levels.sort_by_key(|level| level.stride);
     (levels, outputs)
 }
 
@@ -310,7 +309,8 @@ pub fn verify(request: &VerifyRequest, progress: &mut dyn FnMut(Progress)) -> Re
     let is_integer = files[0].computes_with_integers()? || files[1].computes_with_integers()?;
     let of_files = if is_integer { Rule::AsGood } else { Rule::SameNumbers };
     let rule = request.rule.unwrap_or(of_files);
-    Ok(judge(request, rule, &dataset, pair, artefacts, objects))
+    let dense = config.network.family().dense_levels();
+    Ok(judge(request, rule, &dataset, &dense, pair, artefacts, objects))
 }
 
 /// Each file with its config; a file without takes the other's.
@@ -412,6 +412,7 @@ fn judge(
     request: &VerifyRequest,
     rule: Rule,
     dataset: &Dataset,
+    dense: &[DenseLevel],
     pair: Pair,
     artefacts: [ArtefactReport; 2],
     objects: Objects,
@@ -422,9 +423,9 @@ fn judge(
         _ => None,
     };
     let limits = request.limits.or(Limits::of(rule));
-    let mut failures = failures(&limits, &pair.outputs, &detections, difference);
+    let mut failures = failures(&limits, &pair.outputs, dense, &detections, difference);
     failures.extend(worse(&limits, &objects));
-    let (levels, outputs) = by_level(pair.outputs);
+    let (levels, outputs) = by_level(pair.outputs, dense);
     let Objects { verdicts, add } = objects;
     VerifyReport {
         passed: failures.is_empty(),
@@ -497,11 +498,13 @@ fn level_name(stride: i64) -> String {
     format!("P{}", stride.max(1).ilog2())
 }
 
-/// What an output is, and of which pyramid level: `logits` of `P5` for `cls_p5`; any other is an output under its name.
-fn kind_of(name: &str) -> (&'static str, String) {
-    for (prefix, kind) in [("cls_p", "logits"), ("reg_p", "offsets")] {
-        if let Some(level) = name.strip_prefix(prefix) {
-            return (kind, format!("P{level}"));
+/// What an output is, and of which pyramid level: `logits` of `P5`; what is of no level is an output under its name.
+fn kind_of(name: &str, dense: &[DenseLevel]) -> (&'static str, String) {
+    for level in dense {
+        for (output, kind) in [(&level.cls, "logits"), (&level.reg, "offsets")] {
+            if output == name {
+                return (kind, level_name(level.stride));
+            }
         }
     }
     ("outputs", name.to_owned())
@@ -511,6 +514,7 @@ fn kind_of(name: &str) -> (&'static str, String) {
 fn failures(
     limits: &Limits,
     outputs: &[OutputDeviation],
+    dense: &[DenseLevel],
     detections: &Detections,
     adi_points: Option<f64>,
 ) -> Vec<String> {
@@ -518,7 +522,7 @@ fn failures(
     for kind in ["logits", "offsets", "outputs"] {
         let of_kind: Vec<(String, &Deviation)> = outputs
             .iter()
-            .map(|output| (kind_of(&output.name), &output.deviation))
+            .map(|output| (kind_of(&output.name, dense), &output.deviation))
             .filter(|((own, _), _)| *own == kind)
             .map(|((_, place), deviation)| (place, deviation))
             .collect();
@@ -792,6 +796,15 @@ mod tests {
         assert!((many.chance() - 1.0).abs() < 1e-6, "{}", many.chance());
     }
 
+    /// Levels of these strides with outputs `cls_pK` and `reg_pK`.
+    fn dense(strides: &[i64]) -> Vec<DenseLevel> {
+        let of = |&stride: &i64| {
+            let name = |which: &str| format!("{which}_p{}", stride.ilog2());
+            DenseLevel { cls: name("cls"), reg: name("reg"), stride, size_px: 32.0 }
+        };
+        strides.iter().map(of).collect()
+    }
+
     #[test]
     fn outputs_of_a_level_are_told_together() {
         let output = |name: &str, max_abs| OutputDeviation {
@@ -800,7 +813,7 @@ mod tests {
         };
         let names = ["cls_p4", "cls_p3", "mask", "reg_p3", "reg_p4", "cls_p9"];
         let outputs = names.iter().zip(0..).map(|(name, i)| output(name, f64::from(i)));
-        let (levels, others) = by_level(outputs.collect());
+        let (levels, others) = by_level(outputs.collect(), &dense(&[8, 16, 512]));
         let found: Vec<_> =
             levels.iter().map(|l| (l.stride, l.logits.max_abs, l.offsets.max_abs)).collect();
         assert_eq!(found, [(8, 1.0, 3.0), (16, 0.0, 4.0)]);
@@ -817,22 +830,27 @@ mod tests {
             deviation: Deviation { relative, ..Default::default() },
         };
         let fine = [output("cls_p3", 1e-4), output("cls_p5", 0.0), output("reg_p3", 0.0)];
+        let dense = dense(&[8, 16, 32, 64]);
         let with = |output: OutputDeviation| [&fine[..], &[output]].concat();
         let none = Detections::default();
-        assert!(failures(&limits, &fine, &none, Some(-1.0)).is_empty());
-        let text = failures(&limits, &with(output("reg_p5", 2e-4)), &none, None).join("; ");
+        assert!(failures(&limits, &fine, &dense, &none, Some(-1.0)).is_empty());
+        let text = failures(&limits, &with(output("reg_p5", 2e-4)), &dense, &none, None).join("; ");
         let expected =
             "offsets of 1 of 2 levels differ, most of all P5 by 2.00e-4 of their scale, above 1e-4";
         assert_eq!(text, expected);
-        let text = failures(&limits, &with(output("rotation", 0.5)), &none, None).join("; ");
+        let text =
+            failures(&limits, &with(output("rotation", 0.5)), &dense, &none, None).join("; ");
         assert!(text.starts_with("1 of 1 outputs differ, most of all rotation by 0.5"), "{text}");
         let mut wild = output("cls_p6", 0.0);
         wild.deviation.num_not_finite = 3;
-        let text = failures(&limits, &with(wild), &none, None).join("; ");
+        let text = failures(&limits, &with(wild), &dense, &none, None).join("; ");
         assert_eq!(text, "logits of P6: 3 values are finite in one of the two only");
         let changed = Detections { changed_fraction: 0.02, ..none };
-        assert!(failures(&limits, &fine, &changed, None)[0].contains("2.00 % of the detections"));
-        let text = failures(&limits, &fine, &none, Some(-1.25)).join("; ");
+        assert!(
+            failures(&limits, &fine, &dense, &changed, None)[0]
+                .contains("2.00 % of the detections")
+        );
+        let text = failures(&limits, &fine, &dense, &none, Some(-1.25)).join("; ");
         assert_eq!(text, "ADI-0.1d differs by -1.25 points, above 1.00");
     }
 
@@ -844,7 +862,7 @@ mod tests {
             deviation: Deviation { relative: 0.07, ..Default::default() },
         };
         let changed = Detections { changed_fraction: 0.2, ..Detections::default() };
-        assert!(failures(&limits, &[far], &changed, Some(-3.0)).is_empty());
+        assert!(failures(&limits, &[far], &dense(&[8]), &changed, Some(-3.0)).is_empty());
         let objects = |lost, gained, mean, half| Objects {
             verdicts: Verdicts { only_first: lost, only_second: gained, both: 80, neither: 9 },
             add: Some(MeanDifference {
@@ -864,7 +882,7 @@ mod tests {
         assert_eq!(worse(&limits, &none), ["there is no true object to judge by"]);
         // A limit that is named holds whatever the rule.
         let named = Limits { changed: Some(0.1), ..Limits::default() }.or(Limits::of(Rule::AsGood));
-        assert_eq!(failures(&named, &[], &changed, None).len(), 1);
+        assert_eq!(failures(&named, &[], &[], &changed, None).len(), 1);
         assert_eq!(fewest_lost(0.05), 6);
     }
 }

@@ -196,7 +196,8 @@ impl DataConfig {
         need(
             self.augment || self.color.is_none(),
             "COLOR",
-            "changes training images, and data.augment is false; set it to true, or COLOR to null".to_owned(),
+            "changes training images, and data.augment is false; set it to true, or COLOR to null"
+                .to_owned(),
         );
         for &c in &self.symmetric_classes {
             let ok = c + 1 < n;

@@ -81,7 +81,7 @@ mod tests {
     }
 
     fn poses() -> impl Iterator<Item = Pose> {
-        (0..40).map(|i| f64::from(i)).map(|i| pose([0.37 * i, 0.11 + 0.23 * i, 1.0 - 0.19 * i]))
+        (0..40).map(f64::from).map(|i| pose([0.37 * i, 0.11 + 0.23 * i, 1.0 - 0.19 * i]))
     }
 
     #[test]

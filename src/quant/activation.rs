@@ -5,6 +5,7 @@
 //! are unsigned.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, ensure};
 use rand::Rng;
@@ -167,6 +168,17 @@ pub struct CalibratedActivation {
 }
 
 impl CalibratedActivation {
+    /// [`CalibratedActivation::new`] for a scheme's `attach`.
+    pub(super) fn attach(
+        method: &'static str,
+        site: &Site,
+        context: &ActivationContext,
+        calibration: &CalibrationConfig,
+        rule: impl ActivationRule + 'static,
+    ) -> Result<Rc<dyn ActivationQuantizer>> {
+        Ok(Rc::new(Self::new(method, site, context, calibration, rule)?))
+    }
+
     /// A quantizer for the activations that go into `site`, to be plugged in with `Site::set_input_slot`. `method` names
     /// it in reports.
     ///

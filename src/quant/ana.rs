@@ -172,8 +172,8 @@ impl ActivationScheme for AnaActivations {
         site: &Site,
         context: &ActivationContext,
     ) -> Result<Rc<dyn ActivationQuantizer>> {
-        let (calibration, rule) = (&self.calibration, Noise::new(&self.ana));
-        Ok(Rc::new(CalibratedActivation::new(Self::NAME, site, context, calibration, rule)?))
+        let rule = Noise::new(&self.ana);
+        CalibratedActivation::attach(Self::NAME, site, context, &self.calibration, rule)
     }
 }
 
@@ -214,10 +214,6 @@ impl WeightRule for AnnealedWeight {
             true => staircase(weight, levels.scale(), levels.codes(), self.noise.widths.get()),
             false => self.quantize(weight, levels),
         }
-    }
-
-    fn quantize(&self, weight: &Tensor, levels: &LayerLevels) -> Tensor {
-        affine::quantize(weight, levels.scale(), levels.codes())
     }
 }
 

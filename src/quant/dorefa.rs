@@ -82,8 +82,9 @@ impl WeightRule for DorefaWeights {
         fake_quantize(weight, levels.scale(), levels.codes())
     }
 
-    fn quantize(&self, weight: &Tensor, levels: &LayerLevels) -> Tensor {
-        fake_quantize(&weight.detach(), levels.scale(), levels.codes())
+    fn quantize_into(&self, out: &mut Tensor, weight: &Tensor, levels: &LayerLevels) {
+        let value = fake_quantize(&weight.detach(), levels.scale(), levels.codes());
+        no_grad(|| out.copy_(&value));
     }
 }
 
@@ -129,8 +130,7 @@ impl ActivationScheme for DorefaActivations {
         site: &Site,
         context: &ActivationContext,
     ) -> Result<Rc<dyn ActivationQuantizer>> {
-        let (calibration, rule) = (&self.calibration, self.clone());
-        Ok(Rc::new(CalibratedActivation::new(Self::NAME, site, context, calibration, rule)?))
+        CalibratedActivation::attach(Self::NAME, site, context, &self.calibration, self.clone())
     }
 }
 

@@ -139,14 +139,6 @@ impl WeightRule for LsqWeights {
             .expect("the steps are those of this weight")
     }
 
-    fn quantize(&self, weight: &Tensor, levels: &LayerLevels) -> Tensor {
-        affine::quantize(weight, levels.scale(), levels.codes())
-    }
-
-    fn quantize_into(&self, out: &mut Tensor, weight: &Tensor, levels: &LayerLevels) {
-        affine::quantize_into(out, weight, levels.scale(), levels.codes());
-    }
-
     fn has_backward(&self) -> bool {
         true
     }
@@ -208,8 +200,7 @@ impl ActivationScheme for LsqActivations {
         site: &Site,
         context: &ActivationContext,
     ) -> Result<Rc<dyn ActivationQuantizer>> {
-        let (calibration, rule) = (&self.calibration, self.clone());
-        Ok(Rc::new(CalibratedActivation::new(Self::NAME, site, context, calibration, rule)?))
+        CalibratedActivation::attach(Self::NAME, site, context, &self.calibration, self.clone())
     }
 }
 

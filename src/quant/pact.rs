@@ -70,8 +70,7 @@ impl ActivationScheme for PactActivations {
         site: &Site,
         context: &ActivationContext,
     ) -> Result<Rc<dyn ActivationQuantizer>> {
-        let (calibration, rule) = (&self.calibration, self.clone());
-        Ok(Rc::new(CalibratedActivation::new(Self::NAME, site, context, calibration, rule)?))
+        CalibratedActivation::attach(Self::NAME, site, context, &self.calibration, self.clone())
     }
 }
 

@@ -92,14 +92,6 @@ impl WeightRule for UniformWeights {
             .expect("the scales are those of this weight")
     }
 
-    fn quantize(&self, weight: &Tensor, levels: &LayerLevels) -> Tensor {
-        affine::quantize(weight, levels.scale(), levels.codes())
-    }
-
-    fn quantize_into(&self, out: &mut Tensor, weight: &Tensor, levels: &LayerLevels) {
-        affine::quantize_into(out, weight, levels.scale(), levels.codes());
-    }
-
     fn has_backward(&self) -> bool {
         true
     }
@@ -136,9 +128,7 @@ impl ActivationScheme for UniformActivations {
         site: &Site,
         context: &ActivationContext,
     ) -> Result<Rc<dyn ActivationQuantizer>> {
-        let quantizer =
-            CalibratedActivation::new(Self::NAME, site, context, &self.calibration, Nearest)?;
-        Ok(Rc::new(quantizer))
+        CalibratedActivation::attach(Self::NAME, site, context, &self.calibration, Nearest)
     }
 }
 

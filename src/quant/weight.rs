@@ -168,12 +168,17 @@ pub trait WeightRule {
 
     /// The weight that evaluation computes with: each value has exactly the bits of a level; no gradient.
     fn quantize(&self, weight: &Tensor, levels: &LayerLevels) -> Tensor {
-        levels.nearest(&weight.detach())
+        let mut out = no_grad(|| weight.detach().empty_like());
+        self.quantize_into(&mut out, weight, levels);
+        out
     }
 
-    /// As [`WeightRule::quantize`], into a tensor of the same shape.
+    /// As [`WeightRule::quantize`], into a tensor of the same shape: what a method with other values replaces.
     fn quantize_into(&self, out: &mut Tensor, weight: &Tensor, levels: &LayerLevels) {
-        out.copy_(&self.quantize(weight, levels));
+        match levels.codes {
+            Some(codes) => affine::quantize_into(out, weight, levels.scale(), codes),
+            None => no_grad(|| out.copy_(&levels.nearest(&weight.detach()))),
+        }
     }
 
     /// Whether [`WeightRule::backward`] replaces autograd within a step.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -13,8 +13,8 @@ use crate::io;
 use crate::run::home::Home;
 use crate::run::{keys, published};
 use crate::schema::{self, check_ranges, first_of_each_key};
-use crate::topology::Topology;
-use crate::topology::wdr::{DistillConfig, LossConfig, TargetConfig};
+use crate::topology::wdr::DistillConfig;
+use crate::topology::{LossSettings, TargetSettings, Topology};
 use crate::train::{EmaConfig, MonitorConfig, StageConfig, TrainConfig};
 
 /// The problem that is meant when none is named.
@@ -119,9 +119,9 @@ impl Default for RuntimeConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct TrainingSection {
     /// Weights of the losses.
-    pub loss: LossConfig,
+    pub loss: LossSettings,
     /// Which cells learn an object.
-    pub targets: TargetConfig,
+    pub targets: TargetSettings,
     /// Learn also what the float network says that the run starts from (`experiment.url`); `null` learns from the targets
     /// alone.
     pub distill: Option<DistillConfig>,
@@ -169,8 +169,8 @@ impl Default for TrainingSection {
     fn default() -> Self {
         let train = TrainConfig::default();
         Self {
-            loss: LossConfig::default(),
-            targets: TargetConfig::default(),
+            loss: LossSettings::default(),
+            targets: TargetSettings::default(),
             distill: None,
             full_precision: Some(StageConfig::full_precision()),
             ckpt_every: train.ckpt_every,
@@ -458,7 +458,10 @@ fn known_configs(problems: &Path) -> Vec<String> {
 /// # Errors
 /// If keys are unknown, a value has the wrong type, or values are outside their range: `at` and all keys are named.
 pub fn parse(document: Value, at: &str) -> Result<Config> {
-    let config: Config = schema::parse(document, at)?;
+    let mut config: Config = schema::parse(document, at)?;
+    let Config { network, training, .. } = &mut config;
+    let complete = network.family().complete(&training.loss, &training.targets);
+    (training.loss, training.targets) = complete.map_err(|err| anyhow!("{at}: {err}"))?;
     let problems = config.problems();
     if !problems.is_empty() {
         bail!("{at}: {}", problems.join("; "));

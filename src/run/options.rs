@@ -95,18 +95,24 @@ pub(crate) fn loader_options(config: &Config, batch_size: usize) -> LoaderOption
 }
 
 /// What the network of a config is to learn about the objects of a dataset; what is random follows from `seed`.
+///
+/// # Errors
+/// If the internal camera is not valid, or the settings are those of another family.
 pub(crate) fn task_of(config: &Config, dataset: &Dataset, seed: u64) -> Result<Box<dyn Task>> {
     task_with(config, dataset, seed, None)
 }
 
 /// The same, learning from a teacher too.
+///
+/// # Errors
+/// As [`task_of`].
 pub(crate) fn task_with(
     config: &Config,
     dataset: &Dataset,
     seed: u64,
     teacher: Option<Teacher>,
 ) -> Result<Box<dyn Task>> {
-    Ok(config.network.family().task(TaskSetting {
+    config.network.family().task(TaskSetting {
         preprocess: preprocess(&config.input),
         camera: config.input.camera()?,
         models: dataset.models.clone(),
@@ -114,5 +120,5 @@ pub(crate) fn task_with(
         loss: config.training.loss.clone(),
         teacher,
         seed,
-    }))
+    })
 }

@@ -15,7 +15,7 @@ mod tables;
 mod unknown;
 mod walk;
 
-pub use parse::{check_ranges, from_value, parse};
+pub use parse::{check_ranges, from_value, parse, parse_part};
 pub use plain::plain;
 pub use tables::{fill_tables, tables};
 pub use unknown::unknown_keys;

@@ -6,8 +6,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::unknown::unknown_below;
 use super::walk::{Kind, Problem, problems};
-use super::{plain, schema_of, unknown_keys};
+use super::{below, plain, schema_of};
 
 /// The value that a document holds. Ranges are not checked: see [`check_ranges`].
 ///
@@ -18,16 +19,25 @@ pub fn parse<T: DeserializeOwned + JsonSchema>(document: Value, at: &str) -> Res
     if !document.is_object() {
         bail!("{at}: is not a JSON object");
     }
+    parse_part(&document, "").map_err(|problems| anyhow!("{at}: {problems}"))
+}
+
+/// The value of a part of a document, which stands at the dotted place `at` of it. Ranges are not checked.
+///
+/// # Errors
+/// If keys are unknown or missing, or values have another type: all of them are named, with keys that begin with `at`.
+pub fn parse_part<T: DeserializeOwned + JsonSchema>(part: &Value, at: &str) -> Result<T> {
     let schema = schema_of::<T>();
-    let unknown = unknown_keys(&document, &schema);
+    let unknown = unknown_below(part, &schema, at);
     if !unknown.is_empty() {
-        bail!("{at}: {}", unknown.join("; "));
+        bail!("{}", unknown.join("; "));
     }
-    serde_path_to_error::deserialize(&document).map_err(|error| {
-        let place = dotted(error.path());
+    serde_path_to_error::deserialize(part).map_err(|error| {
+        let inner = dotted(error.path());
+        let place = if inner == "." && !at.is_empty() { at.to_owned() } else { below(at, &inner) };
         let said = plain(&error.inner().to_string());
-        let all = told(problems(&document, &schema, ""), &place, &said);
-        anyhow!("{at}: {}", all.join("; "))
+        let all = told(problems(part, &schema, at), &place, &said);
+        anyhow!("{}", all.join("; "))
     })
 }
 

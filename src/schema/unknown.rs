@@ -8,8 +8,13 @@ use super::leaves::leaves;
 /// Every key of `document` that `schema` (a JSON schema of this program's types) does not know, as messages with the
 /// nearest known key.
 pub fn unknown_keys(document: &Value, schema: &Value) -> Vec<String> {
+    unknown_below(document, schema, "")
+}
+
+/// The same for a part of a document, which stands at the dotted place `at` of it.
+pub(super) fn unknown_below(part: &Value, schema: &Value, at: &str) -> Vec<String> {
     let mut found = Vec::new();
-    walk(document, schema, schema, "", &mut found);
+    walk(part, schema, schema, at, &mut found);
     found
 }
 

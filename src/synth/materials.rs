@@ -5,7 +5,7 @@
 
 use nalgebra::{Point3, Vector3};
 
-use super::mesh::Part;
+use super::part::Part;
 
 /// A reflecting surface: Lambert plus a Blinn-Phong lobe.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::materials::material;
+use super::part::Part;
 use crate::io::mesh::Mesh;
 
 /// Mesh diameter of the dataset, mm. The rails' chamfer gives this mesh the same one.
@@ -28,26 +30,6 @@ const HOLE_STEPS: usize = 28;
 
 /// Longest edge of the evaluation mesh, mm.
 const MAX_EDGE_MM: f64 = 13.0;
-
-/// What a triangle belongs to; decides its material.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Part {
-    Rail,
-    Wall,
-    PanelEdge,
-    PlusX,
-    MinusX,
-    PlusY,
-    MinusY,
-    PlusZ,
-    MinusZ,
-    Ring,
-    HoleWall,
-    HoleFloor,
-    AntennaPlate,
-    Connector,
-    Rod,
-}
 
 /// Triangles with their parts; counter-clockwise seen from outside.
 #[derive(Debug, Clone, Default)]
@@ -279,7 +261,7 @@ pub(super) fn evaluation_mesh() -> (Mesh, Vec<[u8; 3]>) {
     for (face, &part) in fine.faces.iter().zip(&fine.parts) {
         for &i in face {
             let p = fine.vertices[i as usize].map(|c| c as f32);
-            let albedo = super::materials::material(part, p.into()).albedo;
+            let albedo = material(part, p.into()).albedo;
             colors[i as usize] = albedo.map(|a| (a.powf(1.0 / 2.2) * 255.0).round() as u8).into();
         }
     }

@@ -6,9 +6,11 @@
 //! With `--layout bop` scenes of several objects (`shapes`) are rasterized instead (`scenes`, `raster`).
 //! A folder that holds anything but a synthetic dataset is refused. No list file is there before all images are.
 
+mod lights;
 mod materials;
 mod mesh;
 mod options;
+mod part;
 mod raster;
 mod render;
 mod scenes;

@@ -7,10 +7,11 @@ use nalgebra::{Point3, Vector3};
 use parry3d::query::Ray;
 use parry3d::shape::{CompositeShapeRef, TriMesh};
 
+use super::lights::Lights;
 use super::materials::{Material, material};
-use super::mesh::{Part, PartMesh, body, rods};
+use super::mesh::{PartMesh, body, rods};
+use super::part::Part;
 use super::sky::{Earth, noise};
-use super::trajectory::Lights;
 use crate::data::bop::FrameObjectInfo;
 use crate::geom::{Camera, Pose};
 

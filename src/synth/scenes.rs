@@ -16,17 +16,14 @@ use super::raster::{Grid, Hit, Lamp, Placed, Seen, shade};
 use super::shapes::{Shape, built_in, of_folder};
 use super::sky::noise;
 use super::trajectory::{self, nominal_attitude, rotation_within};
-use super::writer::Writer;
+use super::writer::{SCENE_SPLITS, Writer};
 use crate::data::bop::{
     FrameCamera, FrameObject, FrameObjectInfo, SceneCamera, SceneGt, SceneGtInfo,
 };
 use crate::geom::{Camera, Pose, Vec3};
 use crate::io::mesh::write_ply;
-use crate::io::picture;
 use crate::seed;
 
-/// Folders of scenes, in the order of the counts of [`SynthOptions`].
-pub(super) const SPLITS: [&str; 3] = ["train_pbr", "val", "test"];
 const STREAM_SCENE: u64 = 0x424f_5053;
 /// Images of a scene.
 const SCENE_IMAGES: usize = 100;
@@ -64,7 +61,7 @@ pub(super) fn render_all(
     let done = AtomicUsize::new(0);
     let counts = [options.num_train, options.num_val, options.num_test];
     let mut targets = Vec::new();
-    for (split, (name, count)) in SPLITS.into_iter().zip(counts).enumerate() {
+    for (split, (name, count)) in SCENE_SPLITS.into_iter().zip(counts).enumerate() {
         let images = (0..count)
             .into_par_iter()
             .map(|index| {
@@ -398,25 +395,11 @@ fn readme(options: &SynthOptions, shapes: &[Shape]) -> String {
     text
 }
 
-/// Writes a picture in one of the dataset's formats.
-///
-/// # Errors
-/// If it cannot be written.
-pub(super) fn write_rgb(
-    path: &std::path::Path,
-    rgb: &RgbImage,
-    format: super::Format,
-) -> Result<()> {
-    match format {
-        super::Format::Jpeg { quality } => picture::write_jpeg(path, rgb, quality),
-        super::Format::Png => picture::write_png(path, rgb),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::BopFolder;
+    use crate::io::picture;
     use crate::synth::{Format, Layout, generate};
 
     fn options(out: &std::path::Path) -> SynthOptions {

@@ -3,7 +3,7 @@
 use nalgebra::{Rotation3, Vector3};
 use rand::Rng;
 
-use super::trajectory::Lights;
+use super::lights::Lights;
 use crate::seed;
 
 /// Radius of the Earth and of the orbit (720 km above ground), km.

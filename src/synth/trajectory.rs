@@ -2,9 +2,10 @@
 
 use std::f64::consts::{PI, TAU};
 
-use nalgebra::{Matrix3, Rotation3, Unit, UnitQuaternion, Vector3};
+use nalgebra::{Matrix3, Unit, UnitQuaternion, Vector3};
 use rand::Rng;
 
+use super::lights::Lights;
 use super::mesh::DIAMETER_MM;
 use super::options::{Attitude, SynthOptions};
 use super::render::Scene;
@@ -42,19 +43,6 @@ pub(super) fn nominal_attitude() -> Matrix3<f64> {
     let down = (forward * up.dot(&forward) - up).normalize();
     let right = down.cross(&forward);
     Matrix3::from_rows(&[right.transpose(), down.transpose(), forward.transpose()])
-}
-
-/// Light that stays the same over a sequence; directions are unit vectors of the camera frame.
-#[derive(Debug, Clone)]
-pub(super) struct Lights {
-    /// Towards the Sun.
-    pub sun: Vec3,
-    /// Towards the Earth's centre.
-    pub earth: Vec3,
-    /// The Earth's own turn, for its clouds.
-    pub earth_turn: Rotation3<f64>,
-    /// Seed of the star field.
-    pub stars: u64,
 }
 
 /// One frame.

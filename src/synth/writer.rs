@@ -11,7 +11,6 @@ use serde_json::json;
 
 use super::mesh::{DIAMETER_MM, diameter_mm, evaluation_mesh};
 use super::options::{Format, SynthOptions};
-use super::scenes;
 use super::trajectory::{SequencePlan, camera};
 use crate::data::bop::{
     FrameCamera, FrameObject, FrameObjectInfo, SceneCamera, SceneGt, SceneGtInfo,
@@ -22,6 +21,8 @@ use crate::schema::from_value;
 
 /// Folder and list of each split, in the order of [`SynthOptions`]' counts.
 pub(super) const SPLITS: [&str; 3] = ["training", "validation", "testing"];
+/// Folders of scenes of `--layout bop`, in the same order.
+pub(super) const SCENE_SPLITS: [&str; 3] = ["train_pbr", "val", "test"];
 const OBJ_ID: u32 = 1;
 /// Written last: a folder that has it is complete.
 const DONE: &str = "synthetic.json";
@@ -89,7 +90,7 @@ pub(super) fn begin(options: &SynthOptions) -> Result<()> {
     for name in lists.iter().map(String::as_str).chain(files) {
         remove(&root.join(name), |p| fs::remove_file(p))?;
     }
-    for name in SPLITS.into_iter().chain(scenes::SPLITS).chain(["models", "models_eval"]) {
+    for name in SPLITS.into_iter().chain(SCENE_SPLITS).chain(["models", "models_eval"]) {
         remove(&root.join(name), |p| fs::remove_dir_all(p))?;
     }
     Ok(())
@@ -152,10 +153,18 @@ impl<'a> Writer<'a> {
         self.count(&path)
     }
 
+    /// Writes a picture in the dataset's format.
+    fn write_rgb(&self, path: &Path, rgb: &RgbImage) -> Result<()> {
+        match self.options.format {
+            Format::Jpeg { quality } => picture::write_jpeg(path, rgb, quality),
+            Format::Png => picture::write_png(path, rgb),
+        }
+    }
+
     /// Writes a colour image.
     pub fn rgb(&self, relative: &str, rgb: &RgbImage) -> Result<()> {
         let path = self.path(relative);
-        scenes::write_rgb(&path, rgb, self.options.format)?;
+        self.write_rgb(&path, rgb)?;
         self.count(&path)
     }
 
@@ -185,7 +194,7 @@ impl<'a> Writer<'a> {
     ) -> Result<()> {
         let size = self.options.size_px;
         let rgb_path = self.path(&image_path(split, sequence, frame, self.options.format));
-        scenes::write_rgb(&rgb_path, rgb, self.options.format)?;
+        self.write_rgb(&rgb_path, rgb)?;
         self.count(&rgb_path)?;
         let scene = scene_path(split, sequence);
         let mask_path = self.path(&format!("{scene}/mask_visib/{frame:06}_000000.png"));

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use anyhow::Result;
 use tch::Device;
 
+use super::settings::{LossSettings, TargetSettings};
 use super::task::Task;
 use super::teacher::Teacher;
-use super::wdr::{LossConfig, TargetConfig};
 use crate::data::ObjectModel;
 use crate::geom::{Camera, Corners};
-use crate::nn::{Decode, Network, OutputShape, Preprocess};
+use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess};
 
 /// What a folder of this room offers of a network.
 pub trait Family {
@@ -29,11 +29,29 @@ pub trait Family {
         seed: Option<u64>,
     ) -> Result<Box<dyn Network>>;
 
+    /// Both sections with what they leave out.
+    ///
+    /// # Errors
+    /// If keys are none of this family's, or values have another type: names them with their place in a config.
+    fn complete(
+        &self,
+        loss: &LossSettings,
+        targets: &TargetSettings,
+    ) -> Result<(LossSettings, TargetSettings)>;
+
     /// What the network is to learn.
-    fn task(&self, setting: TaskSetting) -> Box<dyn Task>;
+    ///
+    /// # Errors
+    /// If the settings are those of another family.
+    fn task(&self, setting: TaskSetting) -> Result<Box<dyn Task>>;
 
     /// Names and shapes of the outputs for images of `width` x `height` px, as its decoder reads them.
     fn outputs(&self, num_classes: usize, width: usize, height: usize) -> Vec<OutputShape>;
+
+    /// Outputs that are cells with anchors, finest first; none of other families.
+    fn dense_levels(&self) -> Vec<DenseLevel> {
+        Vec::new()
+    }
 
     /// What the outputs mean, for people and to tell networks apart whose outputs cannot be compared.
     fn describe_outputs(&self) -> String;
@@ -41,8 +59,20 @@ pub trait Family {
     /// What reads the outputs.
     ///
     /// # Errors
-    /// If there are not as many boxes as classes.
+    /// If there are not as many boxes as classes, or the settings are those of another family.
     fn decoder(&self, setting: DecodeSetting) -> Result<Box<dyn Decode>>;
+}
+
+/// How a family names its tensors, besides what all networks have in common (see [`super::keys`]).
+pub(crate) struct FamilyKeys {
+    /// First components of the bare network's keys. The network is built with the same constants.
+    pub roots: &'static [&'static str],
+    /// Modules whose tensors follow from the config, with the settings that they follow from.
+    pub derived: &'static [(&'static str, &'static str)],
+    /// Begins of the keys of tensors that no output depends on, with the reason.
+    pub harmless: &'static [(&'static str, &'static str)],
+    /// What stands before the keys in the network where a file with these keys holds a module alone.
+    pub module_alone: fn(&[&str]) -> Option<&'static str>,
 }
 
 /// What a task is built from, besides the network's shape.
@@ -55,9 +85,9 @@ pub struct TaskSetting {
     /// The classes' boxes and diameters.
     pub models: Arc<Vec<ObjectModel>>,
     /// Which cells answer for an object.
-    pub targets: TargetConfig,
+    pub targets: TargetSettings,
     /// Weights of the losses.
-    pub loss: LossConfig,
+    pub loss: LossSettings,
     /// The network to learn from besides the targets.
     pub teacher: Option<Teacher>,
     /// Seed of everything random.
@@ -80,5 +110,5 @@ pub struct DecodeSetting {
     /// Most instances of a class in an image, at least 1.
     pub max_instances: usize,
     /// Which cells answer for an object.
-    pub targets: TargetConfig,
+    pub targets: TargetSettings,
 }

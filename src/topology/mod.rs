@@ -4,6 +4,8 @@
 //! [`Network`](crate::nn::Network), its [`Task`] and what decodes its outputs; everything above this room knows these traits alone.
 
 mod family;
+pub mod keys;
+mod settings;
 mod task;
 mod teacher;
 pub mod wdr;
@@ -12,6 +14,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 pub use family::{DecodeSetting, Family, TaskSetting};
+pub use settings::{LossSettings, TargetSettings};
 pub use task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
 pub use teacher::Teacher;
 

@@ -6,7 +6,8 @@ use mqat::artifact::{
     FileKind, Strictness, assembled_weight, load, load_state_dict, recognise_grid,
 };
 use mqat::commands::inspect_file;
-use mqat::topology::wdr::{NetworkConfig, PoseNet, keys};
+use mqat::topology::keys;
+use mqat::topology::wdr::{NetworkConfig, PoseNet};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use super::report::{Conversion, LoadReport, Unmatched, first_few};
 use crate::artifact::kind::Strictness;
 use crate::nn::{Network, Var};
-use crate::topology::wdr::keys;
+use crate::topology::keys;
 
 /// How far an anchor of the file may be off the config's, as a fraction of its size: half-precision files round them.
 const ANCHOR_TOLERANCE: f64 = 0.01;

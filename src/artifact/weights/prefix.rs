@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail, ensure};
 use tch::Tensor;
 
-use crate::topology::wdr::keys;
+use crate::topology::keys;
 
 /// What stands before the keys of a network.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

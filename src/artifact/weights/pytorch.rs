@@ -8,7 +8,7 @@ use tch::Tensor;
 use super::report::OtherMember;
 use super::state::StateDict;
 use crate::io::pth::{self, Value};
-use crate::topology::wdr::keys;
+use crate::topology::keys;
 
 /// Names that programs give the network's part, those preferred first: the published quantization code, the published
 /// training code, and common habits.

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::report::Unmatched;
 use crate::artifact::kind::Strictness;
-use crate::topology::wdr::keys::{self, InqExtra, WRAPPERS};
+use crate::topology::keys::{self, InqExtra, WRAPPERS};
 
 /// A state dict under bare keys.
 pub(super) struct Unwrapped {

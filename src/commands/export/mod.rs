@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::Device;
 
-use self::onnx::{OnnxOptions, OnnxReport};
+use self::onnx::{OnnxOptions, OnnxReport, WrittenOnnx};
 pub use self::packed::PackReport;
 use self::source::Exported;
 use crate::artifact::name::module_names;
@@ -126,6 +126,33 @@ pub struct ExportReport {
     pub onnx: Option<OnnxReport>,
 }
 
+impl ExportReport {
+    /// What every format tells of the file.
+    fn new(request: &ExportRequest, weights: ExportWeights, file: FileFacts) -> Self {
+        let FileFacts { num_tensors, bytes, quantized } = file;
+        let (path, format) = (request.out.clone(), request.target.format());
+        Self {
+            path,
+            format,
+            weights,
+            num_tensors,
+            bytes,
+            quantized,
+            quantized_without_training: Vec::new(),
+            notes: Vec::new(),
+            packed: None,
+            onnx: None,
+        }
+    }
+}
+
+/// What was counted while a file was written.
+struct FileFacts {
+    num_tensors: usize,
+    bytes: u64,
+    quantized: Vec<String>,
+}
+
 /// Writes the network of a checkpoint in the format that is asked for. Momentum, masks and position stay behind.
 ///
 /// # Errors
@@ -232,18 +259,10 @@ fn write_onnx(
     options: &OnnxOptions,
 ) -> Result<ExportReport> {
     let written = onnx::write(exported, config, options)?;
-    Ok(ExportReport {
-        path: request.out.clone(),
-        format: request.target.format(),
-        weights: weights_of(request, &exported.loaded),
-        num_tensors: written.num_tensors,
-        bytes: written.bytes,
-        quantized: written.quantized,
-        quantized_without_training: Vec::new(),
-        notes: Vec::new(),
-        packed: None,
-        onnx: Some(written.report),
-    })
+    let WrittenOnnx { report, num_tensors, bytes, quantized } = written;
+    let weights = weights_of(request, &exported.loaded);
+    let file = FileFacts { num_tensors, bytes, quantized };
+    Ok(ExportReport { onnx: Some(report), ..ExportReport::new(request, weights, file) })
 }
 
 /// A packed file with the config in it.
@@ -265,18 +284,9 @@ fn write_packed(
     let twin = blank_network(config, Device::Cpu)?;
     let config = serde_json::to_value(config).context("writing the config as JSON")?;
     let report = packed::write(exported, twin.as_ref(), config, options)?;
-    Ok(ExportReport {
-        path: report.path.clone(),
-        format: request.target.format(),
-        weights,
-        num_tensors: report.num_tensors,
-        bytes: report.bytes,
-        quantized: report.quantized.clone(),
-        quantized_without_training: Vec::new(),
-        notes: Vec::new(),
-        packed: Some(report),
-        onnx: None,
-    })
+    let PackReport { num_tensors, bytes, .. } = report;
+    let file = FileFacts { num_tensors, bytes, quantized: report.quantized.clone() };
+    Ok(ExportReport { packed: Some(report), ..ExportReport::new(request, weights, file) })
 }
 
 /// Parameters and buffers under their bare keys.
@@ -309,18 +319,8 @@ fn write_weights(request: &ExportRequest, exported: &Exported) -> Result<ExportR
         }
     }
     let bytes = std::fs::metadata(out).with_context(|| format!("reading {}", out.display()))?.len();
-    Ok(ExportReport {
-        path: out.clone(),
-        format: request.target.format(),
-        weights,
-        num_tensors: state.len(),
-        bytes,
-        quantized,
-        quantized_without_training: Vec::new(),
-        notes: Vec::new(),
-        packed: None,
-        onnx: None,
-    })
+    let file = FileFacts { num_tensors: state.len(), bytes, quantized };
+    Ok(ExportReport::new(request, weights, file))
 }
 
 /// Refuses weights that are not what the network will compute with.

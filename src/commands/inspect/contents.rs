@@ -19,8 +19,8 @@ use crate::io::{parse_json, tensors};
 use crate::quant::SiteReport;
 use crate::run::Config;
 use crate::run::config;
-use crate::topology::Topology;
-use crate::topology::wdr::{NetworkConfig, keys, recognise};
+use crate::topology::wdr::{NetworkConfig, recognise};
+use crate::topology::{Topology, keys};
 use crate::train::{BatchNormInfo, Best, CheckpointMeta, Imported, ObjectInfo, Position};
 
 /// Group of tensors that belong to no module.

@@ -8,7 +8,7 @@ use tch::{Tensor, no_grad};
 use crate::artifact::{Artifact, FileKind, packed as packed_file, weights};
 use crate::export::packed;
 use crate::io::{pth, tensors};
-use crate::topology::wdr::keys;
+use crate::topology::keys;
 use crate::train::{BatchNormInfo, Checkpoint, CheckpointMeta};
 
 /// Refuses files whose batch norms are part of the weights before or behind them.

@@ -7,14 +7,12 @@ use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
 
 use super::proto::{DataType, ModelHead, ValueInfo};
+use crate::nn::OutputShape;
 
 /// The metadata entry that holds the JSON for this program: config and modules.
 pub const META_KEY: &str = "mqat";
 /// Largest file that the format allows.
 const MAX_BYTES: u64 = 2 << 30;
-/// Begin of the names of logits and offsets.
-const CLS: &str = "cls_p";
-const REG: &str = "reg_p";
 
 /// What an ONNX file says of itself.
 #[derive(Debug, Clone)]
@@ -31,10 +29,9 @@ pub struct FileHead {
     pub batch: Option<usize>,
     /// Height and width of the input, px.
     pub size: (usize, usize),
-    /// For each level, finest first, the names of logits and offsets.
-    pub levels: Vec<[String; 2]>,
-    /// Classes, by the first level's logits.
-    pub num_classes: usize,
+    /// The outputs of floats whose shape for one image is fixed, in the file's order. What they mean is up to the network's
+    /// family, which the config among the metadata names.
+    pub outputs: Vec<OutputShape>,
     /// Whether activations are integers somewhere.
     pub quantized_activations: bool,
 }
@@ -44,7 +41,7 @@ pub fn looks_like_onnx(head: &[u8]) -> bool {
     matches!(head, [0x08, 1..=64, rest @ ..] if rest.first().is_none_or(|b| b & 7 == 2))
 }
 
-/// Reads the head of an ONNX file of a pose network: one input of images, outputs `cls_pK` and `reg_pK`.
+/// Reads the head of an ONNX file of a network of images: one input `[n, 3, height, width]`, outputs of a fixed shape.
 ///
 /// # Errors
 /// If the file cannot be read, is truncated or no ONNX model, or has other inputs or outputs; names the file.
@@ -80,7 +77,7 @@ fn head_of(model: ModelHead) -> Result<FileHead> {
     for node in &graph.node {
         *operations.entry(node.op_type.clone()).or_insert(0) += 1;
     }
-    let (levels, num_classes) = levels_of(&graph.output)?;
+    let outputs = outputs_of(&graph.output)?;
     let quantized_activations = operations.contains_key("QuantizeLinear")
         || operations.keys().any(|op| op.starts_with("QLinear") || op == "DynamicQuantizeLinear");
     let positive = |n: i64| usize::try_from(n).ok().filter(|n| *n > 0).context("a size of 0");
@@ -91,8 +88,7 @@ fn head_of(model: ModelHead) -> Result<FileHead> {
         input: input.name.clone(),
         batch: batch.map(positive).transpose()?,
         size: (positive(height)?, positive(width)?),
-        levels,
-        num_classes,
+        outputs,
         quantized_activations,
     })
 }
@@ -110,36 +106,19 @@ fn dims_of(value: &ValueInfo) -> Result<Vec<Option<i64>>> {
     value.dims().with_context(|| format!("{} has no shape", value.name))
 }
 
-/// Pairs of outputs by level, and the number of classes.
-fn levels_of(outputs: &[ValueInfo]) -> Result<(Vec<[String; 2]>, usize)> {
-    let mut levels: Vec<(u32, [String; 2])> = vec![];
-    let mut num_classes = None;
-    for output in outputs {
-        let Some(level) = output.name.strip_prefix(CLS).and_then(|k| k.parse().ok()) else {
-            continue;
-        };
-        let reg = outputs.iter().find(|o| o.name == format!("{REG}{level}"));
-        let reg = reg.with_context(|| format!("it has {} and no {REG}{level}", output.name))?;
-        let channels = |v: &ValueInfo| -> Result<i64> {
-            let dims = dims_of(v)?;
-            dims.get(1).copied().flatten().with_context(|| format!("{} has shape {dims:?}", v.name))
-        };
-        let (classes, offsets) = (channels(output)?, channels(reg)?);
-        ensure!(
-            classes >= 1 && offsets == 16 * classes && num_classes.is_none_or(|n| n == classes),
-            "{} has {classes} channels and {} {offsets}, expected C and 16 C for the same C everywhere",
-            output.name,
-            reg.name
-        );
-        num_classes = Some(classes);
-        levels.push((level, [output.name.clone(), reg.name.clone()]));
-    }
-    levels.sort();
+/// The outputs that are dense tensors of floats: images first, everything else fixed.
+fn outputs_of(outputs: &[ValueInfo]) -> Result<Vec<OutputShape>> {
+    let shape = |output: &ValueInfo| -> Option<OutputShape> {
+        let shape = dims_of(output).ok()?.get(1..)?.iter().copied().collect::<Option<Vec<_>>>()?;
+        Some(OutputShape { name: output.name.clone(), shape })
+    };
+    let known: Vec<OutputShape> = outputs.iter().filter_map(shape).collect();
     let names: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).collect();
-    let num_classes = num_classes.with_context(|| {
-        format!("it is not a pose network of mqat: its outputs are {names:?}, expected {CLS}K and {REG}K by level")
-    })?;
-    Ok((levels.into_iter().map(|(_, names)| names).collect(), num_classes as usize))
+    ensure!(
+        !known.is_empty(),
+        "it is not a network of mqat: its outputs are {names:?}, expected tensors of floats [n, ...] of a fixed shape"
+    );
+    Ok(known)
 }
 
 #[cfg(test)]
@@ -169,16 +148,19 @@ mod tests {
     }
 
     #[test]
-    fn the_head_tells_sizes_and_levels() {
+    fn the_head_tells_sizes_and_outputs() {
         let head = head_of(model()).unwrap();
-        assert_eq!((head.size, head.batch, head.num_classes, head.opset), ((32, 64), None, 2, 17));
-        assert_eq!(head.levels[0], ["cls_p3", "reg_p3"]);
+        assert_eq!((head.size, head.batch, head.opset), ((32, 64), None, 17));
+        let outputs: Vec<(&str, &[i64])> =
+            head.outputs.iter().map(|o| (o.name.as_str(), o.shape.as_slice())).collect();
+        assert_eq!(outputs[0], ("cls_p4", &[2, 2, 4][..]));
+        assert_eq!(outputs.last(), Some(&("scores", &[2, 40][..])));
         assert_eq!(head.operations["Conv"], 2);
         assert!(!head.quantized_activations);
     }
 
     #[test]
-    fn what_is_no_pose_network_is_refused_with_the_reason() {
+    fn what_is_no_network_of_images_is_refused_with_the_reason() {
         let check = |change: fn(&mut GraphHead), expected: &str| {
             let mut model = model();
             change(model.graph.as_mut().unwrap());
@@ -187,11 +169,10 @@ mod tests {
         };
         check(|g| g.input.clear(), "expected one: images");
         check(|g| g.input[0] = ValueInfo::batched("x", None, &[1, 4, 4], ""), "expected [n, 3");
-        check(|g| g.output.truncate(1), "cls_p4 and no reg_p4");
-        check(|g| g.output.retain(|o| o.name == "scores"), "not a pose network of mqat");
+        check(|g| g.output.clear(), "not a network of mqat");
         check(
-            |g| g.output[1] = ValueInfo::batched("reg_p4", None, &[16, 2, 4], ""),
-            "expected C and 16 C",
+            |g| g.output.iter_mut().for_each(|o| o.kind = None),
+            "expected tensors of floats [n, ...]",
         );
     }
 

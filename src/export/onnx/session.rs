@@ -96,20 +96,6 @@ impl OnnxSession {
         self.exact_sums
     }
 
-    /// The outputs for images `[n, 3, h, w]`, normalised, any `n`, all logits first: a file of a fixed batch size runs as
-    /// often as it takes, the last time filled up.
-    ///
-    /// # Errors
-    /// If the images have not the file's size, or ONNX Runtime fails.
-    pub fn run(&self, images: &Tensor) -> Result<Outputs> {
-        let levels = &self.head.levels;
-        let names: Vec<&str> = [0, 1]
-            .iter()
-            .flat_map(|&i| levels.iter().map(move |level| level[i].as_str()))
-            .collect();
-        self.named(images, &names)
-    }
-
     /// As [`OnnxSession::values`], under their names.
     ///
     /// # Errors
@@ -119,10 +105,11 @@ impl OnnxSession {
         Ok(Outputs::new(names.iter().map(|name| (*name).to_owned()).zip(values).collect()))
     }
 
-    /// Outputs and [`SessionOptions::values`] by name, for images as for [`OnnxSession::run`]; integers as such.
+    /// Outputs and [`SessionOptions::values`] by name, for images `[n, 3, h, w]`, normalised, any `n`: a file of a fixed batch
+    /// size runs as often as it takes, the last time filled up. Integers as such.
     ///
     /// # Errors
-    /// As [`OnnxSession::run`], and if there is no such value.
+    /// If the images have not the file's size, there is no such value, or ONNX Runtime fails.
     pub fn values(&self, images: &Tensor, names: &[&str]) -> Result<Vec<Tensor>> {
         let (height, width) = self.head.size;
         let shape = images.size();

@@ -8,10 +8,12 @@ use super::config::{Backbone, NetworkConfig};
 use super::darknet::Darknet;
 use super::fpn::Fpn;
 use super::head::Head;
+use super::keys;
 use super::outputs::{Features, HeadOutputs, output_names};
 use super::recognise::advise;
 use super::resnet::Resnet;
 use crate::nn::{self, DenseLevel, Eager, Network, Ops, Path, Store, Trace, Tracer};
+use crate::topology::family::Family;
 
 /// What turns images into features of 5 strides.
 enum BackboneNet {
@@ -87,15 +89,15 @@ impl PoseNet {
         );
         let root = store.root();
         let net = Self {
-            backbone: BackboneNet::new(&(&root / "backbone"), config),
-            fpn: Fpn::new(&(&root / "fpn"), config),
-            head: Head::new(&(&root / "head"), config, num_classes),
+            backbone: BackboneNet::new(&(&root / keys::BACKBONE), config),
+            fpn: Fpn::new(&(&root / keys::FPN), config),
+            head: Head::new(&(&root / keys::HEAD), config, num_classes),
             config: config.clone(),
             num_classes,
             store,
         };
         // Published checkpoints hold each level's anchor of cell (0, 0).
-        let anchors = root / "anchor_generator" / "cell_anchors";
+        let anchors = root / keys::ANCHORS / "cell_anchors";
         let grid = net.grid(1, 1);
         for (i, level) in grid.levels.iter().enumerate() {
             let corners = level.anchor_box(0, 0).map(|v| v as f32);
@@ -168,12 +170,7 @@ impl Network for PoseNet {
     }
 
     fn dense_levels(&self) -> Vec<DenseLevel> {
-        let levels = self.config.strides().into_iter().zip(&self.config.anchor_sizes);
-        let of = |(stride, &size_px): (i64, &f64)| {
-            let [cls, reg] = output_names(stride);
-            DenseLevel { cls, reg, stride, size_px }
-        };
-        levels.map(of).collect()
+        Family::dense_levels(&self.config)
     }
 
     fn advise(&self, tensors: &[(String, Tensor)], mismatched: &[&str]) -> String {

@@ -12,13 +12,14 @@ use super::decoder::CellDecoder;
 use super::distill::distill;
 use super::loss::{LossConfig, losses};
 use super::net::PoseNet;
-use super::outputs::{HeadOutputs, output_shapes};
+use super::outputs::{HeadOutputs, output_names, output_shapes};
 use super::targets::{Assignment, Draw, ObjectTarget, TargetConfig, assign};
 use crate::data::{Batch, ObjectModel, SampleObject};
 use crate::geom::Camera;
-use crate::nn::{Decode, Network, OutputShape, Preprocess};
+use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess};
 use crate::seed;
 use crate::topology::family::{DecodeSetting, Family, TaskSetting};
+use crate::topology::settings::{LossSettings, TargetSettings};
 use crate::topology::task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
 use crate::topology::teacher::Teacher;
 
@@ -43,15 +44,32 @@ impl Family for NetworkConfig {
         }))
     }
 
-    fn task(&self, setting: TaskSetting) -> Box<dyn Task> {
-        let TaskSetting { preprocess, camera, models, targets, loss, teacher, seed } = setting;
-        let grid = AnchorGrid::new(self, preprocess.width, preprocess.height);
-        let targets = Arc::new(Targets { camera, models, config: targets, grid, seed });
-        Box::new(CellTask { targets, loss, teacher, preprocess })
+    fn complete(
+        &self,
+        loss: &LossSettings,
+        targets: &TargetSettings,
+    ) -> Result<(LossSettings, TargetSettings)> {
+        Ok((loss.complete::<LossConfig>()?, targets.complete::<TargetConfig>()?))
+    }
+
+    fn task(&self, mut setting: TaskSetting) -> Result<Box<dyn Task>> {
+        let loss = setting.loss.read()?;
+        let (preprocess, teacher) = (setting.preprocess, setting.teacher.take());
+        let targets = Arc::new(Targets::new(self, setting)?);
+        Ok(Box::new(CellTask { targets, loss, teacher, preprocess }))
     }
 
     fn outputs(&self, num_classes: usize, width: usize, height: usize) -> Vec<OutputShape> {
         output_shapes(&AnchorGrid::new(self, width, height), num_classes)
+    }
+
+    fn dense_levels(&self) -> Vec<DenseLevel> {
+        let levels = self.strides().into_iter().zip(&self.anchor_sizes);
+        let of = |(stride, &size_px): (i64, &f64)| {
+            let [cls, reg] = output_names(stride);
+            DenseLevel { cls, reg, stride, size_px }
+        };
+        levels.map(of).collect()
     }
 
     fn describe_outputs(&self) -> String {
@@ -61,7 +79,8 @@ impl Family for NetworkConfig {
     fn decoder(&self, setting: DecodeSetting) -> Result<Box<dyn Decode>> {
         let DecodeSetting { confidence_threshold, targets, max_instances, .. } = setting;
         let grid = AnchorGrid::new(self, setting.width, setting.height);
-        let candidates = CandidateConfig { confidence_threshold, targets, max_instances };
+        let candidates =
+            CandidateConfig { confidence_threshold, targets: targets.read()?, max_instances };
         let decoder = CellDecoder::new(grid, setting.num_classes, setting.corners, candidates)?;
         Ok(Box::new(decoder))
     }
@@ -173,6 +192,12 @@ impl Prepare for Targets {
 }
 
 impl Targets {
+    fn new(config: &NetworkConfig, setting: TaskSetting) -> Result<Self> {
+        let TaskSetting { preprocess, camera, models, targets, seed, .. } = setting;
+        let grid = AnchorGrid::new(config, preprocess.width, preprocess.height);
+        Ok(Self { camera, models, config: targets.read()?, grid, seed })
+    }
+
     fn target(&self, object: &SampleObject) -> Result<ObjectTarget> {
         let class = object.class;
         let model = self.models.get(class).with_context(|| {

@@ -24,8 +24,8 @@ use crate::io::mesh::Mesh;
 use crate::nn::{Network, Preprocess};
 use crate::quant::{ActivationQuantConfig, WeightQuantConfig};
 use crate::seed;
-use crate::topology::wdr::{LossConfig, NetworkConfig, TargetConfig};
-use crate::topology::{Family, Task, TaskSetting, Teacher};
+use crate::topology::wdr::NetworkConfig;
+use crate::topology::{Family, LossSettings, TargetSettings, Task, TaskSetting, Teacher};
 
 const SIZE: usize = 32;
 const SEED: u64 = 11;
@@ -85,11 +85,11 @@ fn task_with(teacher: Option<Teacher>) -> Box<dyn Task> {
         diameter_mm: 173.2,
     };
     let k = [40.0, 0.0, 16.0, 0.0, 40.0, 16.0, 0.0, 0.0, 1.0];
-    toy_config().task(TaskSetting {
+    let setting = TaskSetting {
         camera: Camera::from_row_major(&k).unwrap(),
         models: Arc::new(vec![model]),
-        targets: TargetConfig::default(),
-        loss: LossConfig::default(),
+        targets: TargetSettings::default(),
+        loss: LossSettings::default(),
         teacher,
         preprocess: Preprocess {
             width: 32,
@@ -98,7 +98,8 @@ fn task_with(teacher: Option<Teacher>) -> Box<dyn Task> {
             std: [0.229, 0.224, 0.225],
         },
         seed: SEED,
-    })
+    };
+    toy_config().task(setting).unwrap()
 }
 
 fn toy_config() -> NetworkConfig {

@@ -7,7 +7,7 @@ use zip::read::{ArchiveOffset, Config, ZipFile, ZipFileEntry, ZipReadOptions};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{self, MAX_PICKLE_BYTES};
-use super::tensor::Tables;
+use super::storage::Tables;
 use super::tree::tree;
 use super::{Order, Parsed, Source};
 

@@ -5,8 +5,9 @@ use std::io::{Read, Seek, SeekFrom};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::pickle::{self, Failure, MAX_PICKLE_BYTES, Node, Pickled};
-use super::tensor::Tables;
+use super::node::{Node, Pickled};
+use super::pickle::{self, Failure, MAX_PICKLE_BYTES};
+use super::storage::Tables;
 use super::tree::tree;
 use super::{Order, Parsed, Source};
 

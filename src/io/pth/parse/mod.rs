@@ -7,7 +7,10 @@ mod archive;
 mod data;
 mod globals;
 mod legacy;
+mod machine;
+mod node;
 mod pickle;
+mod storage;
 mod tensor;
 mod tree;
 
@@ -17,7 +20,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use data::Data;
 pub use globals::Element;
-pub use tensor::{Storage, View};
+pub use storage::{Storage, View};
 
 use crate::io::mistaken;
 
@@ -58,14 +61,14 @@ enum Source<R> {
 impl<R> Parsed<R> {
     fn new(
         value: Data<usize>,
-        tables: tensor::Tables,
+        tables: storage::Tables,
         places: Vec<u64>,
         order: Order,
         source: Source<R>,
     ) -> Self {
         let mut in_order: Vec<usize> = (0..places.len()).collect();
         in_order.sort_by_key(|&i| places[i]);
-        let tensor::Tables { storages, views, .. } = tables;
+        let storage::Tables { storages, views, .. } = tables;
         Self { value, views, storages, in_order, order, source }
     }
 }

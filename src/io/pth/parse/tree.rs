@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use anyhow::{Result, bail, ensure};
 
 use super::data::Data;
-use super::pickle::{Id, Node, Pickled, shortened};
+use super::node::{Id, Node, Pickled, shortened};
 
 /// Deepest nesting. Checkpoints reach about 6.
 const MAX_DEPTH: usize = 200;
