@@ -10,6 +10,7 @@ use super::config::ConfigArgs;
 use super::dataset::DatasetArgs;
 use super::export::ExportArgs;
 use super::import::ImportArgs;
+use super::init::InitArgs;
 use super::inspect::InspectArgs;
 use super::plan::PlanArgs;
 use super::predict::PredictArgs;
@@ -77,6 +78,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// Put evaluated experiments side by side: accuracy against compression, tables, one HTML page.
     Report(ReportArgs),
+    /// Write the config of a BOP folder of your own: splits, objects, camera, anchors, length of the training.
+    Init(InitArgs),
     /// Look at a BOP folder of your own before training: counts, sizes, faults, and the config that fits.
     Dataset(DatasetArgs),
     /// Render a synthetic SwissCube dataset.

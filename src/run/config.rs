@@ -399,6 +399,15 @@ impl Select {
         Ok(())
     }
 
+    /// The config as it is written, and the folder that its paths start at.
+    ///
+    /// # Errors
+    /// If there is no such config, or it cannot be read.
+    pub(crate) fn document(&self, home: &Home) -> Result<(Value, PathBuf)> {
+        let (document, _, folder) = self.read(home)?;
+        Ok((document, folder))
+    }
+
     /// The document, what to call it in messages, and the folder its paths start at.
     fn read(&self, home: &Home) -> Result<(Value, String, PathBuf)> {
         if let Some(path) = &self.config {

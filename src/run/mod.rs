@@ -10,6 +10,7 @@
 pub(crate) mod config;
 pub(crate) mod data_print;
 pub(crate) mod device;
+pub(crate) mod fit;
 pub(crate) mod flow;
 pub(crate) mod folder;
 pub(crate) mod home;
@@ -30,6 +31,7 @@ pub use config::{
     TrainingSection,
 };
 pub use device::{DeviceChoice, LIBTORCH_VERSION};
+pub use fit::{Choice, FitWishes};
 pub use flow::{
     Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
 };

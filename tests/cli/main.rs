@@ -11,6 +11,7 @@ mod flow;
 mod from;
 mod help;
 mod import;
+mod init;
 mod launcher;
 mod live;
 mod onnx;

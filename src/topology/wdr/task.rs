@@ -77,9 +77,10 @@ impl Family for NetworkConfig {
     }
 
     fn decoder(&self, setting: DecodeSetting) -> Result<Box<dyn Decode>> {
-        let DecodeSetting { confidence_threshold, targets, .. } = setting;
+        let DecodeSetting { confidence_threshold, targets, max_instances, .. } = setting;
         let grid = AnchorGrid::new(self, setting.width, setting.height);
-        let candidates = CandidateConfig { confidence_threshold, targets: targets.read()? };
+        let candidates =
+            CandidateConfig { confidence_threshold, targets: targets.read()?, max_instances };
         let decoder = CellDecoder::new(grid, setting.num_classes, setting.corners, candidates)?;
         Ok(Box::new(decoder))
     }
@@ -204,7 +205,7 @@ impl Targets {
         })?;
         Ok(ObjectTarget {
             class,
-            pose: object.pose,
+            pose: model.symmetries.label(&object.pose),
             corners: model.corners,
             diameter_mm: model.diameter_mm,
         })

@@ -77,6 +77,7 @@ fn task() -> Box<dyn Task> {
 
 fn task_with(teacher: Option<Teacher>) -> Box<dyn Task> {
     let model = ObjectModel {
+        symmetries: Default::default(),
         obj_id: 1,
         name: "obj_000001".to_owned(),
         mesh: Mesh { vertices: vec![], faces: vec![] },
