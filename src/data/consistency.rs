@@ -7,8 +7,8 @@ use anyhow::{Result, bail, ensure};
 
 use super::InputConfig;
 use super::frame::Frame;
-use super::models::ObjectModel;
 use super::models_info::ModelInfos;
+use super::object::ObjectModel;
 use super::warp::Size;
 use crate::geom::{Camera, Corners, Vec3, box_corners};
 

@@ -9,42 +9,9 @@ use super::DataConfig;
 use super::config::{MODELS_INFO, dataset_relative};
 use super::consistency::{check_box, check_model};
 use super::models_info::ModelInfos;
+use super::object::{ObjectBox, ObjectModel};
 use crate::geom::{Corners, Vec3};
 use crate::io;
-use crate::io::mesh::Mesh;
-
-/// A class of the dataset.
-#[derive(Debug, Clone)]
-pub struct ObjectModel {
-    /// Number in the mesh's file name and in `scene_gt.json`.
-    pub obj_id: u32,
-    /// The mesh's file name without its extension.
-    pub name: String,
-    /// mm.
-    pub mesh: Mesh,
-    /// Corners of the box, mm, from the dataset's bounding-box file.
-    pub corners: Corners,
-    /// From the config, mm.
-    pub diameter_mm: f64,
-}
-
-/// What PnP needs to know of a class: no mesh.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ObjectBox {
-    /// Number in the mesh's file name and in `scene_gt.json`.
-    pub obj_id: u32,
-    /// Corners of the box, mm.
-    pub corners: Corners,
-    /// mm.
-    pub diameter_mm: f64,
-}
-
-impl From<&ObjectModel> for ObjectBox {
-    fn from(model: &ObjectModel) -> Self {
-        let ObjectModel { obj_id, corners, diameter_mm, .. } = model;
-        Self { obj_id: *obj_id, corners: *corners, diameter_mm: *diameter_mm }
-    }
-}
 
 /// Reads the boxes of the config's classes from `boxes` (a file as `BBOX_FILE`), their numbers from the names of the meshes
 /// in `meshes`; without that folder class `c` is number `c + 1`.
