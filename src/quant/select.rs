@@ -27,7 +27,7 @@ pub fn sites(
     let pattern = Pattern::parse(module)?;
     for part in &pattern.parts {
         ensure!(
-            all.iter().any(|site| part.covers(&site.name)),
+            all.iter().any(|site| reaches(store, part, &site.name)),
             "module {:?} has no layer to quantize{}",
             part.text,
             nearest_names(part, &all)
@@ -36,7 +36,7 @@ pub fn sites(
     let ends = store.ends();
     let chosen: Vec<Rc<Site>> = all
         .iter()
-        .filter(|site| pattern.covers(&site.name))
+        .filter(|site| covers_in(store, &pattern, &site.name))
         .filter(|site| first_layer || !ends.first.contains(&site.name))
         .filter(|site| last_layer || !ends.last.contains(&site.name))
         .cloned()
@@ -47,6 +47,15 @@ pub fn sites(
          true or choose another module"
     );
     Ok(chosen)
+}
+
+/// Whether a pattern covers a layer of the network, by its path or by the module that it is a part of.
+pub fn covers_in(store: &Store, pattern: &Pattern, layer: &str) -> bool {
+    pattern.parts.iter().any(|part| reaches(store, part, layer))
+}
+
+fn reaches(store: &Store, part: &Part, layer: &str) -> bool {
+    part.covers(layer) || part.text == store.module_of(layer)
 }
 
 /// Refuses claims on the same tensor, such as `fpn` beside `fpn.inner_convs`.

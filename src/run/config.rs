@@ -23,12 +23,18 @@ const DEFAULT_PROBLEM: &str = "SwissCube";
 const DEFAULT_TOPOLOGY: &str = "Widedepth";
 
 /// The configs that the program carries, for when no `problems/` folder is at hand.
-const EMBEDDED: [(&str, &str, &str); 2] = [
+const EMBEDDED: [(&str, &str, &str); 4] = [
     ("SwissCube", "Widedepth", include_str!("../../problems/SwissCube/Widedepth/config.json")),
     (
         "SwissCube",
         "WidedepthTiny",
         include_str!("../../problems/SwissCube/WidedepthTiny/config.json"),
+    ),
+    ("SwissCube", "CaSpaceNet", include_str!("../../problems/SwissCube/CaSpaceNet/config.json")),
+    (
+        "SwissCube",
+        "CaSpaceNetTiny",
+        include_str!("../../problems/SwissCube/CaSpaceNetTiny/config.json"),
     ),
 ];
 

@@ -53,8 +53,13 @@ pub(super) fn assign(
         }
     }
     let known: HashSet<&str> = vars.iter().map(|v| v.name.as_str()).collect();
+    let aliases: HashMap<String, String> = net.aliases().into_iter().collect();
     for (name, tensor) in tensors.iter().filter(|(name, _)| !known.contains(name.as_str())) {
-        report.left_over.push(left_over(name, tensor));
+        let same = aliases.get(name).map(|key| (key, by_name.get(key.as_str())));
+        report.left_over.push(match same {
+            Some((key, Some(value))) => alias(name, tensor, key, value),
+            _ => left_over(name, tensor),
+        });
     }
     let conversions = converted.into_iter();
     report.converted =
@@ -85,6 +90,13 @@ fn left_over(name: &str, tensor: &Tensor) -> Unmatched {
         (None, None) => "it belongs to no module of the network".to_owned(),
     };
     Unmatched { name: name.to_owned(), why, harmless: harmless.is_some() }
+}
+
+/// A tensor that the network has under another key, which the file must hold equal.
+fn alias(name: &str, tensor: &Tensor, key: &str, value: &Tensor) -> Unmatched {
+    let harmless = tensor.size() == value.size() && tensor.equal(value);
+    let why = if harmless { format!("is {key} once more") } else { format!("differs from {key}") };
+    Unmatched { name: name.to_owned(), why, harmless }
 }
 
 /// The value as the variable's shape and kind; how it differs if it cannot be.

@@ -122,6 +122,7 @@ impl Builder<'_> {
             }
             let op = match &node.op {
                 TraceOp::Input => Op::Input,
+                TraceOp::Function(Function::Times(factor)) => Op::Scale { factor: *factor },
                 TraceOp::Function(function) => Op::Function(*function),
                 TraceOp::Layer(layer) => {
                     let norm = folds.get(&i).and_then(|&norm| trace.nodes[norm].layer());

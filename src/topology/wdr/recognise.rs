@@ -133,7 +133,7 @@ fn differences(ours: &NetworkConfig, theirs: &NetworkConfig) -> String {
 
 /// What to change for the tensors to fit, where that can be told from them; ends with `": "` or is empty. `mismatched` are
 /// those of another shape than the network's.
-pub(super) fn advise(
+pub(in crate::topology) fn advise(
     ours: &NetworkConfig,
     num_classes: i64,
     tensors: &[(String, Tensor)],
