@@ -169,7 +169,7 @@ fn finished_stages_behind_a_module_that_trains_on_keep_their_epochs() {
         trainer(&changed, folder.path()).resume(&ResumeFrom::Last, &mut ())
     };
     for (epochs, change) in [
-        (1, (|config| config.stages[1].epochs = 1) as fn(&mut TrainConfig)),
+        (4, (|config| config.stages[1].epochs = 4) as fn(&mut TrainConfig)),
         (3, |config| config.stages[1].epochs = 3),
     ] {
         let text = format!("{:#}", resumed(change).unwrap_err());
