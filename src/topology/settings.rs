@@ -39,14 +39,6 @@ macro_rules! sections {
                 pub fn read<T: DeserializeOwned + JsonSchema>(&self) -> Result<T> {
                     parse_part(&Value::Object(self.0.clone()), $place)
                 }
-
-                /// The same with what is left out.
-                pub(super) fn complete<T>(&self) -> Result<Self>
-                where
-                    T: Serialize + DeserializeOwned + JsonSchema,
-                {
-                    self.read::<T>().map(|settings| Self::of(&settings))
-                }
             }
 
             impl Default for $name {
@@ -106,12 +98,9 @@ mod tests {
 
     #[test]
     fn what_is_left_out_is_the_familys_default() {
-        let full = loss(json!({"weight_reg": 0.5})).complete::<wdr::LossConfig>().unwrap();
-        assert_eq!(
-            full,
-            LossSettings::of(&wdr::LossConfig { weight_reg: 0.5, ..Default::default() })
-        );
-        let text = serde_json::to_string(&full).unwrap();
+        let full: wdr::LossConfig = loss(json!({"weight_reg": 0.5})).read().unwrap();
+        assert_eq!(full, wdr::LossConfig { weight_reg: 0.5, ..Default::default() });
+        let text = serde_json::to_string(&LossSettings::of(&full)).unwrap();
         assert_eq!(
             text,
             r#"{"weight_cls":0.01,"weight_reg":0.5,"focal_alpha":0.25,"focal_gamma":2.0}"#

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::Value;
 use tch::Device;
 
 use crate::artifact::kind::{FileKind, Strictness, kind_of};

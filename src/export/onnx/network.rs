@@ -11,7 +11,7 @@ use super::graph::{
     Conv, Graph, GraphNode, LevelNodes, NodeId, NormConstants, Op, Output, ScaledCodes, Weight,
     Window,
 };
-use crate::nn::{self, LayerInfo, LayerKind, NORM_EPS, Network, Store, Trace, TraceOp};
+use crate::nn::{self, Function, LayerInfo, LayerKind, NORM_EPS, Network, Store, Trace, TraceOp};
 use crate::quant::{Grid, ModuleQuantizer, WeightCodes};
 
 /// The largest code of an 8-bit carrier.

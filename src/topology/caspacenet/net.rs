@@ -6,10 +6,10 @@ use tch::{Device, Tensor};
 use super::config::NetworkConfig;
 use super::keys::FPN_SUB;
 use super::recognise::advise;
-use crate::nn::{self, DenseLevel, Eager, Network, Ops, Store, Trace, Tracer};
+use crate::nn::{self, DenseLevel, Eager, Engine, Network, Ops, OutputShape, Store, Trace, Tracer};
 use crate::topology::family::Family;
 use crate::topology::wdr::{
-    AnchorGrid, BackboneNet, Fpn, Head, HeadOutputs, add_anchors, check_build, keys,
+    AnchorGrid, BackboneNet, Fpn, Head, HeadOutputs, add_anchors, check_build, keys, output_shapes,
 };
 
 /// Side of the images for which a new network is traced, px.
@@ -134,6 +134,17 @@ impl CaSpaceNet {
 /// The name of a level of the second pyramid among the outputs: `sub_p3`, by the level's stride.
 pub(super) fn sub_name(stride: i64) -> String {
     format!("sub_p{}", stride.max(1).ilog2())
+}
+
+impl Engine for CaSpaceNet {
+    fn outputs(&self, width: usize, height: usize) -> Vec<OutputShape> {
+        output_shapes(&self.grid(width, height), self.num_classes as usize)
+    }
+
+    fn forward(&self, images: &Tensor) -> Result<nn::Outputs> {
+        let outputs = tch::no_grad(|| self.forward_t(images, false));
+        Ok(outputs.named(&self.config.wdr.strides()))
+    }
 }
 
 impl Network for CaSpaceNet {

@@ -41,7 +41,8 @@ impl Family for NetworkConfig {
         loss: &LossSettings,
         targets: &TargetSettings,
     ) -> Result<(LossSettings, TargetSettings)> {
-        Ok((loss.complete::<LossConfig>()?, targets.complete::<wdr::TargetConfig>()?))
+        let (loss, targets): (LossConfig, wdr::TargetConfig) = (loss.read()?, targets.read()?);
+        Ok((LossSettings::of(&loss), TargetSettings::of(&targets)))
     }
 
     fn task(&self, setting: TaskSetting) -> Result<Box<dyn Task>> {

@@ -156,6 +156,7 @@ impl Network for PoseNet {
 mod tests {
     use super::*;
     use crate::nn::{Function, Layer, ModuleInfo, Preprocess};
+    use crate::topology::wdr::Backbone;
     use std::fmt::Arguments;
     use tch::Kind;
 

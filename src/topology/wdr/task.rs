@@ -49,7 +49,8 @@ impl Family for NetworkConfig {
         loss: &LossSettings,
         targets: &TargetSettings,
     ) -> Result<(LossSettings, TargetSettings)> {
-        Ok((loss.complete::<LossConfig>()?, targets.complete::<TargetConfig>()?))
+        let (loss, targets): (LossConfig, TargetConfig) = (loss.read()?, targets.read()?);
+        Ok((LossSettings::of(&loss), TargetSettings::of(&targets)))
     }
 
     fn task(&self, mut setting: TaskSetting) -> Result<Box<dyn Task>> {

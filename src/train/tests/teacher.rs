@@ -11,6 +11,7 @@ fn teacher_trainer(config: &TrainConfig, folder: &Path) -> Trainer {
         checkpoints: folder.to_owned(),
         config: serde_json::json!({"training": TrainConfig { max_steps: None, ..config.clone() }}),
         data: Default::default(),
+        objects: Vec::new(),
     };
     let net = network.network(1, Device::Cpu, Some(SEED)).unwrap();
     Trainer::new(net, config.clone(), network.task(task_setting()).unwrap(), run).unwrap()
