@@ -55,7 +55,7 @@ pub fn covers_in(store: &Store, pattern: &Pattern, layer: &str) -> bool {
 }
 
 fn reaches(store: &Store, part: &Part, layer: &str) -> bool {
-    part.covers(layer) || part.text == store.module_of(layer)
+    part.covers(layer) || part.covers(&store.module_of(layer))
 }
 
 /// Refuses claims on the same tensor, such as `fpn` beside `fpn.inner_convs`.
@@ -276,6 +276,16 @@ mod tests {
             |a, b| Pattern::parse(a).unwrap().overlaps_surely(&Pattern::parse(b).unwrap());
         assert!(overlap("head", "head.cls_tower") && overlap("head.cls_tower", "fpn,head"));
         assert!(!overlap("head", "head2") && !overlap("head.*", "head"));
+    }
+
+    #[test]
+    fn what_is_surely_apart_is_kept() {
+        let without = |a, b| Pattern::parse(a).unwrap().without(&Pattern::parse(b).unwrap());
+        assert_eq!(without("backbone,head", "fpn").unwrap(), "backbone,head");
+        assert_eq!(without("backbone,head", "head.cls_tower").unwrap(), "backbone");
+        assert_eq!(without("backbone", "backbone"), None);
+        assert_eq!(without("backbone", "*"), None);
+        assert_eq!(without("backbone.*,head", "fpn").unwrap(), "head");
     }
 
     #[test]

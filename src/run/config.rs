@@ -257,6 +257,14 @@ impl Config {
         }
     }
 
+    /// The stages in order, each with its place.
+    pub(super) fn stages_with_places(&self) -> impl Iterator<Item = (&StageConfig, String)> {
+        let full = self.training.full_precision.iter();
+        let full = full.map(|stage| (stage, "training.full_precision".to_owned()));
+        let flow = self.quantize.flow.iter().enumerate();
+        full.chain(flow.map(|(i, stage)| (stage, format!("quantize.flow.{i}"))))
+    }
+
     /// Stages are numbered through in the train room; here they have two places.
     fn place_of_stage(&self, problem: &str) -> String {
         if problem.starts_with("training.stages: is empty") {

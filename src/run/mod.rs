@@ -12,6 +12,7 @@ pub(crate) mod data_print;
 pub(crate) mod device;
 pub(crate) mod flow;
 pub(crate) mod folder;
+mod frozen;
 pub(crate) mod home;
 mod keys;
 pub(crate) mod layers;

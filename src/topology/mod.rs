@@ -49,6 +49,11 @@ impl Topology {
         }
     }
 
+    /// Whether both are of one family, whatever their shapes.
+    pub fn is_kin_of(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+
     /// The network that tensors of these shapes, by key, are of, as far as they tell; `None` if there is none.
     pub fn of(sizes: &Sizes) -> Option<Self> {
         // A network with a second pyramid is one of the first kind besides.

@@ -300,6 +300,15 @@ impl StageConfig {
         self.frozen.as_deref().map(Pattern::parse).transpose().context("frozen")
     }
 
+    /// Takes out of `frozen` what the stage quantizes, where its settings were those of a stage for another module.
+    pub fn thaw_module(&mut self) {
+        let module = self.module.as_deref().and_then(|module| Pattern::parse(module).ok());
+        if let (Some(module), Ok(Some(frozen))) = (module, self.frozen_modules()) {
+            self.frozen = frozen.without(&module);
+            self.frozen_statistics |= self.frozen.is_none();
+        }
+    }
+
     fn check_frozen(&self, at: &str, problems: &mut Vec<String>) {
         let frozen = match self.frozen_modules() {
             Ok(Some(frozen)) => frozen,
