@@ -86,8 +86,8 @@ fn a_module_that_trains_on_is_resumed_audited_and_exported() {
     run(&[&resume[..], &places].concat()).code(0);
 
     let end = |exp: &Path, stage: &str| exp.join(format!("checkpoints/stage_{stage}.safetensors"));
-    let (first, last) = (tensors(&end(&whole, "0_fpn")), tensors(&end(&whole, "1_head")));
-    assert_eq!(last, tensors(&end(&stopped, "1_head")), "stopped and resumed");
+    let (first, last) = (tensors(end(&whole, "0_fpn")), tensors(end(&whole, "1_head")));
+    assert_eq!(last, tensors(end(&stopped, "1_head")), "stopped and resumed");
     for name in ["fpn.out_convs.2.weight", "quant.fpn.out_convs.2.weight_step"] {
         assert_ne!(value(&first, name), value(&last, name), "{name} rests after its stage");
     }
