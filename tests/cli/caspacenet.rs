@@ -118,7 +118,7 @@ fn both_pyramids_are_one_module_in_every_command() {
     let layers = audit.to_string().matches("fpn_sub.out_convs.2").count();
     assert!(layers > 0, "{audit}");
     let inspected = run(&["inspect", text(&checkpoint), "--json"]).code(0).json();
-    assert_eq!(inspected["quantized"], serde_json::json!(["fpn"]), "{inspected}");
+    assert_eq!(inspected["quantized"], serde_json::json!(["fpn 2-bit (3 levels)"]));
 
     let (packed, onnx) = (at("net.mqat"), at("net.onnx"));
     run(&["export", text(&checkpoint), "--format", "packed", "--out", &packed]).code(0);
@@ -142,14 +142,14 @@ fn both_pyramids_are_one_module_in_every_command() {
 #[test]
 fn a_search_measures_and_plans_both_pyramids() {
     let dir = tempfile::tempdir().unwrap();
+    let from = trained().join("checkpoints/stage_0_full_precision.safetensors");
     let own = [
         "--data",
         text(dataset()),
         "--logs",
         text(dir.path()),
         "--from",
-        text(start()),
-        "--loose",
+        text(&from),
         "--modules",
         "fpn,head",
         "--bits",
@@ -178,10 +178,11 @@ fn a_file_of_the_first_family_is_told_from_one_of_the_second() {
     run(&[&test[..], &as_second].concat())
         .code(1)
         .says(&["it has no second pyramid (fpn_sub)", "experiment.loose"]);
+    let places = ["plan", "--topology", "CaSpaceNetTiny", "--images", "16"];
     let neck = ["--set", "training.full_precision.frozen=neck"];
-    let url = format!("experiment.url={start}");
-    let places = ["--data", text(dataset()), "--set", "experiment.pretrained=true", "--set", &url];
-    run(&second("plan", &[&places[..], &neck].concat()))
+    run(&[&places[..], &neck].concat())
         .code(1)
         .says(&["training.full_precision.frozen: \"neck\" holds nothing of the network"]);
+    let plan = run(&[&places[..], &["--flow", "fpn:2,backbone:8"]].concat()).code(0).stdout();
+    assert_eq!(plan.matches("  backbone stays as it is\n").count(), 2, "{plan}");
 }
