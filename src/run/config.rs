@@ -590,7 +590,8 @@ mod tests {
             let mut document = document.clone();
             *document.pointer_mut(place).unwrap() = value.clone();
             let Err(error) = parse(document, "x") else { continue };
-            let text = format!("{error:#}");
+            // A family's name is what a config says itself.
+            let text = format!("{error:#}").replace("\"CaSpaceNet\"", "");
             refused += 1;
             let camel = |word: &str| {
                 word.as_bytes()

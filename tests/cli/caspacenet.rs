@@ -132,8 +132,8 @@ fn both_pyramids_are_one_module_in_every_command() {
     assert_eq!(a, b, "poses of the packed file");
 
     let export = ["export", text(&checkpoint), "--format", "onnx", "--out", &onnx, "--json"];
-    let written = run(&[&export[..], &["--data", data]].concat()).code(0).json();
-    assert_eq!(written["onnx"]["weights"]["int8"], 16, "{written}");
+    let written = run(&[&export[..], &["--carrier", "true-bits"]].concat()).code(0).json();
+    assert_eq!(written["onnx"]["weights"]["int2"], 16, "{written}");
     if let Some(library) = library() {
         run_ort(&library, &["verify", text(&checkpoint), &onnx, "--data", data]).code(0);
     }
@@ -142,6 +142,7 @@ fn both_pyramids_are_one_module_in_every_command() {
 #[test]
 fn a_search_measures_and_plans_both_pyramids() {
     let dir = tempfile::tempdir().unwrap();
+    let plan = dir.path().join("plan.json");
     let from = trained().join("checkpoints/stage_0_full_precision.safetensors");
     let own = [
         "--data",
@@ -155,18 +156,23 @@ fn a_search_measures_and_plans_both_pyramids() {
         "--bits",
         "2,8",
         "--target-compression",
-        "5",
+        "4",
         "--trace-images",
         "4",
         "--trace-batch",
         "4",
         "--trace-probes",
         "2",
+        "--out",
+        text(&plan),
         "--json",
     ];
-    let report = run(&second("search", &own)).code(0).json();
-    let plan = report["plan"].as_str().unwrap_or_else(|| panic!("{report}"));
-    assert!(fs::read_to_string(plan).unwrap().contains("fpn"));
+    run(&second("search", &own)).code(0);
+    let plan: Value = serde_json::from_str(&fs::read_to_string(&plan).unwrap()).unwrap();
+    let mut modules: Vec<&Value> =
+        plan["flow"].as_array().unwrap().iter().map(|stage| &stage["module"]).collect();
+    modules.sort_by_key(|module| module.to_string());
+    assert_eq!(modules, ["fpn", "head"], "{plan}");
 }
 
 #[test]

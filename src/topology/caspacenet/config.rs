@@ -69,7 +69,7 @@ mod tests {
         let error =
             |value| crate::schema::parse::<NetworkConfig>(value, "x").unwrap_err().to_string();
         let text = error(json!({"head_convs": "a"}));
-        assert_eq!(text, "x: head_convs: is the text \"a\", expected an integer");
+        assert_eq!(text, "x: head_convs: is the text \"a\", expected a whole number");
         let text = error(json!({"substract": 1}));
         assert_eq!(text, "x: substract: unknown key, did you mean subtract?");
         let mut problems = Vec::new();
