@@ -109,6 +109,8 @@ pub struct VerifyReport {
     pub artefacts: [ArtefactReport; 2],
     /// Images compared.
     pub num_images: usize,
+    /// Whether all images of the split were asked for.
+    pub whole_split: bool,
     /// The split they are of.
     pub split: String,
     /// True when the dataset says that it was rendered.
@@ -434,6 +436,7 @@ fn judge(
         limits,
         artefacts,
         num_images: dataset.frames.len() - pair.left_out.len(),
+        whole_split: request.images.is_none(),
         split: request.split.to_string(),
         synthetic_data: dataset.root.join(SYNTHETIC_FILE).exists(),
         levels,
@@ -662,9 +665,10 @@ impl VerifyReport {
         };
         let least = fewest_lost(chance);
         let high = interval_95.map_or("?".to_owned(), |[_, high]| format!("{high:+.4}"));
+        let hint = if self.whole_split { "" } else { ": --images 0 takes all" };
         format!(
             "; of {num} objects a loss of fewer than {least} ({:.1} %) cannot be told from chance, and ADD may be larger by {high} \
-             diameters: --images 0 takes all",
+             diameters{hint}",
             100.0 * least as f64 / num.max(1) as f64
         )
     }

@@ -206,9 +206,13 @@ impl Path {
     }
 
     /// Registers a learnt f32 tensor with initial values by the store's seed and the tensor's name.
+    ///
+    /// Weights of convolutions lie in memory as activations do, channels last: libtorch would else reorder them at each use,
+    /// and their gradients back. What loads them keeps that; files hold them in row-major order.
     pub fn filled(&self, leaf: &str, shape: &[i64], fill: Fill) -> Tensor {
         let name = self.name(leaf);
-        self.learnt(leaf, fill.tensor(&name, shape, self.store.seed).to_device(self.store.device))
+        let tensor = fill.tensor(&name, shape, self.store.seed).to_device(self.store.device);
+        self.learnt(leaf, if shape.len() == 4 { channels_last(&tensor) } else { tensor })
     }
 
     /// Registers a tensor that nobody else holds.
@@ -267,6 +271,11 @@ impl Path {
         self.store.insert(Var { name: self.name(leaf), tensor: tensor.shallow_clone(), role });
         tensor
     }
+}
+
+/// The same values, channels last in memory.
+fn channels_last(x: &Tensor) -> Tensor {
+    tch::no_grad(|| x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]))
 }
 
 impl<T: Display> Div<T> for &Path {

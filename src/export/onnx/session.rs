@@ -66,6 +66,8 @@ impl OnnxSession {
             builder =
                 builder.with_optimization_level(GraphOptimizationLevel::All).map_err(plain)?;
             builder = builder.with_log_level(LogLevel::Fatal).map_err(plain)?;
+            // Threads that wait actively after a run take the cores from what comes next.
+            builder = builder.with_intra_op_spinning(false).map_err(plain)?;
             if options.threads > 0 {
                 builder = builder.with_intra_threads(options.threads).map_err(plain)?;
             }
