@@ -13,6 +13,7 @@ pub(crate) mod device;
 pub(crate) mod fit;
 pub(crate) mod flow;
 pub(crate) mod folder;
+mod frozen;
 pub(crate) mod home;
 mod keys;
 pub(crate) mod layers;

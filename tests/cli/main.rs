@@ -5,6 +5,7 @@ mod against_init;
 mod bad_input;
 mod bench;
 mod bop;
+mod caspacenet;
 mod config;
 mod data_files;
 mod flow;
