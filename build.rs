@@ -1,5 +1,5 @@
 //! Links the programs to the libtorch in `lib/` beside them (a bundle), else to the one they were built with, by its place,
-//! so that no LD_LIBRARY_PATH is needed; keeps libtorch out of the launcher; tells the commit.
+//! so that no LD_LIBRARY_PATH is needed; keeps libtorch out of the launcher; compiles the C++ of `src/world`; tells the commit.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,9 +13,50 @@ fn main() {
     // torch-sys (links = "tch") tells where the libraries are.
     let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB") else { return };
     let lib = PathBuf::from(lib);
+    compile_world(&lib);
     println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/lib");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=MQAT_TORCH_LIB={}", lib.display());
+}
+
+/// The C++ of `src/world`, which reaches libtorch's c10d, with the headers beside libtorch's libraries.
+fn compile_world(lib: &Path) {
+    const SOURCES: &str = "src/world";
+    println!("cargo:rerun-if-changed={SOURCES}");
+    println!("cargo:rerun-if-env-changed=CXX");
+    let include = lib.with_file_name("include");
+    let mut compiler = cc::Build::new();
+    compiler.cpp(true).std("c++17").warnings(false).opt_level(1);
+    compiler.define("_GLIBCXX_USE_CXX11_ABI", "1").define("USE_DISTRIBUTED", None);
+    compiler.define("USE_C10D_GLOO", None).include(format!("{SOURCES}/gloo_stub"));
+    compiler.include(&include).include(include.join("torch/csrc/api/include"));
+    // This script runs after every commit, and the compiler takes 10 to 20 s.
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let (stamp, text) = (out.join("c10d.stamp"), stamp_of(SOURCES, lib));
+    if std::fs::read_to_string(&stamp).is_ok_and(|before| before == text) {
+        println!("cargo:rustc-link-search=native={}", out.display());
+        println!("cargo:rustc-link-lib=static=mqat_c10d");
+        println!("cargo:rustc-link-lib=stdc++");
+    } else {
+        compiler.file(format!("{SOURCES}/c10d.cpp")).compile("mqat_c10d");
+        std::fs::write(&stamp, text).expect("writing into OUT_DIR");
+    }
+    // Before torch-sys's libraries: libtorch_cuda has gloo as well, and would be loaded for it, with or without a GPU.
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    println!("cargo:rustc-link-lib=torch_cpu");
+    println!("cargo:rustc-link-lib=c10");
+}
+
+/// All that the compiled C++ depends on.
+fn stamp_of(sources: &str, lib: &Path) -> String {
+    let read =
+        |name: &str| std::fs::read_to_string(format!("{sources}/{name}")).unwrap_or_default();
+    let headers =
+        ["context.h", "rendezvous/store.h"].map(|name| read(&format!("gloo_stub/gloo/{name}")));
+    let cxx = std::env::var("CXX").unwrap_or_default();
+    let version = lib.with_file_name("version.py");
+    let version = std::fs::read_to_string(version).unwrap_or_default();
+    format!("{}\n{version}\n{cxx}\n{}{}{}", lib.display(), headers[0], headers[1], read("c10d.cpp"))
 }
 
 /// The commit that the sources are of; none without git, or where the sources are no repository of their own.

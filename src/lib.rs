@@ -6,15 +6,17 @@
 //! ```text
 //! cli         arguments, log set-up, progress bars, printing   uses commands study bench
 //!             and for its arguments                            artifact run train eval export synth data quant io
+//!                                                              world
 //! commands    one file a command: train test predict audit ... uses artifact run train eval export topology quant
-//!                                                              data pose nn geom io seed schema
+//!                                                              data pose nn geom io seed schema world
 //! study       the search: trials, curvature, bits, orders      uses artifact run train topology quant data pose nn io
 //!                                                              seed
 //! bench       how long parts take, measured in turns           uses artifact run train eval export synth quant data
 //!                                                              pose nn geom seed
 //! artifact    any file: config, network or engine, quantizers  uses run train eval export topology quant nn io
 //! run         config, flow, folders, records, device, request  uses train eval topology quant data nn geom io schema
-//! train       trainer, epoch, step, optimizer, checkpoints     uses topology quant data nn io geom seed schema
+//!                                                              world
+//! train       trainer, epoch, step, optimizer, checkpoints     uses topology quant data nn io geom seed schema world
 //! eval        one inference pipeline, poses, scores, report    uses data nn pose io geom seed schema
 //! export      packed low-bit files and graphs of a network     uses topology quant nn io seed schema
 //! synth       renders meshes into a BOP dataset                uses data io geom seed schema
@@ -25,6 +27,7 @@
 //! nn          layers, traces, quantizer slots; named outputs   uses tch geom seed
 //! geom        cameras, rigid poses, affine maps; f64           uses nalgebra
 //! io          JSON, images, meshes, tensors, atomic writes     uses tch std schema
+//! world       processes that work together, by libtorch's c10d uses tch
 //! seed        random streams as a function of their place, one stable hash
 //! schema      ranges, plain messages and tables of JSON types  uses serde schemars
 //! ```
@@ -48,3 +51,4 @@ pub mod study;
 pub mod synth;
 pub mod topology;
 pub mod train;
+pub mod world;

@@ -12,6 +12,7 @@ use super::export::ExportArgs;
 use super::import::ImportArgs;
 use super::init::InitArgs;
 use super::inspect::InspectArgs;
+use super::launch::LaunchArgs;
 use super::plan::PlanArgs;
 use super::predict::PredictArgs;
 use super::recalibrate::RecalibrateArgs;
@@ -68,6 +69,8 @@ Exit codes: 0 done, 1 failed (stderr says why), 2 wrong usage, 130 stopped by a 
 pub enum Command {
     /// Train a network: the full-precision stage, then one stage for each module of the quantization flow.
     Train(TrainArgs),
+    /// Start a command in several processes on this machine that train or test together, one for each GPU.
+    Launch(LaunchArgs),
     /// Evaluate checkpoints on a split: poses, the accuracy table, plots and overlays.
     Test(TestArgs),
     /// Find poses in images, folders, lists or videos of any camera, and how sure they are.
@@ -109,9 +112,35 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The name of a command that does in several processes what it does in one, as many times.
+    pub(super) fn of_one_process(&self) -> Option<&'static str> {
+        match self {
+            Self::Train(_) | Self::Test(_) | Self::Completions { .. } => None,
+            Self::Launch(_) => Some("launch"),
+            Self::Predict(_) => Some("predict"),
+            Self::Search(_) => Some("search"),
+            Self::Score(_) => Some("score"),
+            Self::Report(_) => Some("report"),
+            Self::Dataset(_) => Some("dataset"),
+            Self::Synth(_) => Some("synth"),
+            Self::Inspect(_) => Some("inspect"),
+            Self::Import(_) => Some("import"),
+            Self::Audit(_) => Some("audit"),
+            Self::Recalibrate(_) => Some("recalibrate"),
+            Self::Plan(_) => Some("plan"),
+            Self::Export(_) => Some("export"),
+            Self::Verify(_) => Some("verify"),
+            Self::Bench(_) => Some("bench"),
+            Self::Config(_) => Some("config"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::train::Resume;
     use crate::train::ResumeFrom;
     use clap::CommandFactory;
 
@@ -127,9 +156,10 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(parse("mqat train"), None);
-        assert_eq!(parse("mqat train --resume"), Some(ResumeFrom::Last));
-        assert_eq!(parse("mqat train --resume best"), Some(ResumeFrom::Best));
-        assert_eq!(parse("mqat train --resume 12"), Some(ResumeFrom::Epoch(12)));
+        assert_eq!(parse("mqat train --resume"), Some(Resume::From(ResumeFrom::Last)));
+        assert_eq!(parse("mqat train --resume best"), Some(Resume::From(ResumeFrom::Best)));
+        assert_eq!(parse("mqat train --resume 12"), Some(Resume::From(ResumeFrom::Epoch(12))));
+        assert_eq!(parse("mqat train --resume auto"), Some(Resume::Auto));
         assert!(Cli::try_parse_from(["mqat", "train", "--resume", "never"]).is_err());
     }
 }

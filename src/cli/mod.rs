@@ -13,6 +13,7 @@ mod failure;
 mod import;
 mod init;
 mod inspect;
+mod launch;
 mod memory;
 mod onnx;
 mod pace;
@@ -31,6 +32,7 @@ mod test;
 mod train;
 mod verify;
 mod view;
+mod world;
 
 pub use crate::run::LIBTORCH_VERSION;
 pub use args::Cli;
@@ -62,8 +64,12 @@ fn exit_code(ended: Result<CommandEnd>) -> ExitCode {
 }
 
 fn dispatch(command: Command) -> Result<CommandEnd> {
+    if let Some(name) = command.of_one_process() {
+        world::ensure_alone(name)?;
+    }
     match command {
         Command::Train(args) => train::run(args),
+        Command::Launch(args) => launch::run(&args),
         Command::Test(args) => test::run(args).map(|()| CommandEnd::Done),
         Command::Predict(args) => predict::run(*args),
         Command::Search(args) => search::run(*args),
@@ -107,6 +113,9 @@ pub fn answer_without_libtorch(args: impl IntoIterator<Item = OsString>) -> Opti
         Ok(Cli { command: Command::Completions { shell }, .. }) => completions::run(shell),
         Ok(Cli { command: Command::Config(args), .. }) if args.schema => {
             config::print_schema(&args)
+        }
+        Ok(Cli { command: Command::Launch(args), .. }) => {
+            return Some(exit_code(launch::run(&args)));
         }
         Ok(_) => return None,
     };

@@ -61,7 +61,7 @@ fn end_now() -> ! {
 }
 
 /// Whether the process was started with a signal ignored.
-fn is_ignored(signal: i32) -> bool {
+pub(super) fn is_ignored(signal: i32) -> bool {
     let mut current = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: the call only writes the current disposition to `current`, which is valid for writes; all-zero bytes are
     // a valid `sigaction` if it fails.

@@ -1,9 +1,12 @@
 //! Logs and progress bars on stderr: bars on a terminal, plain lines elsewhere.
 
+use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -97,6 +100,37 @@ impl tracing_subscriber::fmt::time::FormatTime for SinceStart {
     }
 }
 
+/// Where log lines go.
+enum Log {
+    Terminal,
+    /// Nowhere yet: a process other than the first does not know its file so far.
+    Held(Vec<u8>),
+    File(fs::File),
+}
+
+static LOG: Mutex<Log> = Mutex::new(Log::Terminal);
+
+/// Keeps log lines from the terminal until [`log_to`] says where they go.
+pub(super) fn hold_log() {
+    *LOG.lock().unwrap_or_else(PoisonError::into_inner) = Log::Held(Vec::new());
+}
+
+/// Writes log lines to a file, after those of earlier runs and those that were held.
+///
+/// # Errors
+/// If the file cannot be written.
+pub(super) fn log_to(path: &Path) -> Result<()> {
+    let writing = || format!("writing {}", path.display());
+    let file = fs::OpenOptions::new().create(true).append(true).open(path);
+    let mut file = file.with_context(writing)?;
+    let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Log::Held(lines) = &*log {
+        file.write_all(lines).with_context(writing)?;
+    }
+    *log = Log::File(file);
+    Ok(())
+}
+
 /// Writes log lines above the bars, so that they do not tear.
 struct AboveBars;
 
@@ -117,6 +151,11 @@ impl Drop for Line {
     fn drop(&mut self) {
         // A log that cannot be written must not stop the work.
         let text = escaped(&String::from_utf8_lossy(&self.0), has_colors());
+        match &mut *LOG.lock().unwrap_or_else(PoisonError::into_inner) {
+            Log::Terminal => {}
+            Log::Held(lines) => return lines.extend(text.into_bytes()),
+            Log::File(file) => return drop(file.write_all(text.as_bytes())),
+        }
         bars().suspend(|| drop(io::stderr().write_all(text.as_bytes())));
     }
 }

@@ -8,9 +8,11 @@ use clap::Args;
 use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, Places, refuse, request};
 use super::terminal::Jobs;
+use super::world::WorldArgs;
 use crate::artifact::EngineChoice;
 use crate::commands::{TestRequest, test};
 use crate::data::Split;
+use crate::world::World;
 
 /// Arguments of `mqat test`.
 #[derive(Debug, Clone, Args)]
@@ -67,12 +69,21 @@ pub struct TestArgs {
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     pub engine: EngineChoice,
 
+    #[command(flatten)]
+    pub world: WorldArgs,
+
     /// Print one JSON document on stdout; everything else goes to stderr.
     #[arg(long)]
     pub json: bool,
 }
 
 pub(super) fn run(args: TestArgs) -> Result<()> {
+    let world = args.world.meet()?;
+    let ended = run_in(args, &world);
+    world.end(ended)
+}
+
+fn run_in(args: TestArgs, world: &World) -> Result<()> {
     refuse(
         &[("--logs", args.places.logs.is_some() && !args.checkpoint.is_empty())],
         "--checkpoint names the files",
@@ -91,10 +102,15 @@ pub(super) fn run(args: TestArgs) -> Result<()> {
         engine: args.engine,
     };
     let mut jobs = Jobs::default();
-    let report = test(&request, &mut |name, at| {
-        jobs.at(name, "images", at.num_done, at.num_images);
+    let report = test(&request, world, &mut |name, at| {
+        if world.is_first() {
+            jobs.at(name, "images", at.num_done, at.num_images);
+        }
     })?;
     jobs.finish();
+    if !world.is_first() {
+        return Ok(()); // process 0 says it
+    }
     if let Some(folder) = &report.folder {
         tracing::info!("report in {}", folder.display());
     }

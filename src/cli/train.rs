@@ -1,9 +1,11 @@
 //! `mqat train`.
 
 use std::path::PathBuf;
+use std::rc::Rc;
+use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::plan::FlowArgs;
@@ -13,11 +15,13 @@ use super::shared::{ConfigSelect, Places, request};
 use super::stop;
 use super::stop::CommandEnd;
 use super::view::TrainView;
+use super::world::{RankLog, WorldArgs};
 use crate::artifact::StartFrom;
 use crate::commands::{Ended, TrainRequest, train};
 use crate::run::{FlowSource, Request};
 use crate::study::{SearchEnd, SearchRequest, search};
-use crate::train::ResumeFrom;
+use crate::train::{Observer, ResumeFrom};
+use crate::world::World;
 
 /// Arguments of `mqat train`.
 #[derive(Debug, Clone, Args)]
@@ -46,9 +50,10 @@ pub struct TrainArgs {
     pub exp_id: Option<u32>,
 
     /// Go on with an experiment: from its last checkpoint, its best, or the end of that epoch (counted from 1 over
-    /// all stages). The experiment's own config is used; --set may change it.
-    #[arg(long, value_name = "last|best|EPOCH", num_args = 0..=1, default_missing_value = "last")]
-    pub resume: Option<ResumeFrom>,
+    /// all stages). The experiment's own config is used; --set may change it. `auto` begins the experiment --exp-id, or
+    /// goes on with it where it has begun: for jobs that are started again by the same command.
+    #[arg(long, value_name = "last|best|EPOCH|auto", num_args = 0..=1, default_missing_value = "last")]
+    pub resume: Option<Resume>,
 
     /// Write a checkpoint every so many epochs [default: the config's].
     #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u32).range(1..))]
@@ -67,6 +72,14 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: Option<u32>,
 
+    /// Compute the batch of each step in so many pieces, one after the other, and add up their gradients: for batches
+    /// that do not fit into memory. With several processes each does so with its part.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
+    pub accumulate: u16,
+
+    #[command(flatten)]
+    pub world: WorldArgs,
+
     /// Stop after so many steps in all, with a checkpoint.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_steps: Option<u64>,
@@ -81,15 +94,45 @@ pub struct TrainArgs {
     pub json: bool,
 }
 
+/// What `--resume` takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// Go on.
+    From(ResumeFrom),
+    /// Begin, or go on from the last checkpoint.
+    Auto,
+}
+
+impl FromStr for Resume {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text.parse().map(Self::From).context("expected last, best, auto or an epoch"),
+        }
+    }
+}
+
 pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
     let stop = stop::flag()?;
+    let world = Rc::new(args.world.meet()?);
+    let ended = run_in(args, &world, &stop).and_then(|end| world.barrier().map(|()| end));
+    world.end(ended)
+}
+
+fn run_in(args: TrainArgs, world: &Rc<World>, stop: &AtomicBool) -> Result<CommandEnd> {
     let run = request(args.select.clone(), args.places.clone());
     let flow = match args.flow.hawq_target()? {
         None => args.flow.source(&run)?,
         Some(_) if args.resume.is_some() => bail!(
             "a resumed run keeps the bits that were chosen for it; leave --method hawq and its options out"
         ),
-        Some(target) => match hawq_flow(&run, target, &args, &stop)? {
+        Some(_) if !world.is_alone() => bail!(
+            "--method hawq searches in one process: search with `mqat search --method hawq` first, then train its plan with \
+             --flow"
+        ),
+        Some(target) => match hawq_flow(&run, target, &args, stop)? {
             None => {
                 tracing::warn!("interrupted; run the same command again to resume");
                 return Ok(CommandEnd::Interrupted);
@@ -104,7 +147,12 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
             .from
             .map(|file| StartFrom { file, full_precision_epochs: args.full_precision_epochs }),
         exp_id: args.exp_id,
-        resume: args.resume,
+        begin_or_resume: args.resume == Some(Resume::Auto),
+        resume: args.resume.and_then(|resume| match resume {
+            Resume::From(from) => Some(from),
+            Resume::Auto => None,
+        }),
+        accumulate: usize::from(args.accumulate),
         ckpt_every: args.ckpt_every,
         ckpt_every_steps: args.ckpt_every_steps,
         epochs: args.epochs,
@@ -112,10 +160,15 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
         max_steps: args.max_steps,
         loose: args.loose,
     };
-    let mut view = TrainView::default();
-    let report = train(&request, &mut view, &stop)?;
+    let mut view: Box<dyn Observer> = match world.is_first() {
+        true => Box::<TrainView>::default(),
+        false => Box::new(RankLog { rank: world.rank() }),
+    };
+    let report = train(&request, world, view.as_mut(), stop)?;
     drop(view);
-    if args.json {
+    if !world.is_first() {
+        // Process 0 says it.
+    } else if args.json {
         print_json(&report)?;
     } else {
         let how = match report.outcome {

@@ -16,6 +16,7 @@ mod predict;
 mod recalibrate;
 mod report;
 mod score;
+mod shared;
 mod test;
 mod train;
 mod verify;

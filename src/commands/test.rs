@@ -9,11 +9,12 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use tch::Device;
 
+use super::shared::infer_together;
 use crate::artifact::{Artifact, Asked, EngineChoice, Opened, Reading, open};
 use crate::data::{BadSample, Dataset, Purpose, Split};
 use crate::eval::{
-    Comparison, Evaluation, EvaluationInfo, Prediction, Progress, Report, ResultFormat,
-    ScoredSplit, Timing, benchmark_scores, evaluate, infer, write_bop_csv, write_depth_chart,
+    Comparison, Evaluation, EvaluationInfo, Inference, Prediction, Progress, Report, ResultFormat,
+    ScoredSplit, Timing, benchmark_scores, evaluate, write_bop_csv, write_depth_chart,
     write_errors, write_overlays, write_predictions,
 };
 use crate::io;
@@ -23,7 +24,8 @@ use crate::run::home::Home;
 use crate::run::objects;
 use crate::run::options::{decoder_for, infer_options};
 use crate::run::request::Request;
-use crate::train::{CheckpointFolder, CheckpointMeta, ResumeFrom};
+use crate::train::{CheckpointFolder, CheckpointMeta, ResumeFrom, config_hash};
+use crate::world::World;
 
 /// Beside metrics.json: the files that its reports are of, in their order.
 pub(crate) const CHECKPOINTS_FILE: &str = "checkpoints.json";
@@ -98,11 +100,16 @@ pub(crate) fn text_of(reports: &[&Report]) -> String {
     }
 }
 
-/// Evaluates. `progress` gets the name of what is evaluated and how far it is.
+/// Evaluates. `progress` gets the name of what is evaluated and how far it is. The images are shared by the processes of
+/// `world`, each image looked at once; process 0 scores and writes, and the others report nothing.
 ///
 /// # Errors
-/// If a checkpoint, the config or the dataset cannot be read or do not fit each other.
-pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> Result<TestReport> {
+/// If a checkpoint, the config or the dataset cannot be read or do not fit each other; if a process is lost.
+pub fn test(
+    request: &TestRequest,
+    world: &World,
+    progress: &mut dyn FnMut(&str, Progress),
+) -> Result<TestReport> {
     let mut home = request.run.home()?;
     let (files, folder) = find_checkpoints(request, &home)?;
     if let Some(folder) = &folder {
@@ -110,12 +117,19 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
     }
     let artifacts = open_all(request, &home, &files, folder.as_ref())?;
     let config = &artifacts.first().context("no checkpoint to evaluate")?.config;
-    let device = request.run.open_device(config)?;
-    let dataset =
-        Arc::new(request.run.open_split(&home, config, request.split, Purpose::Evaluation)?);
+    let device = request.run.open_device_in(config, world)?;
+    let dataset = request.run.open_split(&home, config, request.split, Purpose::Evaluation);
+    let dataset = Arc::new(world.all_succeeded(dataset)?);
+    ensure_same(world, config, &files)?;
+    let infer = |artifact| infer_one(request, world, artifact, &dataset, device, progress);
+    let found = artifacts.iter().map(infer).collect::<Result<Vec<_>>>()?;
+    // The other processes do not wait for the scores.
+    if !world.is_first() {
+        return Ok(TestReport { evaluations: Vec::new(), folder: None });
+    }
     let mut runs = Vec::with_capacity(files.len());
-    for (file, artifact) in files.iter().zip(&artifacts) {
-        let run = evaluate_one(request, artifact, &dataset, device, progress)?;
+    for (file, (name, inference)) in files.iter().zip(found) {
+        let run = score_one(request, config, &dataset, &name, inference)?;
         if let Some(path) = predictions_path(request, &files, file) {
             write_results(&path, &dataset, &run)?;
         }
@@ -145,6 +159,14 @@ pub fn test(request: &TestRequest, progress: &mut dyn FnMut(&str, Progress)) -> 
         })
         .collect();
     Ok(TestReport { evaluations, folder: out })
+}
+
+/// Refuses processes that evaluate different files, or under different configs.
+fn ensure_same(world: &World, config: &Config, files: &[PathBuf]) -> Result<()> {
+    let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+    world.ensure_same("list of files", &files.join(", "))?;
+    let config = serde_json::to_value(config).context("writing the config as JSON")?;
+    world.ensure_same("config", &config_hash(&config))
 }
 
 /// Predictions, a checkpoint's or a file's, and their scores.
@@ -260,13 +282,15 @@ fn open_all(
     Ok(artifacts)
 }
 
-fn evaluate_one(
+/// What the network of one file finds, and its name.
+fn infer_one(
     request: &TestRequest,
+    world: &World,
     artifact: &Artifact,
     dataset: &Arc<Dataset>,
     device: Device,
     progress: &mut dyn FnMut(&str, Progress),
-) -> Result<Run> {
+) -> Result<(String, Inference)> {
     let config = &artifact.config;
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
     let reading = Reading::new(request.loose, request.strip_prefix.clone());
@@ -276,12 +300,24 @@ fn evaluate_one(
     objects::warn_of_contradiction(artifact.objects()?, dataset, &artifact.file);
     let decoder = decoder_for(config, dataset)?;
     let report_progress = |p| progress(&name, p);
-    let inference = infer(engine.as_ref(), decoder.as_ref(), dataset, &options, report_progress)?;
+    let (engine, decoder) = (engine.as_ref(), decoder.as_ref());
+    let inference = infer_together(world, engine, decoder, dataset, &options, report_progress)?;
     if let Some(nothing) = nothing_left(dataset, &inference.left_out) {
         bail!("{}: {nothing}", config.data.list(request.split));
     }
+    Ok((name, inference))
+}
+
+/// The scores of what was found.
+fn score_one(
+    request: &TestRequest,
+    config: &Config,
+    dataset: &Dataset,
+    name: &str,
+    inference: Inference,
+) -> Result<Run> {
     let info = EvaluationInfo {
-        name: &name,
+        name,
         list: config.data.list(request.split),
         left_out: &inference.left_out,
         timing: Some(inference.timing),

@@ -1,26 +1,29 @@
 //! `mqat train`: a run from its config to its last checkpoint.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
 use tch::Device;
 
+use super::shared::infer_together;
 use super::test::nothing_left;
 use crate::artifact::StartFrom;
 use crate::artifact::network::new_network;
 use crate::artifact::pretrained::{load_pretrained, teacher};
-use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Split, sequence_of};
-use crate::eval::{EvaluationInfo, evaluate, infer};
+use crate::data::{Dataset, Loader, LoaderOptions, Purpose, Share, Split, sequence_of};
+use crate::eval::{EvaluationInfo, evaluate};
 use crate::io;
 use crate::nn::{Network, device_name};
 use crate::pose::{EvalTable, Outcomes};
-use crate::run::config::Config;
+use crate::run::config::{Config, Select};
 use crate::run::flow::FlowSource;
-use crate::run::folder::{Folder, Pick, Provenance, Start};
+use crate::run::folder::{Folder, Pick, Pretrained, Provenance, Start};
 use crate::run::home::Home;
 use crate::run::options::{decoder_for, images_of_epoch, infer_options, loader_options, task_with};
 use crate::run::overruled::Ruler;
@@ -28,9 +31,10 @@ use crate::run::record::{CompletedStage, Recorder, make_plots_folder};
 use crate::run::request::{Request, is_synthetic, limited, thinned};
 use crate::run::{data_print, flow, objects, overruled, starts};
 use crate::train::{
-    BatchRequest, BatchSource, Batches, Counts, Hooks, Monitored, Observer, Outcome, ResumeFrom,
-    RunInfo, TrainConfig, Trainer, ValidScore,
+    BatchRequest, BatchSource, Batches, Counts, DataPrint, Hooks, Monitored, Observer, Outcome,
+    ResumeFrom, RunInfo, TrainConfig, Trainer, ValidScore,
 };
+use crate::world::World;
 
 /// What `mqat train` is asked.
 #[derive(Debug, Clone)]
@@ -57,6 +61,10 @@ pub struct TrainRequest {
     pub max_steps: Option<u64>,
     /// Pretrained weights need not fill the whole network.
     pub loose: bool,
+    /// Begin the experiment `exp_id`, or go on with it where it has begun with the same config.
+    pub begin_or_resume: bool,
+    /// Pieces that a process computes its part of a batch in, one after the other.
+    pub accumulate: usize,
 }
 
 /// What `mqat train` did.
@@ -92,39 +100,129 @@ pub enum Ended {
     MaxSteps,
 }
 
-/// Trains, or goes on with a run.
+/// What a run works with, before anything of it is written.
+struct Setup {
+    request: TrainRequest,
+    home: Home,
+    config: Config,
+    document: Value,
+    device: Device,
+    training: Arc<Dataset>,
+    validation: Arc<Dataset>,
+    net: Box<dyn Network>,
+    pretrained: Option<Pretrained>,
+    /// Of the training and the validation split.
+    prints: BTreeMap<String, DataPrint>,
+}
+
+impl Setup {
+    fn new(request: &TrainRequest, world: &World) -> Result<Self> {
+        let request = begin_or_resume(request)?;
+        let mut home = request.run.home()?;
+        let config = config_of(&request, &home)?;
+        let request = named(&request, &config);
+        if request.resume.is_some() {
+            home = request.run.home_of_run(&existing_folder(&request, &home)?)?;
+        }
+        let device = request.run.open_device_in(&config, world)?;
+        let training = request.run.open_split(&home, &config, Split::Train, Purpose::Training)?;
+        let training = Arc::new(thinned(training, config.training.train_images));
+        let validation =
+            request.run.open_split(&home, &config, Split::Valid, Purpose::Evaluation)?;
+        let validation = limited(validation, config.training.valid_images);
+        ensure_batches(&config, &training)?;
+        ensure_divisible(&config, world, request.accumulate)?;
+        let net = new_network(&config, device)?;
+        flow::check(&config, net.as_ref())?;
+        // A pretrained start is checked before a folder is made.
+        let mut pretrained = None;
+        if request.resume.is_none() && config.experiment.pretrained {
+            pretrained = Some(load_pretrained(net.as_ref(), &config)?);
+        }
+        let document = serde_json::to_value(&config).context("writing the config as JSON")?;
+        let prints = [(Split::Train, &*training), (Split::Valid, &*validation)]
+            .map(|(split, dataset)| (split.to_string(), data_print::of_split(dataset)))
+            .into();
+        Ok(Self {
+            request,
+            home,
+            config,
+            document,
+            device,
+            training,
+            validation,
+            net,
+            pretrained,
+            prints,
+        })
+    }
+
+    /// Refuses processes of different programs, configs or data.
+    fn ensure_same(&self, world: &World) -> Result<()> {
+        let version = concat!(env!("CARGO_PKG_VERSION"), " ", env!("MQAT_COMMIT"));
+        world.ensure_same("mqat version", version)?;
+        world.ensure_same("--resume", &format!("{:?}", self.request.resume))?;
+        world.ensure_same("--accumulate", &self.request.accumulate.to_string())?;
+        let kind = if self.device.is_cuda() { "GPU" } else { "CPU" };
+        world.ensure_same("kind of device", kind)?;
+        let configs = world.gather(self.document.clone())?;
+        for (rank, config) in configs.iter().enumerate() {
+            let keys = io::differing_keys(&configs[0], config);
+            ensure!(
+                keys.is_empty(),
+                "process {rank} has another config than process 0: {} differ; start all of them with the same command",
+                keys.join(", ")
+            );
+        }
+        for (split, print) in &self.prints {
+            let all = world.gather(print.clone())?;
+            for (rank, other) in all.iter().enumerate() {
+                if let Some(what) = all[0].difference(other) {
+                    bail!(
+                        "process {rank} has another {split} split than process 0 ({what}): all of them need the same data, of \
+                         the same name and order"
+                    );
+                }
+            }
+        }
+        let pretrained = self.pretrained.as_ref().map_or("none", |file| file.hash.as_str());
+        world.ensure_same("file of pretrained weights", pretrained)
+    }
+}
+
+/// Trains, or goes on with a run, together with the other processes of `world`. Process 0 writes the run's files.
 ///
 /// # Errors
 /// If the config, the dataset, the checkpoint or the device cannot be used, or the training fails; what was written
-/// until the last checkpoint stays and can be resumed.
+/// until the last checkpoint stays and can be resumed. If processes differ in what they train, or one is lost.
 pub fn train(
     request: &TrainRequest,
+    world: &Rc<World>,
     view: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<TrainReport> {
-    let mut home = request.run.home()?;
-    let config = config_of(request, &home)?;
-    let request = &named(request, &config);
-    if request.resume.is_some() {
-        home = request.run.home_of_run(&existing_folder(request, &home)?)?;
-    }
-    let device = request.run.open_device(&config)?;
-    let training = request.run.open_split(&home, &config, Split::Train, Purpose::Training)?;
-    let training = Arc::new(thinned(training, config.training.train_images));
-    let validation = request.run.open_split(&home, &config, Split::Valid, Purpose::Evaluation)?;
-    let validation = limited(validation, config.training.valid_images);
-    ensure_batches(&config, &training)?;
-    let net = new_network(&config, device)?;
-    flow::check(&config, net.as_ref())?;
-    // A pretrained start is checked before a folder is made.
-    let mut pretrained = None;
-    if request.resume.is_none() && config.experiment.pretrained {
-        pretrained = Some(load_pretrained(net.as_ref(), &config)?);
-    }
-    let folder = open_folder(request, &home)?;
-    let _lock = folder.lock()?;
-    starts::remove_leftovers(&folder)?;
-    let document = serde_json::to_value(&config).context("writing the config as JSON")?;
+    let setup = world.all_succeeded(Setup::new(request, world))?;
+    setup.ensure_same(world)?;
+    let Setup {
+        request,
+        home,
+        config,
+        document,
+        device,
+        training,
+        validation,
+        net,
+        mut pretrained,
+        prints,
+    } = setup;
+    let request = &request;
+    let mut _lock = None;
+    let folder = world.from_first(|| {
+        let folder = open_folder(request, &home)?;
+        _lock = Some(folder.lock()?);
+        starts::remove_leftovers(&folder)?;
+        Ok(folder)
+    })?;
 
     let teacher = teacher(&config, device)?;
     let task = task_with(&config, &training, config.experiment.seed, teacher)?;
@@ -132,15 +230,18 @@ pub fn train(
         seed: config.experiment.seed,
         checkpoints: folder.checkpoints(),
         config: document.clone(),
-        data: [(Split::Train, &*training), (Split::Valid, &*validation)]
-            .map(|(split, dataset)| (split.to_string(), data_print::of_split(dataset)))
-            .into(),
+        data: prints,
         objects: objects::of_dataset(&training, &config.data)?,
     };
-    let mut trainer = Trainer::new(net, saving(&config, request), task, run)?;
+    let trainer = Trainer::new(net, saving(&config, request), task, run)?;
+    let mut trainer = trainer.with_world(world.clone(), request.accumulate);
     let mut recorder = Recorder::new(folder.clone(), view);
+    recorder.view().folder(&folder.path)?;
+    warn_of_few_images(&config, world, request.accumulate);
+    let mut observer: &mut dyn Observer =
+        if world.is_first() { &mut recorder } else { recorder.view() };
     if let Some(from) = &request.resume
-        && trainer.resume(from, &mut recorder)?.is_none()
+        && trainer.resume(from, observer)?.is_none()
         && config.experiment.pretrained
     {
         // It was killed before its first checkpoint and begins anew.
@@ -157,22 +258,24 @@ pub fn train(
         pretrained,
         starts: Vec::new(),
     };
-    write_head(request, &folder, &document, provenance)?;
+    world.from_first(|| write_head(request, &folder, &document, provenance))?;
     if request.resume.is_some() {
         // The config of what was trained is that of a start that trains.
         recorder.keep_config(document);
     }
+    observer = if world.is_first() { &mut recorder } else { recorder.view() };
     let synthetic_data = is_synthetic(&training.root);
     let mut source = Source {
         config: &config,
         dataset: training,
         validation: validation.clone(),
         skip_bad: request.run.skip_bad,
+        world,
     };
+    let skip_bad = request.run.skip_bad;
     let mut validate =
-        |net: &dyn Network, _: &_| validate(net, &config, &validation, device, request);
-    let hooks =
-        Hooks { source: &mut source, validate: &mut validate, observer: &mut recorder, stop };
+        |net: &dyn Network, _: &_| validate(net, &config, &validation, device, skip_bad, world);
+    let hooks = Hooks { source: &mut source, validate: &mut validate, observer, stop };
     let outcome = trainer.run(hooks)?;
     let global_step = trainer.position().global_step;
     let (outcome, checkpoint) = match outcome {
@@ -189,6 +292,46 @@ pub fn train(
         synthetic_data,
         stages: recorder.take_stages(),
     })
+}
+
+/// The request as that of a new run or of a resume, where it may be either: a run that has begun goes on if the request
+/// would give it the config that it has.
+fn begin_or_resume(request: &TrainRequest) -> Result<TrainRequest> {
+    let mut request = request.clone();
+    if !request.begin_or_resume {
+        return Ok(request);
+    }
+    let id = request.exp_id.context(
+        "--resume auto needs --exp-id N: the experiment that it is to begin, or to go on with",
+    )?;
+    let home = request.run.home()?;
+    let config = config_of(&request, &home)?;
+    let select = named(&request, &config).run.select;
+    let folder = Folder::numbered(&home.logs, select.problem(), select.topology(), id)?;
+    if !folder.config().exists() {
+        return Ok(request);
+    }
+    let document: Value = io::read_json(&folder.config())?;
+    let recorded = crate::run::config::parse(document, &folder.config().display().to_string())?;
+    let json = |config: &Config| serde_json::to_value(config).context("writing the config as JSON");
+    let keys = io::differing_keys(&json(&recorded)?, &json(&config)?);
+    ensure!(
+        keys.is_empty(),
+        "{} was begun with another config: {} differ; leave --resume auto to the command that began it, or name another --exp-id",
+        folder.path.display(),
+        keys.join(", ")
+    );
+    // All that these said is in the run's config.
+    let select = Select {
+        problem: Some(select.problem().to_owned()),
+        topology: Some(select.topology().to_owned()),
+        ..Select::default()
+    };
+    request.run.select = select;
+    request.resume = Some(ResumeFrom::Last);
+    (request.flow, request.from, request.loose) = (None, None, false);
+    (request.epochs, request.batch_size) = (None, None);
+    Ok(request)
 }
 
 /// The config of a new run, or that of the run to go on with; changed by the flags.
@@ -329,7 +472,17 @@ fn open_folder(request: &TrainRequest, home: &Home) -> Result<Folder> {
     let select = &request.run.select;
     match request.resume {
         Some(_) => existing_folder(request, home),
-        None => Folder::create(&home.logs, select.problem(), select.topology(), request.exp_id),
+        None => {
+            let (problem, topology) = (select.problem(), select.topology());
+            // One that was stopped before it began.
+            if let Some(id) = request.exp_id.filter(|_| request.begin_or_resume) {
+                let folder = Folder::numbered(&home.logs, problem, topology, id)?;
+                if folder.path.is_dir() && !folder.config().exists() {
+                    return Ok(folder);
+                }
+            }
+            Folder::create(&home.logs, problem, topology, request.exp_id)
+        }
     }
 }
 
@@ -373,12 +526,48 @@ fn ensure_batches(config: &Config, dataset: &Dataset) -> Result<()> {
     Ok(())
 }
 
+/// Refuses stages whose batch the processes and their pieces cannot share evenly, and names the next ones that they can.
+fn ensure_divisible(config: &Config, world: &World, accumulate: usize) -> Result<()> {
+    let parts = world.size() * accumulate;
+    for stage in config.train_config().stages {
+        let size = stage.batch_size.unwrap_or(config.data.bs_train);
+        let (below, above) = (size / parts * parts, size.next_multiple_of(parts));
+        let next = if below == 0 { above.to_string() } else { format!("{below} or {above}") };
+        ensure!(
+            size.is_multiple_of(parts),
+            "stage {} has batches of {size} images, which {} processes with --accumulate {accumulate} cannot share evenly \
+             ({parts} equal parts): take {next} (--batch-size, data.bs_train, or the stage's batch_size)",
+            stage.label(),
+            world.size()
+        );
+    }
+    Ok(())
+}
+
+/// Says where batch norms normalise by few images.
+fn warn_of_few_images(config: &Config, world: &World, accumulate: usize) {
+    const FEW: usize = 4;
+    let parts = world.size() * accumulate;
+    for stage in config.train_config().stages.iter().filter(|stage| !stage.freeze_bn) {
+        let images = stage.batch_size.unwrap_or(config.data.bs_train) / parts;
+        if parts > 1 && images < FEW && world.is_first() {
+            tracing::warn!(
+                "stage {}: batch norms normalise by {images} images, a process's own, fewer than {FEW}: take larger batches or \
+                 fewer processes, or set the stage's freeze_bn",
+                stage.label()
+            );
+        }
+    }
+}
+
 /// The training split's batches.
 struct Source<'a> {
     config: &'a Config,
     dataset: Arc<Dataset>,
     validation: Arc<Dataset>,
     skip_bad: bool,
+    /// The processes that share the batches of the validation.
+    world: &'a World,
 }
 
 impl Source<'_> {
@@ -396,7 +585,8 @@ impl BatchSource for Source<'_> {
         let batch_size = self.batch_size(request.batch_size);
         let options = LoaderOptions {
             epoch: request.epoch_key,
-            first_batch: request.first_batch,
+            first_batch: request.first_batch * request.slices.count,
+            share: Share::Slices(request.slices),
             epoch_images: self.config.training.epoch_images,
             skip_bad: self.skip_bad,
             ..loader_options(self.config, batch_size)
@@ -413,6 +603,7 @@ impl BatchSource for Source<'_> {
             replace_empty: false,
             drop_last: false,
             skip_bad: self.skip_bad,
+            share: Share::Batches { first: self.world.rank(), of: self.world.size() },
             ..loader_options(self.config, self.config.data.bs_valid)
         };
         let (input, data) = (&self.config.input, &self.config.data);
@@ -427,11 +618,12 @@ fn validate(
     config: &Config,
     dataset: &Arc<Dataset>,
     device: Device,
-    request: &TrainRequest,
+    skip_bad: bool,
+    world: &World,
 ) -> Result<Option<ValidScore>> {
-    let options = infer_options(config, device, request.run.skip_bad);
+    let options = infer_options(config, device, skip_bad);
     let decoder = decoder_for(config, dataset)?;
-    let inference = infer(net, decoder.as_ref(), dataset, &options, |_| ())?;
+    let inference = infer_together(world, net, decoder.as_ref(), dataset, &options, |_| ())?;
     if let Some(nothing) = nothing_left(dataset, &inference.left_out) {
         tracing::warn!("nothing to validate: {}: {nothing}", config.data.list(Split::Valid));
     }

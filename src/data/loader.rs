@@ -5,15 +5,18 @@
 
 mod plan;
 mod queue;
+mod share;
 
 use std::sync::Arc;
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 use super::{DataConfig, Dataset, InputConfig, SampleObject};
 use plan::LoadPlan;
 pub use plan::permutation;
 use queue::Queue;
+pub use share::{Share, Slices};
 
 /// Images prepared alike.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,6 +25,8 @@ pub struct Batch {
     pub width: usize,
     /// px.
     pub height: usize,
+    /// The place of its first image in the whole batch, where this is a slice of one (see [`Slices`]).
+    pub first_place: usize,
     /// Into the dataset's frames, one an image.
     pub indices: Vec<usize>,
     /// The images' paths as in the list.
@@ -35,7 +40,7 @@ pub struct Batch {
 }
 
 /// An image left out because its files are bad.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BadSample {
     /// Into the dataset's frames.
     pub index: usize,
@@ -69,6 +74,8 @@ pub struct LoaderOptions {
     pub workers: usize,
     /// Count images with bad files instead of failing.
     pub skip_bad: bool,
+    /// Which of these batches are made, where processes share them; `first_batch` counts those that are made.
+    pub share: Share,
 }
 
 impl Default for LoaderOptions {
@@ -85,6 +92,7 @@ impl Default for LoaderOptions {
             drop_last: false,
             workers: 0,
             skip_bad: false,
+            share: Share::All,
         }
     }
 }
@@ -124,6 +132,11 @@ impl Loader {
     /// Batches of the whole epoch, those before `first_batch` included.
     pub fn num_batches(&self) -> usize {
         self.plan.num_batches()
+    }
+
+    /// Images of these batches.
+    pub fn num_images(&self) -> usize {
+        self.plan.num_slots()
     }
 
     /// Images left out or replaced so far because of bad files (with `skip_bad`).

@@ -50,7 +50,7 @@ pub use config::{DataConfig, InputConfig, Split};
 pub(crate) use consistency::off_center;
 pub use dataset::{Dataset, Skipped};
 pub use frame::{Annotation, Frame};
-pub use loader::{BadSample, Batch, Loader, LoaderOptions, permutation};
+pub use loader::{BadSample, Batch, Loader, LoaderOptions, Share, Slices, permutation};
 pub use models::object_boxes;
 pub use models_info::{ModelInfo, ModelInfos, ModelSymmetries};
 pub use object::{ObjectBox, ObjectModel};

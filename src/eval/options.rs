@@ -2,7 +2,7 @@
 
 use tch::Device;
 
-use crate::data::{DataConfig, InputConfig};
+use crate::data::{DataConfig, InputConfig, Share};
 use crate::nn::Preprocess;
 use crate::pose::RansacConfig;
 
@@ -21,6 +21,8 @@ pub struct InferOptions {
     pub workers: usize,
     /// Leave images out that cannot be read instead of stopping.
     pub skip_bad: bool,
+    /// The batches of the split that are looked at, where processes share it.
+    pub share: Share,
     /// Where the network is.
     pub device: Device,
 }

@@ -1,21 +1,21 @@
 //! A predicted pose: what every file of predictions holds.
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::geom::Pose;
 
 /// One predicted pose; a line of a predictions file. An object that was not found has no line.
 ///
 /// Keys of the file: `image`, `class`, `obj_id` (may be left out), `score`, `R`, `t`, `inliers`, `residual`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// Path of the image, as in the dataset's list.
     pub image: String,
     /// 0-based class: the rank of the mesh's file name.
     pub class: usize,
     /// Number in the mesh's file name.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub obj_id: Option<u32>,
     /// Confidence, larger is surer; of this program's, 0 to 1: the largest `sqrt(sigmoid)` of the cells used.
     pub score: f64,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 use super::deviation::{OutputComparison, OutputDeviation};
 use super::options::{InferOptions, preprocess};
@@ -23,15 +24,36 @@ pub struct Progress {
 }
 
 /// What [`infer`] found.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Inference {
     /// In the order of the images, then of the classes, then by falling confidence; at most `evaluation.instances` of a class in an
     /// image.
     pub predictions: Vec<Prediction>,
+    /// The image of each, by its place in the split.
+    pub places: Vec<usize>,
     /// With `skip_bad`: the images that could not be read.
     pub left_out: Vec<BadSample>,
     /// Where the time went.
     pub timing: Timing,
+}
+
+impl Inference {
+    /// What processes found that shared the images of a split ([`InferOptions::share`]): each image is there once, and all is
+    /// as one process gives it. Times are summed, but the total is the longest.
+    pub fn merged(parts: Vec<Self>) -> Self {
+        let mut found = Vec::new();
+        let mut left_out = Vec::new();
+        let mut timing = Timing::default();
+        for part in parts {
+            found.extend(part.places.into_iter().zip(part.predictions));
+            left_out.extend(part.left_out);
+            timing.add(&part.timing);
+        }
+        found.sort_by_key(|(place, _)| *place); // stable: the classes of an image stay in order
+        left_out.sort_by_key(|bad| bad.index);
+        let (places, predictions) = found.into_iter().unzip();
+        Self { predictions, places, left_out, timing }
+    }
 }
 
 /// What [`infer_pair`] found.
@@ -63,13 +85,16 @@ pub fn infer(
     progress: impl FnMut(Progress),
 ) -> Result<Inference> {
     let split = SplitRun { engines: &[engine], decoder, dataset, options };
-    let mut predictions = Vec::new();
+    let (mut predictions, mut places) = (Vec::new(), Vec::new());
     let (timing, left_out) = split.run(
         progress,
         |_| (),
-        |results| predictions.extend(results.into_iter().flat_map(predictions_of)),
+        |place, results| {
+            predictions.extend(results.into_iter().flat_map(predictions_of));
+            places.resize(predictions.len(), place);
+        },
     )?;
-    Ok(Inference { predictions, left_out, timing })
+    Ok(Inference { predictions, places, left_out, timing })
 }
 
 /// Runs two engines over the images of `dataset`, each image loaded once.
@@ -93,7 +118,7 @@ pub fn infer_pair(
             comparison.add(first, second);
         }
     };
-    let (_, left_out) = split.run(progress, compare, |results| {
+    let (_, left_out) = split.run(progress, compare, |_, results| {
         for (own, result) in predictions.iter_mut().zip(results) {
             own.extend(predictions_of(result));
         }
@@ -111,19 +136,19 @@ struct SplitRun<'a> {
 
 impl SplitRun<'_> {
     /// Goes through the images: `on_outputs` sees the outputs of each engine for a batch, `on_image` the poses that each engine
-    /// gives in an image. Returns where the time went and the images that were left out.
+    /// gives in the image of a place. Returns where the time went and the images that were left out.
     fn run(
         &self,
         mut progress: impl FnMut(Progress),
         mut on_outputs: impl FnMut(&[HostOutputs]),
-        mut on_image: impl FnMut(Vec<ImageResult>) + Send,
+        mut on_image: impl FnMut(usize, Vec<ImageResult>) + Send,
     ) -> Result<(Timing, Vec<BadSample>)> {
         let Self { engines, decoder, dataset, options } = self;
         let obj_ids = dataset.models.iter().map(|model| model.obj_id).collect();
         let solver = Solver::new(*decoder, obj_ids, options)?;
         let pipeline = Pipeline::new(engines, preprocess(&options.input), options.device);
         let mut loader = split_loader(dataset, options)?;
-        let (mut num_done, num_images) = (0, dataset.frames.len());
+        let (mut num_done, num_images) = (0, loader.num_images());
         let timing = pipeline.solve(
             &solver,
             loader.by_ref().map(|batch| Ok(pictures_of(batch?))),
@@ -132,8 +157,8 @@ impl SplitRun<'_> {
                 num_done += num_pictures;
                 progress(Progress { num_done, num_images });
             },
-            |SolvedPicture { results, .. }| {
-                on_image(results);
+            |SolvedPicture { results, picture, .. }| {
+                on_image(picture.place, results);
                 Ok(())
             },
         )?;
@@ -148,6 +173,7 @@ fn split_loader(dataset: &Arc<Dataset>, options: &InferOptions) -> Result<Loader
         batch_size: options.data.bs_valid,
         workers: options.workers,
         skip_bad: options.skip_bad,
+        share: options.share,
         ..LoaderOptions::default()
     };
     Loader::start(dataset.clone(), &options.input, &options.data, loader_options)

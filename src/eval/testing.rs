@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::options::InferOptions;
 use super::prediction::Prediction;
-use crate::data::{Annotation, DataConfig, Dataset, Frame, InputConfig, ObjectModel};
+use crate::data::{Annotation, DataConfig, Dataset, Frame, InputConfig, ObjectModel, Share};
 use crate::geom::{Affine2, Camera, Corners, Correspondences, Pose, Vec2, Vec3, box_corners};
 use crate::io::mesh::Mesh;
 use crate::nn::{
@@ -75,6 +75,7 @@ pub fn options() -> InferOptions {
         seed: 7,
         workers: 2,
         skip_bad: false,
+        share: Share::All,
         device: Device::Cpu,
     }
 }

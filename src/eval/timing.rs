@@ -18,3 +18,15 @@ pub struct Timing {
     /// From the request of the first batch to the last pose.
     pub total_s: f64,
 }
+
+impl Timing {
+    /// Adds that of another process which worked at the same time.
+    pub fn add(&mut self, other: &Self) {
+        self.num_images += other.num_images;
+        self.loading_s += other.loading_s;
+        self.network_s += other.network_s;
+        self.decode_s += other.decode_s;
+        self.pnp_s += other.pnp_s;
+        self.total_s = self.total_s.max(other.total_s);
+    }
+}

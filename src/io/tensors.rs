@@ -369,6 +369,17 @@ fn dtype_and_bytes(tensor: &Tensor) -> Result<(&'static str, usize)> {
     Ok((dtype, tensor.numel() * kind.elt_size_in_bytes()))
 }
 
+/// The CRC-32C of a tensor's values in row-major order.
+///
+/// # Errors
+/// If its element type has no place in safetensors files.
+pub fn checksum(tensor: &Tensor) -> Result<u32> {
+    let (_, num_bytes) = dtype_and_bytes(tensor)?;
+    let mut checksum = Checksum(0);
+    write_bytes(&mut checksum, tensor, num_bytes)?;
+    Ok(checksum.0)
+}
+
 /// The length and the JSON, padded with spaces to a multiple of 8 bytes.
 fn header(
     tensors: &[(String, Tensor)],

@@ -125,6 +125,18 @@ impl BatchStatistics {
         self.layers.len()
     }
 
+    /// What adds up over parts of the batches, in the order of the layers: sums, f64, which share their storage, and how many
+    /// calls of each layer they are of.
+    pub fn sums(&mut self) -> (Vec<Tensor>, Vec<&mut u64>) {
+        let mut sums = Vec::with_capacity(2 * self.layers.len());
+        let mut counts = Vec::with_capacity(self.layers.len());
+        for layer in self.layers.values_mut() {
+            sums.extend([layer.mean.shallow_clone(), layer.var.shallow_clone()]);
+            counts.push(&mut layer.count);
+        }
+        (sums, counts)
+    }
+
     /// Adds statistics of other batches.
     pub fn merge(&mut self, other: &Self) {
         no_grad(|| {

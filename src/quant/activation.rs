@@ -16,7 +16,8 @@ use super::affine;
 use super::checks::check_order;
 use super::levels::{Codes, Spacing};
 use super::method::{
-    ActivationQuantizer, ActivationReport, Learnt, LearntOptions, SavedState, saved_epoch,
+    ActivationQuantizer, ActivationReport, Combine, Learnt, LearntOptions, Recorded, SavedState,
+    saved_epoch,
 };
 use super::scale;
 use super::scheme::ActivationContext;
@@ -422,6 +423,25 @@ impl ActivationQuantizer for CalibratedActivation {
         }
         self.record.borrow_mut().batches += 1;
         Ok(())
+    }
+
+    fn recorded(&self) -> Vec<Recorded> {
+        if !self.mode.get().records() {
+            return Vec::new();
+        }
+        let record = self.record.borrow();
+        let of = |tensor: &Tensor, how| Recorded { tensor: tensor.shallow_clone(), how };
+        let mut all = vec![
+            of(&record.largest, Combine::Largest),
+            of(&record.smallest, Combine::Smallest),
+            of(&record.sum_mean, Combine::Mean),
+        ];
+        if record.sample.numel() > 0 {
+            let call = record.calls.cast_unsigned();
+            let place = seed::fnv1a(self.name.as_bytes()) ^ call.rotate_left(32);
+            all.push(of(&record.sample, Combine::Draw(self.context.seed ^ place)));
+        }
+        all
     }
 
     fn state(&self) -> Vec<(&'static str, Tensor)> {

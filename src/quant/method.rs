@@ -171,8 +171,34 @@ pub trait ActivationQuantizer: ActivationSlot {
     fn begin_step(&self) -> Result<()> {
         Ok(())
     }
+    /// What it has recorded of the activations, for processes that each see a part of a batch: to be made one after each
+    /// step, so that all of them go on with the same. Empty when nothing is being recorded.
+    fn recorded(&self) -> Vec<Recorded> {
+        Vec::new()
+    }
     /// Learns nothing from now on.
     fn convert(&self) {}
+}
+
+/// A record that processes have to make one.
+pub struct Recorded {
+    /// The record itself, f32: changed in place.
+    pub tensor: Tensor,
+    /// How.
+    pub how: Combine,
+}
+
+/// How the records of processes become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Combine {
+    /// The largest.
+    Largest,
+    /// The smallest.
+    Smallest,
+    /// The mean.
+    Mean,
+    /// At each place the value of one process, drawn by a stream of this seed.
+    Draw(u64),
 }
 
 /// The saved tensors of one layer.

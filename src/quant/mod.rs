@@ -65,8 +65,8 @@ pub use inq::{InqWeight, QuantStrategy, Rescale};
 pub use levels::{Codes, Grid, LevelShape, Spacing};
 pub use lsq::StepInit;
 pub use method::{
-    ActivationQuantizer, ActivationReport, Learnt, LearntOptions, SavedState, SiteReport,
-    WeightQuantizer, WeightStep, saved_epoch,
+    ActivationQuantizer, ActivationReport, Combine, Learnt, LearntOptions, Recorded, SavedState,
+    SiteReport, WeightQuantizer, WeightStep, saved_epoch,
 };
 pub use module::{EpochStart, LayerQuantizers, ModuleQuantizer, WeightCodes};
 pub use oscillation::OscillationConfig;

@@ -8,7 +8,9 @@ use tch::Tensor;
 
 use super::claim::Claim;
 use super::levels::Grid;
-use super::method::{ActivationQuantizer, Learnt, SavedState, SiteReport, WeightQuantizer};
+use super::method::{
+    ActivationQuantizer, Learnt, Recorded, SavedState, SiteReport, WeightQuantizer,
+};
 use super::select;
 use crate::nn::{Site, Store};
 
@@ -218,6 +220,12 @@ impl ModuleQuantizer {
             }
         }
         Ok(())
+    }
+
+    /// What quantizers have recorded of activations in the epoch, in a fixed order.
+    pub fn recorded(&self) -> Vec<Recorded> {
+        let activations = self.layers.iter().filter_map(|layer| layer.activations.as_ref());
+        activations.flat_map(|quantizer| quantizer.recorded()).collect()
     }
 
     /// After the backward pass (the last one, where several add up) and before the update.

@@ -11,7 +11,9 @@ use tracing::warn;
 
 use super::checks::check_order;
 use super::levels::Spacing;
-use super::method::{ActivationQuantizer, ActivationReport, SavedState, saved_epoch};
+use super::method::{
+    ActivationQuantizer, ActivationReport, Combine, Recorded, SavedState, saved_epoch,
+};
 use super::scheme::{ActivationContext, ActivationScheme, Settings};
 use super::width::BitWidth;
 use crate::nn::{ActivationSlot, Site};
@@ -242,6 +244,16 @@ impl ActivationQuantizer for SteActivation {
 
     fn end_epoch(&self, epoch: u32) -> Result<()> {
         SteActivation::end_epoch(self, epoch)
+    }
+
+    fn recorded(&self) -> Vec<Recorded> {
+        match self.mode.get() {
+            SteMode::Monitoring | SteMode::Calibrating => {
+                let tensor = self.abs_max.borrow().shallow_clone();
+                vec![Recorded { tensor, how: Combine::Largest }]
+            }
+            SteMode::Idle | SteMode::Quantizing | SteMode::Dead => Vec::new(),
+        }
     }
 
     fn state(&self) -> Vec<(&'static str, Tensor)> {

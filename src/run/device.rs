@@ -55,6 +55,15 @@ impl DeviceChoice {
     /// # Errors
     /// If CUDA was asked for by name and cannot be loaded, finds no driver, or has no GPU of that number.
     pub fn open(self) -> Result<Device> {
+        self.open_for(0)
+    }
+
+    /// As [`DeviceChoice::open`], for the process of that number on this machine: [`DeviceChoice::Auto`] gives each its own
+    /// GPU.
+    ///
+    /// # Errors
+    /// As [`DeviceChoice::open`], and if there are GPUs, but fewer than processes.
+    pub fn open_for(self, local_rank: usize) -> Result<Device> {
         let wanted = match self {
             Self::Cpu => return Ok(Device::Cpu),
             Self::Auto => None,
@@ -73,7 +82,14 @@ impl DeviceChoice {
         let num_devices = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
         match wanted {
             None if num_devices == 0 => Ok(Device::Cpu),
-            None => Ok(Device::Cuda(0)),
+            None => {
+                ensure!(
+                    local_rank < num_devices,
+                    "process {local_rank} of this machine has no GPU: libtorch sees {num_devices}; start as many processes, or \
+                     name one device for all with --device"
+                );
+                Ok(Device::Cuda(local_rank))
+            }
             Some(index) => {
                 ensure!(
                     index < num_devices,

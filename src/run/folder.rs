@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::io;
 
 /// The folder of one run and the names of what lies in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Folder {
     /// `LOGS/PROBLEM/TOPOLOGY/expNNN`.
     pub path: PathBuf,
@@ -58,6 +58,14 @@ impl Folder {
                 }
             }
         }
+    }
+
+    /// The folder of that number, which need not be there. A run has begun there if it has a [`Folder::config`].
+    ///
+    /// # Errors
+    /// If a name is not that of one folder.
+    pub fn numbered(logs: &Path, problem: &str, topology: &str, id: u32) -> Result<Self> {
+        Ok(Self { path: place(logs, problem, topology)?.join(name(id)), id })
     }
 
     /// Finds a folder that is there.

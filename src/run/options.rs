@@ -4,7 +4,7 @@ use anyhow::Result;
 use tch::Device;
 
 use super::config::Config;
-use crate::data::{Dataset, LoaderOptions};
+use crate::data::{Dataset, LoaderOptions, Share};
 use crate::eval::{InferOptions, preprocess};
 use crate::geom::Corners;
 use crate::nn::Decode;
@@ -28,6 +28,7 @@ pub(crate) fn infer_options(config: &Config, device: Device, skip_bad: bool) -> 
         seed: config.evaluation.seed,
         workers: num_workers(config),
         skip_bad,
+        share: Share::All,
         device,
     }
 }
@@ -91,6 +92,7 @@ pub(crate) fn loader_options(config: &Config, batch_size: usize) -> LoaderOption
         drop_last: true,
         workers: num_workers(config),
         skip_bad: false,
+        share: Share::All,
     }
 }
 

@@ -63,6 +63,11 @@ impl<'a> Recorder<'a> {
         }
     }
 
+    /// Who is told besides the files.
+    pub(crate) fn view(&mut self) -> &mut dyn Observer {
+        self.view
+    }
+
     /// Keeps `config` as that of the run, once a step is done with it.
     pub(crate) fn keep_config(&mut self, config: Value) {
         self.config = Some(config);

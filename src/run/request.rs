@@ -13,6 +13,7 @@ use super::home::Home;
 use super::options::num_cores;
 use crate::data::{Dataset, Purpose, Split};
 use crate::eval::SYNTHETIC_FILE;
+use crate::world::World;
 
 /// What every command that computes is asked with.
 #[derive(Debug, Clone, Default)]
@@ -48,8 +49,13 @@ impl Request {
 
     /// Opens the device and sets libtorch's threads. Comes before any other use of libtorch.
     pub(crate) fn open_device(&self, config: &Config) -> Result<Device> {
-        let device = self.device.open()?;
-        let cores = num_cores();
+        self.open_device_in(config, &World::alone())
+    }
+
+    /// As [`Request::open_device`], with a GPU for each process of the machine and its part of the cores.
+    pub(crate) fn open_device_in(&self, config: &Config, world: &World) -> Result<Device> {
+        let device = self.device.open_for(world.local_rank())?;
+        let cores = (num_cores() / world.local_size()).max(1);
         let threads = match config.runtime.num_threads {
             0 => cores,
             n => n,

@@ -143,6 +143,9 @@ pub struct CheckpointMeta {
     pub seed: u64,
     /// Threads of libtorch: sums are bit-identical only for equal numbers.
     pub num_threads: i32,
+    /// Processes that train together; files of one process, and of earlier versions, do not say it.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub num_processes: usize,
     /// Device of the run, as [`device_name`] writes it.
     #[serde(deserialize_with = "read_device")]
     pub device: String,
@@ -166,6 +169,14 @@ pub struct CheckpointMeta {
     /// Where the weights come from, when no run of this program trained them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<Imported>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(number: &usize) -> bool {
+    *number == 1
 }
 
 /// What tells configurations apart in messages: `fnv1a:` and the hash of the JSON text.
@@ -243,6 +254,7 @@ impl CheckpointMeta {
             quantized,
             seed,
             num_threads: tch::get_num_threads(),
+            num_processes: 1,
             device: device_name(Device::Cpu),
             config_hash: String::new(),
             config,

@@ -9,6 +9,7 @@ use super::checkpoint::EpochSums;
 use super::ema::Ema;
 use super::prefetch::{BatchRequest, Prefetch};
 use super::step::{Step, StepNumbers};
+use super::together::ensure_equal;
 use super::trainer::{Hooks, Outcome, Trainer};
 use super::{EpochRecord, LrPlace, StepRecord, TelemetryRecord};
 use crate::topology::Prepared;
@@ -29,10 +30,12 @@ impl Trainer {
             epoch_key: self.position.global_epoch,
             first_batch: self.position.batch,
             batch_size,
+            slices: self.together.slices(),
         };
         let batches = hooks.source.open(request).context("starting the epoch's batches")?;
         let first_step = self.position.global_step;
-        let mut batches = Prefetch::start(self.task.preparer(), batches, first_step)?;
+        let num_slices = request.slices.count;
+        let mut batches = Prefetch::start(self.task.preparer(), batches, num_slices, first_step)?;
         let mut since = Instant::now();
         loop {
             // Not before the first step: a checkpoint at batch 0 is one before the epoch's quantization step.
@@ -42,11 +45,12 @@ impl Trainer {
             }
             let Some(prepared) = batches.next() else { break };
             let prepared = prepared?;
-            let (numbers, lr) = self.update(&prepared, num_batches)?;
+            let stop = hooks.stop.load(Ordering::Relaxed);
+            let (numbers, lr) = self.update(&prepared, num_batches, stop)?;
             let seconds = since.elapsed().as_secs_f64();
             since = Instant::now();
-            self.count(&prepared, &numbers, seconds);
-            let record = self.step_record(&prepared, &numbers, lr, num_batches, seconds);
+            self.count(&numbers, seconds);
+            let record = self.step_record(&numbers, lr, num_batches, seconds);
             hooks.observer.step(&record)?;
             // That of the epoch's last step is written when the epoch is complete: one before it would tell the
             // epoch's end a second time after a resume.
@@ -116,11 +120,13 @@ impl Trainer {
         if froze { self.freeze() } else { Ok(()) }
     }
 
-    /// Does a step; its numbers and its learning rate.
+    /// Does a step with the slices of a batch; its numbers and its learning rate. `stop` says whether this process was asked
+    /// to stop, and is told the others.
     pub(super) fn update(
         &mut self,
-        prepared: &Prepared,
+        slices: &[Prepared],
         num_batches: usize,
+        stop: bool,
     ) -> Result<(StepNumbers, f64)> {
         self.watch_quantizers()?;
         let stage = &self.config.stages[self.position.stage];
@@ -134,22 +140,25 @@ impl Trainer {
             sgd: &mut self.sgd,
             quantizers: &mut self.quantizers,
             task: self.task.as_ref(),
+            world: &self.together.world,
+            stop,
             stage,
             lr,
             position: &self.position,
             last_checkpoint: self.last_checkpoint.as_deref(),
         };
-        let numbers = step.run(prepared)?;
+        let numbers = step.run(slices)?;
+        self.together.stop_told = numbers.stop;
         if let Some(ema) = &mut self.ema {
             ema.update();
         }
         Ok((numbers, lr))
     }
 
-    fn count(&mut self, prepared: &Prepared, numbers: &StepNumbers, seconds: f64) {
+    fn count(&mut self, numbers: &StepNumbers, seconds: f64) {
         let sums = &mut self.sums;
         sums.steps += 1;
-        sums.images += prepared.batch.indices.len() as u64;
+        sums.images += numbers.num_images as u64;
         sums.losses.add(&numbers.losses);
         sums.grad_norm += numbers.grad_norm;
         sums.num_positive += numbers.num_positive as u64;
@@ -162,13 +171,12 @@ impl Trainer {
     /// The record of the step that was just counted.
     fn step_record(
         &self,
-        prepared: &Prepared,
         numbers: &StepNumbers,
         lr: f64,
         num_batches: usize,
         seconds: f64,
     ) -> StepRecord {
-        let num_images = prepared.batch.indices.len();
+        let num_images = numbers.num_images;
         StepRecord {
             global_step: self.position.global_step,
             stage: self.position.stage,
@@ -194,6 +202,9 @@ impl Trainer {
 
     fn finish_epoch(&mut self, hooks: &mut Hooks<'_>, num_batches: usize) -> Result<()> {
         self.end_quantizers()?;
+        if !self.world().is_alone() {
+            ensure_equal(self.world(), &self.checkpoint())?;
+        }
         self.position.global_epoch += 1;
         hooks.observer.epoch(&self.epoch_record(num_batches))?;
         for record in self.measure()? {
@@ -270,7 +281,11 @@ impl Trainer {
 
     /// Writes a checkpoint and says that the run stops, if it was asked to.
     pub(super) fn stop_if_asked(&mut self, hooks: &mut Hooks<'_>) -> Result<Option<Outcome>> {
-        let interrupted = hooks.stop.load(Ordering::Relaxed);
+        // Of several processes the last step has told whether one was asked, so that all stop after the same step.
+        let interrupted = match self.world().is_alone() {
+            true => hooks.stop.load(Ordering::Relaxed),
+            false => self.together.stop_told,
+        };
         let enough = self.config.max_steps.is_some_and(|max| self.position.global_step >= max);
         if !(interrupted || enough) {
             return Ok(None);

@@ -24,6 +24,7 @@ mod reestimate;
 mod rehearse;
 mod sgd;
 mod step;
+mod together;
 mod trainer;
 mod valid;
 

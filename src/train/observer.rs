@@ -1,5 +1,7 @@
 //! Who is told what a training run does.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use super::record::{
@@ -12,6 +14,11 @@ use super::record::{
 /// A run that is resumed tells the steps after its checkpoint a second time, with the same numbers: drop what was
 /// kept of steps beyond [`StageStart::global_step`].
 pub trait Observer {
+    /// The run's folder, before anything is written there.
+    fn folder(&mut self, _path: &Path) -> Result<()> {
+        Ok(())
+    }
+
     /// The run begins or goes on; its stages have so many epochs, in order.
     fn run_start(&mut self, _epochs: &[u32]) -> Result<()> {
         Ok(())

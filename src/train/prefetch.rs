@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, anyhow};
 use crossbeam_channel::{Receiver, bounded};
 
-use crate::data::Batch;
+use crate::data::{Batch, Slices};
 use crate::topology::{Prepare, Prepared};
 
 /// Batches that may wait, ready, besides the one being computed.
@@ -24,6 +24,8 @@ pub struct BatchRequest {
     pub first_batch: usize,
     /// Images a batch; `None` for that of the data section.
     pub batch_size: Option<usize>,
+    /// The slices of each batch that are wanted, where processes share it or its gradients are accumulated: each comes as a batch.
+    pub slices: Slices,
 }
 
 /// Where batches come from. Equal requests give equal batches, and leaving some out does not change the others.
@@ -34,27 +36,36 @@ pub trait BatchSource {
     /// Starts an epoch.
     fn open(&mut self, request: BatchRequest) -> Result<Batches>;
 
-    /// The images that validation looks at, each once, without augmentation; `None` where losses are not measured.
+    /// The images that validation looks at, each once, without augmentation; of several processes each opens the batches
+    /// `rank`, `rank + size`, .... `None` where losses are not measured.
     fn open_validation(&mut self) -> Result<Option<Batches>> {
         Ok(None)
     }
 }
 
-/// Prepared batches in order. Dropping it ends the thread.
+/// The prepared slices of each batch, in order; one where a batch is whole. Dropping it ends the thread.
 pub(super) struct Prefetch {
-    receiver: Option<Receiver<Result<Prepared>>>,
+    receiver: Option<Receiver<Result<Vec<Prepared>>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Prefetch {
-    /// Starts on `batches`, the first of which is for step `first_step` (from 0).
-    pub fn start(preparer: Arc<dyn Prepare>, batches: Batches, first_step: u64) -> Result<Self> {
+    /// Starts on `batches`, of which `num_slices` are for a step, the first of them for step `first_step` (from 0).
+    pub fn start(
+        preparer: Arc<dyn Prepare>,
+        mut batches: Batches,
+        num_slices: usize,
+        first_step: u64,
+    ) -> Result<Self> {
         let (sender, receiver) = bounded(NUM_AHEAD);
         let work = move || {
-            for (batch, step) in batches.zip(first_step..) {
-                let prepared = batch.and_then(|batch| preparer.prepare(batch, step));
+            for step in first_step.. {
+                let slices = batches.by_ref().take(num_slices);
+                let prepared: Result<Vec<Prepared>> =
+                    slices.map(|batch| preparer.prepare(batch?, step)).collect();
+                let is_last = prepared.as_ref().is_ok_and(Vec::is_empty);
                 let failed = prepared.is_err();
-                if sender.send(prepared).is_err() || failed {
+                if is_last || sender.send(prepared).is_err() || failed {
                     return;
                 }
             }
@@ -66,7 +77,7 @@ impl Prefetch {
 }
 
 impl Iterator for Prefetch {
-    type Item = Result<Prepared>;
+    type Item = Result<Vec<Prepared>>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Ok(prepared) = self.receiver.as_ref()?.recv() {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use super::batch_norm::{
     BatchNormInfo, Estimated, batch_statistics, estimation_epoch, largest_shift,
 };
+use super::together::add_statistics;
 use super::trainer::{Hooks, Trainer};
 use super::{BatchNormRecord, BatchRequest};
 use crate::nn::{BatchNormShift, BatchStatistics};
@@ -51,14 +52,19 @@ impl Trainer {
     /// The statistics of the network as it is now, over batches that are a function of seed, stage and epoch.
     fn estimate(&self, hooks: &mut Hooks<'_>, num: usize) -> Result<Estimate> {
         let place = [self.position.stage as u64, u64::from(self.position.epoch)];
+        let (slices, world) = (self.together.slices(), self.world());
         let request = BatchRequest {
             epoch_key: estimation_epoch(self.seed(), &place),
             first_batch: 0,
             batch_size: self.stage().batch_size,
+            slices,
         };
         let (net, task) = (self.net.as_ref(), self.task.as_ref());
         let estimate = |batches| {
-            let (statistics, on) = batch_statistics(net, task, batches, num)?;
+            let (mut statistics, mut on) =
+                batch_statistics(net, task, batches, num * slices.count)?;
+            add_statistics(world, &mut statistics).context("adding up statistics")?;
+            on.num_batches = num * slices.of;
             let shifts = statistics.shifts(net.store())?;
             Ok(Estimate { statistics, on, shifts })
         };

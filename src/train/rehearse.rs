@@ -1,5 +1,6 @@
 //! Steps without a run around them: what they cost can be measured, and nothing is written.
 
+use std::slice::from_ref;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, ensure};
@@ -58,7 +59,7 @@ impl Rehearsal {
     /// # Errors
     /// As a step of a run: if a loss or the gradient is not finite.
     pub fn update(&mut self) -> Result<()> {
-        self.trainer.update(&self.prepared, 1).map(|_| ())
+        self.trainer.update(from_ref(&self.prepared), 1, false).map(|_| ())
     }
 
     /// The layers that carry quantizers, of all stages.
@@ -92,7 +93,7 @@ impl Trainer {
         self.begin_stage(&mut hooks)?;
         self.position.epoch = epoch;
         self.start_epoch()?;
-        self.update(prepared, 1)?;
+        self.update(from_ref(prepared), 1, false)?;
         let label = self.stage().label();
         self.end_quantizers().with_context(|| format!("rehearsing stage {label}"))
     }

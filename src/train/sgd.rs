@@ -203,6 +203,13 @@ impl Sgd {
         self.clearer.zero_grad().context("clearing the gradients")
     }
 
+    /// The gradients of this step by name, in the order of the parameters; none of a parameter that has none. Those of
+    /// wholly frozen parameters are left out.
+    pub fn gradients(&self) -> Vec<(&str, Option<Tensor>, &Tensor)> {
+        let slots = self.slots.iter().filter(|slot| !slot.all_frozen);
+        slots.map(|slot| (slot.name.as_str(), slot.grad(), &slot.param)).collect()
+    }
+
     /// Zeroes the gradients of frozen entries and returns the norm over all gradients, a scalar on their device;
     /// no host synchronisation. `None` if no parameter has a gradient.
     pub fn grad_norm(&self) -> Option<Tensor> {

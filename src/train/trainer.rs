@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,15 +10,17 @@ use tch::{Tensor, no_grad};
 
 use super::checkpoint::{self, Best, EpochSums, config_hash};
 use super::ema::Ema;
+use super::together::Together;
 use super::{
     BatchNormInfo, BatchSource, Checkpoint, CheckpointFolder, CheckpointMeta, CheckpointRecord,
-    DataPrint, ObjectInfo, Observer, Position, QuantizedModule, ResumeFrom, Sgd, StageConfig,
-    StageEnd, StageStart, TrainConfig, ValidScore,
+    DataPrint, Found, ObjectInfo, Observer, Position, QuantizedModule, ResumeFrom, Sgd,
+    StageConfig, StageEnd, StageStart, TrainConfig, ValidScore,
 };
 use crate::io::differing_keys;
 use crate::nn::{Network, Var, device_name};
 use crate::quant::{ModuleQuantizer, SiteReport, Telemetry, select};
 use crate::topology::Task;
+use crate::world::World;
 
 /// What identifies a run, and where its checkpoints go.
 #[derive(Debug, Clone)]
@@ -89,6 +92,8 @@ pub struct Trainer {
     /// How the statistics of batch norms were estimated the last time.
     pub(super) batch_norm: Option<BatchNormInfo>,
     pub(super) quantizers: Vec<(QuantizedModule, ModuleQuantizer)>,
+    /// The processes that train this together.
+    pub(super) together: Together,
     folder: CheckpointFolder,
     run: RunInfo,
     /// Where `last_checkpoint` is, if this run wrote or read it.
@@ -126,9 +131,17 @@ impl Trainer {
             telemetry: Telemetry::default(),
             batch_norm: None,
             quantizers: Vec::new(),
+            together: Together::alone(),
             run,
             saved: None,
         })
+    }
+
+    /// Shares the run with the other processes of `world`, each of which computes its part of every batch in `accumulate`
+    /// pieces, one after the other. The sum of the gradients is that of the whole batch. Process 0 alone writes checkpoints.
+    pub fn with_world(mut self, world: Rc<World>, accumulate: usize) -> Self {
+        self.together = Together { world, accumulate, stop_told: false };
+        self
     }
 
     /// The network.
@@ -161,12 +174,13 @@ impl Trainer {
             self.quantizers.is_empty() && self.position == Position::default(),
             "a run that has begun cannot be resumed"
         );
-        if *from == ResumeFrom::Last && self.folder.list()?.is_empty() {
+        let is_new = || Ok(*from == ResumeFrom::Last && self.folder.list()?.is_empty());
+        if self.world().from_first(is_new)? {
             let folder = self.run.checkpoints.display();
             observer.message(&format!("no checkpoint in {folder} yet: the run begins anew"))?;
             return Ok(None);
         }
-        let found = self.folder.find(from)?;
+        let found = self.find(from)?;
         for (path, trouble) in &found.skipped {
             observer.message(&format!(
                 "checkpoint {} cannot be read and is passed over: {trouble}; going on from the older {}",
@@ -176,16 +190,36 @@ impl Trainer {
         }
         self.restore(found.checkpoint, &found.path, observer)
             .with_context(|| format!("resuming from {}", found.path.display()))?;
-        for path in self.folder.set_aside_after(self.position.global_step)? {
+        let renamed = || self.folder.set_aside_after(self.position.global_step);
+        for path in self.world().from_first(renamed)? {
             observer.message(&format!("a newer checkpoint is now {}", path.display()))?;
         }
         if self.best.as_ref().is_some_and(|b| b.global_step == self.position.global_step) {
             // A process that was killed right after writing it may not have come to this.
-            self.folder.mark_best(&found.path)?;
+            self.world().from_first(|| self.folder.mark_best(&found.path))?;
         }
         self.last_checkpoint = Some(found.path.clone());
         self.saved = Some(self.position.clone());
         Ok(Some(found.path))
+    }
+
+    /// The checkpoint to go on from, the same file in all processes.
+    fn find(&self, from: &ResumeFrom) -> Result<Found> {
+        let mut own = None;
+        let path = self.world().from_first(|| {
+            let found = self.folder.find(from)?;
+            let path = found.path.clone();
+            own = Some(found);
+            Ok(path)
+        })?;
+        match own {
+            Some(found) => Ok(found),
+            None => Ok(Found { checkpoint: Checkpoint::read(&path)?, path, skipped: Vec::new() }),
+        }
+    }
+
+    pub(super) fn world(&self) -> &World {
+        &self.together.world
     }
 
     fn restore(
@@ -305,6 +339,8 @@ impl Trainer {
         compare("device", &meta.device, &self.device());
         let threads = tch::get_num_threads().to_string();
         compare("libtorch threads", &meta.num_threads.to_string(), &threads);
+        let processes = self.world().size().to_string();
+        compare("a number of processes of", &meta.num_processes.to_string(), &processes);
         // The configurations themselves are compared: hashes of 0.1 are of another kind.
         if meta.config != self.run.config {
             const MOST_KEYS: usize = 8;
@@ -345,7 +381,8 @@ impl Trainer {
     /// cannot be written; and whatever the hooks return.
     pub fn run(&mut self, mut hooks: Hooks<'_>) -> Result<Outcome> {
         let hooks = &mut hooks;
-        if self.saved.is_none() && !self.folder.list()?.is_empty() {
+        let is_of_another_run = || Ok(self.saved.is_none() && !self.folder.list()?.is_empty());
+        if self.world().from_first(is_of_another_run)? {
             bail!(
                 "{} holds checkpoints of another run; resume it or choose another folder",
                 self.run.checkpoints.display()
@@ -515,7 +552,8 @@ impl Trainer {
             self.evaluated(on_grid).context("in the moving average of the weights")?;
         }
         let numbered = self.save(hooks, false)?;
-        let checkpoint = self.folder.mark_stage(&numbered, index, &name)?;
+        let mark = || self.folder.mark_stage(&numbered, index, &name);
+        let checkpoint = self.world().from_first(mark)?;
         hooks.observer.stage_end(&StageEnd {
             stage: index,
             name,
@@ -526,8 +564,16 @@ impl Trainer {
         Ok(checkpoint)
     }
 
-    /// Writes the state of this moment, unless its file already exists.
+    /// Writes the state of this moment, unless its file already exists; process 0 does it for all.
     pub(super) fn save(&mut self, hooks: &mut Hooks<'_>, best: bool) -> Result<PathBuf> {
+        let world = self.together.world.clone();
+        let path = world.from_first(|| self.save_here(hooks, best))?;
+        self.last_checkpoint = Some(path.clone());
+        self.saved = Some(self.position.clone());
+        Ok(path)
+    }
+
+    fn save_here(&mut self, hooks: &mut Hooks<'_>, best: bool) -> Result<PathBuf> {
         if let (Some(path), Some(saved)) = (&self.last_checkpoint, &self.saved)
             && *saved == self.position
             && path.exists()
@@ -539,8 +585,6 @@ impl Trainer {
         if best {
             self.folder.mark_best(&path)?;
         }
-        self.last_checkpoint = Some(path.clone());
-        self.saved = Some(self.position.clone());
         hooks.observer.checkpoint(&CheckpointRecord {
             path: path.clone(),
             global_step: self.position.global_step,
@@ -562,6 +606,7 @@ impl Trainer {
             quantized: self.quantizers.iter().map(|(module, _)| module.clone()).collect(),
             seed: self.run.seed,
             num_threads: tch::get_num_threads(),
+            num_processes: self.world().size(),
             device: self.device(),
             config_hash: config_hash(&self.run.config),
             config: self.run.config.clone(),

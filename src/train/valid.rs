@@ -3,7 +3,8 @@
 use std::cmp::Ordering;
 
 use anyhow::{Context, Result, ensure};
-use tch::Kind;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
 
 use super::checkpoint::Best;
 use super::monitor::Monitored;
@@ -11,6 +12,7 @@ use super::trainer::{Hooks, Trainer};
 use super::{Batches, NamedLosses, Position, ValidRecord, ValidScore};
 use crate::nn::Network;
 use crate::topology::Task;
+use crate::world::World;
 
 impl Monitored {
     /// The score with this measure in the place of the headline, which becomes a detail. Where it was not measured (no
@@ -132,10 +134,15 @@ impl Trainer {
     /// The losses on the images of the validation, without augmentation, means over its images; `None` where there are
     /// no batches of it, or they cannot be read as training reads them (which is told).
     fn validation_losses(&self, hooks: &mut Hooks<'_>) -> Result<Option<NamedLosses>> {
+        let world = self.world();
         let measured = hooks.source.open_validation().and_then(|batches| {
             let Some(batches) = batches else { return Ok(None) };
-            let losses = || mean_losses(self.net.as_ref(), self.task.as_ref(), batches);
+            let losses = || batch_losses(self.net.as_ref(), self.task.as_ref(), batches, world);
             self.evaluated(|| tch::no_grad(losses)).map(Some)
+        });
+        let measured = world.all_succeeded(measured).and_then(|own| match own {
+            Some(own) => mean_losses(world.gather(own)?.concat()).map(Some),
+            None => Ok(None),
         });
         match measured {
             Ok(losses) => Ok(losses),
@@ -149,23 +156,51 @@ impl Trainer {
     }
 }
 
-/// Means of the losses over the images of `batches`. Targets are drawn alike at each call, so that calls can be compared.
-fn mean_losses(net: &dyn Network, task: &dyn Task, batches: Batches) -> Result<NamedLosses> {
+/// The losses of a batch of the validation.
+#[derive(Clone, Serialize, Deserialize)]
+struct BatchLoss {
+    /// Its number in the split.
+    number: usize,
+    num_images: f64,
+    /// By name, as bits: JSON has no NaN.
+    losses: Vec<(String, u64)>,
+}
+
+/// The losses of this process's batches. Targets are drawn alike at each call, so that calls can be compared.
+fn batch_losses(
+    net: &dyn Network,
+    task: &dyn Task,
+    batches: Batches,
+    world: &World,
+) -> Result<Vec<BatchLoss>> {
     let preparer = task.preparer();
-    let mut sums: Vec<(&'static str, f64)> = Vec::new();
-    let mut num_images = 0.0;
+    let mut all = Vec::new();
     for (i, batch) in batches.enumerate() {
-        let prepared = preparer.prepare(batch?, i as u64)?;
-        let n = prepared.batch.indices.len() as f64;
+        let number = i * world.size() + world.rank();
+        let prepared = preparer.prepare(batch?, number as u64)?;
+        let num_images = prepared.batch.indices.len() as f64;
         let losses = task.losses(net, &prepared, false)?;
-        sums.resize(losses.named().len(), ("", 0.0));
-        for (sum, (name, loss)) in sums.iter_mut().zip(losses.named()) {
-            *sum = (name, sum.1 + n * loss.to_kind(Kind::Double).double_value(&[]));
+        let value = |loss: &Tensor| loss.to_kind(Kind::Double).double_value(&[]).to_bits();
+        let losses = losses.named().iter().map(|(name, loss)| ((*name).to_owned(), value(loss)));
+        all.push(BatchLoss { number, num_images, losses: losses.collect() });
+    }
+    Ok(all)
+}
+
+/// Means over the images of all batches, added up in the order of the split whoever measured them.
+fn mean_losses(mut batches: Vec<BatchLoss>) -> Result<NamedLosses> {
+    batches.sort_by_key(|batch| batch.number);
+    let mut sums: Vec<(String, f64)> = Vec::new();
+    let mut num_images = 0.0;
+    for batch in batches {
+        sums.resize(batch.losses.len(), (String::new(), 0.0));
+        for (sum, (name, bits)) in sums.iter_mut().zip(batch.losses) {
+            *sum = (name, sum.1 + batch.num_images * f64::from_bits(bits));
         }
-        num_images += n;
+        num_images += batch.num_images;
     }
     ensure!(num_images > 0.0, "no image");
-    Ok(sums.into_iter().map(|(name, sum)| (name, sum / num_images)).collect())
+    Ok(NamedLosses(sums.into_iter().map(|(name, sum)| (name, sum / num_images)).collect()))
 }
 
 #[cfg(test)]

@@ -27,3 +27,4 @@ mod robustness;
 mod score;
 mod search;
 mod support;
+mod world;

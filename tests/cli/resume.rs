@@ -156,6 +156,26 @@ fn a_run_killed_at_random_moments_ends_with_the_same_bits() {
     assert!(num_cut > 0, "every kill came after the end of the run");
 }
 
+#[test]
+fn one_command_begins_a_run_and_goes_on_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = undisturbed(dir.path());
+    let logs = dir.path().join("again");
+    let places = places(&logs);
+    let again = |more: &[&str]| {
+        run(&args(&places, &[&["--exp-id", "0", "--resume", "auto"][..], more].concat()))
+    };
+    // A folder of a job that was killed before it began.
+    fs::create_dir_all(logs.join("SwissCube/WidedepthTiny/exp000")).unwrap();
+    again(&["--max-steps", "3"]).code(0);
+    again(&["--max-steps", "9"]).code(0);
+    again(&["--epochs", "9"]).code(1).says(&["begun with another config", "epochs differ"]);
+    again(&[]).code(0);
+    assert_same(&expected, &tensors(&last(&logs)), "begun and resumed by one command");
+    assert!(again(&[]).code(0).stdout().contains("exp000 finished"));
+    run(&args(&places, &["--resume", "auto"])).code(1).says(&["needs --exp-id N"]);
+}
+
 fn wait_for(child: &mut std::process::Child, ready: impl Fn() -> bool) {
     for _ in 0..600 {
         if ready() {

@@ -15,6 +15,8 @@ pub fn mqat(args: &[&str]) -> Command {
         .env("MQAT_HOME", env!("CARGO_MANIFEST_DIR"))
         .env_remove("MQAT_LOG")
         .env_remove("LD_LIBRARY_PATH")
+        .env_remove("RANK")
+        .env_remove("WORLD_SIZE")
         .stdin(Stdio::null());
     command
 }

@@ -18,6 +18,7 @@ use crate::io::chart::{Chart, Series};
 use crate::pose::{EvalTable, Recall};
 use crate::run::home::Home;
 use crate::run::request::Request;
+use crate::world::World;
 
 mod base;
 mod cells;
@@ -202,6 +203,7 @@ fn evaluate(
             strip_prefix: None,
             engine: Default::default(),
         },
+        &World::alone(),
         progress,
     )
     .with_context(|| format!("evaluating {}", folder.display()))?;

@@ -9,6 +9,7 @@ use super::gather::{self, GatheredExperiment, Place, Point};
 use crate::commands::test::{TestRequest, test};
 use crate::eval::Progress;
 use crate::run::folder::Provenance;
+use crate::world::World;
 
 /// The starting network's evaluation: of the folder that is named, else the one in an experiment, which is made when
 /// evaluations are asked for; `None` where there is none.
@@ -104,5 +105,5 @@ fn evaluate(
         strip_prefix: None,
         engine: Default::default(),
     };
-    test(&request, progress).map(|_| ())
+    test(&request, &World::alone(), progress).map(|_| ())
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rand::Rng;
 
-use super::{BadSample, Batch, LoaderOptions};
+use super::{BadSample, Batch, LoaderOptions, Share};
 use crate::data::{Augmentation, DataConfig, Dataset, InputConfig, Preparer, Sample};
 use crate::seed;
 
@@ -63,6 +63,7 @@ pub(super) struct Loaded {
 
 /// All that is fixed for an epoch.
 pub(super) struct LoadPlan {
+    /// The size of a batch is that of what is made (see [`Share`]).
     pub options: LoaderOptions,
     dataset: Arc<Dataset>,
     preparer: Preparer,
@@ -76,7 +77,7 @@ impl LoadPlan {
         dataset: Arc<Dataset>,
         input: &InputConfig,
         data: &DataConfig,
-        options: LoaderOptions,
+        mut options: LoaderOptions,
     ) -> Result<Self> {
         ensure!(options.batch_size > 0, "the batch size is 0, expected 1 or more");
         let n = dataset.frames.len();
@@ -84,6 +85,8 @@ impl LoadPlan {
             true => shuffled(&options, n),
             false => (0..n).collect(),
         };
+        let (order, batch_size) = options.share.of(order, options.batch_size, options.drop_last)?;
+        options.batch_size = batch_size;
         let preparer = Preparer::new(input, data)?;
         Ok(Self { options, dataset, preparer, data: data.clone(), order })
     }
@@ -106,7 +109,15 @@ impl LoadPlan {
 
     pub fn load_batch(&self, batch: usize) -> Result<Loaded> {
         let slots = self.slots(batch).map(|slot| self.fill(slot)).collect::<Result<_>>()?;
-        Ok(self.assemble(slots))
+        Ok(self.assemble(batch, slots))
+    }
+
+    /// The place of a batch's first image in the batch that it is a slice of.
+    fn first_place(&self, batch: usize) -> usize {
+        match self.options.share {
+            Share::Slices(slices) => slices.first_place(batch, self.options.batch_size),
+            Share::All | Share::Batches { .. } => 0,
+        }
     }
 
     /// Loads what belongs into a slot; a panic becomes an error.
@@ -177,10 +188,12 @@ impl LoadPlan {
         Ok(sample)
     }
 
-    pub fn assemble(&self, slots: Vec<Slot>) -> Loaded {
+    /// The batch of that number, of its filled slots.
+    pub fn assemble(&self, number: usize, slots: Vec<Slot>) -> Loaded {
         let (width, height) = self.preparer.size();
         let n = slots.iter().filter(|s| s.sample.is_some()).count();
-        let mut batch = Batch { width, height, ..Batch::default() };
+        let first_place = self.first_place(number);
+        let mut batch = Batch { width, height, first_place, ..Batch::default() };
         batch.pixels.reserve_exact(n * width * height * 3);
         batch.masks.reserve_exact(n * width * height);
         let mut bad = Vec::new();

@@ -157,7 +157,7 @@ impl Shared {
         };
         drop(state);
         let loaded = complete.into_iter().flatten().collect::<Result<Vec<_>>>();
-        let loaded = loaded.map(|slots| self.plan.assemble(slots));
+        let loaded = loaded.map(|slots| self.plan.assemble(batch, slots));
         let mut state = self.lock();
         let at = batch - state.oldest;
         state.batches[at] = Making::Ready(loaded);

@@ -189,7 +189,8 @@ impl Targets {
             batch.height
         );
         let one = |(i, objects): (usize, &Vec<SampleObject>)| {
-            let mut rng = seed::stream(self.seed, &[PURPOSE_TARGETS, step, i as u64]);
+            let place = batch.first_place + i;
+            let mut rng = seed::stream(self.seed, &[PURPOSE_TARGETS, step, place as u64]);
             let mask = batch.masks.get(i * width * height..(i + 1) * width * height);
             let mask = mask.context("the batch has fewer masks than images")?;
             let targets = objects.iter().map(|o| self.target(o)).collect::<Result<Vec<_>>>()?;

@@ -10,6 +10,7 @@ fn shifts(net: &dyn Network, position: &Position) -> Vec<BatchNormShift> {
         epoch_key: estimation_epoch(SEED, &place),
         first_batch: 0,
         batch_size: None,
+        slices: Default::default(),
     };
     let batches = ToySource { num_batches: BATCHES }.open(request).unwrap();
     let (statistics, on) = batch_statistics(net, task().as_ref(), batches, BATCHES).unwrap();

@@ -8,6 +8,7 @@ mod oscillation;
 mod resume;
 mod rules;
 mod teacher;
+mod together;
 
 use std::collections::BTreeMap;
 use std::path::Path;
