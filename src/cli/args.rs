@@ -122,6 +122,7 @@ impl Command {
             Self::Search(_) => Some("search"),
             Self::Score(_) => Some("score"),
             Self::Report(_) => Some("report"),
+            Self::Init(_) => Some("init"),
             Self::Dataset(_) => Some("dataset"),
             Self::Synth(_) => Some("synth"),
             Self::Inspect(_) => Some("inspect"),
