@@ -250,15 +250,20 @@ build() {
 # Puts the library of the wheel beside the program.
 install_ort() {
     if [[ -r $ort_library.version && $(<"$ort_library.version") == "$ORT_WHEEL" && -r $ort_library ]]; then return; fi
-    has python3 || fail "python3 is missing, which fetches $ORT_WHEEL; or set ORT_DYLIB_PATH to a libonnxruntime.so"
+    local python=
+    for python in .venv/bin/python python3 ''; do # a python3 of the system may have no pip
+        if [[ -n $python ]] && "$python" -m pip --version >/dev/null 2>&1; then break; fi
+    done
+    [[ -n $python ]] ||
+        fail "no python3 with pip, which fetches $ORT_WHEEL (Debian, Ubuntu: apt install python3-pip); or set ORT_DYLIB_PATH to a libonnxruntime.so"
     say "fetching $ORT_WHEEL"
     mkdir -p target/release
     local folder
     folder=$(mktemp -d target/ort.XXXXXX)
-    python3 -m pip download --disable-pip-version-check --no-input --quiet --no-deps --only-binary=:all: \
+    "$python" -m pip download --disable-pip-version-check --no-input --quiet --no-deps --only-binary=:all: \
         --dest "$folder" "$ORT_WHEEL" >&2 ||
         fail "pip could not fetch $ORT_WHEEL, see its message above; or set ORT_DYLIB_PATH to a libonnxruntime.so"
-    python3 - "$folder" "$ort_library" <<'PYTHON' || fail "$ORT_WHEEL has no libonnxruntime.so for this machine"
+    "$python" - "$folder" "$ort_library" <<'PYTHON' || fail "$ORT_WHEEL has no libonnxruntime.so for this machine"
 import glob, os, re, sys, zipfile
 folder, library = sys.argv[1:]
 wheel, = glob.glob(os.path.join(folder, "*.whl"))
@@ -275,16 +280,31 @@ PYTHON
 
 # --- a folder to carry ----------------------------------------------------------------------------------------------
 
+# The libraries that a program loads, a path a line; one that is missing as "NAME not found".
+libraries_of() {
+    env -u LD_LIBRARY_PATH LD_TRACE_LOADED_OBJECTS=1 "$1" |
+        sed -n -e 's/.* => \(\/.*\) (0x.*/\1/p' -e 's/^[[:space:]]*\(.*\) => not found$/\1 not found/p'
+}
+
+# Those of a bundle's program that are neither in it nor the system's.
+libraries_outside() {
+    local bundle=$1 library
+    while IFS= read -r library; do
+        if [[ $library == /* && $(realpath -m -- "$library") == "$bundle"/* ]]; then continue; fi
+        if [[ ($library == /lib* || $library == /usr/lib*) && ! -e $bundle/lib/$(basename "$library") ]]; then continue; fi
+        printf '%s\n' "$library"
+    done < <(libraries_of "$bundle/mqat-core")
+}
+
 # The libraries that the program loads, but for those of the system, a path a line.
 own_libraries() {
-    env -u LD_LIBRARY_PATH LD_TRACE_LOADED_OBJECTS=1 "$core" | sed -n 's/.* => \(\/.*\) (0x.*/\1/p' |
-        grep -v -e '^/lib' -e '^/usr/lib' || true
+    libraries_of "$core" | grep '^/' | grep -v -e '^/lib' -e '^/usr/lib' || true
     # A libtorch of the system's folders is no less needed.
     find "$(head -n 1 "$stamp")/lib" -maxdepth 1 \( -name 'libtorch_cpu.so' -o -name 'libc10.so' -o -name 'libgomp*.so*' \)
 }
 
 make_bundle() {
-    local bundle=$1 library
+    local bundle=$1 library outside
     [[ ! -e $bundle || (-d $bundle && -z $(ls -A "$bundle")) ]] || fail "$bundle already exists: name a new folder"
     mkdir -p "$bundle/lib" || fail "$bundle cannot be made"
     cp "$binary" "$core" "$bundle/"
@@ -296,6 +316,8 @@ make_bundle() {
     cp -R problems LICENSE-MIT LICENSE-APACHE "$bundle/"
     bundle_readme >"$bundle/README.md"
     env -u LD_LIBRARY_PATH "$bundle/mqat-core" --help >/dev/null || fail "$bundle/mqat-core does not start: see above"
+    outside=$(libraries_outside "$(realpath -- "$bundle")")
+    [[ -z $outside ]] || fail "$bundle would not run elsewhere, it loads what is not in it: ${outside//$'\n'/, }"
     say "$bundle is ready: $(du -sm "$bundle" | cut -f 1) MB"
 }
 

@@ -56,7 +56,8 @@ PYTHON
 
 check_cpp() {
     local include=${ORT:-/usr}/include
-    make -s -C examples/cpp check_pose CXX="${CXX:-c++}" && (cd examples/cpp && ./check_pose)
+    make -s -C examples/cpp check_pose CXX="${CXX:-c++}"
+    (cd examples/cpp && ./check_pose)
     if [[ ! -e $include/onnxruntime_cxx_api.h && ! -e $include/onnxruntime/onnxruntime_cxx_api.h ]]; then
         skip "examples/cpp/main.cpp: no onnxruntime_cxx_api.h; set ORT to the folder of ONNX Runtime's C++ archive"
         return

@@ -96,8 +96,12 @@ class Study:
         part.rename(path)
 
     def plan_file(self, name, flow):
+        """The plan of a row; a row that is there with another flow is refused."""
         path = self.out / "plans" / f"{name}.json"
-        self.write(path, {"format": 1, "flow": flow, "made_by": None, "table": []})
+        plan = {"format": 1, "flow": flow, "made_by": None, "table": []}
+        if path.exists() and json.loads(path.read_text()) != plan:
+            raise SystemExit(f"study: {path} has another flow than this row has now: name another folder, or remove its row")
+        self.write(path, plan)
         return path
 
     def folder(self, name, seed):
@@ -109,11 +113,11 @@ class Study:
     def train(self, name, seed, flow, test=True):
         """One network, trained to its end and evaluated."""
         logs, exp = self.folder(name, seed), self.experiment(name, seed)
+        plan = self.plan_file(f"{name}-seed{seed}", flow)
         if not (logs / "trained").exists():
             if (exp / "config.json").exists():
                 args = ["--resume"]
             else:
-                plan = self.plan_file(f"{name}-seed{seed}", flow)
                 args = ["--flow", plan, "--seed", seed, *self.settings]
             self.mqat("train", *self.places, "--logs", logs, "--exp-id", 0, *args)
             (logs / "trained").touch()
@@ -186,9 +190,11 @@ class Study:
     # Parts
 
     def rate_flow(self, method, rate):
-        """All modules at 3 bits, jointly."""
+        """All modules at 3 bits, jointly, or the FPN at 2."""
         if method == "float":
             return self.floats(1, rate)
+        if method.startswith("fpn-"):
+            return [stage("fpn", self.weights(method.removeprefix("fpn-"), 2), EPOCHS, rate)]
         return [stage("*", self.weights(method, 3), EPOCHS, rate)]
 
     def validation(self, name, seed):
@@ -198,9 +204,11 @@ class Study:
         return validations[-1]["score"]["value"]
 
     def choose_rates(self):
-        """The best rate of each method on the validation list, one seed. The grid grows while the best is at its end."""
-        table = {}
-        for method in ["float", "inq", "lsq"]:
+        """The best rate of each method on the validation list, one seed: of all modules, and of the FPN alone. The grid
+        grows while the best is at its end."""
+        path = self.out / "rates.json"
+        table = json.loads(path.read_text())["validation_percent"] if path.exists() else {}
+        for method in [m for m in ["float", "inq", "lsq", "fpn-inq", "fpn-lsq"] if m not in table]:
             rates = list(RATES)
             while True:
                 self.run_all([(f"rate-{method}-{rate:g}", 1, self.rate_flow(method, rate), False) for rate in rates])
@@ -211,7 +219,7 @@ class Study:
                 rates.append(best * 3 if best == max(rates) else best / 3)
             table[method] = {f"{rate:g}": score for rate, score in sorted(scores.items())}
         chosen = {method: float(max(row, key=row.get)) for method, row in table.items()}
-        self.write(self.out / "rates.json", {"chosen": chosen, "validation_percent": table})
+        self.write(path, {"chosen": chosen, "validation_percent": table})
         print(f"study: rates {chosen} of {table}", file=sys.stderr)
 
     def rate(self, method):
@@ -219,7 +227,7 @@ class Study:
 
     def fpn_rows(self):
         rows = {"float-joint": self.floats(1, self.rate("float"))}
-        inq, lsq = self.rate("inq"), self.rate("lsq")
+        inq, lsq = self.rate("fpn-inq"), self.rate("fpn-lsq")
         for bits in [8, 4, 3, 2, 1]:
             rows[f"fpn-inq-{bits}bit-odd"] = [stage("fpn", {"method": "inq", "bits": bits}, EPOCHS, inq)]
         for bits in [2]:
@@ -278,8 +286,7 @@ class Study:
             if "modules-10.7.json" not in [p.name for p in (self.out / "plans").glob("*")]:
                 self.bits("10.7", False)
             self.starts()
-            if not (self.out / "rates.json").exists():
-                self.choose_rates()
+            self.choose_rates()
             tasks = []
             for part in parts:
                 rows = self.fpn_rows() if part == "fpn" else self.cells(part) if part in TARGETS else {}

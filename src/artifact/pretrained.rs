@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use tch::Device;
 
 use super::kind::Strictness;
+use super::name::module_names;
 use super::network::new_network;
 use super::open::{Asked, open};
 use super::weights;
@@ -94,8 +95,10 @@ fn load(net: &dyn Network, config: &Config, strictness: Strictness) -> Result<()
         .with_context(|| format!("experiment.url: loading {}", path.display()))?;
     ensure!(
         loaded.quantized.is_empty(),
-        "experiment.url: {} is quantized already; start from full-precision weights",
-        path.display()
+        "experiment.url: {} is quantized already ({}), and training starts from full-precision weights: name the file that it \
+         was made from with `mqat train --from FILE` or --set experiment.url=FILE, or go on with its run by --resume",
+        path.display(),
+        module_names(&loaded.quantized).join(" + ")
     );
     loaded.report.log();
     Ok(())

@@ -10,6 +10,7 @@ use super::config::ConfigArgs;
 use super::dataset::DatasetArgs;
 use super::export::ExportArgs;
 use super::import::ImportArgs;
+use super::init::InitArgs;
 use super::inspect::InspectArgs;
 use super::launch::LaunchArgs;
 use super::plan::PlanArgs;
@@ -80,6 +81,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// Put evaluated experiments side by side: accuracy against compression, tables, one HTML page.
     Report(ReportArgs),
+    /// Write the config of a BOP folder of your own: splits, objects, camera, anchors, length of the training.
+    Init(InitArgs),
     /// Look at a BOP folder of your own before training: counts, sizes, faults, and the config that fits.
     Dataset(DatasetArgs),
     /// Render a synthetic SwissCube dataset.
@@ -119,6 +122,7 @@ impl Command {
             Self::Search(_) => Some("search"),
             Self::Score(_) => Some("score"),
             Self::Report(_) => Some("report"),
+            Self::Init(_) => Some("init"),
             Self::Dataset(_) => Some("dataset"),
             Self::Synth(_) => Some("synth"),
             Self::Inspect(_) => Some("inspect"),

@@ -53,6 +53,15 @@ pub struct ExportArgs {
     #[arg(long)]
     pub fold_bn: bool,
 
+    /// The dataset, or the folder that holds it as DATA/PROBLEM [default: cfg/hard_storage.json]: its images calibrate and
+    /// check an ONNX file, and its objects go into a packed or ONNX file where the checkpoint carries none.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+
+    /// Corners of the objects' boxes, as the dataset's BBOX_FILE, for a packed or ONNX file of a checkpoint that carries none.
+    #[arg(long, value_name = "FILE")]
+    pub boxes: Option<PathBuf>,
+
     #[command(flatten)]
     pub select: ConfigNames,
 
@@ -72,6 +81,8 @@ pub(super) fn run(args: ExportArgs) -> Result<()> {
         target,
         weights: args.weights,
         quantize: args.quantize,
+        boxes: args.boxes,
+        data: args.data,
         out: args.out,
         overwrite: args.overwrite,
     })?;
@@ -122,6 +133,10 @@ fn target(args: &ExportArgs) -> Result<ExportTarget> {
     if format != ExportFormat::Onnx {
         refuse(&args.onnx.given(), "it is for ONNX files (add --format onnx)")?;
     }
+    if !matches!(format, ExportFormat::Packed | ExportFormat::Onnx) {
+        let options = [("--data", args.data.is_some()), ("--boxes", args.boxes.is_some())];
+        refuse(&options, "it is for packed and ONNX files (add --format packed or onnx)")?;
+    }
     Ok(match format {
         ExportFormat::Safetensors => ExportTarget::Safetensors,
         ExportFormat::Pth => ExportTarget::Pth,
@@ -129,6 +144,6 @@ fn target(args: &ExportArgs) -> Result<ExportTarget> {
             ternary: args.ternary.unwrap_or_default(),
             fold_bn: args.fold_bn,
         }),
-        ExportFormat::Onnx => ExportTarget::Onnx(args.onnx.options()?),
+        ExportFormat::Onnx => ExportTarget::Onnx(args.onnx.options(args.data.clone())?),
     })
 }

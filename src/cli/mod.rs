@@ -11,6 +11,7 @@ mod dataset;
 mod export;
 mod failure;
 mod import;
+mod init;
 mod inspect;
 mod launch;
 mod memory;
@@ -75,6 +76,7 @@ fn dispatch(command: Command) -> Result<CommandEnd> {
         Command::Report(args) => report::run(args).map(|()| CommandEnd::Done),
         Command::Score(args) => score::run(args).map(|()| CommandEnd::Done),
         Command::Synth(args) => synth::run(&args).map(|()| CommandEnd::Done),
+        Command::Init(args) => init::run(args).map(|()| CommandEnd::Done),
         Command::Dataset(args) => dataset::run(args).map(|()| CommandEnd::Done),
         Command::Inspect(args) => inspect::run(args).map(|()| CommandEnd::Done),
         Command::Import(args) => import::run(args).map(|()| CommandEnd::Done),

@@ -66,15 +66,11 @@ pub struct OnnxArgs {
     /// differences and kernels. A file that computes something else than the network is not left in place: exit code 1.
     #[arg(long, value_name = "IMAGES", num_args = 0..=1, default_missing_value = "4")]
     pub check: Option<usize>,
-
-    /// The dataset, or the folder that holds it as DATA/PROBLEM [default: cfg/hard_storage.json].
-    #[arg(long, value_name = "DIR")]
-    pub data: Option<PathBuf>,
 }
 
 impl OnnxArgs {
     /// The options by name, and whether each is given.
-    pub(super) fn given(&self) -> [(&'static str, bool); 13] {
+    pub(super) fn given(&self) -> [(&'static str, bool); 12] {
         [
             ("--calibrate", self.calibrate.is_some()),
             ("--calibration", self.calibration.is_some()),
@@ -88,15 +84,14 @@ impl OnnxArgs {
             ("--batch", self.batch.is_some()),
             ("--with-decode", self.with_decode),
             ("--check", self.check.is_some()),
-            ("--data", self.data.is_some()),
         ]
     }
 
-    /// What is asked for, the rest as usual.
+    /// What is asked for, the rest as usual; `data` is the dataset.
     ///
     /// # Errors
     /// If a percentage is given and the ranges are set in another way.
-    pub(super) fn options(&self) -> Result<OnnxOptions> {
+    pub(super) fn options(&self, data: Option<PathBuf>) -> Result<OnnxOptions> {
         let usual = OnnxOptions::default();
         let method = match (self.calibration.unwrap_or_default(), self.percentile) {
             (CalibrationMethod::Percentile(_), Some(percent)) => {
@@ -120,7 +115,7 @@ impl OnnxArgs {
             full_range: self.full_range,
             decode: self.with_decode,
             check: self.check,
-            data: self.data.clone(),
+            data,
         })
     }
 }

@@ -8,8 +8,11 @@ use clap::Args;
 use serde_json::json;
 
 use super::print::{print_json, print_text};
+use super::shared::refuse;
 use super::terminal::JobProgress;
-use crate::synth::{self, Attitude, Format, SynthOptions, parse_depth_range};
+use crate::synth::{
+    self, Attitude, Format, Layout, SynthOptions, parse_depth_range, parse_instances,
+};
 
 /// Arguments of `mqat synth`.
 #[derive(Debug, Clone, Args)]
@@ -58,6 +61,24 @@ pub struct SynthArgs {
     #[arg(long = "depth-png")]
     pub depth_images: bool,
 
+    /// swisscube: the satellite, with lists of images. bop: several objects in numbered scenes, a BOP folder.
+    #[arg(long, default_value = "swisscube", value_name = "LAYOUT")]
+    pub layout: Layout,
+
+    /// With --layout bop: the first so many of the built-in objects, of which the third and the fourth are symmetric
+    /// [default: 3].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5), conflicts_with = "meshes")]
+    pub objects: Option<u8>,
+
+    /// With --layout bop: objects of your own, obj_000001.ply ... with vertex colours (mm), symmetries of a models_info.json
+    /// beside them.
+    #[arg(long, value_name = "DIR")]
+    pub meshes: Option<PathBuf>,
+
+    /// With --layout bop: fewest and most objects in an image, of any kind [default: 1:3].
+    #[arg(long, value_name = "A:B", value_parser = parse_instances)]
+    pub instances: Option<(usize, usize)>,
+
     /// Replace an existing synthetic dataset.
     #[arg(long)]
     pub overwrite: bool,
@@ -73,7 +94,19 @@ pub struct SynthArgs {
 }
 
 pub(super) fn run(args: &SynthArgs) -> Result<()> {
+    let is_bop = args.layout == Layout::Bop;
+    let given = [args.objects.is_some(), args.meshes.is_some(), args.instances.is_some()];
+    let names = ["--objects", "--meshes", "--instances"];
+    if !is_bop {
+        let options: Vec<_> = names.into_iter().zip(given).collect();
+        refuse(&options, "--layout swisscube shows the satellite alone")?;
+    }
+    let objects = args.objects.map_or(3, usize::from);
     let mut options = SynthOptions {
+        layout: args.layout,
+        objects: if is_bop && args.meshes.is_none() { objects } else { 0 },
+        meshes: args.meshes.clone(),
+        instances: if is_bop { args.instances.unwrap_or((1, 3)) } else { (0, 0) },
         out: args.out.clone(),
         num_train: args.train,
         num_val: args.val,

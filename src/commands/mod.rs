@@ -9,6 +9,7 @@ mod config;
 mod dataset;
 mod export;
 mod import;
+mod init;
 mod inspect;
 mod plan;
 mod predict;
@@ -29,6 +30,7 @@ pub use export::{
     ExportFormat, ExportReport, ExportRequest, ExportTarget, ExportWeights, PackReport, export,
 };
 pub use import::{ImportReport, import};
+pub use init::{InitReport, InitRequest, init};
 pub use inspect::{
     AgainstInitReport, AgainstInitRequest, FileReport, NetworkReport, inspect_against_init,
     inspect_file, inspect_network,

@@ -72,6 +72,8 @@ pub struct PlannedStage {
     pub module: Option<String>,
     /// The modules that carry quantizers in it, in the order of the flow, its own last.
     pub attached: Vec<AttachedModule>,
+    /// The pattern of what it keeps as it is.
+    pub frozen: Option<String>,
     /// Layers it quantizes.
     pub num_layers: usize,
     /// Their weights.
@@ -190,6 +192,7 @@ pub fn plan(request: &PlanRequest) -> Result<PlanReport> {
                 name: stage.label(),
                 module: stage.module.clone(),
                 attached: attached(&stages[..=i]),
+                frozen: stage.frozen.clone(),
                 num_layers: own().count(),
                 num_weights: own().map(|l| l.num_weights).sum(),
                 first_layer: stage.first_layer,
@@ -441,6 +444,9 @@ impl PlannedStage {
                 _ => "is frozen",
             };
             let _ = writeln!(out, "  {} of stage {} {what}", module.module, module.stage);
+        }
+        if let Some(frozen) = &self.frozen {
+            let _ = writeln!(out, "  {frozen} stays as it is");
         }
         for (first, last) in runs(&self.epochs) {
             let epochs = match last.epoch {

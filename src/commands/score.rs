@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::commands::test::{Run, text_of, write_report};
-use crate::data::{BopFolder, DataConfig, Dataset, Purpose, Split, SplitList};
+use crate::data::{BopFolder, DataConfig, Dataset, Purpose, Split, SplitList, SplitPart};
 use crate::eval::{
     BopSplit, EvaluationInfo, Report, ResultFile, ResultFormat, ScoredSplit, benchmark_scores,
     evaluate, image_ids, odd_distances, read_predictions,
@@ -172,7 +172,7 @@ fn take_folder(data: &mut DataConfig, folder: &BopFolder, split: Option<&str>) -
         None if configured => {}
         None => folder.test_split()?.clone_into(&mut data.test),
     }
-    for (name, _) in SplitList::parse(&data.test)?.parts {
+    for SplitPart { name, .. } in SplitList::parse(&data.test)?.parts {
         let names: Vec<&str> = folder.splits().collect();
         ensure!(
             names.contains(&name.as_str()),

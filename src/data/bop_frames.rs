@@ -15,70 +15,10 @@ use super::frame::{Annotation, Frame};
 use super::models::read_boxes;
 use super::object::{ObjectBox, ObjectModel};
 use super::purpose::Purpose;
+use super::split_list::SplitList;
 use super::{DataConfig, ModelInfos};
 use crate::geom::box_corners;
 use crate::io;
-
-/// What a config names as a list of images, read as splits of a BOP folder: `train_pbr + train_real`.
-///
-/// A part may have a weight, `train_pbr:0.1 + train_real:0.9`: the fraction of an epoch's images that are of that split.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SplitList {
-    /// Names with weights; each has one, or none has.
-    pub parts: Vec<(String, Option<f64>)>,
-}
-
-impl SplitList {
-    /// Takes a list apart.
-    ///
-    /// # Errors
-    /// If a part has no name, a weight is not a number above 0, or only some parts have a weight.
-    pub fn parse(list: &str) -> Result<Self> {
-        let part = |part: &str| -> Result<(String, Option<f64>)> {
-            let (name, weight) = match part.split_once(':') {
-                Some((name, weight)) => (name.trim(), Some(weight.trim())),
-                None => (part.trim(), None),
-            };
-            let weight = weight
-                .map(|text| {
-                    let weight: Option<f64> = text.parse().ok();
-                    weight.filter(|w| *w > 0.0 && w.is_finite()).with_context(|| {
-                        format!("{list:?}: the weight {text:?} is not a number above 0")
-                    })
-                })
-                .transpose()?;
-            ensure!(!name.is_empty(), "{list:?}: a part of it has no name");
-            Ok((name.to_owned(), weight))
-        };
-        let parts: Vec<_> = list.split('+').map(part).collect::<Result<_>>()?;
-        let weighted = parts.iter().filter(|(_, weight)| weight.is_some()).count();
-        ensure!(
-            weighted == 0 || weighted == parts.len(),
-            "{list:?}: {weighted} of {} parts have a weight, expected one for each or for none",
-            parts.len()
-        );
-        Ok(Self { parts })
-    }
-
-    /// Whether each part is a folder in `root`.
-    pub fn is_in(&self, root: &Path) -> bool {
-        self.parts.iter().all(|(name, _)| root.join(name).is_dir())
-    }
-}
-
-/// Images that a dataset's list names, or that its folders of scenes hold.
-///
-/// # Errors
-/// If the list or a scene cannot be read.
-pub fn num_images(root: &Path, list: &str) -> Result<usize> {
-    let path = root.join(list);
-    let folder = if path.is_file() { None } else { BopFolder::find(root) };
-    let Some(folder) = folder else { return Ok(io::read_list(&path)?.len()) };
-    let of_split = |(name, _): &(String, Option<f64>)| -> Result<usize> {
-        Ok(folder.scenes(name)?.iter().map(|scene| scene.images.len()).sum())
-    };
-    SplitList::parse(list)?.parts.iter().map(of_split).sum()
-}
 
 /// What is read of a BOP folder.
 pub(super) struct BopFrames {
@@ -103,8 +43,10 @@ pub(super) fn read_frames(
     purpose: Purpose,
 ) -> Result<BopFrames> {
     let mut found = BopFrames { parts: Vec::new(), num_hidden: 0, without_class: Vec::new() };
-    for (split, weight) in &list.parts {
-        let scenes = folder.scenes(split)?;
+    for part in &list.parts {
+        let split = part.name.as_str();
+        let mut scenes = folder.scenes(split)?;
+        part.keep_own(&mut scenes);
         let asked = asked_images(folder, list, split, purpose)?;
         if purpose != Purpose::Images && !scenes.iter().all(BopScene::tells_visibility) {
             tracing::warn!(
@@ -126,7 +68,7 @@ pub(super) fn read_frames(
             found.without_class.extend(scene.without_class);
             found.num_hidden += scene.num_hidden;
         }
-        found.parts.push((frames, *weight));
+        found.parts.push((frames, part.weight));
     }
     Ok(found)
 }
@@ -334,7 +276,8 @@ pub(super) fn read_models(
             (None, Some(corners)) => (corners, box_infos.path()),
             (None, None) => (box_corners(&mesh.vertices), path.as_path()),
         };
-        let model = ObjectModel { obj_id, name, mesh, corners, diameter_mm };
+        let symmetries = box_infos.symmetries(obj_id)?;
+        let model = ObjectModel { obj_id, name, mesh, corners, diameter_mm, symmetries };
         check_model(&model, (&path, file), class, &infos)?;
         models.push(model);
     }
@@ -361,27 +304,4 @@ fn chosen(infos: &ModelInfos, data: &DataConfig) -> Result<Vec<u32>> {
         bail!("data.OBJ_IDS has {id}, but {} lists {all:?}", infos.path().display());
     }
     Ok(ids)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lists_of_splits_are_taken_apart() {
-        let parts = |list: &str| SplitList::parse(list).unwrap().parts;
-        assert_eq!(parts("test"), [("test".to_owned(), None)]);
-        assert_eq!(parts("train_pbr + train_real").len(), 2);
-        let weighted = parts("train_pbr:0.1 + train_real : 0.9");
-        assert_eq!(weighted[1], ("train_real".to_owned(), Some(0.9)));
-        for (list, expected) in [
-            ("a + ", "has no name"),
-            ("a:0 + b:1", "the weight \"0\" is not a number above 0"),
-            ("a:x", "the weight \"x\""),
-            ("a:0.5 + b", "1 of 2 parts have a weight"),
-        ] {
-            let error = SplitList::parse(list).unwrap_err().to_string();
-            assert!(error.contains(expected), "{list}: {error}");
-        }
-    }
 }

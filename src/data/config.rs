@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::color::ColorConfig;
 use crate::geom::Camera;
 use crate::schema::{above_zero, below_one, check_ranges};
 
@@ -119,6 +120,10 @@ pub struct DataConfig {
     #[serde(rename = "MIN_VISIBLE_FRACT", skip_serializing_if = "is_zero")]
     #[schemars(range(min = 0, max = 1), extend("default" = 0.0))]
     pub min_visible_fraction: f64,
+    /// Random changes of colours in training; `null` leaves colours as they are, as published.
+    #[serde(rename = "COLOR", skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = Option::<ColorConfig>::None))]
+    pub color: Option<ColorConfig>,
 }
 
 impl Default for DataConfig {
@@ -143,6 +148,7 @@ impl Default for DataConfig {
             symmetric_classes: Vec::new(),
             obj_ids: Vec::new(),
             min_visible_fraction: 0.0,
+            color: None,
         }
     }
 }
@@ -186,6 +192,12 @@ impl DataConfig {
                 diameters.len(),
                 n.saturating_sub(1)
             ),
+        );
+        need(
+            self.augment || self.color.is_none(),
+            "COLOR",
+            "changes training images, and data.augment is false; set it to true, or COLOR to null"
+                .to_owned(),
         );
         for &c in &self.symmetric_classes {
             let ok = c + 1 < n;
@@ -366,6 +378,8 @@ mod tests {
             augmentation_scale: 1.0,
             augmentation_rotation_deg: f64::NAN,
             symmetric_classes: vec![1],
+            augment: false,
+            color: Some(ColorConfig { brightness: 2.0, ..ColorConfig::default() }),
             ..DataConfig::default()
         };
         let input = InputConfig {
@@ -388,6 +402,8 @@ mod tests {
             "data.AUGMENTATION_SCALE: 1 is outside",
             "data.AUGMENTATION_ROTATION: is not a finite number",
             "data.SYMMETRIC_CLASSES: 1 is outside 0..1",
+            "data.COLOR: changes training images",
+            "data.COLOR.brightness: 2 is outside 0..=1",
             "INPUT.INTERNAL_WIDTH: 500 is not a multiple",
             "INPUT.INTERNAL_HEIGHT: 0",
             "INPUT.INTERNAL_K",

@@ -8,13 +8,14 @@ use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
 use super::bop_folder::BopFolder;
-use super::bop_frames::{self, SplitList};
+use super::bop_frames;
 use super::config::dataset_relative;
 use super::consistency::{check_distances, warn_of_field};
 use super::frame::Frame;
 use super::models::read_models;
 use super::purpose::Purpose;
 use super::scene::{ImagePath, read_scene};
+use super::split_list::SplitList;
 use super::{DataConfig, InputConfig, ObjectModel};
 use crate::io;
 
@@ -118,6 +119,11 @@ impl Dataset {
         }
         warn_of_several(&list_path, &frames, purpose);
         Ok(Dataset { root: root.to_owned(), models: Arc::new(models), frames, skipped })
+    }
+
+    /// Most objects of one class in an image.
+    pub fn most_of_a_class(&self) -> usize {
+        self.frames.iter().map(Frame::most_of_a_class).max().unwrap_or(0)
     }
 
     /// Least and greatest depth of the objects, mm; `None` when there are none.
@@ -241,13 +247,21 @@ fn take_repeats(list: &Path, images: &mut Vec<String>, purpose: Purpose) -> usiz
 /// Says how much of a split can be found at most, where a class is seen several times in an image.
 fn warn_of_several(list: &Path, frames: &[Frame], purpose: Purpose) {
     let num_images = frames.iter().filter(|f| f.num_findable() < f.objects.len()).count();
+    let most = frames.iter().map(Frame::most_of_a_class).max().unwrap_or(0);
+    if num_images > 0 && purpose == Purpose::Training {
+        tracing::info!(
+            "{}: {num_images} of {} images hold several objects of a class, up to {most}",
+            list.display(),
+            frames.len()
+        );
+    }
     if num_images == 0 || !matches!(purpose, Purpose::Evaluation | Purpose::Scoring) {
         return;
     }
     let num_objects: usize = frames.iter().map(|f| f.objects.len()).sum();
     let findable: usize = frames.iter().map(Frame::num_findable).sum();
     tracing::warn!(
-        "{}: {num_images} of {} images hold several objects of a class: a network that gives one pose a class and image finds \
+        "{}: {num_images} of {} images hold several objects of a class, up to {most}: a network that gives one pose a class and image finds \
          at most {findable} of {num_objects} objects, {:.1} %",
         list.display(),
         frames.len(),

@@ -27,6 +27,12 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// Most objects of one class.
+    pub fn most_of_a_class(&self) -> usize {
+        let of = |class| self.objects.iter().filter(|object| object.class == class).count();
+        self.objects.iter().map(|object| of(object.class)).max().unwrap_or(0)
+    }
+
     /// Objects of which one pose a class can be right: the classes that are seen.
     pub fn num_findable(&self) -> usize {
         let mut classes: Vec<usize> = self.objects.iter().map(|object| object.class).collect();

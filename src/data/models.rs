@@ -99,7 +99,8 @@ pub(crate) fn read_models(root: &Path, data: &DataConfig) -> Result<Vec<ObjectMo
             anyhow::bail!("{}: obj_id {obj_id} is also that of {}", path.display(), twin.name);
         }
         let mesh = io::mesh::read_ply(path)?;
-        let model = ObjectModel { obj_id, name, mesh, corners, diameter_mm };
+        let symmetries = infos.symmetries(obj_id)?;
+        let model = ObjectModel { obj_id, name, mesh, corners, diameter_mm, symmetries };
         check_model(&model, (path, &box_file), models.len(), &infos)?;
         models.push(model);
     }

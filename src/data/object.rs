@@ -1,5 +1,6 @@
 //! A class of objects: its mesh, its box and its diameter.
 
+use super::models_info::ModelSymmetries;
 use crate::geom::Corners;
 use crate::io::mesh::Mesh;
 
@@ -16,6 +17,8 @@ pub struct ObjectModel {
     pub corners: Corners,
     /// From the config, mm.
     pub diameter_mm: f64,
+    /// The transforms onto itself that `models_info.json` lists.
+    pub symmetries: ModelSymmetries,
 }
 
 /// What PnP needs to know of a class: no mesh.

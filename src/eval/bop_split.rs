@@ -98,17 +98,18 @@ impl ScoredSplit {
             return Ok(Self::Plain(Vec::new()));
         };
         let parts = SplitList::parse(list)?.parts;
-        let [(split, _)] = parts.as_slice() else {
+        let [part] = parts.as_slice() else {
             return Ok(Self::Plain(vec![format!(
                 "{list}: the benchmark's scores are of one folder of scenes, this names {}: all objects that can be seen count \
                  here, without targets, VSD and AP's rules",
                 parts.len()
             )]));
         };
-        // What was left out of the dataset as bad is left out here too.
-        let kept: Option<HashSet<(u32, u32)>> = (!dataset.skipped.bad_images.is_empty())
+        // What was left out of the dataset as bad, or belongs to another list, is left out here too.
+        let is_whole = part.held_out.is_none() && dataset.skipped.bad_images.is_empty();
+        let kept: Option<HashSet<(u32, u32)>> = (!is_whole)
             .then(|| dataset.frames.iter().filter_map(|f| image_ids(&f.image)).collect());
-        let mut split = BopSplit::open(&folder, split, settings, kept.as_ref())?;
+        let mut split = BopSplit::open(&folder, &part.name, settings, kept.as_ref())?;
         split.note_classes(dataset);
         Ok(Self::Bop(Box::new(split)))
     }

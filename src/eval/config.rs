@@ -9,6 +9,8 @@ use crate::schema::above_zero;
 
 /// Most overlays and mesh vertices that a config may ask for.
 const MOST: usize = 1_000_000;
+/// Most poses of a class that an image may be asked for.
+const MOST_INSTANCES: usize = 255;
 
 /// How poses are found in the network's outputs and how they are scored. The confidence threshold is in `data`, the
 /// number of cells and their spread are those of the targets in training.
@@ -24,6 +26,11 @@ pub struct EvalConfig {
     pub seed: u64,
     /// Depth bins of the scores.
     pub depth_bins: DepthBins,
+    /// Most poses of a class in an image. `null`: as many as the evaluated images hold at most, 1 where there are no true poses.
+    /// With more than 1 the confident cells of a class are clustered by their boxes, and each cluster gives a pose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MOST_INSTANCES), extend("default" = Option::<usize>::None))]
+    pub instances: Option<usize>,
     /// VSD in a BOP folder: how far behind the measured surface a point still counts as visible, mm; the benchmark has 15, of
     /// ITODD 5.
     #[serde(skip_serializing_if = "is_15")]
@@ -41,6 +48,7 @@ impl Default for EvalConfig {
             num_vertices: 1000,
             seed: 0,
             depth_bins: DepthBins::default(),
+            instances: None,
             vsd_delta_mm: 15.0,
             num_overlays: 12,
         }

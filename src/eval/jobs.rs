@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -99,6 +100,8 @@ impl Latency {
 /// Finds the poses in the pictures of `jobs`, batches of `options.data.bs_valid` in their order, and hands each answer on in that
 /// order. A picture that cannot be read is an answer too. When `jobs` ends early, what was taken by then is finished.
 ///
+/// `over` is raised when nobody takes answers any more, in failure too: jobs that wait for something have to end then.
+///
 /// For the same pictures in the same batches the poses are those of [`super::infer`], bit for bit.
 ///
 /// # Errors
@@ -108,7 +111,8 @@ pub fn infer_stream(
     solver: &Solver,
     options: &InferOptions,
     jobs: impl Iterator<Item = Job> + Send,
-    mut on_answer: impl FnMut(Answer) -> Result<()> + Send,
+    over: Arc<AtomicBool>,
+    on_answer: impl FnMut(Answer) -> Result<()> + Send,
 ) -> Result<Timing> {
     let pipeline = Pipeline::new(&[engine], preprocess(&options.input), options.device);
     let batch_size = options.data.bs_valid.max(1);
@@ -131,17 +135,28 @@ pub fn infer_stream(
         drop(to_load);
         // The pipeline drops the source when it ends, and with it what the threads wait for.
         let source = JobBatches { in_order, batch_size };
-        pipeline.solve(
-            solver,
-            source,
-            |_, _| (),
-            |solved| {
-                let answer = answer_of(solved);
-                let name = answer.name.clone();
-                on_answer(answer).with_context(|| format!("writing what was found in {name}"))
-            },
-        )
+        let mut taker = Taker { on_answer, over };
+        pipeline.solve(solver, source, |_, _| (), move |solved| taker.take(answer_of(solved)))
     })
+}
+
+/// Who takes the answers; dropped, by a panic too, it says that it is over.
+struct Taker<F> {
+    on_answer: F,
+    over: Arc<AtomicBool>,
+}
+
+impl<F: FnMut(Answer) -> Result<()>> Taker<F> {
+    fn take(&mut self, answer: Answer) -> Result<()> {
+        let name = answer.name.clone();
+        (self.on_answer)(answer).with_context(|| format!("writing what was found in {name}"))
+    }
+}
+
+impl<F> Drop for Taker<F> {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Queues the jobs until they end or nobody takes them.
@@ -256,7 +271,7 @@ fn answer_of(solved: SolvedPicture<JobItem>) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
     use crate::data::Dataset;
@@ -298,7 +313,8 @@ mod tests {
             Ok(())
         };
         let jobs = jobs(&dataset, &options).into_iter();
-        let timing = infer_stream(&engine, &solver, &options, jobs, on_answer).unwrap();
+        let over = Arc::<AtomicBool>::default();
+        let timing = infer_stream(&engine, &solver, &options, jobs, over, on_answer).unwrap();
         assert_eq!((timing.num_images, answers.len()), (5, 5));
         for (place, (answer, expected)) in answers.iter().zip(&split.predictions).enumerate() {
             assert_eq!((answer.place, answer.picture.is_some()), (place, place == 0));
@@ -329,7 +345,8 @@ mod tests {
                 Ok(())
             };
             let solver = Solver::new(&decoder, vec![1], &options).unwrap();
-            infer_stream(&engine, &solver, &options, jobs.into_iter(), on_answer).unwrap();
+            let over = Arc::<AtomicBool>::default();
+            infer_stream(&engine, &solver, &options, jobs.into_iter(), over, on_answer).unwrap();
             found
         };
         let all = run(&[]);
@@ -374,12 +391,53 @@ mod tests {
             Ok(())
         };
         let solver = Solver::new(&decoder, vec![1], &options).unwrap();
-        let error = infer_stream(&engine, &solver, &options, endless, on_answer).unwrap_err();
+        let over = Arc::<AtomicBool>::default();
+        let error = infer_stream(&engine, &solver, &options, endless, over, on_answer).unwrap_err();
         let text = format!("{error:#}");
         assert_eq!(text, "writing what was found in 39: the disk is full");
         // What may wait: the queue in front of the network, batches behind it, and what every thread holds.
         let waiting = taken.load(Ordering::SeqCst) - written;
         let batches = 2 * WAITING_BATCHES + 2;
         assert!(waiting <= batches * options.data.bs_valid + 3 * options.workers, "{waiting}");
+    }
+
+    #[test]
+    fn a_failing_writer_or_engine_ends_jobs_that_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dataset, options) = (pictures(folder.path()), options());
+        let decoder = CornerDecoder::new(dataset.models[0].corners);
+        let solver = Solver::new(&decoder, vec![1], &options).unwrap();
+        let run = |engine: &dyn Engine, on_answer: &(dyn Fn() -> Result<()> + Sync)| {
+            let over = Arc::<AtomicBool>::default();
+            let mut batch = jobs(&dataset, &options).into_iter().take(options.data.bs_valid);
+            let silent = std::iter::from_fn(|| {
+                let next = batch.next();
+                while next.is_none() && !over.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                next
+            });
+            let ran =
+                infer_stream(engine, &solver, &options, silent, over.clone(), |_| on_answer());
+            format!("{:#}", ran.unwrap_err())
+        };
+        let engine = CornerEngine { pixels: see_corners(&options, 1) };
+        let closed = run(&engine, &|| Err(anyhow!("the pipe is closed")));
+        assert!(closed.ends_with("the pipe is closed"), "{closed}");
+        let panicked = run(&engine, &|| panic!("a fault of the writer"));
+        assert_eq!(panicked, "finding poses panicked");
+        assert_eq!(run(&Failing(engine), &|| Ok(())), "no memory");
+    }
+
+    /// Fails at its first batch.
+    struct Failing(CornerEngine);
+
+    impl Engine for Failing {
+        fn forward(&self, _: &tch::Tensor) -> Result<crate::nn::Outputs> {
+            Err(anyhow!("no memory"))
+        }
+        fn outputs(&self, width: usize, height: usize) -> Vec<crate::nn::OutputShape> {
+            self.0.outputs(width, height)
+        }
     }
 }

@@ -25,7 +25,7 @@ pub struct Solver<'a> {
 /// What became of an image.
 #[derive(Debug)]
 pub struct ImageResult {
-    /// Of each class, ascending.
+    /// Of each class, ascending; several of a class that is seen several times.
     pub classes: Vec<ClassResult>,
     /// Reading the outputs, s.
     pub decode_s: f64,
@@ -72,8 +72,12 @@ impl<'a> Solver<'a> {
         let decoded = self.decoder.decode(outputs, image);
         let decode_s = decoding.elapsed().as_secs_f64();
         let solving = Instant::now();
+        let (mut last_class, mut instance) = (None, 0);
         let classes = decoded.into_iter().map(|Decoded { class, found }| {
-            let outcome = found.and_then(|found| self.estimate(place, name, class, found));
+            instance = if last_class == Some(class) { instance + 1 } else { 0 };
+            last_class = Some(class);
+            let place = (place, class, instance);
+            let outcome = found.and_then(|found| self.estimate(place, name, found));
             ClassResult { class, obj_id: self.obj_ids[class], outcome }
         });
         let classes = classes.collect();
@@ -82,9 +86,8 @@ impl<'a> Solver<'a> {
 
     fn estimate(
         &self,
-        place: usize,
+        (place, class, instance): (usize, usize, usize),
         name: &str,
-        class: usize,
         detection: Detection,
     ) -> Result<PoseEstimate, NoDetection> {
         let prediction = |pose: &Pose, inliers, residual_px| Prediction {
@@ -105,7 +108,7 @@ impl<'a> Solver<'a> {
             }
         };
         let Correspondences { points, pixels, .. } = seen;
-        let seed = pnp_seed(self.seed, place, class);
+        let seed = pnp_seed(self.seed, place, class, instance);
         let solution = find_pose(&self.camera, points, pixels, &self.ransac, seed)
             .map_err(|why| no_pose(why, seen.len()))?;
         let covariance = self
@@ -124,8 +127,9 @@ impl<'a> Solver<'a> {
 }
 
 /// The seed of one PnP, a function of its place alone.
-fn pnp_seed(seed: u64, image: usize, class: usize) -> u64 {
-    splitmix64(splitmix64(seed ^ 0x706e_7000).wrapping_add(image as u64) ^ ((class as u64) << 40))
+fn pnp_seed(seed: u64, image: usize, class: usize, instance: usize) -> u64 {
+    let place = ((class as u64) << 40) ^ ((instance as u64) << 56);
+    splitmix64(splitmix64(seed ^ 0x706e_7000).wrapping_add(image as u64) ^ place)
 }
 
 /// Why PnP found no pose from `num` correspondences.

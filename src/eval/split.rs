@@ -26,7 +26,8 @@ pub struct Progress {
 /// What [`infer`] found.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Inference {
-    /// At most one a class and image, in the order of the images, then of the classes.
+    /// In the order of the images, then of the classes, then by falling confidence; at most `evaluation.instances` of a class in an
+    /// image.
     pub predictions: Vec<Prediction>,
     /// The image of each, by its place in the split.
     pub places: Vec<usize>,
@@ -66,7 +67,8 @@ pub struct Pair {
     pub left_out: Vec<BadSample>,
 }
 
-/// Predicts the poses in every image of `dataset`: engine, `decoder`, one PnP per class.
+/// Predicts the poses in every image of `dataset`: engine, `decoder`, one PnP for each
+/// instance of a class.
 ///
 /// The PnP is solved under the internal camera; the image was warped by `K_internal K^-1`, so that the pose holds
 /// under the image's own camera as it is. Results do not depend on threads or timing

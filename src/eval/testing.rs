@@ -32,7 +32,14 @@ pub fn dataset() -> Dataset {
     let corners = box_corners(&vertices);
     let mesh = Mesh { vertices, faces: vec![[0, 1, 2]] };
     let name = "obj_000001".to_owned();
-    let model = ObjectModel { obj_id: 1, name, mesh, corners, diameter_mm: DIAMETER_MM };
+    let model = ObjectModel {
+        obj_id: 1,
+        name,
+        mesh,
+        corners,
+        diameter_mm: DIAMETER_MM,
+        symmetries: Default::default(),
+    };
     let camera = Camera::new(600.0, 600.0, 512.0, 512.0).unwrap();
     let frame = |image: String, objects| Frame { image, camera, objects };
     let mut frames: Vec<Frame> = (0..30)

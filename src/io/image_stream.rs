@@ -1,9 +1,10 @@
-//! Images one after the other in a stream of bytes: PNG and JPEG files without anything between them, or raw RGB.
+//! Images one after the other in a stream of bytes: PNG and JPEG files, or raw RGB.
 //!
 //! A file's end is found by its structure (PNG chunks, JPEG segments), so that one that cannot be decoded does not take the
-//! next one with it; after bytes that are not an image the next beginning of one is looked for.
+//! next one with it. Where that structure breaks, the bytes from the break on are looked at again: the next image may begin
+//! among them. Bytes between images (headers of a multipart stream, padding) are skipped.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::RgbImage;
@@ -12,9 +13,15 @@ use super::picture::rgb_upright_of_bytes;
 
 /// Largest file of an image, bytes.
 const MAX_IMAGE_BYTES: usize = 1 << 28;
+/// Bytes in which the first image has to begin.
+const MAX_BYTES_BEFORE: usize = 1 << 20;
+/// Bytes of a PNG's chunk that is no image data: a colour profile, text.
+const MAX_CHUNK_BYTES: usize = 1 << 22;
 const PNG: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
 /// Marker of a JPEG: start of image, and the beginning of the marker behind it.
 const JPEG: [u8; 3] = [0xff, 0xd8, 0xff];
+/// What is said where bytes are no image.
+const HINT: &str = "raw RGB needs --raw WIDTHxHEIGHT";
 
 /// How a stream holds its images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,31 +34,88 @@ pub enum StreamFormat {
 
 /// An iterator over the images of a stream; an error is one image that cannot be read, and others may follow.
 pub struct ImageStream<R> {
-    reader: R,
+    reader: Again<R>,
     format: StreamFormat,
     ended: bool,
+    between: Between,
+}
+
+/// What is known of the bytes that are no image.
+#[derive(Default)]
+struct Between {
+    num_bytes: usize,
+    /// An image has begun.
+    has_image: bool,
+    /// They are the rest of an image that is told as broken.
+    is_rest: bool,
+    is_told: bool,
 }
 
 impl<R: BufRead> ImageStream<R> {
     /// Reads `reader` to its end.
     pub fn new(reader: R, format: StreamFormat) -> Self {
-        Self { reader, format, ended: false }
+        let reader = Again { reader, bytes: Vec::new(), at: 0 };
+        Self { reader, format, ended: false, between: Between::default() }
     }
 
     fn next_image(&mut self) -> Result<Option<RgbImage>> {
         match self.format {
-            StreamFormat::Raw(width, height) => raw(&mut self.reader, width, height),
-            StreamFormat::Files => {
-                let mut file = Vec::new();
-                match next_file(&mut self.reader, &mut file)? {
-                    Found::Nothing => Ok(None),
-                    Found::Image => rgb_upright_of_bytes(&file).map(Some),
-                    Found::Other(skipped) => bail!(
-                        "{skipped} bytes of the stream are no PNG or JPEG and were skipped (raw RGB needs --raw WIDTHxHEIGHT)"
-                    ),
+            StreamFormat::Raw(width, height) => raw(&mut self.reader.reader, width, height),
+            StreamFormat::Files => match self.next_file()? {
+                None => Ok(None),
+                Some(file) => rgb_upright_of_bytes(&file).map(Some),
+            },
+        }
+    }
+
+    /// The next file, behind what is none.
+    fn next_file(&mut self) -> Result<Option<Vec<u8>>> {
+        loop {
+            let mut file = Vec::new();
+            let found = next_file(&mut self.reader, &mut file);
+            let between = &mut self.between;
+            match found {
+                Ok(Found::Other(_)) if between.is_rest => {}
+                Ok(Found::Other(num)) => between.num_bytes += num,
+                Ok(Found::Image) | Err(_) => {
+                    between.has_image = true;
+                    between.tell();
+                    between.is_rest = found.is_err();
+                    return found.map(|_| Some(file));
+                }
+                Ok(Found::Nothing) => {
+                    self.ended = true;
+                    between.tell();
+                    return between.ensure_an_image().map(|()| None);
                 }
             }
+            if between.num_bytes > MAX_BYTES_BEFORE && !between.has_image {
+                self.ended = true;
+                return between.ensure_an_image().map(|()| None);
+            }
         }
+    }
+}
+
+impl Between {
+    /// Says once that bytes are skipped.
+    fn tell(&mut self) {
+        if self.has_image && self.num_bytes > 0 && !self.is_told {
+            self.is_told = true;
+            tracing::warn!(
+                "{} bytes of the stream are no PNG or JPEG and were skipped, as all such are from here on ({HINT})",
+                self.num_bytes
+            );
+        }
+    }
+
+    fn ensure_an_image(&self) -> Result<()> {
+        ensure!(
+            self.has_image || self.num_bytes == 0,
+            "no PNG or JPEG begins in the first {} bytes of the stream ({HINT})",
+            self.num_bytes
+        );
+        Ok(())
     }
 }
 
@@ -65,8 +129,47 @@ impl<R: BufRead> Iterator for ImageStream<R> {
         // Nothing behind an image is looked at before it is handed on: the next one may be long in coming.
         let image = self.next_image();
         let is_io = |e: &anyhow::Error| e.downcast_ref::<std::io::Error>().is_some();
-        self.ended = image.as_ref().err().is_some_and(is_io);
+        self.ended |= image.as_ref().err().is_some_and(is_io);
         image.transpose()
+    }
+}
+
+/// A reader to which bytes can be given back.
+struct Again<R> {
+    reader: R,
+    bytes: Vec<u8>,
+    /// Of the bytes, those that were read again.
+    at: usize,
+}
+
+impl<R> Again<R> {
+    fn give_back(&mut self, bytes: &[u8]) {
+        drop(self.bytes.splice(..self.at, bytes.iter().copied()));
+        self.at = 0;
+    }
+}
+
+impl<R: BufRead> Read for Again<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let num = self.fill_buf()?.read(buffer)?;
+        self.consume(num);
+        Ok(num)
+    }
+}
+
+impl<R: BufRead> BufRead for Again<R> {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        match self.at < self.bytes.len() {
+            true => Ok(&self.bytes[self.at..]),
+            false => self.reader.fill_buf(),
+        }
+    }
+
+    fn consume(&mut self, num: usize) {
+        match self.at < self.bytes.len() {
+            true => self.at += num,
+            false => self.reader.consume(num),
+        }
     }
 }
 
@@ -79,45 +182,40 @@ enum Found {
     Other(usize),
 }
 
-/// Takes the bytes of the next image, or those before its beginning.
-fn next_file(reader: &mut impl BufRead, file: &mut Vec<u8>) -> Result<Found> {
-    let mut stream = Bytes { reader, taken: file };
-    let Some(first) = stream.next()? else { return Ok(Found::Nothing) };
-    match first {
-        0x89 if stream.goes_on(&PNG[1..])? => png(&mut stream)?,
-        0xff if stream.goes_on(&JPEG[1..])? => jpeg(&mut stream)?,
-        _ => return skip(stream.reader, stream.taken.len()),
-    }
-    Ok(Found::Image)
-}
-
-/// Leaves bytes out up to what may be the beginning of an image.
-fn skip(reader: &mut impl BufRead, mut skipped: usize) -> Result<Found> {
-    loop {
-        let buffer = reader.fill_buf()?;
-        let begin = buffer.iter().position(|byte| matches!(byte, 0x89 | 0xff));
-        let num = begin.unwrap_or(buffer.len());
-        let (is_end, is_image) = (buffer.is_empty(), begin.is_some_and(|at| begins(&buffer[at..])));
-        // A byte that begins nothing is one of those that are left out.
-        let num = num + usize::from(begin.is_some() && !is_image);
-        reader.consume(num);
-        skipped += num;
-        if is_end || is_image {
-            return Ok(Found::Other(skipped));
-        }
+/// Takes the bytes of the next image, or some of those before its beginning.
+///
+/// # Errors
+/// If an image begins and breaks off; what may belong to the next one is given back.
+fn next_file<R: BufRead>(reader: &mut Again<R>, file: &mut Vec<u8>) -> Result<Found> {
+    let mut stream = Bytes { reader, taken: file, again: usize::MAX };
+    let found = stream.image();
+    let again = stream.taken.get(stream.again..).filter(|_| found.is_err());
+    stream.reader.give_back(again.unwrap_or_default());
+    match found? {
+        true => Ok(Found::Image),
+        false if file.is_empty() => Ok(Found::Nothing),
+        false => skip(reader, file.len()),
     }
 }
 
-/// Whether an image may begin here, as far as is known.
-fn begins(bytes: &[u8]) -> bool {
-    let agree = |magic: &[u8]| bytes.iter().zip(magic).all(|(a, b)| a == b);
-    agree(&PNG) || agree(&JPEG)
+/// Leaves bytes out up to what may be the beginning of an image, as far as is known.
+fn skip(reader: &mut impl BufRead, skipped: usize) -> Result<Found> {
+    let buffer = reader.fill_buf()?;
+    let begins = |bytes: &[u8]| {
+        let agree = |magic: &[u8]| bytes.iter().zip(magic).all(|(a, b)| a == b);
+        agree(&PNG) || agree(&JPEG)
+    };
+    let num = (0..buffer.len()).find(|at| begins(&buffer[*at..])).unwrap_or(buffer.len());
+    reader.consume(num);
+    Ok(Found::Other(skipped + num))
 }
 
 /// A stream of which the bytes that were looked at are kept.
 struct Bytes<'a, R> {
-    reader: &'a mut R,
+    reader: &'a mut Again<R>,
     taken: &'a mut Vec<u8>,
+    /// From where on the taken bytes may belong to the next image, should this one be broken.
+    again: usize,
 }
 
 impl<R: BufRead> Bytes<'_, R> {
@@ -140,10 +238,26 @@ impl<R: BufRead> Bytes<'_, R> {
         Ok(usize::from(self.byte()?) << 8 | usize::from(self.byte()?))
     }
 
+    fn u32(&mut self) -> Result<usize> {
+        Ok(self.u16()? << 16 | self.u16()?)
+    }
+
+    /// Takes an image, or what begins none; whether it is one.
+    fn image(&mut self) -> Result<bool> {
+        match self.next()? {
+            Some(0x89) if self.goes_on(&PNG[1..])? => png(self)?,
+            Some(0xff) if self.goes_on(&JPEG[1..])? => jpeg(self)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
     /// Whether the next bytes of the stream are these; consumes them as far as they are.
     fn goes_on(&mut self, expected: &[u8]) -> Result<bool> {
-        for &expected in expected {
+        for (num, &expected) in expected.iter().enumerate() {
             match self.reader.fill_buf()?.first() {
+                // One byte at the end may be padding.
+                None if num == 0 => return Ok(false),
                 None => return Err(cut_off()),
                 Some(&byte) if byte != expected => return Ok(false),
                 Some(_) => drop(self.next()?),
@@ -170,6 +284,39 @@ impl<R: BufRead> Bytes<'_, R> {
         }
         Ok(())
     }
+
+    /// The marker of a JPEG behind its 0xff, and behind fill bytes.
+    fn marker(&mut self) -> Result<u8> {
+        loop {
+            let marker = self.byte()?;
+            if marker != 0xff {
+                return Ok(marker);
+            }
+        }
+    }
+
+    /// Length and content of a JPEG's segment.
+    fn segment(&mut self) -> Result<()> {
+        let length = self.u16()?;
+        ensure!(length >= 2, "a JPEG of the stream has a segment of {length} bytes");
+        self.take(length - 2)
+    }
+
+    /// Coded data of a JPEG: the marker behind them that is neither a restart nor a stuffed zero (ITU-T T.81, B.1.1).
+    fn marker_behind_scan(&mut self) -> Result<u8> {
+        loop {
+            match self.byte()? {
+                0xff => match self.marker()? {
+                    0 | 0xd0..=0xd7 => {}
+                    marker => return Ok(marker),
+                },
+                b'\n' if self.taken.ends_with(&PNG) => {
+                    bail!("a JPEG of the stream breaks off where a PNG begins");
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 fn cut_off() -> anyhow::Error {
@@ -178,44 +325,78 @@ fn cut_off() -> anyhow::Error {
 
 /// Chunks up to `IEND`: length, name, data, checksum (PNG, third edition, section 5.3).
 fn png<R: BufRead>(stream: &mut Bytes<R>) -> Result<()> {
+    let mut most = 13; // of the header, which is the first one
     loop {
-        let length = stream.u16()? << 16 | stream.u16()?;
-        let name = stream.taken.len();
+        stream.again = stream.taken.len();
+        let length = stream.u32()?;
+        let begin = stream.taken.len();
         stream.take(4)?;
-        let is_end = &stream.taken[name..] == b"IEND";
+        let name = String::from_utf8_lossy(&stream.taken[begin..]).into_owned();
+        ensure!(
+            name.bytes().all(|byte| byte.is_ascii_alphabetic()) && length <= most,
+            "a PNG of the stream is damaged: a chunk {name:?} of {length} bytes"
+        );
         stream.take(length)?;
-        stream.take(4)?;
-        if is_end {
+        let chunk = &stream.taken[begin..];
+        let sum = crc32fast::hash(chunk);
+        if name == "IHDR" {
+            most = most_bytes(chunk);
+        }
+        ensure!(
+            stream.u32()? == sum as usize,
+            "a PNG of the stream is damaged: the checksum of its chunk {name} does not fit"
+        );
+        if name == "IEND" {
             return Ok(());
         }
     }
 }
 
-/// Segments up to EOI; coded data behind SOS go on to the next marker that is neither a restart nor a stuffed zero
-/// (ITU-T T.81, B.1.1). The marker's 0xff behind SOI is taken already.
+/// Most bytes of a chunk of a PNG, by its `IHDR`: pixels of 8 bytes and their rows' filters, which do not grow noticeably.
+fn most_bytes(header: &[u8]) -> usize {
+    let side = |at: usize| {
+        let bytes = header.get(at..).and_then(|bytes| bytes.first_chunk());
+        bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes) as usize)
+    };
+    let pixels = side(4).saturating_mul(side(8));
+    pixels.saturating_mul(10).saturating_add(MAX_CHUNK_BYTES).min(MAX_IMAGE_BYTES)
+}
+
+/// Segments up to EOI, those of a scan with coded data behind them (ITU-T T.81, B.1.1). The marker's 0xff behind SOI is taken
+/// already.
 fn jpeg<R: BufRead>(stream: &mut Bytes<R>) -> Result<()> {
-    let mut marker = stream.byte()?;
+    const BREAKS_OFF: &str = "a JPEG of the stream breaks off where the next one begins";
+    stream.again = stream.taken.len() - 1;
+    let mut is_begin = true;
+    let mut marker = stream.marker()?;
     loop {
-        while marker == 0xff {
-            marker = stream.byte()?; // fill bytes
-        }
         match marker {
-            0xd9 => return Ok(()),
-            0x01 | 0xd0..=0xd7 => {}
-            _ => {
-                let length = stream.u16()?;
-                ensure!(length >= 2, "a JPEG of the stream has a segment of {length} bytes");
-                stream.take(length - 2)?;
+            0xd8 => bail!(BREAKS_OFF),
+            0xd9 => {
+                // One that breaks off within a segment may go on with another's bytes.
+                let mut rest = stream.taken[stream.again..].windows(JPEG.len());
+                ensure!(rest.all(|bytes| bytes != JPEG), BREAKS_OFF);
+                return Ok(());
             }
-        }
-        // To the next marker: at once, or behind coded data.
-        loop {
-            while stream.byte()? != 0xff {}
-            marker = stream.byte()?;
-            if marker != 0 {
-                break;
+            0xda => {
+                is_begin = false;
+                stream.segment()?;
+                marker = stream.marker_behind_scan()?;
+                continue;
             }
+            0xc0..=0xcf | 0xdb..=0xfe => stream.segment()?,
+            _ => bail!("a JPEG of the stream has the marker {marker:#04x} where none may be"),
         }
+        ensure!(
+            stream.byte()? == 0xff,
+            "a JPEG of the stream is damaged: no marker behind its segment {marker:#04x}"
+        );
+        // An image in what an application or a comment says, a thumbnail, is none of the stream's.
+        is_begin &= matches!(marker, 0xe0..=0xef | 0xfe);
+        if is_begin {
+            stream.again = stream.taken.len() - 1;
+        }
+        marker = stream.marker()?;
     }
 }
 
@@ -242,6 +423,26 @@ mod tests {
         });
         let mut out = Cursor::new(Vec::new());
         image.write_to(&mut out, format).unwrap();
+        out.into_inner()
+    }
+
+    /// Coded in bytes of all values.
+    fn noise(side: u32, format: ImageFormat) -> Vec<u8> {
+        let mut state = 1_u32;
+        let image = RgbImage::from_fn(side, side + 1, |_, _| {
+            image::Rgb([(); 3].map(|()| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            }))
+        });
+        let mut out = Cursor::new(Vec::new());
+        match format {
+            ImageFormat::Jpeg => {
+                let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, 100);
+                image.write_with_encoder(encoder).unwrap();
+            }
+            _ => image.write_to(&mut out, format).unwrap(),
+        }
         out.into_inner()
     }
 
@@ -279,19 +480,71 @@ mod tests {
     }
 
     #[test]
-    fn other_bytes_are_skipped_to_the_next_beginning() {
+    fn a_jpeg_that_breaks_off_anywhere_takes_no_other_image_with_it() {
+        let whole = noise(12, ImageFormat::Jpeg);
+        let stuffed = whole.windows(2).filter(|pair| pair == &[0xff, 0]).count();
+        assert!(stuffed > 2, "bytes of 0xff in the scan");
+        let next = [noise(9, ImageFormat::Jpeg), file(8, ImageFormat::Png), whole.clone()];
+        let other = [next[1].clone(), next[0].clone(), next[2].clone()];
+        let good = [9, 8, 12].map(|side| Ok((side, side + 1)));
+        let app0 = 20; // its end
+        for cut in app0..whole.len() {
+            let found = read(&[&whole[..cut], &next.concat()].concat());
+            assert!(found[0].is_err() && found[1..] == good, "cut at {cut}: {found:?}");
+            let found = read(&[&whole[..cut], &other.concat()].concat());
+            let good = [&good[1], &good[0], &good[2]];
+            assert!(found[0].is_err() && found[1..].iter().eq(good), "cut at {cut}: {found:?}");
+        }
+        // An image that lacks its first segment's end alone takes it from the next one and is that one then.
+        for cut in 3..app0 {
+            let found = read(&[&whole[..cut], &next.concat()].concat());
+            assert!(found.ends_with(&good), "cut at {cut}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_png_whose_length_is_damaged_takes_no_other_image_with_it() {
+        let whole = noise(12, ImageFormat::Png);
+        let next = [file(9, ImageFormat::Jpeg), file(8, ImageFormat::Png)].concat();
+        let good = [9, 8].map(|side| Ok((side, side + 1)));
+        let data = whole.windows(4).position(|name| name == b"IDAT").unwrap();
+        for (at, value) in [(data - 3, 0x3f), (data - 4, 0x0f), (data - 1, 0), (data + 2, 0)] {
+            let mut broken = whole.clone();
+            broken[at] = value;
+            let found = read(&[&broken[..], &next].concat());
+            assert!(found[0].is_err() && found[1..] == good, "byte {at}: {found:?}");
+        }
+        for cut in 2..whole.len() {
+            let found = read(&[&whole[..cut], &next].concat());
+            assert!(found[0].is_err() || cut < 8, "cut at {cut}: {found:?}");
+            assert_eq!(found[found.len() - 2..], good, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn bytes_between_images_are_skipped() {
         let good = file(9, ImageFormat::Png);
-        let found = read(&[b"--frame\xff\x89\r\n", &good[..], b"tail"].concat());
-        let [Err(first), Ok((9, 10)), Err(last)] = &found[..] else { panic!("{found:?}") };
-        assert!(first.contains("11 bytes") && first.contains("--raw"), "{first}");
-        assert!(last.contains("4 bytes"), "{last}");
+        let (header, padding) = (b"--frame\xff\x89\r\nContent-Length: 9\r\n\r\n", [0xff; 9]);
+        let all = [header, &good[..], header, &good, &padding, &good, b"tail\xff"].concat();
+        assert_eq!(read(&all), [(); 3].map(|()| Ok((9, 10))));
+    }
+
+    #[test]
+    fn a_stream_without_an_image_is_an_error() {
+        let found = read(b"no image at all");
+        let [Err(why)] = &found[..] else { panic!("{found:?}") };
+        assert!(why.contains("the first 15 bytes") && why.contains("--raw"), "{why}");
+        // Of one that never ends no more is read than may stand before the first image.
+        let endless = BufReader::new(std::io::repeat(0x80));
+        let mut stream = ImageStream::new(endless, StreamFormat::Files);
+        assert!(stream.next().unwrap().is_err() && stream.next().is_none());
     }
 
     #[test]
     fn a_stream_that_breaks_off_ends_with_one_error() {
         for format in [ImageFormat::Png, ImageFormat::Jpeg] {
             let whole = file(20, format);
-            for cut in [1, 5, 12, whole.len() / 2, whole.len() - 1] {
+            for cut in [2, 5, 12, whole.len() / 2, whole.len() - 1] {
                 let found = read(&[&whole[..], &whole[..cut]].concat());
                 assert_eq!((found.len(), &found[0]), (2, &Ok((20, 21))), "{format:?} {cut}");
                 assert!(found[1].is_err());

@@ -32,7 +32,24 @@ pub fn read_ply(path: &Path) -> Result<Mesh> {
     read.with_context(|| format!("reading mesh {}", path.display()))
 }
 
+/// As [`read_ply`], with the colours of the vertices: their properties `red`, `green`, `blue`, 0 to 255; none where there are none.
+///
+/// # Errors
+/// As [`read_ply`].
+pub fn read_colored_ply(path: &Path) -> Result<(Mesh, Option<Vec<[u8; 3]>>)> {
+    let read = fs::read(path).map_err(anyhow::Error::from).and_then(|bytes| {
+        let mut colors = None;
+        let mesh = parse_with(&bytes, &mut colors)?;
+        Ok((mesh, colors))
+    });
+    read.with_context(|| format!("reading mesh {}", path.display()))
+}
+
 fn parse(bytes: &[u8]) -> Result<Mesh> {
+    parse_with(bytes, &mut None)
+}
+
+fn parse_with(bytes: &[u8], colors: &mut Option<Vec<[u8; 3]>>) -> Result<Mesh> {
     let (header, body) = Header::parse(bytes)?;
     let mut values: Box<dyn Values> = match header.format {
         Format::Ascii => Box::new(AsciiValues { rest: body, line: &[] }),
@@ -51,7 +68,7 @@ fn parse(bytes: &[u8]) -> Result<Mesh> {
             values.num_bytes_left()
         );
         match element.name.as_str() {
-            "vertex" => mesh.vertices = read_vertices(element, &mut *values)?,
+            "vertex" => (mesh.vertices, *colors) = read_vertices(element, &mut *values)?,
             "face" => mesh.faces = read_faces(element, &mut *values)?,
             "tristrips" => {
                 bail!("triangle strips are not supported, save the mesh with plain faces")
@@ -192,16 +209,30 @@ fn whole(value: f64) -> Result<u32> {
     Ok(value as u32)
 }
 
-fn read_vertices(element: &Element, values: &mut dyn Values) -> Result<Vec<[f64; 3]>> {
+/// Positions, and colours where there are some.
+type Vertices = (Vec<[f64; 3]>, Option<Vec<[u8; 3]>>);
+
+fn read_vertices(element: &Element, values: &mut dyn Values) -> Result<Vertices> {
     let mut axis_of = vec![None; element.properties.len()];
     for (axis, name) in ["x", "y", "z"].into_iter().enumerate() {
         let index = element.properties.iter().position(|p| p.name == name && p.list.is_none());
         axis_of[index.with_context(|| format!("the vertices have no property {name}"))?] =
             Some(axis);
     }
+    let place =
+        |name: &str| element.properties.iter().position(|p| p.name == name && p.list.is_none());
+    let channels = match ["red", "green", "blue"].map(place) {
+        [Some(r), Some(g), Some(b)] => Some([r, g, b]),
+        _ => None,
+    };
+    let mut colors = channels.map(|_| vec![[0u8; 3]; element.count]);
     let mut flat = [Vec::new(), Vec::new(), Vec::new()];
     flat.iter_mut().for_each(|axis| axis.reserve(element.count));
-    read_rows(element, values, |_, property, value| {
+    read_rows(element, values, |row, property, value| {
+        let channel = channels.and_then(|all| all.iter().position(|place| *place == property));
+        if let (Some(colors), Some(channel)) = (&mut colors, channel) {
+            colors[row][channel] = value.clamp(0.0, 255.0) as u8;
+        }
         if let Some(axis) = axis_of[property] {
             ensure!(value.is_finite(), "the coordinate is {value}");
             flat[axis].push(value);
@@ -209,7 +240,8 @@ fn read_vertices(element: &Element, values: &mut dyn Values) -> Result<Vec<[f64;
         Ok(())
     })?;
     let [xs, ys, zs] = flat;
-    Ok(xs.into_iter().zip(ys).zip(zs).map(|((x, y), z)| [x, y, z]).collect())
+    let positions = xs.into_iter().zip(ys).zip(zs).map(|((x, y), z)| [x, y, z]).collect();
+    Ok((positions, colors))
 }
 
 fn read_faces(element: &Element, values: &mut dyn Values) -> Result<Vec<[u32; 3]>> {

@@ -184,6 +184,7 @@ fn png_is_complete(bytes: &[u8]) -> bool {
 ///
 /// The decoder itself fills what is missing with grey and says nothing.
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
+    const START_OF_IMAGE: u8 = 0xd8;
     const END_OF_IMAGE: u8 = 0xd9;
     const START_OF_SCAN: u8 = 0xda;
     let mut at = 2; // after start-of-image
@@ -195,8 +196,9 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
         let Some(&marker) = bytes.get(at + 1) else { return false };
         match marker {
             END_OF_IMAGE => return true,
+            START_OF_IMAGE => return false, // of another one: this one breaks off
             0xff => at += 1,
-            0 | 0x01 | 0xd0..=0xd8 => at += 2,
+            0 | 0x01 | 0xd0..=0xd7 => at += 2,
             _ => {
                 let Some(length) = bytes.get(at + 2..at + 4) else { return false };
                 at += 2 + usize::from(u16::from_be_bytes([length[0], length[1]]));

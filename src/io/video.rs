@@ -139,7 +139,8 @@ impl Video {
         if let VideoSource::File { path, .. } = &source {
             ensure!(path.is_file(), "no video {at}");
         }
-        let mut child = Command::new("ffmpeg")
+        let mut command = Command::new("ffmpeg");
+        command
             .args(["-nostdin", "-v", "error"])
             .args(source.input())
             .args(["-map", "0:v:0"])
@@ -148,9 +149,9 @@ impl Video {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0) // Ctrl-C is for this program, which ends its child itself
-            .spawn()
-            .with_context(|| format!("starting ffmpeg for {at}"))?;
+            .process_group(0); // Ctrl-C is for this program, which ends its child itself
+        end_with_parent(&mut command);
+        let mut child = command.spawn().with_context(|| format!("starting ffmpeg for {at}"))?;
         let (Some(frames), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
             bail!("starting ffmpeg for {at}: no pipes");
         };
@@ -217,16 +218,22 @@ impl Iterator for Video {
                 self.ended = true;
                 None
             }
-            // A frame that is cut off: what ffmpeg says about it is the better reason.
             ended => {
                 self.ended = true;
-                match (self.end(), ended) {
-                    (Err(why), _) => Some(Err(why)),
-                    (Ok(()), Err(why)) => {
-                        Some(Err(why.context(format!("reading {}", self.source.name()))))
+                let read = match ended {
+                    Err(why) if !is_cut_off(&why) => {
+                        // It would wait for ever for somebody who takes its frames.
+                        drop(self.child.kill());
+                        Err(why)
                     }
-                    (Ok(()), Ok(_)) => None,
-                }
+                    // Of a frame that is cut off ffmpeg knows the better reason.
+                    cut_off => match self.end() {
+                        Ok(()) => cut_off.map(|_| ()),
+                        Err(why) => return Some(Err(why)),
+                    },
+                };
+                let reading = || format!("reading {}", self.source.name());
+                read.with_context(reading).err().map(Err)
             }
         }
     }
@@ -238,6 +245,26 @@ impl Drop for Video {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Whether a frame ends too early.
+fn is_cut_off(why: &anyhow::Error) -> bool {
+    let io = why.downcast_ref::<std::io::Error>();
+    io.is_some_and(|e| e.kind() == ErrorKind::UnexpectedEof)
+}
+
+/// Has a child killed when the thread that starts it is gone, as after a crash of this program.
+fn end_with_parent(command: &mut Command) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: between fork and exec only prctl is called, which is async-signal-safe and touches no memory.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
 }
 
 /// Whether videos can be decoded.

@@ -1,7 +1,7 @@
 //! What batch norms do alike, and sums of their statistics over batches.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tch::{Kind, Tensor, no_grad};
 
@@ -9,6 +9,8 @@ use tch::{Kind, Tensor, no_grad};
 #[derive(Default)]
 pub(super) struct BatchNormControl {
     frozen: Cell<bool>,
+    /// Layers that are frozen whatever the others do.
+    frozen_layers: RefCell<BTreeSet<String>>,
     collected: RefCell<Option<BatchStatistics>>,
 }
 
@@ -17,13 +19,23 @@ impl BatchNormControl {
         self.frozen.set(frozen);
     }
 
-    pub fn is_frozen(&self) -> bool {
-        self.frozen.get()
+    pub fn set_frozen_layers(&self, layers: BTreeSet<String>) {
+        *self.frozen_layers.borrow_mut() = layers;
     }
 
-    /// Whether batch norms normalise by the batch and leave their running statistics as they are.
-    pub fn is_collecting(&self) -> bool {
-        self.collected.borrow().is_some()
+    /// Whether the layer `name` keeps its running statistics in training.
+    pub fn is_frozen(&self, name: &str) -> bool {
+        self.frozen.get() || self.keeps(name)
+    }
+
+    /// Whether the layer `name` keeps its running statistics also where others are estimated anew.
+    pub fn keeps(&self, name: &str) -> bool {
+        self.frozen_layers.borrow().contains(name)
+    }
+
+    /// Whether the layer `name` normalises by the batch and leaves its running statistics as they are.
+    pub fn is_collecting(&self, name: &str) -> bool {
+        self.collected.borrow().is_some() && !self.keeps(name)
     }
 
     /// Takes the statistics of a call of the layer `name`.

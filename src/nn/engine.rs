@@ -23,14 +23,15 @@ pub trait Decode: Sync {
     /// The outputs that it reads, in the order in which it wants them.
     fn outputs(&self) -> &[OutputShape];
 
-    /// What the outputs of an image, laid out as [`Decode::outputs`], say about every class, ascending.
+    /// What the outputs of an image, laid out as [`Decode::outputs`], say about every class, ascending; of a class that is seen
+    /// several times once for each instance, the most confident first.
     ///
     /// # Panics
     /// If there is no such image, or the outputs are laid out otherwise.
     fn decode(&self, outputs: &HostOutputs, image: usize) -> Vec<Decoded>;
 }
 
-/// What an image's outputs say about a class.
+/// What an image's outputs say about a class, or about an instance of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoded {
     /// 0-based.

@@ -17,7 +17,7 @@ pub struct PoolShape {
 }
 
 /// A function of one or several values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Function {
     /// `x` where positive, 0 elsewhere.
     Relu,
@@ -27,6 +27,8 @@ pub enum Function {
     Add,
     /// The difference of two values.
     Sub,
+    /// The value times a constant.
+    Times(f32),
     /// The cells of one value, repeated to a size (nearest).
     Upsample {
         /// Height and width of the result.
@@ -53,6 +55,7 @@ impl Function {
             Self::LeakyRelu => x[0].maximum(&(x[0] * LEAKY_SLOPE)),
             Self::Add => x[0] + x[1],
             Self::Sub => x[0] - x[1],
+            Self::Times(factor) => x[0] * f64::from(*factor),
             Self::Upsample { size } => x[0].upsample_nearest2d(size, None, None),
             Self::MaxPool(p) => {
                 let side = |n: i64| [n, n];
@@ -71,7 +74,7 @@ impl Function {
     /// If the shapes do not fit.
     pub fn shape(&self, x: &[&[i64]]) -> Vec<i64> {
         match self {
-            Self::Relu | Self::LeakyRelu => x[0].to_vec(),
+            Self::Relu | Self::LeakyRelu | Self::Times(_) => x[0].to_vec(),
             Self::Add | Self::Sub => {
                 assert_eq!(x[0], x[1], "{self:?} of values of two shapes");
                 x[0].to_vec()

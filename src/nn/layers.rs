@@ -168,10 +168,10 @@ impl Layer for BatchNorm {
     /// ([`super::Store::freeze_batch_norm`]), by the running statistics else. While statistics are collected
     /// ([`super::Store::collect_batch_statistics`]), by the batch.
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        if self.control.is_collecting() {
+        if self.control.is_collecting(&self.info.name) {
             return self.collect(x);
         }
-        let train = train && !self.control.is_frozen();
+        let train = train && !self.control.is_frozen(&self.info.name);
         if train {
             let _ = tch::no_grad(|| self.num_batches_tracked.shallow_clone().g_add_scalar_(1));
         }

@@ -28,6 +28,11 @@ pub trait Network: Engine {
         Vec::new()
     }
 
+    /// Further names that files may hold tensors of the network under, with the tensor's key.
+    fn aliases(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     /// What to change for tensors of a file to fit, where their names and shapes tell: ends with `": "`, or is empty.
     /// `mismatched` are those of another shape than the network's.
     fn advise(&self, _tensors: &[(String, Tensor)], _mismatched: &[&str]) -> String {
@@ -49,13 +54,13 @@ pub trait Network: Engine {
         self.summary(TRACE_PX, TRACE_PX)
     }
 
-    /// The modules: the children of the root that hold quantizable layers, in the order of construction.
+    /// The modules ([`Store::modules`]).
     fn modules(&self) -> Vec<ModuleInfo> {
         let store = self.store();
         let parameters = store.parameters();
         let layers = self.layers();
         let of = |name: String| {
-            let inside = |key: &str| key.split('.').next() == Some(name.as_str());
+            let inside = |key: &str| store.module_of(key) == name;
             let numbers = parameters.iter().filter(|v| inside(&v.name)).map(|v| v.tensor.numel());
             let unused = layers.iter().filter(|l| l.uses == 0 && inside(&l.layer.name));
             let sites = store.sites();
@@ -88,7 +93,7 @@ pub struct DenseLevel {
 /// A module of a network: what quantization goes by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModuleInfo {
-    /// The first component of its keys, for example `fpn`.
+    /// The first component of its keys, for example `fpn`; of those that it was joined from, that of the first.
     pub name: String,
     /// Learnt numbers, the unused ones included.
     pub num_parameters: usize,

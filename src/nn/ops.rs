@@ -77,6 +77,11 @@ pub trait Ops {
         self.function(name, Function::Sub, &[a, b])
     }
 
+    /// `factor * x`.
+    fn times(&mut self, name: Arguments, factor: f32, x: &Self::Value) -> Self::Value {
+        self.function(name, Function::Times(factor), &[x])
+    }
+
     /// The cells of `x`, repeated to the height and width of `like` (nearest).
     fn upsample_like(
         &mut self,

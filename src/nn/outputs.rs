@@ -30,6 +30,11 @@ impl Outputs {
         Self(named)
     }
 
+    /// The named tensors, in order.
+    pub fn into_named(self) -> Vec<(String, Tensor)> {
+        self.0
+    }
+
     /// The tensor of a name.
     ///
     /// # Errors

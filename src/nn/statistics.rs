@@ -78,9 +78,22 @@ fn shift_of(name: &str, sums: &Sums, store: &Store) -> Result<BatchNormShift> {
 }
 
 impl Store {
-    /// Whether there are batch norms.
+    /// Whether there are batch norms but those of [`Store::freeze_batch_norms_where`].
     pub fn has_batch_norms(&self) -> bool {
-        self.layers().iter().any(|l| matches!(l.kind, LayerKind::BatchNorm { .. }))
+        self.batch_norms().any(|name| !self.batch_norm_control().keeps(&name))
+    }
+
+    fn batch_norms(&self) -> impl Iterator<Item = String> {
+        let layers = self.layers().into_iter();
+        let norms = layers.filter(|l| matches!(l.kind, LayerKind::BatchNorm { .. }));
+        norms.map(|l| l.name.clone())
+    }
+
+    /// Freezes the batch norms that `is_kept` says, by name, as [`Store::freeze_batch_norm`] does all, and no others. They keep
+    /// their running statistics also while those of others are collected.
+    pub fn freeze_batch_norms_where(&self, is_kept: impl Fn(&str) -> bool) {
+        let kept = self.batch_norms().filter(|name| is_kept(name)).collect();
+        self.batch_norm_control().set_frozen_layers(kept);
     }
 
     /// The statistics of all batches that `work` runs the network over in evaluation mode: batch norms normalise by the batch, frozen

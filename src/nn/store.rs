@@ -46,6 +46,8 @@ struct Inner {
     layers: Vec<Rc<LayerInfo>>,
     sites: Vec<Rc<Site>>,
     ends: Option<Ends>,
+    /// Children of the root that are parts of the module of another one.
+    joined: Vec<(String, String)>,
 }
 
 /// The quantizable layers at the two ends of a network.
@@ -140,13 +142,29 @@ impl Store {
         inner.ends.clone().unwrap_or_else(built)
     }
 
-    /// The modules: the children of the root that hold quantizable layers, in the order of construction.
+    /// Makes the child `part` of the root a part of the module of the child `module`: both are quantized under the latter's
+    /// name.
+    pub fn join(&self, part: &str, module: &str) {
+        self.inner.borrow_mut().joined.push((part.to_owned(), module.to_owned()));
+    }
+
+    /// The module of a layer or tensor: the child of the root that it lies in, or the one that this is a part of.
+    pub fn module_of(&self, key: &str) -> String {
+        let root = key.split('.').next().unwrap_or_default();
+        let joined = &self.inner.borrow().joined;
+        let module =
+            joined.iter().find(|(part, _)| part == root).map(|(_, module)| module.as_str());
+        module.unwrap_or(root).to_owned()
+    }
+
+    /// The modules: the children of the root that hold quantizable layers and are no part of another one, in the order of
+    /// construction.
     pub fn modules(&self) -> Vec<String> {
         let mut modules: Vec<String> = Vec::new();
         for site in self.sites().iter() {
-            let root = site.name.split('.').next().unwrap_or_default();
-            if modules.iter().all(|module| module != root) {
-                modules.push(root.to_owned());
+            let module = self.module_of(&site.name);
+            if !modules.contains(&module) {
+                modules.push(module);
             }
         }
         modules

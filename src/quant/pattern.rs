@@ -56,6 +56,18 @@ impl Pattern {
         ours.iter()
             .any(|a| theirs.iter().any(|b| covers(&a.text, &b.text) || covers(&b.text, &a.text)))
     }
+
+    /// The parts that surely have no layer of `other`, joined by commas; `None` without any.
+    pub fn without(&self, other: &Self) -> Option<String> {
+        let is_apart = |part: &&Part| {
+            let alone = Self { parts: vec![(*part).clone()] };
+            let has_glob = other.parts.iter().chain([*part]).any(|part| part.glob.is_some());
+            !has_glob && !alone.overlaps_surely(other)
+        };
+        let kept: Vec<&str> =
+            self.parts.iter().filter(is_apart).map(|part| part.text.as_str()).collect();
+        (!kept.is_empty()).then(|| kept.join(","))
+    }
 }
 
 impl Part {

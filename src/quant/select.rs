@@ -27,7 +27,7 @@ pub fn sites(
     let pattern = Pattern::parse(module)?;
     for part in &pattern.parts {
         ensure!(
-            all.iter().any(|site| part.covers(&site.name)),
+            all.iter().any(|site| reaches(store, part, &site.name)),
             "module {:?} has no layer to quantize{}",
             part.text,
             nearest_names(part, &all)
@@ -36,7 +36,7 @@ pub fn sites(
     let ends = store.ends();
     let chosen: Vec<Rc<Site>> = all
         .iter()
-        .filter(|site| pattern.covers(&site.name))
+        .filter(|site| covers_in(store, &pattern, &site.name))
         .filter(|site| first_layer || !ends.first.contains(&site.name))
         .filter(|site| last_layer || !ends.last.contains(&site.name))
         .cloned()
@@ -47,6 +47,15 @@ pub fn sites(
          true or choose another module"
     );
     Ok(chosen)
+}
+
+/// Whether a pattern covers a layer of the network, by its path or by the module that it is a part of.
+pub fn covers_in(store: &Store, pattern: &Pattern, layer: &str) -> bool {
+    pattern.parts.iter().any(|part| reaches(store, part, layer))
+}
+
+fn reaches(store: &Store, part: &Part, layer: &str) -> bool {
+    part.covers(layer) || part.covers(&store.module_of(layer))
 }
 
 /// Refuses claims on the same tensor, such as `fpn` beside `fpn.inner_convs`.
@@ -267,6 +276,16 @@ mod tests {
             |a, b| Pattern::parse(a).unwrap().overlaps_surely(&Pattern::parse(b).unwrap());
         assert!(overlap("head", "head.cls_tower") && overlap("head.cls_tower", "fpn,head"));
         assert!(!overlap("head", "head2") && !overlap("head.*", "head"));
+    }
+
+    #[test]
+    fn what_is_surely_apart_is_kept() {
+        let without = |a, b| Pattern::parse(a).unwrap().without(&Pattern::parse(b).unwrap());
+        assert_eq!(without("backbone,head", "fpn").unwrap(), "backbone,head");
+        assert_eq!(without("backbone,head", "head.cls_tower").unwrap(), "backbone");
+        assert_eq!(without("backbone", "backbone"), None);
+        assert_eq!(without("backbone", "*"), None);
+        assert_eq!(without("backbone.*,head", "fpn").unwrap(), "head");
     }
 
     #[test]

@@ -23,12 +23,18 @@ const DEFAULT_PROBLEM: &str = "SwissCube";
 const DEFAULT_TOPOLOGY: &str = "Widedepth";
 
 /// The configs that the program carries, for when no `problems/` folder is at hand.
-const EMBEDDED: [(&str, &str, &str); 2] = [
+const EMBEDDED: [(&str, &str, &str); 4] = [
     ("SwissCube", "Widedepth", include_str!("../../problems/SwissCube/Widedepth/config.json")),
     (
         "SwissCube",
         "WidedepthTiny",
         include_str!("../../problems/SwissCube/WidedepthTiny/config.json"),
+    ),
+    ("SwissCube", "CaSpaceNet", include_str!("../../problems/SwissCube/CaSpaceNet/config.json")),
+    (
+        "SwissCube",
+        "CaSpaceNetTiny",
+        include_str!("../../problems/SwissCube/CaSpaceNetTiny/config.json"),
     ),
 ];
 
@@ -251,6 +257,14 @@ impl Config {
         }
     }
 
+    /// The stages in order, each with its place.
+    pub(super) fn stages_with_places(&self) -> impl Iterator<Item = (&StageConfig, String)> {
+        let full = self.training.full_precision.iter();
+        let full = full.map(|stage| (stage, "training.full_precision".to_owned()));
+        let flow = self.quantize.flow.iter().enumerate();
+        full.chain(flow.map(|(i, stage)| (stage, format!("quantize.flow.{i}"))))
+    }
+
     /// Stages are numbered through in the train room; here they have two places.
     fn place_of_stage(&self, problem: &str) -> String {
         if problem.starts_with("training.stages: is empty") {
@@ -397,6 +411,15 @@ impl Select {
             keys::merge(document, json!({ "evaluation": { "seed": seed } }));
         }
         Ok(())
+    }
+
+    /// The config as it is written, and the folder that its paths start at.
+    ///
+    /// # Errors
+    /// If there is no such config, or it cannot be read.
+    pub(crate) fn document(&self, home: &Home) -> Result<(Value, PathBuf)> {
+        let (document, _, folder) = self.read(home)?;
+        Ok((document, folder))
     }
 
     /// The document, what to call it in messages, and the folder its paths start at.
@@ -576,7 +599,8 @@ mod tests {
             let mut document = document.clone();
             *document.pointer_mut(place).unwrap() = value.clone();
             let Err(error) = parse(document, "x") else { continue };
-            let text = format!("{error:#}");
+            // A family's name is what a config says itself.
+            let text = format!("{error:#}").replace("\"CaSpaceNet\"", "");
             refused += 1;
             let camel = |word: &str| {
                 word.as_bytes()

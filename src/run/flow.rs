@@ -18,7 +18,7 @@ use crate::quant::{
 use crate::run::config::Config;
 use crate::run::folder::Start;
 use crate::run::overruled::Ruler;
-use crate::run::{like, stretch};
+use crate::run::{frozen, like, stretch};
 use crate::schema;
 use crate::train::{Afterwards, StageConfig, TrainConfig};
 
@@ -448,10 +448,11 @@ impl TextStage {
     fn resolve(&self, flow: &[StageConfig]) -> StageConfig {
         let own = flow.iter().find(|stage| stage.module.as_deref() == Some(&self.module));
         let mut stage = own.or(flow.first()).cloned().unwrap_or_default();
+        stage.module = Some(self.module.clone());
         if own.is_none() {
             stage.name = String::new();
+            stage.thaw_module();
         }
-        stage.module = Some(self.module.clone());
         let (weights, activations) = (stage.weights.take(), stage.activations.take());
         stage.weights = self
             .bits
@@ -573,7 +574,8 @@ pub(crate) fn check(config: &Config, net: &dyn Network) -> Result<()> {
             claims.push(claim);
         }
     }
-    select::check_disjoint(net.store(), &claims).context("quantize.flow")
+    select::check_disjoint(net.store(), &claims).context("quantize.flow")?;
+    frozen::check(config, net)
 }
 
 #[cfg(test)]
@@ -646,6 +648,28 @@ mod tests {
         assert!(backbone.activations.is_none() && backbone.last_layer);
         let weights = fpn.weights.as_ref().unwrap();
         assert_eq!((fpn.name.as_str(), weights.bits, weights.n_levels), ("neck", Some(2), Some(4)));
+    }
+
+    #[test]
+    fn a_stage_for_another_module_does_not_keep_what_it_quantizes() {
+        let mut config = published();
+        for stage in &mut config.quantize.flow {
+            stage.frozen = Some("backbone,head.pose_pred".to_owned());
+        }
+        let frozen = |text: &str| -> Vec<Option<String>> {
+            let mut config = config.clone();
+            source(text).apply(&mut config).unwrap();
+            config.quantize.flow.into_iter().map(|stage| stage.frozen).collect()
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            frozen("fpn:2,backbone:8"),
+            [some("backbone,head.pose_pred"), some("head.pose_pred")]
+        );
+        assert_eq!(frozen("*:4"), [None]);
+        let uniform = Baseline::Uniform { method: WeightMethod::Lsq, bits: "4".parse().unwrap() };
+        FlowSource::Baseline(uniform).apply(&mut config).unwrap();
+        assert_eq!(config.quantize.flow[0].frozen, None);
     }
 
     #[test]

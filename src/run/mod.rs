@@ -10,8 +10,10 @@
 pub(crate) mod config;
 pub(crate) mod data_print;
 pub(crate) mod device;
+pub(crate) mod fit;
 pub(crate) mod flow;
 pub(crate) mod folder;
+mod frozen;
 pub(crate) mod home;
 mod keys;
 pub(crate) mod layers;
@@ -30,6 +32,7 @@ pub use config::{
     TrainingSection,
 };
 pub use device::{DeviceChoice, LIBTORCH_VERSION};
+pub use fit::{Choice, FitWishes};
 pub use flow::{
     Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
 };

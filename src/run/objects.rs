@@ -1,12 +1,12 @@
 //! The objects of a dataset as files of networks carry them, and whether two descriptions of them agree.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde_json::Value;
 
-use crate::data::{DataConfig, Dataset, ObjectBox};
+use crate::data::{BopFolder, DataConfig, Dataset, ObjectBox, folder_boxes, object_boxes};
 use crate::geom::Vec3;
 use crate::io;
 use crate::train::ObjectInfo;
@@ -20,26 +20,65 @@ const TOLERANCE: f64 = 1e-3;
 /// # Errors
 /// If the dataset's `models_info.json` cannot be read.
 pub(crate) fn of_dataset(dataset: &Dataset, data: &DataConfig) -> Result<Vec<ObjectInfo>> {
-    let path = data.models_info(&dataset.root);
+    let boxes: Vec<ObjectBox> = dataset.models.iter().map(ObjectBox::from).collect();
+    let mut objects = describe(&boxes, Some(&dataset.root), data)?;
+    for (object, model) in objects.iter_mut().zip(dataset.models.iter()) {
+        object.name = model.name.clone();
+    }
+    Ok(objects)
+}
+
+/// What files carry of objects with these boxes, by class; their symmetries are those that the dataset in `root` tells.
+///
+/// # Errors
+/// If the dataset's `models_info.json` cannot be read.
+pub(crate) fn describe(
+    boxes: &[ObjectBox],
+    root: Option<&Path>,
+    data: &DataConfig,
+) -> Result<Vec<ObjectInfo>> {
+    let path = root.map(|root| data.models_info(root)).filter(|path| path.is_file());
     let infos: BTreeMap<String, Value> =
-        if path.is_file() { io::read_json(&path)? } else { BTreeMap::new() };
-    let objects = dataset.models.iter().enumerate().map(|(class, model)| {
-        let info = infos.iter().find(|(id, _)| id.parse() == Ok(model.obj_id));
+        path.map(|path| io::read_json(&path)).transpose()?.unwrap_or_default();
+    let objects = boxes.iter().enumerate().map(|(class, object)| {
+        let info = infos.iter().find(|(id, _)| id.parse() == Ok(object.obj_id));
         let list = |key: &str| -> Vec<Value> {
             let values = info.and_then(|(_, info)| info.get(key)?.as_array().cloned());
             values.unwrap_or_default()
         };
         ObjectInfo {
-            obj_id: model.obj_id,
-            name: model.name.clone(),
-            box_corners_mm: model.corners.map(|corner| corner.into()),
-            diameter_mm: model.diameter_mm,
+            obj_id: object.obj_id,
+            name: format!("obj_{:06}", object.obj_id),
+            box_corners_mm: object.corners.map(|corner| corner.into()),
+            diameter_mm: object.diameter_mm,
             symmetric: data.symmetric_classes.contains(&class),
             symmetries_discrete: list("symmetries_discrete"),
             symmetries_continuous: list("symmetries_continuous"),
         }
     });
     Ok(objects.collect())
+}
+
+/// The objects of the first folder that has their boxes, or is a BOP folder.
+///
+/// # Errors
+/// If its files cannot be read or do not fit the classes of the config.
+pub(crate) fn first_of(
+    roots: impl IntoIterator<Item = PathBuf>,
+    data: &DataConfig,
+) -> Result<Option<(PathBuf, Vec<ObjectBox>)>> {
+    for root in roots {
+        if data.boxes(&root).is_file() {
+            let meshes = data.meshes(&root);
+            let meshes = meshes.is_dir().then_some(&*meshes);
+            let objects = object_boxes(&data.boxes(&root), meshes, data)?;
+            return Ok(Some((root, objects)));
+        }
+        if let Some(folder) = BopFolder::find(&root) {
+            return Ok(Some((root, folder_boxes(&folder, data)?)));
+        }
+    }
+    Ok(None)
 }
 
 /// What PnP needs to know of objects that a file carries.

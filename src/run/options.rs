@@ -33,27 +33,44 @@ pub(crate) fn infer_options(config: &Config, device: Device, skip_bad: bool) -> 
     }
 }
 
-/// What reads the outputs of a config's network, for classes whose boxes have these corners.
+/// What reads the outputs of a config's network, for classes whose boxes have these corners: one pose a class, unless
+/// `evaluation.instances` says more.
 ///
 /// # Errors
 /// If there are not as many boxes as the config has classes.
 pub(crate) fn decoder(config: &Config, corners: Vec<Corners>) -> Result<Box<dyn Decode>> {
+    decoder_of_instances(config, corners, 1)
+}
+
+/// The same, with the number of instances to look for where the config leaves it open.
+fn decoder_of_instances(
+    config: &Config,
+    corners: Vec<Corners>,
+    instances: usize,
+) -> Result<Box<dyn Decode>> {
     config.network.family().decoder(DecodeSetting {
         width: config.input.width,
         height: config.input.height,
         num_classes: config.data.num_classes(),
         corners,
         confidence_threshold: config.data.confidence_threshold,
+        max_instances: config.evaluation.instances.unwrap_or(instances.max(1)),
         targets: config.training.targets.clone(),
     })
 }
 
-/// As [`decoder`], for the objects of a dataset.
+/// As [`decoder`], for the objects of a dataset: where the config leaves it open, as many poses of a class as its images hold at
+/// most.
 ///
 /// # Errors
 /// As [`decoder`].
 pub(crate) fn decoder_for(config: &Config, dataset: &Dataset) -> Result<Box<dyn Decode>> {
-    decoder(config, dataset.models.iter().map(|model| model.corners).collect())
+    let instances = dataset.most_of_a_class();
+    if instances > 1 && config.evaluation.instances.is_none() {
+        tracing::info!("looking for up to {instances} instances of a class (evaluation.instances)");
+    }
+    let corners = dataset.models.iter().map(|model| model.corners).collect();
+    decoder_of_instances(config, corners, instances)
 }
 
 /// Images of an epoch, of `num_images` of the training list.

@@ -34,7 +34,8 @@ pub fn parse_part<T: DeserializeOwned + JsonSchema>(part: &Value, at: &str) -> R
     }
     serde_path_to_error::deserialize(part).map_err(|error| {
         let inner = dotted(error.path());
-        let place = if inner == "." && !at.is_empty() { at.to_owned() } else { below(at, &inner) };
+        // Fields that lie flat beside others lose their place: the schema tells it.
+        let place = if inner == "." { at.to_owned() } else { below(at, &inner) };
         let said = plain(&error.inner().to_string());
         let all = told(problems(part, &schema, at), &place, &said);
         anyhow!("{}", all.join("; "))

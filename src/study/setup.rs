@@ -438,7 +438,8 @@ fn start_from_full_precision(config: &mut Config, from: Option<&Path>) -> Result
 fn num_parameters(net: &dyn Network, pattern: &str) -> Result<usize> {
     let pattern = select::Pattern::parse(pattern)?;
     let layers = net.layers();
-    let inside = layers.iter().filter(|l| l.uses > 0 && pattern.covers(&l.layer.name));
+    let covered = |name: &str| select::covers_in(net.store(), &pattern, name);
+    let inside = layers.iter().filter(|l| l.uses > 0 && covered(&l.layer.name));
     Ok(inside.map(|l| l.layer.parameters).sum())
 }
 

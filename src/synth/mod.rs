@@ -3,6 +3,7 @@
 //! Start at [`generate`]. Each sequence has its own Sun, Earth and stars (`trajectory`, `sky`); each frame is cast
 //! (`render`, with the geometry of `mesh` and the surfaces of `materials`), exposed (`sensor`) and written
 //! (`writer`). An image depends on the settings, the seed and its place only, never on the number of threads.
+//! With `--layout bop` scenes of several objects (`shapes`) are rasterized instead (`scenes`, `raster`).
 //! A folder that holds anything but a synthetic dataset is refused. No list file is there before all images are.
 
 mod lights;
@@ -10,8 +11,11 @@ mod materials;
 mod mesh;
 mod options;
 mod part;
+mod raster;
 mod render;
+mod scenes;
 mod sensor;
+mod shapes;
 mod sky;
 #[cfg(test)]
 mod tests;
@@ -28,7 +32,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 pub use mesh::DIAMETER_MM;
-pub use options::{Attitude, Format, SynthOptions, parse_depth_range};
+pub use options::{Attitude, Format, Layout, SynthOptions, parse_depth_range, parse_instances};
 pub use writer::{finished, unfinished};
 
 use crate::data::bop::FrameObjectInfo;
@@ -72,7 +76,10 @@ pub fn generate(
         .context("starting the rendering threads")?;
     writer::begin(options)?;
     let writer = Writer::new(options);
-    let images = pool.install(|| render_all(options, &writer, progress))?;
+    let images = pool.install(|| match options.layout {
+        Layout::Swisscube => render_all(options, &writer, progress),
+        Layout::Bop => scenes::render_all(options, &writer, progress),
+    })?;
 
     let seconds = start.elapsed().as_secs_f64();
     let jobs = pool.current_num_threads();

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Result, ensure};
+use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::shapes::NUM_BUILT_IN;
 use crate::schema::check_ranges;
 
 /// Nearest allowed depth, in diameters: closer, the camera would be inside the satellite's antennas.
@@ -16,6 +18,8 @@ const NEAREST_D: f64 = 0.9;
 const FARTHEST_D: f64 = 100.0;
 /// Smallest and largest image side, px.
 const SIZE_PX: [u32; 2] = [32, 8192];
+/// Most objects in an image.
+const MOST_INSTANCES: usize = 50;
 
 /// The settings of one synthetic dataset.
 ///
@@ -51,9 +55,30 @@ pub struct SynthOptions {
     pub format: Format,
     /// Also write 16-bit depth images.
     pub depth_png: bool,
+    /// Which files are written, and of what.
+    #[serde(default, skip_serializing_if = "Layout::is_swisscube")]
+    pub layout: Layout,
+    /// Built-in objects of `--layout bop`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(max = NUM_BUILT_IN))]
+    pub objects: usize,
+    /// Folder of meshes of the user's own instead, for `--layout bop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meshes: Option<PathBuf>,
+    /// Fewest and most objects in an image of `--layout bop`.
+    #[serde(default, skip_serializing_if = "is_none_at_all")]
+    pub instances: (usize, usize),
     /// Replace an existing synthetic dataset.
     #[serde(skip)]
     pub overwrite: bool,
+}
+
+fn is_zero(num: &usize) -> bool {
+    *num == 0
+}
+
+fn is_none_at_all(range: &(usize, usize)) -> bool {
+    *range == (0, 0)
 }
 
 impl Default for SynthOptions {
@@ -70,6 +95,10 @@ impl Default for SynthOptions {
             jobs: 0,
             format: Format::default(),
             depth_png: false,
+            layout: Layout::Swisscube,
+            objects: 0,
+            meshes: None,
+            instances: (0, 0),
             overwrite: false,
         }
     }
@@ -105,8 +134,35 @@ impl SynthOptions {
         if near > far {
             problems.push(format!("depth_d: {near}d:{far}d begins farther than it ends"));
         }
+        self.check_layout(&mut problems);
         ensure!(problems.is_empty(), "{}", problems.join("; "));
         Ok(())
+    }
+
+    /// Settings of the one layout beside the other.
+    fn check_layout(&self, problems: &mut Vec<String>) {
+        let (fewest, most) = self.instances;
+        match self.layout {
+            Layout::Swisscube => {
+                if self.objects > 0 || self.meshes.is_some() || most > 0 {
+                    problems.push(
+                        "objects, meshes and instances are settings of layout bop, expected none with layout swisscube"
+                            .to_owned(),
+                    );
+                }
+            }
+            Layout::Bop => {
+                if (self.objects > 0) == self.meshes.is_some() {
+                    problems
+                        .push("objects or meshes: expected one of them with layout bop".to_owned());
+                }
+                if fewest == 0 || fewest > most || most > MOST_INSTANCES {
+                    problems.push(format!(
+                        "instances: {fewest}:{most}, expected FEWEST:MOST from 1 to {MOST_INSTANCES}"
+                    ));
+                }
+            }
+        }
     }
 
     /// The command line that makes this dataset again.
@@ -126,6 +182,14 @@ impl SynthOptions {
         if self.depth_png {
             line.push_str(" --depth-png");
         }
+        if self.layout == Layout::Bop {
+            let (fewest, most) = self.instances;
+            match &self.meshes {
+                Some(dir) => line.push_str(&format!(" --layout bop --meshes {}", dir.display())),
+                None => line.push_str(&format!(" --layout bop --objects {}", self.objects)),
+            }
+            line.push_str(&format!(" --instances {fewest}:{most}"));
+        }
         line
     }
 }
@@ -136,6 +200,25 @@ fn depths(schema: &mut schemars::Schema) {
     for item in items.into_iter().flatten() {
         item["minimum"] = NEAREST_D.into();
         item["maximum"] = FARTHEST_D.into();
+    }
+}
+
+/// Which files a dataset has, and what is in its images.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// The satellite, in sequences with lists of images, as SwissCube.
+    #[default]
+    Swisscube,
+    /// Several objects in front of clouds, in numbered scenes, as the BOP benchmark publishes them.
+    Bop,
+}
+
+impl Layout {
+    fn is_swisscube(&self) -> bool {
+        *self == Self::Swisscube
     }
 }
 
@@ -231,6 +314,17 @@ impl FromStr for Format {
     }
 }
 
+/// Numbers of objects in an image as a command line gives them: `1:3`, or `2`.
+///
+/// # Errors
+/// If the text is not one or two whole numbers.
+pub fn parse_instances(s: &str) -> Result<(usize, usize), String> {
+    let (fewest, most) = s.split_once(':').unwrap_or((s, s));
+    let range = fewest.parse().ok().zip(most.parse().ok());
+    let range = range.filter(|&(fewest, most): &(usize, usize)| fewest > 0 && fewest <= most);
+    range.ok_or_else(|| format!("instances are {s:?}, expected FEWEST:MOST from 1 on, as 1:3"))
+}
+
 /// Depths as a command line gives them: `1d:10d`, in mesh diameters.
 ///
 /// # Errors
@@ -257,6 +351,8 @@ mod tests {
         assert!("jpeg:0".parse::<Format>().is_err() && "gif".parse::<Format>().is_err());
         assert_eq!(parse_depth_range("1d:10d"), Ok((1.0, 10.0)));
         assert_eq!(parse_depth_range("2.5:4"), Ok((2.5, 4.0)));
+        assert_eq!((parse_instances("1:3"), parse_instances("2")), (Ok((1, 3)), Ok((2, 2))));
+        assert!(parse_instances("0:3").is_err() && parse_instances("3:1").is_err());
         assert!(parse_depth_range("10d:1d").is_err() && parse_depth_range("3d").is_err());
     }
 

@@ -163,7 +163,7 @@ fn lights(rng: &mut impl Rng) -> Lights {
 }
 
 /// A rotation uniform within `limit` radians of the identity.
-fn rotation_within(rng: &mut impl Rng, limit: f64) -> UnitQuaternion<f64> {
+pub(super) fn rotation_within(rng: &mut impl Rng, limit: f64) -> UnitQuaternion<f64> {
     // The angle's density goes as sin^2(angle / 2): draw from angle^2, accept by the ratio of the two.
     let angle = loop {
         let angle = limit * rng.random::<f64>().cbrt();

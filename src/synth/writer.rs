@@ -21,6 +21,8 @@ use crate::schema::from_value;
 
 /// Folder and list of each split, in the order of [`SynthOptions`]' counts.
 pub(super) const SPLITS: [&str; 3] = ["training", "validation", "testing"];
+/// Folders of scenes of `--layout bop`, in the same order.
+pub(super) const SCENE_SPLITS: [&str; 3] = ["train_pbr", "val", "test"];
 const OBJ_ID: u32 = 1;
 /// Written last: a folder that has it is complete.
 const DONE: &str = "synthetic.json";
@@ -83,11 +85,12 @@ pub(super) fn begin(options: &SynthOptions) -> Result<()> {
     fs::write(root.join(BEGUN), "").with_context(|| format!("writing to {at}"))?;
     // What makes a folder look complete goes first.
     let lists = SPLITS.map(|split| format!("{split}.txt"));
-    let files = [DONE, "swisscube_bbox.json", "test_targets_bop19.json", "README.md"];
+    let files =
+        [DONE, "swisscube_bbox.json", "test_targets_bop19.json", "camera.json", "README.md"];
     for name in lists.iter().map(String::as_str).chain(files) {
         remove(&root.join(name), |p| fs::remove_file(p))?;
     }
-    for name in SPLITS.into_iter().chain(["models"]) {
+    for name in SPLITS.into_iter().chain(SCENE_SPLITS).chain(["models", "models_eval"]) {
         remove(&root.join(name), |p| fs::remove_dir_all(p))?;
     }
     Ok(())
@@ -127,17 +130,18 @@ impl<'a> Writer<'a> {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn path(&self, relative: &str) -> PathBuf {
+    pub fn path(&self, relative: &str) -> PathBuf {
         self.options.out.join(relative)
     }
 
-    fn count(&self, path: &Path) -> Result<()> {
+    /// Counts the bytes of a file.
+    pub fn count(&self, path: &Path) -> Result<()> {
         let size = fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.len();
         self.bytes.fetch_add(size, Ordering::Relaxed);
         Ok(())
     }
 
-    fn json(&self, relative: &str, value: &impl Serialize) -> Result<()> {
+    pub fn json(&self, relative: &str, value: &impl Serialize) -> Result<()> {
         let path = self.path(relative);
         write_json(&path, value)?;
         self.count(&path)
@@ -146,6 +150,37 @@ impl<'a> Writer<'a> {
     fn text(&self, relative: &str, text: &str) -> Result<()> {
         let path = self.path(relative);
         write_atomic(&path, |out| Ok(out.write_all(text.as_bytes())?))?;
+        self.count(&path)
+    }
+
+    /// Writes a picture in the dataset's format.
+    fn write_rgb(&self, path: &Path, rgb: &RgbImage) -> Result<()> {
+        match self.options.format {
+            Format::Jpeg { quality } => picture::write_jpeg(path, rgb, quality),
+            Format::Png => picture::write_png(path, rgb),
+        }
+    }
+
+    /// Writes a colour image.
+    pub fn rgb(&self, relative: &str, rgb: &RgbImage) -> Result<()> {
+        let path = self.path(relative);
+        self.write_rgb(&path, rgb)?;
+        self.count(&path)
+    }
+
+    /// Writes a mask of the image's size.
+    pub fn mask(&self, relative: &str, mask: &[bool]) -> Result<()> {
+        let (path, size) = (self.path(relative), self.options.size_px);
+        let pixels = mask.iter().map(|&v| if v { 255 } else { 0 }).collect();
+        let image = GrayImage::from_raw(size, size, pixels).context("the mask has another size")?;
+        picture::write_png(&path, &image)?;
+        self.count(&path)
+    }
+
+    /// Writes a depth image in units of `unit_mm`.
+    pub fn depth_at(&self, relative: &str, depth_mm: &[f32], unit_mm: f64) -> Result<()> {
+        let path = self.path(relative);
+        self.depth(&path, depth_mm, unit_mm as f32)?;
         self.count(&path)
     }
 
@@ -159,10 +194,7 @@ impl<'a> Writer<'a> {
     ) -> Result<()> {
         let size = self.options.size_px;
         let rgb_path = self.path(&image_path(split, sequence, frame, self.options.format));
-        match self.options.format {
-            Format::Jpeg { quality } => picture::write_jpeg(&rgb_path, rgb, quality)?,
-            Format::Png => picture::write_png(&rgb_path, rgb)?,
-        }
+        self.write_rgb(&rgb_path, rgb)?;
         self.count(&rgb_path)?;
         let scene = scene_path(split, sequence);
         let mask_path = self.path(&format!("{scene}/mask_visib/{frame:06}_000000.png"));
@@ -171,15 +203,14 @@ impl<'a> Writer<'a> {
         self.count(&mask_path)?;
         if self.options.depth_png {
             let path = self.path(&format!("{scene}/depth/{frame:06}.png"));
-            self.depth(&path, depth_mm)?;
+            self.depth(&path, depth_mm, depth_unit_mm(self.options) as f32)?;
             self.count(&path)?;
         }
         Ok(())
     }
 
-    fn depth(&self, path: &Path, depth_mm: &[f32]) -> Result<()> {
+    fn depth(&self, path: &Path, depth_mm: &[f32], unit: f32) -> Result<()> {
         let size = self.options.size_px;
-        let unit = depth_unit_mm(self.options) as f32;
         let values = depth_mm.iter().map(|z| (z / unit).round() as u16).collect();
         let image: ImageBuffer<Luma<u16>, Vec<u16>> =
             ImageBuffer::from_raw(size, size, values).context("the depth has another size")?;
@@ -241,6 +272,17 @@ impl<'a> Writer<'a> {
             }
             self.text(&format!("{}.txt", SPLITS[split]), &list)?;
         }
+        self.describe()
+    }
+
+    /// Writes what belongs to a dataset of scenes, the description last.
+    pub fn finish_scenes(&self, readme: &str) -> Result<()> {
+        self.text("README.md", readme)?;
+        self.describe()
+    }
+
+    /// The description, with which a dataset is complete.
+    fn describe(&self) -> Result<()> {
         let options = serde_json::to_value(self.options).context("writing the options")?;
         self.json(DONE, &Description { renderer: RENDERER, options })?;
         remove(&self.path(BEGUN), |p| fs::remove_file(p))

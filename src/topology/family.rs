@@ -107,6 +107,8 @@ pub struct DecodeSetting {
     pub corners: Vec<Corners>,
     /// Detections below it are left out, 0 to 1.
     pub confidence_threshold: f64,
+    /// Most instances of a class in an image, at least 1.
+    pub max_instances: usize,
     /// Which cells answer for an object.
     pub targets: TargetSettings,
 }

@@ -3,10 +3,10 @@
 //! What a family calls its modules is in its `FamilyKeys`, which `FAMILIES` lists.
 
 use super::family::FamilyKeys;
-use super::wdr;
+use super::{caspacenet, wdr};
 
 /// The keys of every family.
-static FAMILIES: [&FamilyKeys; 1] = [&wdr::KEYS];
+static FAMILIES: [&FamilyKeys; 2] = [&wdr::KEYS, &caspacenet::KEYS];
 
 /// What programs put before the keys of the network they wrap, with the wrapper's name.
 pub const WRAPPERS: [(&str, &str); 3] = [

@@ -1,8 +1,8 @@
-//! What a config says of learning, `training.loss` and `training.targets`: sections whose keys are those of the family
-//! that `network` names.
+//! Sections of a config whose keys are those of the family that `network` names: the network's shape, `training.loss` and
+//! `training.targets`.
 //!
-//! A config holds them as JSON. [`Family::complete`](super::Family::complete) fills in what they leave out and refuses
-//! keys of other families; the family reads its own types from them.
+//! A config holds the latter two as JSON. [`Family::complete`](super::Family::complete) fills in what they leave out and
+//! refuses keys of other families; the family reads its own types from them.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::wdr;
+use super::{caspacenet, wdr};
 use crate::schema::parse_part;
 
 macro_rules! sections {
@@ -39,14 +39,6 @@ macro_rules! sections {
                 pub fn read<T: DeserializeOwned + JsonSchema>(&self) -> Result<T> {
                     parse_part(&Value::Object(self.0.clone()), $place)
                 }
-
-                /// The same with what is left out.
-                pub(super) fn complete<T>(&self) -> Result<Self>
-                where
-                    T: Serialize + DeserializeOwned + JsonSchema,
-                {
-                    self.read::<T>().map(|settings| Self::of(&settings))
-                }
             }
 
             impl Default for $name {
@@ -70,9 +62,11 @@ macro_rules! sections {
 
 sections! {
     /// Weights of the losses: the section `training.loss`.
-    LossSettings at "training.loss": wdr::LossConfig;
+    LossSettings at "training.loss": wdr::LossConfig, caspacenet::LossConfig;
     /// Which outputs learn an object: the section `training.targets`.
     TargetSettings at "training.targets": wdr::TargetConfig;
+    /// The network's shape: the section `network.params`. Messages name keys from `params` on.
+    ShapeSettings at "params": wdr::NetworkConfig, caspacenet::NetworkConfig;
 }
 
 /// The schema of a section with the keys of all families: the first one's, and what the others have besides.
@@ -104,12 +98,9 @@ mod tests {
 
     #[test]
     fn what_is_left_out_is_the_familys_default() {
-        let full = loss(json!({"weight_reg": 0.5})).complete::<wdr::LossConfig>().unwrap();
-        assert_eq!(
-            full,
-            LossSettings::of(&wdr::LossConfig { weight_reg: 0.5, ..Default::default() })
-        );
-        let text = serde_json::to_string(&full).unwrap();
+        let full: wdr::LossConfig = loss(json!({"weight_reg": 0.5})).read().unwrap();
+        assert_eq!(full, wdr::LossConfig { weight_reg: 0.5, ..Default::default() });
+        let text = serde_json::to_string(&LossSettings::of(&full)).unwrap();
         assert_eq!(
             text,
             r#"{"weight_cls":0.01,"weight_reg":0.5,"focal_alpha":0.25,"focal_gamma":2.0}"#

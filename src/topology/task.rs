@@ -46,6 +46,15 @@ pub trait Task {
     /// What makes its targets.
     fn preparer(&self) -> Arc<dyn Prepare>;
 
+    /// Looks at the network as training begins, before anything of it changes. A run that goes on from a checkpoint calls
+    /// [`Task::load_state`] behind it.
+    ///
+    /// # Errors
+    /// If it is the network of another task.
+    fn begin(&mut self, _network: &dyn Network) -> Result<()> {
+        Ok(())
+    }
+
     /// The images of a batch as the network takes them: `[n, 3, h, w]`, normalised, on `device`.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! What a training run consists of: its stages and when it saves and validates.
 
+use anyhow::{Context, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -167,6 +168,22 @@ pub struct StageConfig {
     /// Normalise by the running statistics of batch norms and leave them as they are. Off as published: also
     /// fine-tuning normalises by the batch and moves the statistics.
     pub freeze_bn: bool,
+    /// Modules whose parameters stay as they are in this stage: a pattern as of `module`, or `null`.
+    #[serde(
+        deserialize_with = "select::pattern_from_json",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "select::PatternSchema", extend("default" = null))]
+    pub frozen: Option<String>,
+    /// Whether the batch norms of the `frozen` modules normalise by their running statistics and leave them as they are.
+    /// `false` as CA-SpaceNet was published: they move, although the parameters beside them do not.
+    #[serde(skip_serializing_if = "is_true")]
+    #[schemars(extend("default" = true))]
+    pub frozen_statistics: bool,
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 impl Default for StageConfig {
@@ -185,6 +202,8 @@ impl Default for StageConfig {
             optimizer: SgdConfig::default(),
             clip_norm: 5.0,
             freeze_bn: false,
+            frozen: None,
+            frozen_statistics: true,
         }
     }
 }
@@ -262,6 +281,7 @@ impl StageConfig {
             )),
         }
         self.check_afterwards(at, problems);
+        self.check_frozen(at, problems);
         if let Some(weights) = &self.weights {
             weights.check(&format!("{at}.weights"), problems);
             weights.check_epochs(self.epochs, &format!("{at}.weights"), problems);
@@ -269,6 +289,42 @@ impl StageConfig {
         if let Some(activations) = &self.activations {
             activations.check(&format!("{at}.activations"), problems);
             activations.check_epochs(self.epochs, &format!("{at}.activations"), problems);
+        }
+    }
+
+    /// The modules whose parameters stay as they are.
+    ///
+    /// # Errors
+    /// If the pattern is not valid.
+    pub fn frozen_modules(&self) -> Result<Option<Pattern>> {
+        self.frozen.as_deref().map(Pattern::parse).transpose().context("frozen")
+    }
+
+    /// Takes out of `frozen` what the stage quantizes, where its settings were those of a stage for another module.
+    pub fn thaw_module(&mut self) {
+        let module = self.module.as_deref().and_then(|module| Pattern::parse(module).ok());
+        if let (Some(module), Ok(Some(frozen))) = (module, self.frozen_modules()) {
+            self.frozen = frozen.without(&module);
+            self.frozen_statistics |= self.frozen.is_none();
+        }
+    }
+
+    fn check_frozen(&self, at: &str, problems: &mut Vec<String>) {
+        let frozen = match self.frozen_modules() {
+            Ok(Some(frozen)) => frozen,
+            Ok(None) if self.frozen_statistics => return,
+            Ok(None) => {
+                return problems
+                    .push(format!("{at}.frozen_statistics: is false, but frozen names no module"));
+            }
+            Err(err) => return problems.push(format!("{at}.{err:#}")),
+        };
+        let module = self.module.as_deref().and_then(|m| Pattern::parse(m).ok());
+        if module.is_some_and(|module| module.overlaps_surely(&frozen)) {
+            problems.push(format!(
+                "{at}.frozen: holds layers of module {}, which the stage quantizes and trains",
+                self.module.as_deref().unwrap_or_default()
+            ));
         }
     }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail, ensure};
+use tch::{Tensor, no_grad};
 
 use super::checkpoint::{self, Best, EpochSums, config_hash};
 use super::ema::Ema;
@@ -16,8 +17,8 @@ use super::{
     StageConfig, StageEnd, StageStart, TrainConfig, ValidScore,
 };
 use crate::io::differing_keys;
-use crate::nn::{Network, device_name};
-use crate::quant::{ModuleQuantizer, SiteReport, Telemetry};
+use crate::nn::{Network, Var, device_name};
+use crate::quant::{ModuleQuantizer, SiteReport, Telemetry, select};
 use crate::topology::Task;
 use crate::world::World;
 
@@ -107,12 +108,13 @@ impl Trainer {
     pub fn new(
         net: Box<dyn Network>,
         config: TrainConfig,
-        task: Box<dyn Task>,
+        mut task: Box<dyn Task>,
         run: RunInfo,
     ) -> Result<Self> {
         let mut problems = Vec::new();
         config.check("training", &mut problems);
         ensure!(problems.is_empty(), "{}", problems.join("; "));
+        task.begin(net.as_ref())?;
         let parameters = net.store().parameters().into_iter().map(|v| (v.name, v.tensor)).collect();
         let sgd = Sgd::new(&config.stages[0].optimizer, parameters)?;
         Ok(Self {
@@ -443,11 +445,36 @@ impl Trainer {
 
     /// Hands the optimizer what is frozen, of all modules.
     pub(super) fn freeze(&mut self) -> Result<()> {
-        let masks: Vec<_> = self.quantizers.iter().flat_map(|(_, q)| q.trainable_masks()).collect();
+        let mut masks: Vec<_> =
+            self.quantizers.iter().flat_map(|(_, q)| q.trainable_masks()).collect();
+        masks.extend(self.frozen_parameters()?);
         if let Some(ema) = &mut self.ema {
             ema.freeze(&masks)?;
         }
         self.sgd.set_trainable(&masks)
+    }
+
+    /// Masks of the parameters that the stage keeps as they are.
+    fn frozen_parameters(&self) -> Result<Vec<(String, Tensor)>> {
+        let Some(frozen) = self.stage().frozen_modules()? else { return Ok(Vec::new()) };
+        let store = self.net.store();
+        let parameters = store.parameters().into_iter();
+        let inside = parameters.filter(|var| select::covers_in(store, &frozen, &var.name));
+        let mask = |var: Var| (var.name, no_grad(|| var.tensor.zeros_like()));
+        let masks: Vec<(String, Tensor)> = inside.map(mask).collect();
+        ensure!(!masks.is_empty(), "frozen: {:?} has no parameter", self.stage().frozen);
+        Ok(masks)
+    }
+
+    /// Says which batch norms the stage leaves as they are: all of them, or those of the modules that it keeps.
+    fn freeze_batch_norms(&self) -> Result<()> {
+        let (stage, store) = (self.stage(), self.net.store());
+        store.freeze_batch_norm(stage.freeze_bn);
+        let frozen = stage.frozen_modules()?.filter(|_| stage.frozen_statistics);
+        store.freeze_batch_norms_where(|layer| {
+            frozen.as_ref().is_some_and(|frozen| select::covers_in(store, frozen, layer))
+        });
+        Ok(())
     }
 
     /// Does something with the network as it is evaluated: with averaged weights where there are any.
@@ -488,7 +515,7 @@ impl Trainer {
         self.register_learnt()?;
         self.sgd.set_config(&stage.optimizer);
         self.freeze()?;
-        self.net.store().freeze_batch_norm(stage.freeze_bn);
+        self.freeze_batch_norms()?;
         hooks.observer.stage_start(&StageStart {
             stage: index,
             name: stage.label(),

@@ -8,7 +8,7 @@ use crate::support::run;
 
 #[test]
 fn every_shipped_config_resolves_and_comes_back_as_itself() {
-    for topology in ["Widedepth", "WidedepthTiny"] {
+    for topology in ["Widedepth", "WidedepthTiny", "CaSpaceNet", "CaSpaceNetTiny"] {
         let resolved = run(&["config", "--topology", topology]).code(0);
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.json");

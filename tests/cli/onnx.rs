@@ -49,7 +49,7 @@ pub fn library() -> Option<PathBuf> {
 }
 
 /// Runs the program with ONNX Runtime from `library`.
-fn run_ort(library: &Path, args: &[&str]) -> Ran {
+pub fn run_ort(library: &Path, args: &[&str]) -> Ran {
     let mut command = mqat(args);
     command.env("ORT_DYLIB_PATH", library);
     let line = format!("{command:?}");

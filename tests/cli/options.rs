@@ -146,7 +146,6 @@ fn options_of_another_format_are_refused_by_name() {
         "--batch 1",
         "--with-decode",
         "--check",
-        "--data DATA",
     ] {
         let name = option.split(' ').next().unwrap();
         for format in ["", " --format pth", " --format packed"] {
@@ -160,6 +159,15 @@ fn options_of_another_format_are_refused_by_name() {
             let line = format!("export CKPT --out OUT{format} {option}");
             refused(&line, &[name, "add --format packed"]);
         }
+    }
+    for option in ["--data DATA", "--boxes b.json"] {
+        let name = option.split(' ').next().unwrap();
+        for format in ["", " --format pth"] {
+            let line = format!("export CKPT --out OUT{format} {option}");
+            refused(&line, &[name, "add --format packed or onnx"]);
+        }
+        let line = format!("export CKPT --out OUT --format packed {option}");
+        refused(&line, &[name, "carries its objects"]);
     }
     let onnx = "export CKPT --out OUT --format onnx";
     for option in ["--activation-bits 8", "--keep-float", "--full-range", "--calibration mse"] {
@@ -303,6 +311,28 @@ fn a_file_that_tells_its_topology_needs_none() {
     ran.says(&["holds a network of topology WidedepthTiny"]);
     let audited = run(&["audit", TINY, "--json"]).code(0).json();
     assert_eq!(audited["tensors"].as_array().unwrap().len(), 24);
+}
+
+#[test]
+fn an_exported_file_is_given_the_objects_that_its_weights_lack() {
+    let files = files();
+    let at = |name: &str| files.folder.join(name).to_str().unwrap().to_owned();
+    let bare = at("bare.safetensors");
+    run(&["export", TINY, "--out", &bare]).code(0);
+    let boxes = dataset().join("swisscube_bbox.json");
+    let named = ["--boxes", boxes.to_str().unwrap()];
+    let data = ["--data", dataset().to_str().unwrap()];
+    for format in ["packed", "onnx"] {
+        for (i, more) in [&[][..], &named, &data].into_iter().enumerate() {
+            let out = at(&format!("objects_{i}.{format}"));
+            let export = ["export", &bare, "--format", format, "--out", &out];
+            let ran = run(&[&export[..], more].concat()).code(0);
+            assert_eq!(ran.stderr().contains("carries no objects"), more.is_empty(), "{more:?}");
+            let found = run(&["inspect", &out, "--json"]).code(0).json();
+            let objects = found["objects"].as_array().map_or(0, Vec::len);
+            assert_eq!(objects, usize::from(!more.is_empty()), "{format} {more:?}");
+        }
+    }
 }
 
 #[test]

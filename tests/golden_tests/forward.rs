@@ -69,7 +69,7 @@ pub(super) fn assert_near(found: &[f64], expected: &[f64], tolerance: f64, what:
 }
 
 /// Shape, mean, deviation and the extremes of a tensor against the stored ones.
-fn assert_stats(t: &Tensor, stats: &Value, what: &str) {
+pub(super) fn assert_stats(t: &Tensor, stats: &Value, what: &str) {
     assert_eq!(t.size(), shape(stats), "{what}");
     let abs_max = number(&stats["abs_max"]);
     let v = double(t);

@@ -14,13 +14,13 @@ use tch::{Kind, Tensor};
 use super::support::{Array, arrays, json, number, numbers};
 
 /// What all cases share.
-struct Setting {
-    grid: AnchorGrid,
-    camera: Camera,
-    targets: TargetConfig,
-    losses: LossConfig,
-    corners: Vec<Corners>,
-    diameters_mm: Vec<f64>,
+pub(super) struct Setting {
+    pub grid: AnchorGrid,
+    pub camera: Camera,
+    pub targets: TargetConfig,
+    pub losses: LossConfig,
+    pub corners: Vec<Corners>,
+    pub diameters_mm: Vec<f64>,
 }
 
 impl Setting {
@@ -84,7 +84,11 @@ impl Setting {
         mask
     }
 
-    fn assignments(&self, data: &BTreeMap<String, Array>, num_images: usize) -> Vec<Assignment> {
+    pub fn assignments(
+        &self,
+        data: &BTreeMap<String, Array>,
+        num_images: usize,
+    ) -> Vec<Assignment> {
         let image = |b| {
             let (objects, mask) = (self.objects(data, b), self.mask(data, b));
             let draw = Draw::FirstInOrder;

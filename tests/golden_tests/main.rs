@@ -6,6 +6,7 @@ mod support;
 
 mod anchors;
 mod bop;
+mod caspacenet;
 mod checkpoints;
 mod forward;
 mod import;

@@ -69,6 +69,7 @@ fn distance(a: &Pose, b: &Pose) -> (f64, f64) {
 fn the_cells_handed_to_pnp_are_the_original_ones() {
     let settings = json("04_postprocess/postprocess.json");
     let config = CandidateConfig {
+        max_instances: 1,
         confidence_threshold: number(&settings["confidence_threshold"]),
         targets: TargetConfig {
             positive_num: number(&settings["positive_num"]) as u32,

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use super::report::{Conversion, LoadReport, Unmatched, first_few};
 use crate::artifact::kind::Strictness;
 use crate::nn::{Network, Var};
-use crate::topology::keys;
+use crate::topology::{Topology, keys};
 
 /// How far an anchor of the file may be off the config's, as a fraction of its size: half-precision files round them.
 const ANCHOR_TOLERANCE: f64 = 0.01;
@@ -53,8 +53,13 @@ pub(super) fn assign(
         }
     }
     let known: HashSet<&str> = vars.iter().map(|v| v.name.as_str()).collect();
+    let aliases: HashMap<String, String> = net.aliases().into_iter().collect();
     for (name, tensor) in tensors.iter().filter(|(name, _)| !known.contains(name.as_str())) {
-        report.left_over.push(left_over(name, tensor));
+        let same = aliases.get(name).map(|key| (key, by_name.get(key.as_str())));
+        report.left_over.push(match same {
+            Some((key, Some(value))) => alias(name, tensor, key, value),
+            _ => left_over(name, tensor),
+        });
     }
     let conversions = converted.into_iter();
     report.converted =
@@ -85,6 +90,13 @@ fn left_over(name: &str, tensor: &Tensor) -> Unmatched {
         (None, None) => "it belongs to no module of the network".to_owned(),
     };
     Unmatched { name: name.to_owned(), why, harmless: harmless.is_some() }
+}
+
+/// A tensor that the network has under another key, which the file must hold equal.
+fn alias(name: &str, tensor: &Tensor, key: &str, value: &Tensor) -> Unmatched {
+    let harmless = tensor.size() == value.size() && tensor.equal(value);
+    let why = if harmless { format!("is {key} once more") } else { format!("differs from {key}") };
+    Unmatched { name: name.to_owned(), why, harmless }
 }
 
 /// The value as the variable's shape and kind; how it differs if it cannot be.
@@ -174,9 +186,13 @@ fn judge(
     let bad: Vec<&str> = report.mismatched.iter().map(|u| u.name.as_str()).collect();
     let mut advice = net.advise(tensors, &bad);
     let known: BTreeSet<String> = net.store().vars().into_iter().map(|v| v.name).collect();
+    if advice.is_empty() {
+        advice = another_family(net, tensors);
+    }
     if advice.is_empty() && !tensors.iter().any(|(name, _)| known.contains(name)) {
         advice = format!("its keys are not those of this network{}: ", examples(net, tensors));
     }
+    let aliases: HashSet<String> = net.aliases().into_iter().map(|(alias, _)| alias).collect();
     let mut parts = Vec::new();
     for (what, list) in [
         ("missing", &report.missing),
@@ -186,6 +202,7 @@ fn judge(
         let bad: Vec<&Unmatched> = list.iter().filter(|u| !u.harmless).collect();
         let describe = |u: &&Unmatched| match what {
             "of another shape or kind" => format!("{} ({})", u.name, u.why),
+            _ if aliases.contains(&u.name) => format!("{} ({})", u.name, u.why),
             _ => u.name.clone(),
         };
         let names: Vec<String> = bad.iter().map(describe).collect();
@@ -195,6 +212,21 @@ fn judge(
         }
     }
     bail!("{at} does not fit the network: {advice}{}", parts.join("; "))
+}
+
+/// The advice to name the topology of tensors that are of another family than the network; empty for the same one.
+fn another_family(net: &dyn Network, tensors: &[(String, Tensor)]) -> String {
+    let topology = |tensors: &[(String, Tensor)]| {
+        Topology::of(&tensors.iter().map(|(name, t)| (name.as_str(), t.size())).collect())
+    };
+    let (own, theirs) = (topology(&net.state()), topology(tensors));
+    let name = theirs.as_ref().and_then(Topology::name);
+    match (own, theirs, name) {
+        (Some(own), Some(theirs), Some(name)) if !own.is_kin_of(&theirs) => {
+            format!("it is of topology {name}: name it with --topology {name}: ")
+        }
+        _ => String::new(),
+    }
 }
 
 /// An example of a file's keys, behind what the network's are like.
@@ -212,6 +244,7 @@ fn examples(net: &dyn Network, tensors: &[(String, Tensor)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topology::caspacenet::{self, CaSpaceNet};
     use crate::topology::wdr::{NetworkConfig, PoseNet};
     use tch::Device;
 
@@ -224,7 +257,7 @@ mod tests {
     }
 
     fn load(
-        net: &PoseNet,
+        net: &dyn Network,
         tensors: &[(String, Tensor)],
         strictness: Strictness,
     ) -> Result<LoadReport> {
@@ -232,7 +265,7 @@ mod tests {
         assign(net, tensors, strictness, &mut report).map(|()| report)
     }
 
-    fn error(net: &PoseNet, tensors: &[(String, Tensor)]) -> String {
+    fn error(net: &dyn Network, tensors: &[(String, Tensor)]) -> String {
         load(net, tensors, Strictness::Strict).unwrap_err().to_string()
     }
 
@@ -274,6 +307,38 @@ mod tests {
         assert!(report.missing.len() > 5 && report.not_loaded().is_empty());
     }
 
+    /// The tiny network with five levels and a second pyramid.
+    fn second_pyramid(shared_top: bool) -> CaSpaceNet {
+        let anchor_sizes = NetworkConfig::widedepth().anchor_sizes;
+        let shape = NetworkConfig { anchor_sizes, ..NetworkConfig::widedepth_tiny() };
+        let shape =
+            caspacenet::NetworkConfig { shared_top, ..caspacenet::NetworkConfig::of(shape) };
+        CaSpaceNet::new(&shape, 1, Device::Cpu, 3).unwrap()
+    }
+
+    #[test]
+    fn tensors_under_two_names_must_be_equal() {
+        let (net, key) = (second_pyramid(true), "fpn_sub.top_blocks.p6.weight");
+        let mut tensors = second_pyramid(true).state();
+        for (alias, of) in net.aliases() {
+            let (_, value) = tensors.iter().find(|(name, _)| *name == of).unwrap();
+            tensors.push((alias, value.copy()));
+        }
+        let report = load(&net, &tensors, Strictness::Strict).unwrap();
+        assert_eq!(report.left_over.len(), 4);
+        assert_eq!(report.left_over[0].why, "is fpn.top_blocks.p6.weight once more");
+        // The form with layers of its own takes both.
+        let unshared = load(&second_pyramid(false), &tensors, Strictness::Strict).unwrap();
+        assert!(unshared.left_over.is_empty() && unshared.missing.is_empty());
+        let (_, value) = tensors.iter_mut().find(|(name, _)| name == key).unwrap();
+        *value = &*value + 1.0;
+        let text = error(&net, &tensors);
+        assert!(
+            text.ends_with(&format!("1 left over: {key} (differs from fpn.top_blocks.p6.weight)")),
+            "{text}"
+        );
+    }
+
     #[test]
     fn another_number_of_classes_names_the_tensor_and_the_key() {
         let (net, tensors) = (tiny(1), copies(&tiny(3)));
@@ -305,6 +370,12 @@ mod tests {
         assert!(text.contains("--topology WidedepthTiny"), "{text}");
         let text = error(&tiny(1), &copies(&net));
         assert!(text.contains("set network.params.fpn_channels=32"), "{text}");
+        let shape = caspacenet::NetworkConfig::preset("CaSpaceNetTiny").unwrap();
+        let second = CaSpaceNet::blank(&shape, 1, Device::Cpu).unwrap();
+        let text = error(&tiny(1), &second.state());
+        assert!(text.contains("it is of topology CaSpaceNetTiny: name it with"), "{text}");
+        let text = error(&second, &copies(&tiny(1)));
+        assert!(text.contains("it has no second pyramid (fpn_sub)"), "{text}");
         let text = error(&tiny(1), &[("conv.weight".to_owned(), Tensor::from(1.0f32))]);
         assert!(text.contains("its keys are not those of this network"), "{text}");
         assert!(text.contains("conv.weight"), "{text}");

@@ -121,7 +121,7 @@ pub(super) fn plug(
     let (mut modules, mut quantizers) = (Vec::new(), Vec::new());
     for module in &net.store().modules() {
         let inside: Vec<&InqLayer> = (layers.iter())
-            .filter(|l| select::covers(module, &l.name) && l.frozen_fraction() > 0.0)
+            .filter(|l| net.store().module_of(&l.name) == *module && l.frozen_fraction() > 0.0)
             .collect();
         let whole = as_module(net, module, &inside);
         let groups = match whole {

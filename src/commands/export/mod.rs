@@ -1,5 +1,6 @@
 //! `mqat export`: the network of a checkpoint for other programs.
 
+mod objects;
 pub(super) mod onnx;
 mod packed;
 mod quantize;
@@ -65,6 +66,10 @@ pub struct ExportRequest {
     pub weights: Option<ExportWeights>,
     /// Modules with bits that are quantized for the file, without training; none leaves the network as it is.
     pub quantize: Option<FlowSource>,
+    /// The boxes of the objects, for a file that carries none.
+    pub boxes: Option<PathBuf>,
+    /// The dataset, or the folder of datasets: images for an ONNX file, objects for a file that carries none.
+    pub data: Option<PathBuf>,
     /// The file to write.
     pub out: PathBuf,
     /// Replace `out`.
@@ -110,6 +115,9 @@ pub struct ExportReport {
     pub num_tensors: usize,
     /// Its size.
     pub bytes: u64,
+    /// The objects that it carries; none for formats that carry none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_objects: Option<usize>,
     /// The modules whose weights lie on levels.
     pub quantized: Vec<String>,
     /// Those of them that were quantized for this file, without training.
@@ -137,6 +145,7 @@ impl ExportReport {
             weights,
             num_tensors,
             bytes,
+            num_objects: None,
             quantized,
             quantized_without_training: Vec::new(),
             notes: Vec::new(),
@@ -185,6 +194,7 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
         _ => Names::Config,
     };
     let artifact = open(&request.checkpoint, &Asked::weights(&request.select, &home, names))?;
+    let objects = objects::find(request, &artifact)?;
     let config = &artifact.config;
     let which = match request.weights {
         Some(ExportWeights::Float) => Stored::AsStored,
@@ -198,13 +208,20 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
         Some(flow) => quantize::quantize(config, net.as_ref(), &mut loaded, flow)
             .with_context(|| from.display().to_string())?,
     };
-    let exported = Exported { from, out, problem: request.select.problem(), net, loaded };
+    let exported = Exported { from, out, problem: request.select.problem(), net, loaded, objects };
     let report = match &request.target {
         ExportTarget::Safetensors | ExportTarget::Pth => write_weights(request, &exported),
         ExportTarget::Packed(options) => write_packed(request, &exported, config, *options),
         ExportTarget::Onnx(options) => write_onnx(request, &exported, config, options),
     }?;
-    let notes = notes(request, &untrained, &exported.loaded);
+    let mut notes = notes(request, &untrained, &exported.loaded);
+    if report.num_objects == Some(0) {
+        notes.push(format!(
+            "{} carries no objects, as {} has none: `mqat predict` of it needs --data or --boxes, which export takes, too",
+            out.display(),
+            from.display()
+        ));
+    }
     Ok(ExportReport { quantized_without_training: untrained, notes, ..report })
 }
 
@@ -218,7 +235,7 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
 
 /// What is to be said of low bits that were not trained, and of a format for low bits without any.
 fn notes(request: &ExportRequest, untrained: &[String], loaded: &LoadedNetwork) -> Vec<String> {
-    let from = request.checkpoint.display();
+    let (from, out) = (request.checkpoint.display(), request.out.display());
     let asks_for_integers = match &request.target {
         ExportTarget::Safetensors | ExportTarget::Pth => false,
         ExportTarget::Packed(_) => true,
@@ -227,10 +244,10 @@ fn notes(request: &ExportRequest, untrained: &[String], loaded: &LoadedNetwork) 
     if !untrained.is_empty() {
         let flow = request.quantize.as_ref().map(FlowSource::text).unwrap_or_default();
         vec![format!(
-            "{} was quantized without training, which costs accuracy at low bits: compare it with `mqat verify {from} {}`; \
-             `mqat train --from {from} --flow {flow}` trains these bits",
-            untrained.join(" + "),
-            request.out.display()
+            "{} was quantized without training, which costs accuracy at low bits: `mqat recalibrate {out}` regains part of \
+             it, `mqat verify {from} {out} --rule as-good --images 0` says what is lost, and `mqat train --from {from} --flow \
+             {flow}` trains these bits",
+            untrained.join(" + ")
         )]
     } else if asks_for_integers && loaded.quantized.is_empty() {
         vec![format!(
@@ -259,10 +276,15 @@ fn write_onnx(
     options: &OnnxOptions,
 ) -> Result<ExportReport> {
     let written = onnx::write(exported, config, options)?;
-    let WrittenOnnx { report, num_tensors, bytes, quantized } = written;
+    let WrittenOnnx { report, num_tensors, bytes, num_objects, quantized } = written;
     let weights = weights_of(request, &exported.loaded);
     let file = FileFacts { num_tensors, bytes, quantized };
-    Ok(ExportReport { onnx: Some(report), ..ExportReport::new(request, weights, file) })
+    let num_objects = Some(num_objects);
+    Ok(ExportReport {
+        num_objects,
+        onnx: Some(report),
+        ..ExportReport::new(request, weights, file)
+    })
 }
 
 /// A packed file with the config in it.
@@ -286,7 +308,12 @@ fn write_packed(
     let report = packed::write(exported, twin.as_ref(), config, options)?;
     let PackReport { num_tensors, bytes, .. } = report;
     let file = FileFacts { num_tensors, bytes, quantized: report.quantized.clone() };
-    Ok(ExportReport { packed: Some(report), ..ExportReport::new(request, weights, file) })
+    let num_objects = Some(exported.objects.len());
+    Ok(ExportReport {
+        num_objects,
+        packed: Some(report),
+        ..ExportReport::new(request, weights, file)
+    })
 }
 
 /// Parameters and buffers under their bare keys.

@@ -171,6 +171,8 @@ pub(super) struct WrittenOnnx {
     pub report: OnnxReport,
     pub num_tensors: usize,
     pub bytes: u64,
+    /// Objects that it carries.
+    pub num_objects: usize,
     /// The modules whose weights lie on levels.
     pub quantized: Vec<String>,
 }
@@ -198,11 +200,11 @@ pub(super) fn write(
         decode: options.decode,
     };
     let quantized = module_names(&loaded.quantized);
-    let objects = match (&loaded.meta, &images.dataset) {
-        (Some(meta), _) if !meta.objects.is_empty() => meta.objects.clone(),
-        (_, Some(dataset)) => objects::of_dataset(dataset, &config.data)?,
-        _ => Vec::new(),
+    let objects = match &images.dataset {
+        Some(dataset) if exported.objects.is_empty() => objects::of_dataset(dataset, &config.data)?,
+        _ => exported.objects.clone(),
     };
+    let num_objects = objects.len();
     let meta = OnnxMeta {
         mqat_version: env!("CARGO_PKG_VERSION").to_owned(),
         quantized: quantized.clone(),
@@ -235,7 +237,7 @@ pub(super) fn write(
         grids_as_floats,
         check,
     };
-    Ok(WrittenOnnx { report, num_tensors, bytes: bytes.len() as u64, quantized })
+    Ok(WrittenOnnx { report, num_tensors, bytes: bytes.len() as u64, num_objects, quantized })
 }
 
 /// A graph whose values are rounded as the file has them.
@@ -362,10 +364,6 @@ fn check_options(options: &OnnxOptions) -> Result<()> {
         !options.full_range || (options.target == Runtime::Ort && options.activation_bits == 8),
         "--full-range cannot act: all of 8 bits are left out for --target ort with --activation-bits 8 alone; leave it \
          out"
-    );
-    ensure!(
-        options.data.is_none() || options.uses_dataset(),
-        "--data cannot act: no image is used; add --calibrate or --check, or leave it out"
     );
     if let CalibrationMethod::Percentile(percent) = options.method {
         ensure!((50.0..=100.0).contains(&percent), "--percentile {percent} is outside 50..=100");

@@ -110,7 +110,8 @@ pub(super) fn write(
         from.display()
     );
     let inputs = input_state(twin, loaded).with_context(at)?;
-    let meta = description(loaded, from, config);
+    let objects = exported.objects.clone();
+    let meta = CheckpointMeta { objects, ..description(loaded, from, config) };
     let meta =
         serde_json::to_value(meta).context("writing the checkpoint's description as JSON")?;
     let averaged = loaded.averaged.into();

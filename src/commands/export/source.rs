@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::artifact::LoadedNetwork;
 use crate::nn::Network;
+use crate::train::ObjectInfo;
 
 /// A network to write, with what was loaded beside it.
 pub(super) struct Exported<'a> {
@@ -15,4 +16,6 @@ pub(super) struct Exported<'a> {
     pub problem: &'a str,
     pub net: Box<dyn Network>,
     pub loaded: LoadedNetwork,
+    /// Those that the file is to carry, by class; empty where nobody tells them.
+    pub objects: Vec<ObjectInfo>,
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::Value;
 use tch::Device;
 
 use crate::artifact::kind::{FileKind, Strictness, kind_of};
@@ -19,7 +20,7 @@ use crate::io::{parse_json, tensors};
 use crate::quant::SiteReport;
 use crate::run::Config;
 use crate::run::config;
-use crate::topology::wdr::{NetworkConfig, recognise};
+use crate::topology::wdr::recognise::num_classes_of;
 use crate::topology::{Topology, keys};
 use crate::train::{BatchNormInfo, Best, CheckpointMeta, Imported, ObjectInfo, Position};
 
@@ -131,7 +132,14 @@ pub struct ShapeReport {
     /// Object classes, background not counted; `data.N_CLASS` is one more.
     pub num_classes: Option<i64>,
     /// Its `network.params`, as far as tensors tell them.
-    pub params: NetworkConfig,
+    pub params: Value,
+}
+
+impl ShapeReport {
+    fn of(network: &Topology, num_classes: Option<i64>) -> Result<Self> {
+        let mut section = serde_json::to_value(network).context("writing the network's shape")?;
+        Ok(Self { topology: network.name(), num_classes, params: section["params"].take() })
+    }
 }
 
 /// A module's learnt numbers, each tensor counted once.
@@ -309,12 +317,8 @@ fn describe_onnx(report: &mut FileReport) -> Result<()> {
         let config = config::parse(meta.config, "its config")?;
         report.camera = Some(CameraInfo::of(&config));
         report.objects = meta.objects;
-        let Topology::Widedepth(params) = config.network;
-        report.network = Some(ShapeReport {
-            topology: recognise::topology_of(&params),
-            num_classes: i64::try_from(config.data.num_classes()).ok(),
-            params,
-        });
+        let num_classes = i64::try_from(config.data.num_classes()).ok();
+        report.network = Some(ShapeReport::of(&config.network, num_classes)?);
     }
     Ok(())
 }
@@ -369,12 +373,9 @@ fn count(report: &mut FileReport) {
         .collect();
     report.key_form = weights::key_form(report.tensors.iter().map(|t| t.name.as_str()));
     if report.network.is_none() {
-        report.network =
-            recognise::shape_of(&sizes, &NetworkConfig::default()).map(|params| ShapeReport {
-                topology: recognise::topology_of(&params),
-                num_classes: recognise::num_classes_of(&sizes),
-                params,
-            });
+        let num_classes = num_classes_of(&sizes);
+        let shape = Topology::of(&sizes);
+        report.network = shape.and_then(|shape| ShapeReport::of(&shape, num_classes).ok());
     }
 }
 

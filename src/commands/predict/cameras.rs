@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 use super::inputs::{FrameSource, Input, Inputs, Picture};
@@ -80,9 +80,12 @@ impl Cameras {
         let mut scenes = HashMap::new();
         let mut homeless = Vec::new();
         for input in &inputs.inputs {
-            let Input::Pictures(pictures) = input else {
-                cameras.take_frames(input, network)?;
-                continue;
+            let pictures = match input {
+                Input::Pictures(pictures) => pictures,
+                Input::Frames(source) => {
+                    cameras.take_frames(source, network)?;
+                    continue;
+                }
             };
             let first = cameras.of_pictures.len();
             for (i, picture) in pictures.iter().enumerate() {
@@ -164,8 +167,10 @@ impl Cameras {
     }
 
     /// Frames are those of the given camera; of standard input also the network's own, by their size.
-    fn take_frames(&mut self, input: &Input, network: &NetworkInput) -> Result<()> {
-        let (None, Input::Frames(source)) = (self.given, input) else { return Ok(()) };
+    fn take_frames(&mut self, source: &FrameSource, network: &NetworkInput) -> Result<()> {
+        if let Some(given) = self.given {
+            return check_raw(&self.views[given], source);
+        }
         let own = (network.input.width, network.input.height);
         let FrameSource::Stdin(format) = source else {
             bail!(
@@ -289,6 +294,13 @@ impl Cameras {
             report.num_images = (!sees_frames || counts[i] > 0).then_some(counts[i]);
         }
     }
+}
+
+/// Fails when raw frames are of another size than their camera's.
+fn check_raw((view, report): &(Arc<View>, CameraReport), source: &FrameSource) -> Result<()> {
+    let FrameSource::Stdin(StreamFormat::Raw(width, height)) = *source else { return Ok(()) };
+    let contradiction = || format!("--raw {width}x{height} and --camera {}", report.source);
+    view.check_size((width as usize, height as usize)).with_context(contradiction)
 }
 
 /// Width and height of a picture as it is taken, px; none where it cannot be read.

@@ -90,11 +90,12 @@ pub(super) struct Inputs {
 /// Finds out what is meant, and which images that are.
 ///
 /// # Errors
-/// If an input is not there, is of a kind that is not read, or has no image.
+/// If an input is not there, is of a kind that is not read, has no image, or stands behind one that is live.
 pub(super) fn find(given: &[PathBuf], looking: Looking) -> Result<Inputs> {
     ensure!(!given.is_empty(), "no image, folder, glob, list or video is named");
     let mut found = Inputs { inputs: Vec::new(), list_root: None };
     for path in given {
+        found.ensure_ends(path)?;
         if path.as_os_str() == STDIN {
             found.add_stdin(looking.stdin)?;
         } else if let Some(video) = VideoSource::live(path) {
@@ -128,14 +129,26 @@ impl Inputs {
         self.inputs.iter().any(is_video)
     }
 
+    /// Refuses `next` behind an input that goes on until it is ended.
+    fn ensure_ends(&self, next: &Path) -> Result<()> {
+        if let Some(Input::Frames(last)) = self.inputs.last()
+            && last.is_live()
+        {
+            bail!(
+                "{} comes after {}, which goes on until somebody ends it: name it before, or in a run of its own",
+                next.display(),
+                last.name()
+            );
+        }
+        Ok(())
+    }
+
     fn add_stdin(&mut self, format: StreamFormat) -> Result<()> {
-        let stdin = Input::Frames(FrameSource::Stdin(format));
-        ensure!(!self.inputs.contains(&stdin), "- (standard input) is named twice");
         ensure!(
             !std::io::stdin().is_terminal(),
             "- reads images from standard input, which is a terminal: pipe PNG or JPEG files, or raw RGB with --raw, into it"
         );
-        self.inputs.push(stdin);
+        self.inputs.push(Input::Frames(FrameSource::Stdin(format)));
         Ok(())
     }
 

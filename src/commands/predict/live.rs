@@ -85,6 +85,8 @@ struct Slot {
 #[derive(Default)]
 struct State {
     frame: Option<Frame>,
+    /// The newest one that cannot be read; it takes no readable one's place.
+    bad: Option<Frame>,
     num_read: usize,
     /// Since the last frame that was taken.
     num_dropped: u64,
@@ -100,9 +102,10 @@ impl Slot {
         let mut state = self.state();
         let number = state.num_read;
         state.num_read += 1;
-        state.num_dropped += u64::from(state.frame.is_some());
-        let num_dropped = state.num_dropped;
-        state.frame = Some(Frame { number, arrived: Instant::now(), image, num_dropped });
+        let slot = if image.is_ok() { &mut state.frame } else { &mut state.bad };
+        let frame = Frame { number, arrived: Instant::now(), image, num_dropped: 0 };
+        let dropped = slot.replace(frame);
+        state.num_dropped += u64::from(dropped.is_some());
         drop(state);
         self.changed.notify_all();
     }
@@ -139,9 +142,9 @@ impl Newest {
             if self.stop.are_raised() {
                 return None;
             }
-            if let Some(frame) = state.frame.take() {
-                state.num_dropped = 0;
-                return Some(frame);
+            if let Some(frame) = state.frame.take().or_else(|| state.bad.take()) {
+                let num_dropped = std::mem::take(&mut state.num_dropped);
+                return Some(Frame { num_dropped, ..frame });
             }
             if state.ended {
                 return None;
@@ -229,6 +232,23 @@ mod tests {
         let frame = newest.take().unwrap();
         assert_eq!((frame.num_dropped, frame.number), (0, 5));
         drop(sender);
+        assert!(newest.take().is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_read_takes_no_readable_frames_place() {
+        let bad = |why: &str| Err(anyhow::anyhow!("{why}"));
+        let frames = [bad("a"), Ok(image(1)), bad("b"), Ok(image(2)), bad("the camera is gone")];
+        let open = |_| -> Result<Frames> { Ok(Box::new(frames.into_iter())) };
+        let newest = Newest::begin(open, &StopFlags::default()).unwrap();
+        while !newest.slot.state().ended {
+            std::thread::yield_now();
+        }
+        let frame = newest.take().unwrap();
+        assert_eq!((frame.image.unwrap(), frame.number, frame.num_dropped), (image(2), 3, 3));
+        let frame = newest.take().unwrap();
+        assert_eq!((frame.number, frame.num_dropped), (4, 0));
+        assert_eq!(frame.image.unwrap_err().to_string(), "the camera is gone");
         assert!(newest.take().is_none());
     }
 

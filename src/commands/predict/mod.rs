@@ -232,10 +232,10 @@ pub fn predict(
 
     let total = jobs::total(&inputs);
     let numbering = Mutex::new(Numbering::of(&inputs));
-    let ended = AtomicBool::new(false);
+    let (ended, over) = (AtomicBool::new(false), Arc::<AtomicBool>::default());
     let are_live = inputs.are_live();
     let realtime = request.realtime.then(Arc::<Gate>::default);
-    let ends = Ends { realtime, stop: StopFlags::of([stop.clone()]), ended: &ended };
+    let ends = Ends { realtime, stop: StopFlags::of([stop.clone(), over.clone()]), ended: &ended };
     let pictures = Jobs::new(inputs, &cameras, &numbering, (request.overlays, total), ends);
     let mut results = Results::begin(&out, request.overwrite, &objects, lines)?;
     let on_answer = |answer: Answer| {
@@ -252,7 +252,8 @@ pub fn predict(
     let obj_ids = objects.iter().map(|object| object.obj_id).collect();
     let solver = Solver::new(decoder.as_ref(), obj_ids, &options)?.with_covariance();
     let pictures = pictures.take_while(|_| !stop.load(Ordering::SeqCst));
-    let ran = infer_stream(opened.engine.as_ref(), &solver, &options, pictures, on_answer);
+    let engine = opened.engine.as_ref();
+    let ran = infer_stream(engine, &solver, &options, pictures, over, on_answer);
     let timing = match ran {
         Ok(timing) => timing,
         Err(e) => {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use crate::artifact::Artifact;
-use crate::data::{BopFolder, DataConfig, ObjectBox, folder_boxes, object_boxes};
+use crate::data::{ObjectBox, object_boxes};
 use crate::run::home::Home;
-use crate::run::objects::{boxes, contradiction};
+use crate::run::objects::{boxes, contradiction, first_of};
 use crate::train::ObjectInfo;
 
 /// What the user says about the objects.
@@ -86,25 +86,6 @@ pub(super) fn find(wanted: Wanted, home: &Home, artifact: &Artifact) -> Result<V
             home.data.display()
         ),
     }
-}
-
-/// The objects of the first folder that has their boxes, or is a BOP folder.
-fn first_of(
-    roots: impl IntoIterator<Item = PathBuf>,
-    data: &DataConfig,
-) -> Result<Option<(PathBuf, Vec<ObjectBox>)>> {
-    for root in roots {
-        if data.boxes(&root).is_file() {
-            let meshes = data.meshes(&root);
-            let meshes = meshes.is_dir().then_some(&*meshes);
-            let objects = object_boxes(&data.boxes(&root), meshes, data)?;
-            return Ok(Some((root, objects)));
-        }
-        if let Some(folder) = BopFolder::find(&root) {
-            return Ok(Some((root, folder_boxes(&folder, data)?)));
-        }
-    }
-    Ok(None)
 }
 
 /// A file of boxes knows no numbers: they are those of the network's file.

@@ -14,6 +14,7 @@ use crate::seed;
 /// Purposes of random streams.
 const SHUFFLE: u64 = 0x7368_7566;
 const AUGMENT: u64 = 0x6175_676d;
+const COLOR: u64 = 0x636f_6c6f;
 const REPLACE: u64 = 0x7265_706c;
 
 /// Images tried in the place of one without a visible object; a sound dataset needs 1 or 2.
@@ -175,9 +176,16 @@ impl LoadPlan {
             let (width, height) = self.preparer.size();
             Augmentation::draw(&self.data, width, height, &mut rng)
         });
-        self.preparer
+        let mut sample = self
+            .preparer
             .load(&self.dataset, index, augmentation.as_ref())
-            .with_context(|| format!("image {}", self.dataset.frames[index].image))
+            .with_context(|| format!("image {}", self.dataset.frames[index].image))?;
+        if let Some(color) = self.data.color.as_ref().filter(|_| self.options.augment) {
+            let place = [COLOR, self.options.epoch, wanted as u64, attempt];
+            let mut rng = seed::stream(self.options.seed, &place);
+            color.apply(&mut sample.pixels, self.preparer.size(), &mut rng);
+        }
+        Ok(sample)
     }
 
     /// The batch of that number, of its filled slots.

@@ -184,6 +184,10 @@ impl Emitter<'_> {
                 ],
             ),
             Function::Upsample { .. } => return self.upsample(node, self.graph.input_of(node)),
+            Function::Times(factor) => {
+                let factor = self.floats(&format!("{name}.factor"), &[], &[factor]);
+                return self.push("Mul", &name, &[inputs[0].clone(), factor], &out, vec![]);
+            }
             Function::Flatten => {
                 let shape = [0, self.graph.nodes[node].shape[0] as i32, 1, 1];
                 let shape = self.integers(&format!("{name}.shape"), &[4], DataType::Int64, &shape);

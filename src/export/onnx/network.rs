@@ -11,7 +11,7 @@ use super::graph::{
     Conv, Graph, GraphNode, LevelNodes, NodeId, NormConstants, Op, Output, ScaledCodes, Weight,
     Window,
 };
-use crate::nn::{self, LayerInfo, LayerKind, NORM_EPS, Network, Store, Trace, TraceOp};
+use crate::nn::{self, Function, LayerInfo, LayerKind, NORM_EPS, Network, Store, Trace, TraceOp};
 use crate::quant::{Grid, ModuleQuantizer, WeightCodes};
 
 /// The largest code of an 8-bit carrier.
@@ -122,6 +122,7 @@ impl Builder<'_> {
             }
             let op = match &node.op {
                 TraceOp::Input => Op::Input,
+                TraceOp::Function(Function::Times(factor)) => Op::Scale { factor: *factor },
                 TraceOp::Function(function) => Op::Function(*function),
                 TraceOp::Layer(layer) => {
                     let norm = folds.get(&i).and_then(|&norm| trace.nodes[norm].layer());

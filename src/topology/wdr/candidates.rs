@@ -1,7 +1,8 @@
 //! From the network's outputs for one image to the 2D-3D correspondences of each class.
 //!
 //! Pure Rust on slices that lie on the CPU. A cell of class `c` is a candidate when its sigmoid is above the
-//! threshold; the size of the box its 8 predicted corners span says how many cells each pyramid level gives.
+//! threshold; the size of the box its 8 predicted corners span says how many cells each pyramid level gives. Where several
+//! instances of a class are looked for, its cells are first clustered by their boxes.
 
 use std::cmp::Ordering;
 
@@ -14,6 +15,9 @@ pub const REG_CHANNELS: usize = 16;
 /// How far below the threshold's logit a cell may lie and still have its sigmoid computed: f32 rounding.
 const LOGIT_SLACK: f32 = 1e-3;
 
+/// A cell whose box overlaps that of a cluster's best cell by at least this (intersection over union) belongs to the cluster.
+const SAME_INSTANCE_IOU: f64 = 0.4;
+
 /// What makes a cell a candidate, and how many of them a level gives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CandidateConfig {
@@ -21,11 +25,13 @@ pub struct CandidateConfig {
     pub confidence_threshold: f64,
     /// How many cells of which level: as in training.
     pub targets: TargetConfig,
+    /// Most instances of a class in an image; 1 takes all cells of a class as those of one instance, as published.
+    pub max_instances: usize,
 }
 
 impl Default for CandidateConfig {
     fn default() -> Self {
-        Self { confidence_threshold: 0.3, targets: TargetConfig::default() }
+        Self { confidence_threshold: 0.3, targets: TargetConfig::default(), max_instances: 1 }
     }
 }
 
@@ -57,7 +63,7 @@ pub struct SelectedCell {
     pub score: f32,
 }
 
-/// What one class of an image hands to PnP.
+/// What one instance of a class in an image hands to PnP.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClassCandidates {
     /// 0-based class.
@@ -76,7 +82,8 @@ pub struct ClassCandidates {
     pub pixels: Vec<Vec2>,
 }
 
-/// The correspondences of every class that has a selected cell, ascending by class.
+/// The correspondences of every class that has a selected cell, ascending by class; of each of its instances, by falling
+/// confidence of their best cells.
 ///
 /// Rules (WDR's post-processor): a cell is a candidate when `sigmoid > confidence_threshold`. The box size of a
 /// class comes from going through the levels in order: when the level's most confident cell beats the best
@@ -84,6 +91,9 @@ pub struct ClassCandidates {
 /// points) is kept *only if it is larger than the extent so far*; so the extent need not be that of the most
 /// confident cell. The extent says how many cells each level gives
 /// ([`positives_per_level`]): its best ones by score, ties by cell number. A pixel is anchor centre + prediction x anchor size.
+///
+/// With `max_instances` above 1 these rules hold for each cluster of a class's candidates by itself: the most confident cell that
+/// no cluster has begins one, with all cells left whose boxes overlap its box by 0.4 (intersection over union) or more.
 ///
 /// Deviation: a cell with an offset that is not finite is not a candidate.
 ///
@@ -99,7 +109,7 @@ pub fn select(
         assert_eq!(l.cls.len(), num_classes * num_cells, "level {k}: number of logits");
         assert_eq!(l.reg.len(), num_classes * REG_CHANNELS * num_cells, "level {k}: regressions");
     }
-    (0..num_classes).filter_map(|class| select_class(levels, class, config)).collect()
+    (0..num_classes).flat_map(|class| select_class(levels, class, config)).collect()
 }
 
 /// The largest confidence (sigmoid) of a class's cells, 0 without any number.
@@ -113,14 +123,88 @@ fn select_class(
     levels: &[LevelOutput],
     class: usize,
     config: &CandidateConfig,
-) -> Option<ClassCandidates> {
+) -> Vec<ClassCandidates> {
     let mut available: Vec<Vec<SelectedCell>> =
         levels.iter().enumerate().map(|(k, l)| candidates_of_level(l, k, class, config)).collect();
     for cells in &mut available {
-        cells.sort_by(|a, b| {
-            b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal).then(a.cell.cmp(&b.cell))
-        });
+        cells.sort_by(by_score);
     }
+    if config.max_instances <= 1 {
+        return select_instance(levels, class, &available, config).into_iter().collect();
+    }
+    let clusters = clusters(levels, class, &available, config.max_instances);
+    clusters.iter().filter_map(|cells| select_instance(levels, class, cells, config)).collect()
+}
+
+/// The more confident cell first; equal ones by level and place, so that the order is fixed.
+fn by_score(a: &SelectedCell, b: &SelectedCell) -> Ordering {
+    let score = b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal);
+    score.then((a.level, a.cell).cmp(&(b.level, b.cell)))
+}
+
+/// The candidates of a class, a level each by falling score, as at most `most` clusters of the same form: each the cells whose
+/// boxes overlap that of its most confident one, the most confident cluster first.
+fn clusters(
+    levels: &[LevelOutput],
+    class: usize,
+    available: &[Vec<SelectedCell>],
+    most: usize,
+) -> Vec<Vec<Vec<SelectedCell>>> {
+    let mut left: Vec<(SelectedCell, PixelBox)> = (available.iter().flatten())
+        .map(|cell| (*cell, PixelBox::of(&corners_px(&levels[cell.level], class, cell.cell))))
+        .collect();
+    left.sort_by(|a, b| by_score(&a.0, &b.0));
+    let mut clusters = Vec::new();
+    while let (Some((_, first)), true) = (left.first().copied(), clusters.len() < most) {
+        let mut cluster = vec![Vec::new(); levels.len()];
+        left.retain(|(cell, own)| {
+            // A box without an area overlaps nothing; the first cell is its cluster's in any case.
+            let belongs = *own == first || own.iou(&first) >= SAME_INSTANCE_IOU;
+            if belongs {
+                cluster[cell.level].push(*cell);
+            }
+            !belongs
+        });
+        clusters.push(cluster);
+    }
+    clusters
+}
+
+/// A box in an image, px.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct PixelBox {
+    low: Vec2,
+    high: Vec2,
+}
+
+impl PixelBox {
+    /// The box about points.
+    fn of(points: &[Vec2; 8]) -> Self {
+        let first = points[0];
+        let low = points.iter().fold(first, |low, p| low.inf(p));
+        Self { low, high: points.iter().fold(first, |high, p| high.sup(p)) }
+    }
+
+    fn area(&self) -> f64 {
+        let sides = self.high - self.low;
+        sides.x.max(0.0) * sides.y.max(0.0)
+    }
+
+    /// Intersection over union; 0 of two boxes without an area.
+    fn iou(&self, other: &Self) -> f64 {
+        let common = Self { low: self.low.sup(&other.low), high: self.high.inf(&other.high) };
+        let union = self.area() + other.area() - common.area();
+        if union > 0.0 { common.area() / union } else { 0.0 }
+    }
+}
+
+/// What the cells of an instance, a level each by falling score, hand to PnP; none where no level is to give one.
+fn select_instance(
+    levels: &[LevelOutput],
+    class: usize,
+    available: &[Vec<SelectedCell>],
+    config: &CandidateConfig,
+) -> Option<ClassCandidates> {
     let mut best_score = 0.0;
     let mut box_size_px = 0.0;
     for first in available.iter().filter_map(|cells| cells.first()) {
@@ -257,6 +341,61 @@ mod tests {
         let level = LevelOutput { h: 1, ..level(&cls, &reg, 1, 8.0) };
         let found = select(&[level], 2, &CandidateConfig::default());
         assert_eq!((found.len(), found[0].class, found[0].box_size_px), (1, 1, 32.0));
+    }
+
+    /// Two levels of one class with an instance at the left and a fainter one at the right of the first level.
+    fn two_instances() -> ([f32; 16], Vec<f32>) {
+        let mut cls = [logit(0.05); 16];
+        (cls[1], cls[2], cls[14]) = (logit(0.8), logit(0.9), logit(0.6));
+        (cls, boxes(16, 0.5))
+    }
+
+    #[test]
+    fn instances_are_clusters_of_boxes_by_falling_confidence() {
+        let (cls, reg) = two_instances();
+        let with = |max_instances| {
+            let config = CandidateConfig { max_instances, ..CandidateConfig::default() };
+            select(&[level(&cls, &reg, 16, 8.0)], 1, &config)
+        };
+        let cells = |found: &ClassCandidates| -> Vec<usize> {
+            found.cells.iter().map(|cell| cell.cell).collect()
+        };
+        // As published: all cells are of one object.
+        let one = with(1);
+        assert_eq!((one.len(), cells(&one[0])), (1, vec![2, 1, 14]));
+        let two = with(2);
+        assert_eq!(two.iter().map(cells).collect::<Vec<_>>(), [vec![2, 1], vec![14]]);
+        assert!(two[0].score > two[1].score);
+        assert_eq!((two[1].pixels.len(), two[1].class), (8, 0));
+        assert_eq!(with(5), two);
+    }
+
+    #[test]
+    fn cells_of_one_object_on_several_levels_are_one_cluster() {
+        let (fine, coarse) = ([logit(0.8)], [logit(0.9)]);
+        // Boxes of 32 px about (4, 4) and about (8, 8): they overlap by 0.62.
+        let (small, large) = (boxes(1, 0.5), boxes(1, 0.25));
+        let levels = [level(&fine, &small, 1, 8.0), level(&coarse, &large, 1, 16.0)];
+        let config = CandidateConfig { max_instances: 3, ..CandidateConfig::default() };
+        let found = select(&levels, 1, &config);
+        assert_eq!(found, select(&levels, 1, &CandidateConfig::default()));
+        assert_eq!((found.len(), found[0].cells.len()), (1, 2));
+    }
+
+    #[test]
+    fn boxes_without_an_area_are_told_apart() {
+        let cls = [logit(0.9), logit(0.8)];
+        let reg = vec![0.0; 2 * REG_CHANNELS];
+        let config = CandidateConfig { max_instances: 3, ..CandidateConfig::default() };
+        let found = select(&[level(&cls, &reg, 2, 8.0)], 1, &config);
+        // Their size says that no level has a cell for them.
+        assert!(found.is_empty());
+        assert_eq!(clusters(&[level(&cls, &reg, 2, 8.0)], 0, &[candidates(&cls)], 3).len(), 2);
+    }
+
+    fn candidates(cls: &[f32]) -> Vec<SelectedCell> {
+        let cell = |cell| SelectedCell { level: 0, cell, score: 1.0 - cell as f32 / 10.0 };
+        (0..cls.len()).map(cell).collect()
     }
 
     #[test]

@@ -83,7 +83,7 @@ struct DarknetStage {
 /// Darknet-53's features, and its classifier, which nothing runs, where the state is to hold it.
 ///
 /// Keys: `features.init_block.*`, `features.stage{1..5}.unit{1..}.*`, `output.{weight,bias}`.
-pub(super) struct Darknet {
+pub(in crate::topology) struct Darknet {
     init_block: ConvBnLeaky,
     stages: Vec<DarknetStage>,
 }

@@ -1,4 +1,4 @@
-//! The network's outputs by name, and what they say: cells to the correspondences of each class.
+//! The network's outputs by name, and what they say: cells to the correspondences of each instance of each class.
 
 use anyhow::{Result, ensure};
 use tch::Tensor;
@@ -26,8 +26,8 @@ impl Engine for PoseNet {
     }
 }
 
-/// Reads correspondences from the outputs of a [`PoseNet`], in whatever engine: of each class, the 8 corners of its best
-/// cells.
+/// Reads correspondences from the outputs of a [`PoseNet`], in whatever engine: of each class and instance, the 8 corners of its
+/// best cells.
 ///
 /// Reasons for no detection: `no_cell` (none is above the confidence threshold) and `no_usable_cell` (some are, but none
 /// with finite offsets on a pyramid level for the size that they predict).
@@ -116,15 +116,18 @@ impl Decode for CellDecoder {
         let levels = self.levels(outputs, image);
         let num_classes = self.corners.len();
         let mut selected = select(&levels, num_classes, &self.config).into_iter().peekable();
-        (0..num_classes)
-            .map(|class| {
-                let found = match selected.next_if(|c| c.class == class) {
-                    Some(candidates) => Ok(self.detection(candidates)),
-                    None => Err(self.no_detection(&levels, class)),
-                };
-                Decoded { class, found }
-            })
-            .collect()
+        let mut decoded = Vec::with_capacity(num_classes);
+        for class in 0..num_classes {
+            let before = decoded.len();
+            while let Some(candidates) = selected.next_if(|c| c.class == class) {
+                decoded.push(Decoded { class, found: Ok(self.detection(candidates)) });
+            }
+            if decoded.len() == before {
+                let found = Err(self.no_detection(&levels, class));
+                decoded.push(Decoded { class, found });
+            }
+        }
+        decoded
     }
 }
 

@@ -46,7 +46,7 @@ impl Tower {
 }
 
 /// Keys: `cls_tower.*`, `pose_tower.*`, `cls_logits.*`, `pose_pred.*`, `scales.{level}.scale`.
-pub(super) struct Head {
+pub(in crate::topology) struct Head {
     cls_tower: Tower,
     pose_tower: Tower,
     cls_logits: Conv2d,
@@ -56,7 +56,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    pub(super) fn new(p: &Path, config: &NetworkConfig, num_classes: i64) -> Self {
+    pub(in crate::topology) fn new(p: &Path, config: &NetworkConfig, num_classes: i64) -> Self {
         let width = config.head_channels;
         let cls_bias = -((1.0 - PRIOR) / PRIOR).ln();
         let cls = ConvShape::new(width, num_classes, 3);
@@ -74,7 +74,11 @@ impl Head {
     }
 
     /// Logits and offsets of each level, finest first.
-    pub(super) fn run<O: Ops>(&self, ops: &mut O, levels: &[O::Value]) -> HeadOutputs<O::Value> {
+    pub(in crate::topology) fn run<O: Ops>(
+        &self,
+        ops: &mut O,
+        levels: &[O::Value],
+    ) -> HeadOutputs<O::Value> {
         let mut outputs = HeadOutputs { cls: vec![], reg: vec![] };
         for ((x, scale), level) in levels.iter().zip(&self.scales).zip(self.finest_level..) {
             ops.at(Some(format_args!("p{level}")));

@@ -3,13 +3,13 @@
 use crate::topology::family::FamilyKeys;
 
 /// The backbone.
-pub(super) const BACKBONE: &str = "backbone";
+pub(in crate::topology) const BACKBONE: &str = "backbone";
 /// The feature pyramid.
-pub(super) const FPN: &str = "fpn";
+pub(in crate::topology) const FPN: &str = "fpn";
 /// The head.
-pub(super) const HEAD: &str = "head";
+pub(in crate::topology) const HEAD: &str = "head";
 /// The anchors that published checkpoints hold.
-pub(super) const ANCHORS: &str = "anchor_generator";
+pub(in crate::topology) const ANCHORS: &str = "anchor_generator";
 
 /// The keys of the family; the network is built with the same names.
 pub(crate) const KEYS: FamilyKeys = FamilyKeys {

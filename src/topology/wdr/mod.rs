@@ -8,6 +8,7 @@
 //! Source: Hu et al., *Wide-Depth-Range 6D Object Pose Estimation in Space*, CVPR 2021.
 
 mod anchors;
+mod backbone;
 pub mod candidates;
 mod config;
 mod darknet;
@@ -15,7 +16,7 @@ mod decoder;
 mod distill;
 mod fpn;
 mod head;
-mod keys;
+pub(super) mod keys;
 mod loss;
 mod net;
 mod outputs;
@@ -25,14 +26,19 @@ mod targets;
 mod task;
 
 pub use anchors::{AnchorGrid, CellTarget, Level};
+pub(super) use backbone::BackboneNet;
 pub use config::{Backbone, NetworkConfig};
 pub use decoder::CellDecoder;
 pub use distill::{DistillConfig, DistillLosses};
+pub(super) use fpn::Fpn;
+pub(super) use head::Head;
 pub(crate) use keys::KEYS;
 pub use loss::{LossConfig, Losses, losses};
 pub use net::PoseNet;
+pub(super) use net::{add_anchors, check_build};
 pub use outputs::{Features, HeadOutputs, output_names, output_shapes};
 pub use targets::{
     AssignedObject, Assignment, Draw, LevelCount, ObjectTarget, Positive, TargetConfig, assign,
     positives_per_level,
 };
+pub(super) use task::Targets;

@@ -1,41 +1,32 @@
 //! The whole network.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use tch::{Device, Tensor};
 
 use super::anchors::AnchorGrid;
-use super::config::{Backbone, NetworkConfig};
-use super::darknet::Darknet;
+use super::backbone::BackboneNet;
+use super::config::NetworkConfig;
 use super::fpn::Fpn;
 use super::head::Head;
 use super::keys;
-use super::outputs::{Features, HeadOutputs, output_names};
+use super::outputs::{Features, HeadOutputs};
 use super::recognise::advise;
-use super::resnet::Resnet;
-use crate::nn::{self, DenseLevel, Eager, Network, Ops, Path, Store, Trace, Tracer};
+use crate::nn::{self, DenseLevel, Eager, Network, Ops, Store, Trace, Tracer};
 use crate::topology::family::Family;
 
-/// What turns images into features of 5 strides.
-enum BackboneNet {
-    Darknet(Darknet),
-    Resnet(Resnet),
+/// Refuses a network with these problems, or without classes.
+pub(in crate::topology) fn check_build(problems: &[String], num_classes: i64) -> Result<()> {
+    ensure!(problems.is_empty(), "{}", problems.join("; "));
+    ensure!(num_classes >= 1, "the network has {num_classes} object classes, expected 1 or more");
+    Ok(())
 }
 
-impl BackboneNet {
-    fn new(p: &Path, config: &NetworkConfig) -> Self {
-        match config.backbone {
-            Backbone::Darknet53 => Self::Darknet(Darknet::new(p, config)),
-            Backbone::Resnet18 | Backbone::Resnet34 | Backbone::Resnet50 => {
-                Self::Resnet(Resnet::new(p, config))
-            }
-        }
-    }
-
-    fn run<O: Ops>(&self, ops: &mut O, images: &O::Value) -> Vec<O::Value> {
-        match self {
-            Self::Darknet(net) => net.run(ops, images),
-            Self::Resnet(net) => net.run(ops, images),
-        }
+/// Adds what published checkpoints hold of the anchors: that of each level's cell (0, 0).
+pub(in crate::topology) fn add_anchors(store: &Store, grid: &AnchorGrid) {
+    let anchors = store.root() / keys::ANCHORS / "cell_anchors";
+    for (i, level) in grid.levels.iter().enumerate() {
+        let corners = level.anchor_box(0, 0).map(|v| v as f32);
+        let _ = anchors.buffer(&i.to_string(), Tensor::from_slice(&corners).reshape([1, 4]));
     }
 }
 
@@ -80,13 +71,7 @@ impl PoseNet {
     fn build(config: &NetworkConfig, num_classes: i64, store: Store) -> Result<Self> {
         let mut problems = vec![];
         config.check("network", &mut problems);
-        if !problems.is_empty() {
-            bail!("{}", problems.join("; "));
-        }
-        ensure!(
-            num_classes >= 1,
-            "the network has {num_classes} object classes, expected 1 or more"
-        );
+        check_build(&problems, num_classes)?;
         let root = store.root();
         let net = Self {
             backbone: BackboneNet::new(&(&root / keys::BACKBONE), config),
@@ -96,13 +81,7 @@ impl PoseNet {
             num_classes,
             store,
         };
-        // Published checkpoints hold each level's anchor of cell (0, 0).
-        let anchors = root / keys::ANCHORS / "cell_anchors";
-        let grid = net.grid(1, 1);
-        for (i, level) in grid.levels.iter().enumerate() {
-            let corners = level.anchor_box(0, 0).map(|v| v as f32);
-            let _ = anchors.buffer(&i.to_string(), Tensor::from_slice(&corners).reshape([1, 4]));
-        }
+        add_anchors(&net.store, &net.grid(1, 1));
         net.trace(TRACE_PX, TRACE_PX).mark(&net.store);
         Ok(net)
     }
@@ -160,13 +139,8 @@ impl Network for PoseNet {
     fn trace(&self, width: usize, height: usize) -> Trace {
         let mut tracer = Tracer::new();
         let images = tracer.input("images", &[3, height as i64, width as i64]);
-        let HeadOutputs { cls, reg } = self.record(&mut tracer, &images);
-        let levels = self.config.levels().zip(cls.into_iter().zip(reg));
-        let named = levels.flat_map(|(level, (cls, reg))| {
-            let [cls_name, reg_name] = output_names(1 << level);
-            [(cls_name, cls), (reg_name, reg)]
-        });
-        tracer.finish(named.collect())
+        let outputs = self.record(&mut tracer, &images);
+        tracer.finish(outputs.level_by_level(&self.config.strides()))
     }
 
     fn dense_levels(&self) -> Vec<DenseLevel> {
@@ -182,6 +156,7 @@ impl Network for PoseNet {
 mod tests {
     use super::*;
     use crate::nn::{Function, Layer, ModuleInfo, Preprocess};
+    use crate::topology::wdr::Backbone;
     use std::fmt::Arguments;
     use tch::Kind;
 

@@ -44,6 +44,18 @@ pub fn output_shapes(grid: &AnchorGrid, num_classes: usize) -> Vec<OutputShape> 
     of(0, num_classes).chain(of(1, num_classes * REG_CHANNELS)).collect()
 }
 
+impl<V> HeadOutputs<V> {
+    /// The values under their names, level by level of these strides: logits, then offsets.
+    pub(in crate::topology) fn level_by_level(self, strides: &[i64]) -> Vec<(String, V)> {
+        let levels = strides.iter().zip(self.cls.into_iter().zip(self.reg));
+        let named = levels.flat_map(|(&stride, (cls, reg))| {
+            let [cls_name, reg_name] = output_names(stride);
+            [(cls_name, cls), (reg_name, reg)]
+        });
+        named.collect()
+    }
+}
+
 impl HeadOutputs {
     /// The tensors under their names, for levels of these strides: all logits, then all offsets.
     pub fn named(self, strides: &[i64]) -> nn::Outputs {

@@ -2,9 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
+use serde::Serialize;
 use tch::Tensor;
 
 use super::config::{Backbone, NetworkConfig};
+use super::keys::KEYS;
+use crate::topology::keys;
 
 /// Shapes by bare key.
 pub type Sizes<'a> = HashMap<&'a str, Vec<i64>>;
@@ -118,9 +121,45 @@ fn same_widths(a: &NetworkConfig, b: &NetworkConfig) -> bool {
     )
 }
 
-/// `stem_channels=16, fpn_channels=64`: what of `theirs` is not as in `ours`.
-fn differences(ours: &NetworkConfig, theirs: &NetworkConfig) -> String {
-    let value = |config: &NetworkConfig| serde_json::to_value(config).unwrap_or_default();
+/// What to change for the tensors to fit, where that can be told from them; ends with `": "` or is empty. `mismatched` are
+/// those of another shape than the network's.
+pub(super) fn advise(
+    ours: &NetworkConfig,
+    num_classes: i64,
+    tensors: &[(String, Tensor)],
+    mismatched: &[&str],
+) -> String {
+    let sizes = sizes_of(tensors);
+    // With modules of another family, this family's part of it says little.
+    let is_foreign = |name: &&str| keys::root(name).is_some_and(|root| !KEYS.roots.contains(&root));
+    match shape_of(&sizes, ours).filter(|_| !sizes.keys().any(is_foreign)) {
+        Some(theirs) if theirs != *ours => advise_shape(ours, &theirs, topology_of(&theirs)),
+        Some(_) => advise_classes(&sizes, num_classes, mismatched),
+        None => String::new(),
+    }
+}
+
+/// Shapes by name.
+pub(in crate::topology) fn sizes_of(tensors: &[(String, Tensor)]) -> Sizes<'_> {
+    tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect()
+}
+
+/// What to set in a config of shape `ours` for tensors of shape `theirs`, which may be that of a named topology.
+pub(in crate::topology) fn advise_shape<T: Serialize>(
+    ours: &T,
+    theirs: &T,
+    topology: Option<&str>,
+) -> String {
+    if let Some(topology) = topology {
+        return format!("it is of topology {topology}: name it with --topology {topology}: ");
+    }
+    let difference = differences(ours, theirs);
+    format!("it is another topology; for its own set network.params.{difference}: ")
+}
+
+/// `stem_channels=16, network.params.fpn_channels=64`: what of `theirs` is not as in `ours`.
+fn differences<T: Serialize>(ours: &T, theirs: &T) -> String {
+    let value = |config: &T| serde_json::to_value(config).unwrap_or_default();
     let (ours, theirs) = (value(ours), value(theirs));
     let empty = serde_json::Map::new();
     let all = theirs.as_object().unwrap_or(&empty).iter();
@@ -131,27 +170,14 @@ fn differences(ours: &NetworkConfig, theirs: &NetworkConfig) -> String {
     parts.join(", network.params.")
 }
 
-/// What to change for the tensors to fit, where that can be told from them; ends with `": "` or is empty. `mismatched` are
-/// those of another shape than the network's.
-pub(super) fn advise(
-    ours: &NetworkConfig,
+/// What to set for a head that knows another number of classes than the network's `num_classes`.
+pub(in crate::topology) fn advise_classes(
+    sizes: &Sizes,
     num_classes: i64,
-    tensors: &[(String, Tensor)],
     mismatched: &[&str],
 ) -> String {
-    let sizes = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
-    let Some(theirs) = shape_of(&sizes, ours) else {
-        return String::new();
-    };
-    if theirs != *ours {
-        if let Some(topology) = topology_of(&theirs) {
-            return format!("it is of topology {topology}: name it with --topology {topology}: ");
-        }
-        let difference = differences(ours, &theirs);
-        return format!("it is another topology; for its own set network.params.{difference}: ");
-    }
     let bad = mismatched.iter().any(|name| name.starts_with("head."));
-    match num_classes_of(&sizes) {
+    match num_classes_of(sizes) {
         Some(found) if bad && found != num_classes => format!(
             "head.cls_logits.weight knows {found} object class(es), and the config has {}: set data.N_CLASS to {} \
              (classes and the background) with its MESH_DIAMETERS to use these, or fine-tune to your own classes with \

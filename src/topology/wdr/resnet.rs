@@ -70,7 +70,7 @@ impl Block {
 ///
 /// Source: He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016. Deviation: the stride of a block of
 /// three convolutions is in the second, as in torchvision.
-pub(super) struct Resnet {
+pub(in crate::topology) struct Resnet {
     name: String,
     stem: ConvBn,
     layers: Vec<Vec<Block>>,

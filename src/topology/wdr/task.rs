@@ -10,13 +10,13 @@ use super::candidates::CandidateConfig;
 use super::config::NetworkConfig;
 use super::decoder::CellDecoder;
 use super::distill::distill;
-use super::loss::{LossConfig, losses};
+use super::loss::{LossConfig, Losses, losses};
 use super::net::PoseNet;
 use super::outputs::{HeadOutputs, output_names, output_shapes};
 use super::targets::{Assignment, Draw, ObjectTarget, TargetConfig, assign};
 use crate::data::{Batch, ObjectModel, SampleObject};
 use crate::geom::Camera;
-use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess};
+use crate::nn::{Decode, DenseLevel, Network, OutputShape, Outputs, Preprocess};
 use crate::seed;
 use crate::topology::family::{DecodeSetting, Family, TaskSetting};
 use crate::topology::settings::{LossSettings, TargetSettings};
@@ -49,7 +49,8 @@ impl Family for NetworkConfig {
         loss: &LossSettings,
         targets: &TargetSettings,
     ) -> Result<(LossSettings, TargetSettings)> {
-        Ok((loss.complete::<LossConfig>()?, targets.complete::<TargetConfig>()?))
+        let (loss, targets): (LossConfig, TargetConfig) = (loss.read()?, targets.read()?);
+        Ok((LossSettings::of(&loss), TargetSettings::of(&targets)))
     }
 
     fn task(&self, mut setting: TaskSetting) -> Result<Box<dyn Task>> {
@@ -77,9 +78,10 @@ impl Family for NetworkConfig {
     }
 
     fn decoder(&self, setting: DecodeSetting) -> Result<Box<dyn Decode>> {
-        let DecodeSetting { confidence_threshold, targets, .. } = setting;
+        let DecodeSetting { confidence_threshold, targets, max_instances, .. } = setting;
         let grid = AnchorGrid::new(self, setting.width, setting.height);
-        let candidates = CandidateConfig { confidence_threshold, targets: targets.read()? };
+        let candidates =
+            CandidateConfig { confidence_threshold, targets: targets.read()?, max_instances };
         let decoder = CellDecoder::new(grid, setting.num_classes, setting.corners, candidates)?;
         Ok(Box::new(decoder))
     }
@@ -112,11 +114,10 @@ impl Task for CellTask {
         train: bool,
     ) -> Result<BatchLosses> {
         let assignments: &Vec<Assignment> = prepared.targets()?;
-        let Targets { grid, camera, .. } = self.targets.as_ref();
-        let device = network.store().device();
-        let images = self.images(&prepared.batch, device)?;
-        let outputs = HeadOutputs::of_named(&network.run(&images, train), grid)?;
-        let losses = losses(&outputs, grid, camera, assignments, &self.loss)?;
+        let grid = &self.targets.grid;
+        let images = self.images(&prepared.batch, network.store().device())?;
+        let run = network.run(&images, train);
+        let (outputs, losses) = self.targets.compare(&run, assignments, &self.loss)?;
         let mut named = vec![("cls", losses.cls), ("reg", losses.reg)];
         // What is compared in validation is the loss of the task alone.
         if let Some(teacher) = self.teacher.as_ref().filter(|_| train) {
@@ -148,17 +149,12 @@ impl Task for CellTask {
 
     fn level_targets(&self, prepared: &Prepared) -> Result<Vec<LevelTargets>> {
         let assignments: &Vec<Assignment> = prepared.targets()?;
-        let positives = || assignments.iter().flat_map(|a| &a.positives);
-        let of_level = |level: &Level| LevelTargets {
-            name: format!("stride {}, anchors of {} px", level.stride, level.size_px),
-            num_targets: positives().filter(|p| level.cells().contains(&p.cell)).count(),
-        };
-        Ok(self.targets.grid.levels.iter().map(of_level).collect())
+        Ok(self.targets.count(assignments))
     }
 }
 
 /// Draws targets as a function of the seed, the step and the place in the batch.
-struct Targets {
+pub(in crate::topology) struct Targets {
     camera: Camera,
     models: Arc<Vec<ObjectModel>>,
     config: TargetConfig,
@@ -168,6 +164,23 @@ struct Targets {
 
 impl Prepare for Targets {
     fn prepare(&self, batch: Batch, step: u64) -> Result<Prepared> {
+        let assignments = self.assign(&batch, step)?;
+        Ok(Prepared::new(batch, assignments))
+    }
+}
+
+impl Targets {
+    pub(in crate::topology) fn new(config: &NetworkConfig, setting: TaskSetting) -> Result<Self> {
+        let TaskSetting { preprocess, camera, models, targets, seed, .. } = setting;
+        let grid = AnchorGrid::new(config, preprocess.width, preprocess.height);
+        Ok(Self { camera, models, config: targets.read()?, grid, seed })
+    }
+
+    /// The cells of each image of a batch for training step `step`.
+    ///
+    /// # Errors
+    /// If the batch does not fit the network, or an object has no model.
+    pub(in crate::topology) fn assign(&self, batch: &Batch, step: u64) -> Result<Vec<Assignment>> {
         let AnchorGrid { width, height, .. } = self.grid;
         ensure!(
             (batch.width, batch.height) == (width, height),
@@ -185,17 +198,32 @@ impl Prepare for Targets {
             assign(&self.grid, &self.config, &self.camera, &targets, mask, draw)
                 .with_context(|| format!("assigning targets to image {}", batch.names[i]))
         };
-        let assignments: Vec<Assignment> =
-            batch.objects.iter().enumerate().map(one).collect::<Result<_>>()?;
-        Ok(Prepared::new(batch, assignments))
+        batch.objects.iter().enumerate().map(one).collect()
     }
-}
 
-impl Targets {
-    fn new(config: &NetworkConfig, setting: TaskSetting) -> Result<Self> {
-        let TaskSetting { preprocess, camera, models, targets, seed, .. } = setting;
-        let grid = AnchorGrid::new(config, preprocess.width, preprocess.height);
-        Ok(Self { camera, models, config: targets.read()?, grid, seed })
+    /// How many cells each level has among the assignments of a batch.
+    pub(in crate::topology) fn count(&self, assignments: &[Assignment]) -> Vec<LevelTargets> {
+        let positives = || assignments.iter().flat_map(|a| &a.positives);
+        let of_level = |level: &Level| LevelTargets {
+            name: format!("stride {}, anchors of {} px", level.stride, level.size_px),
+            num_targets: positives().filter(|p| level.cells().contains(&p.cell)).count(),
+        };
+        self.grid.levels.iter().map(of_level).collect()
+    }
+
+    /// The losses of a network's outputs, and these level by level.
+    ///
+    /// # Errors
+    /// If an output is missing, or does not fit the assignments.
+    pub(in crate::topology) fn compare(
+        &self,
+        outputs: &Outputs,
+        assignments: &[Assignment],
+        loss: &LossConfig,
+    ) -> Result<(HeadOutputs, Losses)> {
+        let outputs = HeadOutputs::of_named(outputs, &self.grid)?;
+        let losses = losses(&outputs, &self.grid, &self.camera, assignments, loss)?;
+        Ok((outputs, losses))
     }
 
     fn target(&self, object: &SampleObject) -> Result<ObjectTarget> {
@@ -205,7 +233,7 @@ impl Targets {
         })?;
         Ok(ObjectTarget {
             class,
-            pose: object.pose,
+            pose: model.symmetries.label(&object.pose),
             corners: model.corners,
             diameter_mm: model.diameter_mm,
         })

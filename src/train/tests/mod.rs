@@ -7,6 +7,7 @@ mod folder;
 mod oscillation;
 mod resume;
 mod rules;
+mod teacher;
 mod together;
 
 use std::collections::BTreeMap;
@@ -77,7 +78,12 @@ fn task() -> Box<dyn Task> {
 }
 
 fn task_with(teacher: Option<Teacher>) -> Box<dyn Task> {
+    toy_config().task(TaskSetting { teacher, ..task_setting() }).unwrap()
+}
+
+fn task_setting() -> TaskSetting {
     let model = ObjectModel {
+        symmetries: Default::default(),
         obj_id: 1,
         name: "obj_000001".to_owned(),
         mesh: Mesh { vertices: vec![], faces: vec![] },
@@ -85,12 +91,12 @@ fn task_with(teacher: Option<Teacher>) -> Box<dyn Task> {
         diameter_mm: 173.2,
     };
     let k = [40.0, 0.0, 16.0, 0.0, 40.0, 16.0, 0.0, 0.0, 1.0];
-    let setting = TaskSetting {
+    TaskSetting {
         camera: Camera::from_row_major(&k).unwrap(),
         models: Arc::new(vec![model]),
         targets: TargetSettings::default(),
         loss: LossSettings::default(),
-        teacher,
+        teacher: None,
         preprocess: Preprocess {
             width: 32,
             height: 32,
@@ -98,8 +104,7 @@ fn task_with(teacher: Option<Teacher>) -> Box<dyn Task> {
             std: [0.229, 0.224, 0.225],
         },
         seed: SEED,
-    };
-    toy_config().task(setting).unwrap()
+    }
 }
 
 fn toy_config() -> NetworkConfig {

@@ -1,0 +1,195 @@
+//! What the network learns: the cells of the Wide-Depth-Range network, and the features of images without their objects.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use tch::{Device, Tensor};
+
+use super::config::NetworkConfig;
+use super::erase::erase;
+use super::loss::{LossConfig, feature_loss};
+use super::net::{CaSpaceNet, sub_name};
+use super::teacher::FeatureTeacher;
+use crate::data::Batch;
+use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess};
+use crate::topology::family::{DecodeSetting, Family, TaskSetting};
+use crate::topology::settings::{LossSettings, TargetSettings};
+use crate::topology::task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
+use crate::topology::wdr::{self, Assignment, Targets};
+
+impl Family for NetworkConfig {
+    fn check_together(&self, at: &str, problems: &mut Vec<String>) {
+        self.wdr.check_together(at, problems);
+    }
+
+    fn network(
+        &self,
+        num_classes: usize,
+        device: Device,
+        seed: Option<u64>,
+    ) -> Result<Box<dyn Network>> {
+        let num_classes = i64::try_from(num_classes).context("the number of classes")?;
+        Ok(Box::new(match seed {
+            Some(seed) => CaSpaceNet::new(self, num_classes, device, seed)?,
+            None => CaSpaceNet::blank(self, num_classes, device)?,
+        }))
+    }
+
+    fn complete(
+        &self,
+        loss: &LossSettings,
+        targets: &TargetSettings,
+    ) -> Result<(LossSettings, TargetSettings)> {
+        let (loss, targets): (LossConfig, wdr::TargetConfig) = (loss.read()?, targets.read()?);
+        Ok((LossSettings::of(&loss), TargetSettings::of(&targets)))
+    }
+
+    fn task(&self, setting: TaskSetting) -> Result<Box<dyn Task>> {
+        let loss: LossConfig = setting.loss.read()?;
+        ensure!(
+            setting.teacher.is_none(),
+            "training.distill: CA-SpaceNet learns from a teacher of its own; set it to null"
+        );
+        let preprocess = setting.preprocess;
+        let targets = Targets::new(&self.wdr, setting)?;
+        Ok(Box::new(FeatureTask {
+            config: self.wdr.clone(),
+            preparer: Arc::new(ErasedTargets { targets }),
+            preprocess,
+            loss,
+            teacher: RefCell::default(),
+        }))
+    }
+
+    fn outputs(&self, num_classes: usize, width: usize, height: usize) -> Vec<OutputShape> {
+        self.wdr.outputs(num_classes, width, height)
+    }
+
+    fn dense_levels(&self) -> Vec<DenseLevel> {
+        Family::dense_levels(&self.wdr)
+    }
+
+    fn describe_outputs(&self) -> String {
+        self.wdr.describe_outputs()
+    }
+
+    fn decoder(&self, setting: DecodeSetting) -> Result<Box<dyn Decode>> {
+        self.wdr.decoder(setting)
+    }
+}
+
+/// The losses of the cells, and that of the second pyramid.
+struct FeatureTask {
+    config: wdr::NetworkConfig,
+    preparer: Arc<ErasedTargets>,
+    preprocess: Preprocess,
+    loss: LossConfig,
+    /// From the beginning of training on.
+    teacher: RefCell<Option<FeatureTeacher>>,
+}
+
+impl FeatureTask {
+    /// The teacher's pyramid for a batch of images without their objects. A network that is not trained from its beginning here, as
+    /// where only the curvature of its losses is measured, is its own teacher.
+    fn teach(&self, network: &dyn Network, images: &Tensor) -> Result<Vec<Tensor>> {
+        let mut teacher = self.teacher.borrow_mut();
+        if teacher.is_none() {
+            *teacher = Some(self.teacher_of(network)?);
+        }
+        Ok(teacher.as_ref().expect("it was made").features(images))
+    }
+
+    fn teacher_of(&self, network: &dyn Network) -> Result<FeatureTeacher> {
+        FeatureTeacher::new(&self.config, &network.state(), network.store().device())
+    }
+}
+
+impl Task for FeatureTask {
+    fn preparer(&self) -> Arc<dyn Prepare> {
+        self.preparer.clone()
+    }
+
+    fn images(&self, batch: &Batch, device: Device) -> Result<Tensor> {
+        self.preprocess.images(&batch.pixels, device)
+    }
+
+    fn begin(&mut self, network: &dyn Network) -> Result<()> {
+        self.teacher = RefCell::new(Some(self.teacher_of(network)?));
+        Ok(())
+    }
+
+    fn losses(
+        &self,
+        network: &dyn Network,
+        prepared: &Prepared,
+        train: bool,
+    ) -> Result<BatchLosses> {
+        let Erased { assignments, pixels } = prepared.targets()?;
+        let device = network.store().device();
+        let erased = self.preprocess.images(pixels, device)?;
+        let teacher = self.teach(network, &erased)?;
+        let images = self.images(&prepared.batch, device)?;
+        let outputs = network.run(&images, train);
+        let sub = |stride: i64| outputs.get(&sub_name(stride)).map(Tensor::shallow_clone);
+        let sub: Vec<Tensor> = self.config.strides().into_iter().map(sub).collect::<Result<_>>()?;
+        let targets = &self.preparer.targets;
+        let (_, losses) = targets.compare(&outputs, assignments, &self.loss.wdr)?;
+        let wdr::Losses { cls, reg, num_positive } = losses;
+        let feature = feature_loss(&sub, &teacher) * self.loss.weight_feature;
+        Ok(BatchLosses::new(vec![("cls", cls), ("reg", reg), ("feature", feature)], num_positive))
+    }
+
+    fn level_targets(&self, prepared: &Prepared) -> Result<Vec<LevelTargets>> {
+        let Erased { assignments, .. } = prepared.targets()?;
+        Ok(self.preparer.targets.count(assignments))
+    }
+
+    /// The teacher.
+    fn state(&self) -> Vec<(String, Tensor)> {
+        self.teacher.borrow().as_ref().map_or_else(Vec::new, FeatureTeacher::state)
+    }
+
+    fn load_state(&mut self, state: &[(String, Tensor)]) -> Result<()> {
+        ensure!(!state.is_empty(), "the checkpoint holds no teacher: it is of another topology");
+        let mut teacher = self.teacher.borrow_mut();
+        let device = match teacher.as_ref().and_then(|t| t.state().into_iter().next()) {
+            Some((_, tensor)) => tensor.device(),
+            None => Device::Cpu,
+        };
+        *teacher = Some(FeatureTeacher::new(&self.config, state, device)?);
+        Ok(())
+    }
+}
+
+/// What a batch is compared with.
+struct Erased {
+    assignments: Vec<Assignment>,
+    /// The batch's images without their objects, `[n, h, w, 3]`.
+    pixels: Vec<u8>,
+}
+
+/// Draws the cells, and erases the objects from the images. They are erased behind the warp of augmentation, not before it as
+/// published: one warp for both images by construction.
+struct ErasedTargets {
+    targets: Targets,
+}
+
+impl Prepare for ErasedTargets {
+    fn prepare(&self, batch: Batch, step: u64) -> Result<Prepared> {
+        let assignments = self.targets.assign(&batch, step)?;
+        let (width, height) = (batch.width, batch.height);
+        let mut pixels = batch.pixels.clone();
+        ensure!(
+            pixels.len() == 3 * batch.masks.len(),
+            "the batch has {} values of pixels, expected 3 for each of {} of its masks",
+            pixels.len(),
+            batch.masks.len()
+        );
+        let images = pixels.chunks_mut(3 * width * height);
+        for (image, mask) in images.zip(batch.masks.chunks(width * height)) {
+            erase(image, mask, width, height);
+        }
+        Ok(Prepared::new(batch, Erased { assignments, pixels }))
+    }
+}
