@@ -27,6 +27,8 @@ pub struct Batch {
     pub height: usize,
     /// The place of its first image in the whole batch, where this is a slice of one (see [`Slices`]).
     pub first_place: usize,
+    /// Slices of the same batch besides this one; 0 where it is whole. The losses of all of them add up.
+    pub num_others: usize,
     /// Into the dataset's frames, one an image.
     pub indices: Vec<usize>,
     /// The images' paths as in the list.

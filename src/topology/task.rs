@@ -61,7 +61,8 @@ pub trait Task {
     /// If the batch does not fit the network.
     fn images(&self, batch: &Batch, device: Device) -> Result<Tensor>;
 
-    /// Runs the network (`train`: in training mode) and compares its outputs with the targets.
+    /// Runs the network (`train`: in training mode) and compares its outputs with the targets. The losses of the slices of a
+    /// batch add up to those of the batch: sums over images do; a mean is to be divided by `1 + Batch::num_others`.
     ///
     /// # Errors
     /// If the batch does not fit the network.

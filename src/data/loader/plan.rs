@@ -193,7 +193,11 @@ impl LoadPlan {
         let (width, height) = self.preparer.size();
         let n = slots.iter().filter(|s| s.sample.is_some()).count();
         let first_place = self.first_place(number);
-        let mut batch = Batch { width, height, first_place, ..Batch::default() };
+        let num_others = match self.options.share {
+            Share::Slices(slices) => slices.of - 1,
+            Share::All | Share::Batches { .. } => 0,
+        };
+        let mut batch = Batch { width, height, first_place, num_others, ..Batch::default() };
         batch.pixels.reserve_exact(n * width * height * 3);
         batch.masks.reserve_exact(n * width * height);
         let mut bad = Vec::new();

@@ -136,7 +136,9 @@ impl Task for FeatureTask {
         let targets = &self.preparer.targets;
         let (_, losses) = targets.compare(&outputs, assignments, &self.loss.wdr)?;
         let wdr::Losses { cls, reg, num_positive } = losses;
-        let feature = feature_loss(&sub, &teacher) * self.loss.weight_feature;
+        // A mean over images, where the others are sums: a slice of a batch has its part of it.
+        let weight = self.loss.weight_feature / (1 + prepared.batch.num_others) as f64;
+        let feature = feature_loss(&sub, &teacher) * weight;
         Ok(BatchLosses::new(vec![("cls", cls), ("reg", reg), ("feature", feature)], num_positive))
     }
 
