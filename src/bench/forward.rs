@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::machine::Machine;
 use super::networks::{NetworkSettings, Source, common_size, subjects};
 use super::report::{BenchReport, object, resize};
 use super::rounds::{Progress, measure};
 use crate::artifact::engine::EngineChoice;
+use crate::run::Machine;
 use crate::run::config::Names;
 use crate::run::folder::Start;
 use crate::run::request::Request;

@@ -6,10 +6,10 @@ use tch::Device;
 
 use super::images;
 use super::images::Images;
-use super::machine::Machine;
 use super::report::{BenchReport, object, resize};
 use super::rounds::{Progress, Rounds, Subject, measure, timed};
 use crate::data::{Loader, LoaderOptions};
+use crate::run::Machine;
 use crate::run::config::{Config, Names};
 use crate::run::folder::Start;
 use crate::run::options::loader_options;

@@ -9,12 +9,12 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use tch::Device;
 
-use super::machine::Machine;
 use super::report::{BenchReport, object};
 use super::rounds::{Progress, Quartiles, Rounds, Subject, measure, timed};
 use crate::geom::{Camera, Pose, Vec2, Vec3, box_corners};
 use crate::pose::errors::{re_deg, te_mm};
 use crate::pose::{RansacConfig, solve_pnp_ransac};
+use crate::run::Machine;
 use crate::run::config::{Config, Names, Select};
 use crate::run::folder::Start;
 use crate::run::home::Home;

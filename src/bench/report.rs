@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::machine::Machine;
 use super::rounds::{Rounds, SubjectReport, table};
+use crate::run::Machine;
 use crate::run::config::Config;
 
 /// What a bench found.

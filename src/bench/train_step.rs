@@ -5,13 +5,13 @@ use serde_json::{Map, Value, json};
 use tch::Device;
 
 use super::images;
-use super::machine::Machine;
 use super::report::{BenchReport, object, resize};
 use super::rounds::{Progress, Rounds, Subject, measure, timed};
 use crate::artifact::network::new_network;
 use crate::artifact::pretrained::teacher;
 use crate::data::{Batch, Dataset, Loader, LoaderOptions};
 use crate::quant::{FractionSchedule, WeightMethod};
+use crate::run::Machine;
 use crate::run::config::{Config, Names};
 use crate::run::flow::{self, Baseline, Bits, FlowSource};
 use crate::run::folder::Start;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -23,8 +24,9 @@ use crate::nn::{Network, device_name};
 use crate::pose::{EvalTable, Outcomes};
 use crate::run::config::{Config, Select};
 use crate::run::flow::FlowSource;
-use crate::run::folder::{Folder, Pick, Pretrained, Provenance, Start};
+use crate::run::folder::{Folder, Pick, Pretrained, Provenance, Start, StartEnd};
 use crate::run::home::Home;
+use crate::run::machine::Machine;
 use crate::run::options::{decoder_for, images_of_epoch, infer_options, loader_options, task_with};
 use crate::run::overruled::Ruler;
 use crate::run::record::{CompletedStage, Recorder, make_plots_folder};
@@ -102,6 +104,17 @@ pub enum Ended {
 
 /// Keys of a config that a message names.
 const MOST_KEYS: usize = 8;
+
+impl Ended {
+    /// As it is written.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Interrupted => "interrupted",
+            Self::MaxSteps => "max_steps",
+        }
+    }
+}
 
 /// What a run works with, before anything of it is written.
 struct Setup {
@@ -233,7 +246,7 @@ pub fn train(
         seed: config.experiment.seed,
         checkpoints: folder.checkpoints(),
         config: document.clone(),
-        data: prints,
+        data: prints.clone(),
         objects: objects::of_dataset(&training, &config.data)?,
     };
     let trainer = Trainer::new(net, saving(&config, request), task, run)?;
@@ -261,7 +274,11 @@ pub fn train(
         pretrained,
         starts: Vec::new(),
     };
-    world.from_first(|| write_head(request, &folder, &document, provenance))?;
+    world.from_first(|| {
+        let machine = Machine::here(device);
+        let start = Start { machine: Some(machine), data: prints, ..Start::now(None) };
+        write_head(request, &folder, &document, provenance, start)
+    })?;
     if request.resume.is_some() {
         // The config of what was trained is that of a start that trains.
         recorder.keep_config(document);
@@ -279,13 +296,17 @@ pub fn train(
     let mut validate =
         |net: &dyn Network, _: &_| validate(net, &config, &validation, device, skip_bad, world);
     let hooks = Hooks { source: &mut source, validate: &mut validate, observer, stop };
+    let began = Instant::now();
     let outcome = trainer.run(hooks)?;
+    let seconds = began.elapsed().as_secs_f64();
     let global_step = trainer.position().global_step;
     let (outcome, checkpoint) = match outcome {
         Outcome::Finished { checkpoint } => (Ended::Finished, checkpoint),
         Outcome::Interrupted { checkpoint } => (Ended::Interrupted, checkpoint),
         Outcome::MaxSteps { checkpoint } => (Ended::MaxSteps, checkpoint),
     };
+    let end = StartEnd { seconds, outcome: outcome.name().to_owned() };
+    world.from_first(|| Provenance::record_end(&folder.provenance(), end))?;
     Ok(TrainReport {
         folder: folder.path.clone(),
         exp_id: folder.id,
@@ -500,6 +521,7 @@ fn write_head(
     folder: &Folder,
     document: &Value,
     provenance: Provenance,
+    start: Start,
 ) -> Result<()> {
     make_plots_folder(folder)?;
     let resumed = request.resume.as_ref().map(|from| format!("{from:?}").to_lowercase());
@@ -508,7 +530,8 @@ fn write_head(
     let start = Start {
         dataset: Some(provenance.dataset.to_string_lossy().into_owned()),
         config: Some(config.to_string_lossy().into_owned()),
-        ..Start::now(resumed)
+        resumed_from: resumed,
+        ..start
     };
     if request.resume.is_none() {
         io::write_json(&folder.config(), document)?;

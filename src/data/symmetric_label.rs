@@ -14,7 +14,7 @@ impl ModelSymmetries {
         self.discrete.is_empty() && self.continuous.is_empty()
     }
 
-    /// Of the poses that look like `pose`, the one with the smallest rotation as seen along the ray to the object (allocentric):
+    /// Of the poses that look like `pose`, the one with the smallest rotation as seen along the ray to the object's centre of symmetry (allocentric):
     /// the same for all of them, but for a set of poses of measure 0. Without symmetries `pose` itself, bit for bit.
     ///
     /// The discrete transforms are taken as a whole group, as `models_info.json` lists them; each is combined with the best turn
@@ -23,10 +23,9 @@ impl ModelSymmetries {
         if self.is_empty() {
             return *pose;
         }
-        let seen = towards(&pose.t_mm).transpose() * pose.r;
-        let discrete = std::iter::once(Pose::identity()).chain(self.discrete.iter().copied());
+        let seen = towards(&pose.apply(&self.centre())).transpose() * pose.r;
         let mut best: Option<(f64, Pose)> = None;
-        for discrete in discrete {
+        for discrete in self.group() {
             let turned = seen * discrete.r;
             let own = discrete.after(&self.best_turn(&turned));
             let trace = (seen * own.r).trace();
@@ -36,6 +35,19 @@ impl ModelSymmetries {
             }
         }
         best.map_or(*pose, |(_, symmetry)| pose.after(&symmetry))
+    }
+
+    /// The discrete transforms, the identity first.
+    fn group(&self) -> impl Iterator<Item = Pose> {
+        std::iter::once(Pose::identity()).chain(self.discrete.iter().copied())
+    }
+
+    /// A point that all symmetries leave where it is, mm, object frame: equal poses see it in one direction, which they need
+    /// not do with the origin.
+    fn centre(&self) -> Vec3 {
+        let on_axis = self.continuous.first().map_or_else(Vec3::zeros, |(_, offset)| *offset);
+        let sum = self.group().map(|symmetry| symmetry.apply(&on_axis)).sum::<Vec3>();
+        sum / (1 + self.discrete.len()) as f64
     }
 
     /// The turn about the continuous axes after which the rotation `seen` is the smallest.

@@ -1,5 +1,6 @@
 //! The folder of a run: `LOGS/PROBLEM/TOPOLOGY/expNNN`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
@@ -8,7 +9,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::machine::Machine;
 use crate::io;
+use crate::train::DataPrint;
 
 /// The folder of one run and the names of what lies in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -265,6 +268,24 @@ pub struct Start {
     /// The file, in the run's folder, with the config of this start; none in files of earlier versions.
     #[serde(default)]
     pub config: Option<String>,
+    /// Where it ran; none in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
+    /// By what its data are known again, by split; empty in files of earlier versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub data: BTreeMap<String, DataPrint>,
+    /// How it ended; none where it was killed, and in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<StartEnd>,
+}
+
+/// How a start of a run ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StartEnd {
+    /// From the begin of training on, s.
+    pub seconds: f64,
+    /// `finished`, `interrupted` or `max_steps`.
+    pub outcome: String,
 }
 
 impl Start {
@@ -274,7 +295,16 @@ impl Start {
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         // Arguments need not be UTF-8.
         let command = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-        Self { unix_seconds, command, resumed_from, dataset: None, config: None }
+        Self {
+            unix_seconds,
+            command,
+            resumed_from,
+            dataset: None,
+            config: None,
+            machine: None,
+            data: BTreeMap::new(),
+            end: None,
+        }
     }
 }
 
@@ -307,6 +337,18 @@ impl Provenance {
         }
         self.starts.push(start);
         io::write_json(path, &self)
+    }
+
+    /// Adds to the file at `path` how the last start ended.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn record_end(path: &Path, end: StartEnd) -> Result<()> {
+        let mut all: Provenance = io::read_json(path)?;
+        if let Some(last) = all.starts.last_mut() {
+            last.end = Some(end);
+        }
+        io::write_json(path, &all)
     }
 }
 

@@ -36,8 +36,8 @@ pub struct Home {
 }
 
 impl Home {
-    /// Finds the home: `MQAT_HOME`, else the working folder or the nearest folder above the program that holds
-    /// `problems/`, else the working folder. `data` and `logs` given by the user win over `cfg/hard_storage.json`.
+    /// Finds the home: `MQAT_HOME`, else the nearest folder from the working folder upward that holds `problems/`, else
+    /// such a folder above the program, else the working folder. `data` and `logs` given by the user win over `cfg/hard_storage.json`.
     ///
     /// # Errors
     /// If `MQAT_HOME` is not a directory, or `cfg/hard_storage.json` cannot be read.
@@ -103,13 +103,14 @@ fn find_root() -> Result<PathBuf> {
         return Ok(home);
     }
     let cwd = std::env::current_dir().context("finding the working folder")?;
-    if cwd.join("problems").is_dir() {
-        return Ok(cwd);
-    }
-    let above_program = std::env::current_exe().ok().and_then(|exe| {
-        exe.ancestors().skip(1).find(|dir| dir.join("problems").is_dir()).map(Path::to_owned)
-    });
-    Ok(above_program.unwrap_or(cwd))
+    let program = std::env::current_exe().ok();
+    let above_program = || holder_of_problems(program.as_deref()?.parent()?);
+    Ok(holder_of_problems(&cwd).or_else(above_program).unwrap_or(cwd))
+}
+
+/// The folder itself, or the nearest one above it, that holds `problems/`.
+fn holder_of_problems(folder: &Path) -> Option<PathBuf> {
+    folder.ancestors().find(|dir| dir.join("problems").is_dir()).map(Path::to_owned)
 }
 
 #[cfg(test)]
@@ -118,6 +119,20 @@ mod tests {
 
     fn home(data: &Path) -> Home {
         Home { root: data.to_owned(), data: data.to_owned(), logs: data.join("logs") }
+    }
+
+    #[test]
+    fn problems_are_looked_for_upward() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("mine/notes/today");
+        std::fs::create_dir_all(&deep).unwrap();
+        std::fs::create_dir_all(dir.path().join("mine/problems")).unwrap();
+        std::fs::create_dir_all(dir.path().join("problems")).unwrap();
+        assert_eq!(holder_of_problems(&deep), Some(dir.path().join("mine")));
+        // A file of that name is none.
+        std::fs::write(deep.join("problems"), "").unwrap();
+        assert_eq!(holder_of_problems(&deep), Some(dir.path().join("mine")));
+        assert_eq!(holder_of_problems(dir.path()), Some(dir.path().to_owned()));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(crate) mod home;
 mod keys;
 pub(crate) mod layers;
 pub(crate) mod like;
+pub(crate) mod machine;
 pub(crate) mod objects;
 pub(crate) mod options;
 pub(crate) mod overruled;
@@ -36,8 +37,9 @@ pub use fit::{Choice, FitWishes};
 pub use flow::{
     Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
 };
-pub use folder::{Folder, Pick, Provenance, Start, folder_name};
+pub use folder::{Folder, Pick, Provenance, Start, StartEnd, folder_name};
 pub use home::Home;
 pub use layers::{LayerReport, QuantizedTo};
+pub use machine::Machine;
 pub use record::CompletedStage;
 pub use request::Request;

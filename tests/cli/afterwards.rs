@@ -117,6 +117,11 @@ fn a_module_that_trains_on_is_resumed_audited_and_exported() {
         let packed = dir.path().join(format!("{stage}.mqat"));
         run(&["export", text(&file), "--format", "packed", "--out", text(&packed)]).code(0);
         run(&["audit", text(&packed)]).code(0);
+        let other = dir.path().join("other.mqat");
+        let export = ["export", text(&file), "--format", "packed", "--out", text(&other)];
+        let refused = run(&[&export[..], &["--boxes", "boxes.json"]].concat()).code(1);
+        refused.says(&["--boxes", "carries its objects"]);
+        assert!(!other.exists());
         run(&["verify", text(&file), text(&packed), "--data", text(dataset())]).code(0);
     }
 }

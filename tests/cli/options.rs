@@ -166,8 +166,6 @@ fn options_of_another_format_are_refused_by_name() {
             let line = format!("export CKPT --out OUT{format} {option}");
             refused(&line, &[name, "add --format packed or onnx"]);
         }
-        let line = format!("export CKPT --out OUT --format packed {option}");
-        refused(&line, &[name, "carries its objects"]);
     }
     let onnx = "export CKPT --out OUT --format onnx";
     for option in ["--activation-bits 8", "--keep-float", "--full-range", "--calibration mse"] {
@@ -183,7 +181,6 @@ fn options_of_another_format_are_refused_by_name() {
         &format!("{onnx} --calibrate 4 --full-range --target openvino"),
         &["--full-range", "--target ort"],
     );
-    refused(&format!("{onnx} --data DATA"), &["--data", "--calibrate"]);
     refused(
         "export CKPT --out OUT --quantize fpn:4 --weights float",
         &["--weights float cannot act", "--quantize"],

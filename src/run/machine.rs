@@ -1,12 +1,12 @@
-//! What a measurement holds for: the machine and the versions.
+//! What a measurement or a training holds for: the machine and the versions.
 
 use std::fs;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::Device;
 
+use super::device::LIBTORCH_VERSION;
 use crate::nn::device_name;
-use crate::run::device::LIBTORCH_VERSION;
 
 /// Instructions that decide what integer and float kernels can do, as the kernel names them.
 const TELLING: [&str; 10] = [
@@ -22,8 +22,8 @@ const TELLING: [&str; 10] = [
     "i8mm",
 ];
 
-/// Where a bench ran.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// Where a bench or a training ran.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// Model of the CPU.
     pub cpu: String,
@@ -33,7 +33,7 @@ pub struct Machine {
     pub cores: Option<usize>,
     /// CPUs (hardware threads) that this process may use.
     pub cpus: usize,
-    /// Processes that wanted to run over the last minute, when the bench began.
+    /// Processes that wanted to run over the last minute, when it began.
     pub load_average: Option<f64>,
     /// Where networks computed: `cpu`, `cuda:0`.
     pub device: String,
@@ -42,16 +42,19 @@ pub struct Machine {
     /// Operating system and architecture.
     pub system: String,
     /// Version of this program.
-    pub mqat: &'static str,
+    pub mqat: String,
+    /// The commit that it was built from; none outside a checkout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// Version of libtorch.
-    pub libtorch: &'static str,
+    pub libtorch: String,
     /// The ONNX Runtime in use, where there is one: its own description.
     pub onnxruntime: Option<String>,
 }
 
 impl Machine {
     /// This one, before anything was measured.
-    pub(super) fn here(device: Device) -> Self {
+    pub(crate) fn here(device: Device) -> Self {
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         Self {
@@ -66,14 +69,15 @@ impl Machine {
                 _ => None,
             },
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            mqat: env!("CARGO_PKG_VERSION"),
-            libtorch: LIBTORCH_VERSION,
+            mqat: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: Some(env!("MQAT_COMMIT").to_owned()).filter(|commit| !commit.is_empty()),
+            libtorch: LIBTORCH_VERSION.to_owned(),
             onnxruntime: None,
         }
     }
 
     /// A word on other programs, if they took a fraction of the machine.
-    pub(super) fn busy(&self) -> Option<String> {
+    pub(crate) fn busy(&self) -> Option<String> {
         let load = self.load_average?;
         (load > 0.5).then(|| {
             format!(
@@ -85,7 +89,7 @@ impl Machine {
     }
 
     /// One line.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let cores = self.cores.map_or(String::new(), |n| format!("{n} cores, "));
         let device = match &self.device_name {
             Some(name) => format!("{} ({name})", self.device),
