@@ -261,7 +261,7 @@ fn warn_of_several(list: &Path, frames: &[Frame], purpose: Purpose) {
     let num_objects: usize = frames.iter().map(|f| f.objects.len()).sum();
     let findable: usize = frames.iter().map(Frame::num_findable).sum();
     tracing::warn!(
-        "{}: {num_images} of {} images hold several objects of a class, up to {most}: a network that gives one pose a class and image finds \
+        "{}: {num_images} of {} images hold several objects of a class, up to {most}: with one pose a class and image (evaluation.instances 1) a network finds \
          at most {findable} of {num_objects} objects, {:.1} %",
         list.display(),
         frames.len(),
