@@ -51,6 +51,35 @@ fn a_run_with_a_teacher_ends_the_same_after_a_stop() {
 }
 
 #[test]
+fn the_feature_losses_of_slices_add_up_to_that_of_the_batch() {
+    tch::set_num_threads(1);
+    let family = caspacenet::NetworkConfig::of(toy_config());
+    let net = family.network(1, Device::Cpu, Some(SEED)).unwrap();
+    let mut task = family.task(task_setting()).unwrap();
+    task.begin(net.as_ref()).unwrap();
+    let feature = |batch: Batch| {
+        let prepared = task.preparer().prepare(batch, 0).unwrap();
+        let losses = task.losses(net.as_ref(), &prepared, false).unwrap();
+        let (_, loss) = losses.named().iter().find(|(name, _)| *name == "feature").unwrap();
+        loss.double_value(&[])
+    };
+    let whole = toy_batch(0, 0, 2);
+    let slice = |i: usize| Batch {
+        first_place: i,
+        num_others: 1,
+        indices: vec![whole.indices[i]],
+        names: vec![whole.names[i].clone()],
+        pixels: whole.pixels[3 * i * SIZE * SIZE..3 * (i + 1) * SIZE * SIZE].to_vec(),
+        masks: whole.masks[i * SIZE * SIZE..(i + 1) * SIZE * SIZE].to_vec(),
+        objects: vec![whole.objects[i].clone()],
+        ..whole
+    };
+    let parts = feature(slice(0)) + feature(slice(1));
+    let all = feature(toy_batch(0, 0, 2));
+    assert!(all > 0.0 && (parts - all).abs() < 1e-5 * all, "{parts}, {all}");
+}
+
+#[test]
 fn frozen_modules_stay_as_they_are_with_their_statistics_unless_these_drift() {
     let backbone = |drift: bool| {
         let mut config = two_stages();
