@@ -137,7 +137,7 @@ fn notes_of_runs(runs: impl Iterator<Item = usize> + Clone) -> Vec<String> {
     }
     if runs.clone().any(|num| (2..FEW_RUNS).contains(&num)) {
         notes.push(format!(
-            "Fewer than {FEW_RUNS} runs of a row: its spread over runs is known badly. The intervals are widened for that              (Student's distribution), p far below 0.05, and so p (Holm) of many rows, is still too small."
+            "Fewer than {FEW_RUNS} runs of a row: its spread over runs is known badly. The intervals are widened for that (Student's distribution), p far below 0.05, and so p (Holm) of many rows, is still too small."
         ));
     }
     notes
