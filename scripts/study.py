@@ -96,7 +96,7 @@ class Study:
         part.rename(path)
 
     def plan_file(self, name, flow):
-        """The plan of a row; a row that is there with another flow is refused."""
+        """Writes the plan of a row; an existing row with another flow is an error."""
         path = self.out / "plans" / f"{name}.json"
         plan = {"format": 1, "flow": flow, "made_by": None, "table": []}
         if path.exists() and json.loads(path.read_text()) != plan:

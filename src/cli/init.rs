@@ -29,15 +29,15 @@ pub struct InitArgs {
     #[arg(long, value_name = "WxH", value_parser = parse_size)]
     pub size: Option<[usize; 2]>,
 
-    /// Seed of the run, and of the images that are held out.
+    /// Seed of the training, and of the choice of images to hold out.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
 
-    /// Fraction of the training images that is held out for validation where there is no folder of validation scenes.
+    /// Fraction of the training images to hold out for validation if the dataset has no validation split.
     #[arg(long, default_value_t = 0.1, value_name = "F", value_parser = parse_fraction)]
     pub validation: f64,
 
-    /// Replace a config that is there.
+    /// Overwrite an existing config.
     #[arg(long)]
     pub overwrite: bool,
 

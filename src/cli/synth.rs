@@ -122,7 +122,7 @@ pub(super) fn run(args: &SynthArgs) -> Result<()> {
     };
     let same = |there: SynthOptions| there.same_data(&options);
     if args.keep && synth::finished(&args.out)?.is_some_and(same) {
-        tracing::info!(folder = %args.out.display(), "the dataset is there with these settings, nothing to do");
+        tracing::info!(folder = %args.out.display(), "the dataset already exists with these settings, nothing to do");
         return if args.json { print_json(&json!({ "kept": args.out })) } else { Ok(()) };
     }
     // With --keep a rendering that was cut off is begun anew; a finished dataset with other settings is left alone.

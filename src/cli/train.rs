@@ -50,8 +50,8 @@ pub struct TrainArgs {
     pub exp_id: Option<u32>,
 
     /// Go on with an experiment: from its last checkpoint, its best, or the end of that epoch (counted from 1 over
-    /// all stages). The experiment's own config is used; --set may change it. `auto` begins the experiment --exp-id, or
-    /// goes on with it where it has begun: for jobs that are started again by the same command.
+    /// all stages). The experiment's own config is used; --set may change it. `auto` starts the experiment --exp-id if
+    /// it does not exist, and resumes it if it does: for batch jobs that are requeued with the same command.
     #[arg(long, value_name = "last|best|EPOCH|auto", num_args = 0..=1, default_missing_value = "last")]
     pub resume: Option<Resume>,
 

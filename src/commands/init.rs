@@ -25,7 +25,7 @@ pub struct InitRequest {
     pub topology: String,
     /// Size, seed, fraction of validation images.
     pub wishes: FitWishes,
-    /// Replace a config that is there.
+    /// Overwrite an existing config.
     pub overwrite: bool,
 }
 

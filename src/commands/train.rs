@@ -106,6 +106,15 @@ pub enum Ended {
 const MOST_KEYS: usize = 8;
 
 impl Ended {
+    /// How it ended, and its last checkpoint.
+    fn of(outcome: Outcome) -> (Self, PathBuf) {
+        match outcome {
+            Outcome::Finished { checkpoint } => (Self::Finished, checkpoint),
+            Outcome::Interrupted { checkpoint } => (Self::Interrupted, checkpoint),
+            Outcome::MaxSteps { checkpoint } => (Self::MaxSteps, checkpoint),
+        }
+    }
+
     /// As it is written.
     fn name(self) -> &'static str {
         match self {
@@ -262,18 +271,10 @@ pub fn train(
     {
         // It was killed before its first checkpoint and begins anew.
         pretrained = Some(load_pretrained(trainer.net(), &config)?);
+        trainer.begin_anew()?;
     }
     // A resume that is refused leaves the run as it was.
-    let provenance = Provenance {
-        mqat: env!("CARGO_PKG_VERSION").to_owned(),
-        libtorch: crate::run::device::LIBTORCH_VERSION.to_owned(),
-        seed: config.experiment.seed,
-        device: device_name(device),
-        threads: tch::get_num_threads(),
-        dataset: std::path::absolute(&training.root).unwrap_or_else(|_| training.root.clone()),
-        pretrained,
-        starts: Vec::new(),
-    };
+    let provenance = provenance(&config, device, &training, pretrained);
     world.from_first(|| {
         let machine = Machine::here(device);
         let start = Start { machine: Some(machine), data: prints, ..Start::now(None) };
@@ -300,11 +301,7 @@ pub fn train(
     let outcome = trainer.run(hooks)?;
     let seconds = began.elapsed().as_secs_f64();
     let global_step = trainer.position().global_step;
-    let (outcome, checkpoint) = match outcome {
-        Outcome::Finished { checkpoint } => (Ended::Finished, checkpoint),
-        Outcome::Interrupted { checkpoint } => (Ended::Interrupted, checkpoint),
-        Outcome::MaxSteps { checkpoint } => (Ended::MaxSteps, checkpoint),
-    };
+    let (outcome, checkpoint) = Ended::of(outcome);
     let end = StartEnd { seconds, outcome: outcome.name().to_owned() };
     world.from_first(|| Provenance::record_end(&folder.provenance(), end))?;
     Ok(TrainReport {
@@ -512,6 +509,25 @@ fn open_folder(request: &TrainRequest, home: &Home) -> Result<Folder> {
             }
             Folder::create(&home.logs, problem, topology, request.exp_id)
         }
+    }
+}
+
+/// What is recorded of a run whose starts are not yet known.
+fn provenance(
+    config: &Config,
+    device: Device,
+    training: &Dataset,
+    pretrained: Option<Pretrained>,
+) -> Provenance {
+    Provenance {
+        mqat: env!("CARGO_PKG_VERSION").to_owned(),
+        libtorch: crate::run::device::LIBTORCH_VERSION.to_owned(),
+        seed: config.experiment.seed,
+        device: device_name(device),
+        threads: tch::get_num_threads(),
+        dataset: std::path::absolute(&training.root).unwrap_or_else(|_| training.root.clone()),
+        pretrained,
+        starts: Vec::new(),
     }
 }
 

@@ -672,7 +672,7 @@ mod tests {
                 "layer_bits": {"a": 2, "b": {"bits": 2, "n_levels": 4}, "c": {"bits": 3, "levels": "odd"}}}"#,
         );
         assert_eq!(problems(&config), [""; 0]);
-        let own = config.for_layers(&["a", "b", "c", "d"]).unwrap();
+        let own = config.for_layers(&Store::new(Device::Cpu), &["a", "b", "c", "d"]).unwrap();
         let codes: Vec<Vec<i32>> = own.iter().map(|c| c.spacing().unwrap().codes()).collect();
         assert_eq!(codes[0], [-2, -1, 0, 1]);
         assert_eq!(codes[1], [-3, -1, 1, 3], "a level count alone is as published");

@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 
 use super::config::WeightQuantConfig;
-use super::select::{Pattern, ranked};
+use super::select::{Pattern, covers_in, ranked};
 use super::width::BitWidth;
+use crate::nn::Store;
 
 impl WeightQuantConfig {
-    /// The config of each of these layers: this one, with the width that `layer_bits` gives the layer.
+    /// The config of each of these layers of a network: this one, with the width that `layer_bits` gives the layer.
     ///
     /// # Errors
     /// If a pattern matches no layer (with the nearest ones), or two patterns give a layer different widths.
-    pub fn for_layers(&self, names: &[&str]) -> Result<Vec<Self>> {
-        let widths = resolve(&self.layer_bits, names)?;
+    pub fn for_layers(&self, store: &Store, names: &[&str]) -> Result<Vec<Self>> {
+        let widths = resolve(&self.layer_bits, store, names)?;
         let own = |width: Option<BitWidth>| {
             let BitWidth { bits, n_levels, levels } =
                 width.map_or(self.width(), |width| width.in_stage(self.levels));
@@ -27,11 +28,15 @@ impl WeightQuantConfig {
 /// The width that `patterns` give to each of `names`, `None` where no pattern matches.
 ///
 /// A pattern that is the layer's own path goes before the others.
-fn resolve(patterns: &BTreeMap<String, BitWidth>, names: &[&str]) -> Result<Vec<Option<BitWidth>>> {
+fn resolve(
+    patterns: &BTreeMap<String, BitWidth>,
+    store: &Store,
+    names: &[&str],
+) -> Result<Vec<Option<BitWidth>>> {
     let mut found: Vec<Option<(&str, BitWidth)>> = vec![None; names.len()];
     for (text, &width) in patterns {
         let pattern = Pattern::parse(text)?;
-        let covered: Vec<usize> = (0..names.len()).filter(|&i| pattern.covers(names[i])).collect();
+        let covered: Vec<usize> = (0..names.len()).filter(|&i| covers_in(store, &pattern, names[i])).collect();
         if covered.is_empty() {
             let nearest = ranked(text, names.iter().copied()).join(", ");
             bail!(
@@ -55,6 +60,8 @@ fn resolve(patterns: &BTreeMap<String, BitWidth>, names: &[&str]) -> Result<Vec<
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
 
     const NAMES: [&str; 4] =
@@ -63,7 +70,7 @@ mod tests {
     fn bits(patterns: &[(&str, u32)]) -> Result<Vec<Option<u32>>> {
         let patterns =
             patterns.iter().map(|&(p, b)| (p.to_owned(), BitWidth::of_bits(b))).collect();
-        let widths = resolve(&patterns, &NAMES)?;
+        let widths = resolve(&patterns, &Store::new(Device::Cpu), &NAMES)?;
         Ok(widths.into_iter().map(|width| width.and_then(|width| width.bits)).collect())
     }
 

@@ -72,9 +72,8 @@ impl ModuleQuantizer {
         let names: Vec<&str> = sites.iter().map(|site| site.name.as_str()).collect();
         let own = match weights {
             Some(config) => {
-                let own =
-                    config.for_layers(&names).with_context(|| format!("module {module:?}"))?;
-                own.into_iter().map(Some).collect()
+                let own = config.for_layers(store, &names);
+                own.with_context(|| format!("module {module:?}"))?.into_iter().map(Some).collect()
             }
             None => vec![None; sites.len()],
         };

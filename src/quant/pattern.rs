@@ -59,11 +59,7 @@ impl Pattern {
 
     /// The parts that surely have no layer of `other`, joined by commas; `None` without any.
     pub fn without(&self, other: &Self) -> Option<String> {
-        let is_apart = |part: &&Part| {
-            let alone = Self { parts: vec![(*part).clone()] };
-            let has_glob = other.parts.iter().chain([*part]).any(|part| part.glob.is_some());
-            !has_glob && !alone.overlaps_surely(other)
-        };
+        let is_apart = |part: &&Part| other.parts.iter().all(|other| part.is_apart_from(other));
         let kept: Vec<&str> =
             self.parts.iter().filter(is_apart).map(|part| part.text.as_str()).collect();
         (!kept.is_empty()).then(|| kept.join(","))
@@ -71,13 +67,27 @@ impl Pattern {
 }
 
 impl Part {
+    /// Whether no layer can be in both: neither path, as far as it is plain, leads to the other.
+    fn is_apart_from(&self, other: &Self) -> bool {
+        let (ours, theirs) = (self.plain_path(), other.plain_path());
+        let is_known = !ours.is_empty() && !theirs.is_empty();
+        is_known && !covers(&ours, &theirs) && !covers(&theirs, &ours)
+    }
+
+    /// The path up to the first component that is a glob.
+    fn plain_path(&self) -> String {
+        let is_plain = |component: &&str| !component.contains(GLOB);
+        let plain: Vec<&str> = self.text.split('.').take_while(is_plain).collect();
+        plain.join(".")
+    }
+
     pub(super) fn parse(text: &str) -> Result<Self> {
         let text = text.trim();
         ensure!(
             !text.is_empty(),
             "a module pattern is empty, expected a path such as fpn, a glob such as head.*.0, or a list of these"
         );
-        let glob = if text.contains(['*', '?', '[', ']', '{', '}', '\\']) {
+        let glob = if text.contains(GLOB) {
             let made = GlobBuilder::new(&text.replace('.', "/")).literal_separator(true).build();
             match made {
                 Ok(glob) => Some(glob.compile_matcher()),

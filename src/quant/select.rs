@@ -285,7 +285,11 @@ mod tests {
         assert_eq!(without("backbone,head", "head.cls_tower").unwrap(), "backbone");
         assert_eq!(without("backbone", "backbone"), None);
         assert_eq!(without("backbone", "*"), None);
-        assert_eq!(without("backbone.*,head", "fpn").unwrap(), "head");
+        assert_eq!(without("backbone.*,head", "fpn").unwrap(), "backbone.*,head");
+        assert_eq!(without("backbone", "fpn.*").unwrap(), "backbone");
+        assert_eq!(without("backbone,head.cls_tower", "fpn,head.*").unwrap(), "backbone");
+        assert_eq!(without("backbone,head.cls_tower", "head.p*").unwrap(), "backbone");
+        assert_eq!(without("backbone", "{backbone,fpn}.*"), None);
     }
 
     #[test]

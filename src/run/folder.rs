@@ -71,7 +71,7 @@ impl Folder {
         Ok(Self { path: place(logs, problem, topology)?.join(name(id)), id })
     }
 
-    /// Finds a folder that is there.
+    /// Finds an existing folder.
     ///
     /// # Errors
     /// If there is none; the message lists those there are.

@@ -17,6 +17,9 @@ use crate::train::StageConfig;
 pub struct LayerReport {
     /// Key without `.weight`.
     pub name: String,
+    /// The module that it is in.
+    #[serde(skip)]
+    pub module: String,
     /// `conv`, `transposed conv` or `linear`.
     pub kind: &'static str,
     /// Shape of the weight.
@@ -104,6 +107,7 @@ pub(crate) fn layers(
         .map(|l| LayerReport {
             num_weights: l.layer.weight.iter().product::<i64>() as usize,
             name: l.layer.name.clone(),
+            module: net.store().module_of(&l.layer.name),
             kind: l.layer.kind.name(),
             shape: l.layer.weight.clone(),
             num_uses: l.uses,
@@ -139,7 +143,8 @@ fn put_stage(
     let without_first = names(false, true).unwrap_or_default();
     let own = match &stage.weights {
         Some(weights) => {
-            weights.for_layers(&chosen.iter().map(String::as_str).collect::<Vec<_>>())?
+            let names: Vec<&str> = chosen.iter().map(String::as_str).collect();
+            weights.for_layers(net.store(), &names)?
         }
         None => Vec::new(),
     };

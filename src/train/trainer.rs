@@ -137,6 +137,14 @@ impl Trainer {
         })
     }
 
+    /// Tells the task of other weights that the run starts from: the network was loaded behind [`Trainer::new`].
+    ///
+    /// # Errors
+    /// If it is the network of another task.
+    pub fn begin_anew(&mut self) -> Result<()> {
+        self.task.begin(self.net.as_ref())
+    }
+
     /// Shares the run with the other processes of `world`, each of which computes its part of every batch in `accumulate`
     /// pieces, one after the other. The sum of the gradients is that of the whole batch. Process 0 alone writes checkpoints.
     pub fn with_world(mut self, world: Rc<World>, accumulate: usize) -> Self {

@@ -62,6 +62,9 @@ pub struct AgainstInitReport {
 pub struct LayerAgainstInit {
     /// Its name.
     pub name: String,
+    /// The module that it is in.
+    #[serde(skip)]
+    pub module: String,
     /// Number of weights.
     pub num_weights: usize,
     /// Cosine of the angle between the weights and their initial values.
@@ -162,19 +165,21 @@ fn seed_of(file: &Path, given: Option<u64>) -> Result<u64> {
 
 fn layers(net: &dyn Network, start: &dyn Network) -> Result<Vec<LayerAgainstInit>> {
     let initial = start.store();
-    net.store()
-        .sites()
-        .iter()
-        .map(|site| {
-            let name = site.weight_name();
-            let before = initial.get(&name).with_context(|| format!("no initial {name}"))?;
-            Ok(LayerAgainstInit::of(&site.name, &site.weight, &before))
-        })
-        .collect()
+    let mut layers = Vec::new();
+    for site in net.store().sites().iter() {
+        let name = site.weight_name();
+        let before = initial.get(&name).with_context(|| format!("no initial {name}"))?;
+        // Zeros have no direction to leave.
+        if before.count_nonzero(None::<i64>).int64_value(&[]) > 0 {
+            let module = net.store().module_of(&site.name);
+            layers.push(LayerAgainstInit::of(&site.name, module, &site.weight, &before));
+        }
+    }
+    Ok(layers)
 }
 
 impl LayerAgainstInit {
-    fn of(name: &str, weight: &Tensor, before: &Tensor) -> Self {
+    fn of(name: &str, module: String, weight: &Tensor, before: &Tensor) -> Self {
         let flat = |t: &Tensor| t.detach().to_kind(Kind::Double).reshape([-1]);
         let (w, w0) = (flat(weight), flat(before));
         let norm = |t: &Tensor| t.square().sum(Kind::Double).sqrt().double_value(&[]);
@@ -182,6 +187,7 @@ impl LayerAgainstInit {
         let moment = |power: i64| central.pow_tensor_scalar(power).mean(Kind::Double);
         Self {
             name: name.to_owned(),
+            module,
             num_weights: w.numel(),
             cosine: (&w * &w0).sum(Kind::Double).double_value(&[]) / (norm(&w) * norm(&w0)),
             kurtosis: moment(4).double_value(&[]) / moment(2).double_value(&[]).powi(2),
@@ -190,20 +196,15 @@ impl LayerAgainstInit {
     }
 }
 
-fn module_of(layer: &str) -> &str {
-    layer.split('.').next().unwrap_or(layer)
-}
-
 fn modules(layers: &[LayerAgainstInit]) -> Vec<ModuleAgainstInit> {
     let mut names: Vec<&str> = Vec::new();
     for layer in layers {
-        let name = module_of(&layer.name);
-        if !names.contains(&name) {
-            names.push(name);
+        if !names.contains(&layer.module.as_str()) {
+            names.push(&layer.module);
         }
     }
     let module = |name: &str| {
-        let own: Vec<_> = layers.iter().filter(|l| module_of(&l.name) == name).collect();
+        let own: Vec<_> = layers.iter().filter(|l| l.module == name).collect();
         let spread = |of: fn(&LayerAgainstInit) -> f64| Spread::of(own.iter().map(|l| of(l)));
         ModuleAgainstInit {
             name: name.to_owned(),

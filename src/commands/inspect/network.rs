@@ -97,9 +97,7 @@ impl NetworkReport {
             "module", "parameters", "conv weights", "convs"
         );
         for m in &self.modules {
-            let inside = |l: &&LayerReport| {
-                l.name.split('.').next() == Some(m.name.as_str()) && l.num_uses > 0
-            };
+            let inside = |l: &&LayerReport| l.module == m.name && l.num_uses > 0;
             let mut kinds: Vec<String> = Vec::new();
             for l in self.layers.iter().filter(inside) {
                 let kind = match &l.activations {

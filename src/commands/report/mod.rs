@@ -267,7 +267,7 @@ fn groups(points: &[Point]) -> Vec<Group> {
 fn warn_of_repeated(first: &Point, run: &Point) {
     if first.experiment != run.experiment {
         tracing::warn!(
-            "{} has the same config and seed as {} ({}): the first counts, since a seed is one sample; if it differs in what no              config says, compare it in a report of its own",
+            "{} has the same config and seed as {} ({}): the first counts, since a seed is one sample; if it differs in what no config says, compare it in a report of its own",
             run.experiment.display(),
             first.experiment.display(),
             first.network

@@ -32,7 +32,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#262b33;max-w
 /// The whole page; it loads nothing but pictures of the folder that it lies in.
 ///
 /// # Errors
-/// If a chart or an overlay that is there cannot be read.
+/// If an existing chart or overlay cannot be read.
 pub(super) fn page(
     title: &str,
     summary: &ReportSummary,

@@ -131,7 +131,7 @@ fn notes_of_runs(runs: impl Iterator<Item = usize> + Clone) -> Vec<String> {
     let mut notes = Vec::new();
     if runs.clone().any(|num| num == 1) {
         notes.push(
-            "Rows of one run: interval and p are about that very network, not about its method, of which another seed gives              another network; what seeds change is not in them."
+            "Rows of one run: interval and p are about that very network, not about its method, of which another seed gives another network; what seeds change is not in them."
                 .to_owned(),
         );
     }

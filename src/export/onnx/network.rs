@@ -103,7 +103,7 @@ fn same_everywhere(trace: &Trace, folds: HashMap<NodeId, NodeId>) -> HashMap<Nod
 struct Builder<'a> {
     store: &'a Store,
     codes: HashMap<String, WeightCodes>,
-    /// Constants that are there already, by the layer's key.
+    /// Constants that exist already, by the layer's key.
     by_layer: HashMap<String, usize>,
     graph: Graph,
 }

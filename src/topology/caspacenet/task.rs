@@ -93,11 +93,12 @@ impl FeatureTask {
     /// The teacher's pyramid for a batch of images without their objects. A network that is not trained from its beginning here, as
     /// where only the curvature of its losses is measured, is its own teacher.
     fn teach(&self, network: &dyn Network, images: &Tensor) -> Result<Vec<Tensor>> {
-        let mut teacher = self.teacher.borrow_mut();
-        if teacher.is_none() {
-            *teacher = Some(self.teacher_of(network)?);
-        }
-        Ok(teacher.as_ref().expect("it was made").features(images))
+        let mut slot = self.teacher.borrow_mut();
+        let teacher = match &mut *slot {
+            Some(teacher) => teacher,
+            none => none.insert(self.teacher_of(network)?),
+        };
+        Ok(teacher.features(images))
     }
 
     fn teacher_of(&self, network: &dyn Network) -> Result<FeatureTeacher> {
@@ -155,11 +156,9 @@ impl Task for FeatureTask {
     fn load_state(&mut self, state: &[(String, Tensor)]) -> Result<()> {
         ensure!(!state.is_empty(), "the checkpoint holds no teacher: it is of another topology");
         let mut teacher = self.teacher.borrow_mut();
-        let device = match teacher.as_ref().and_then(|t| t.state().into_iter().next()) {
-            Some((_, tensor)) => tensor.device(),
-            None => Device::Cpu,
-        };
-        *teacher = Some(FeatureTeacher::new(&self.config, state, device)?);
+        let begun = teacher.as_ref().and_then(|teacher| teacher.state().into_iter().next());
+        let (_, tensor) = begun.context("the task's training has not begun")?;
+        *teacher = Some(FeatureTeacher::new(&self.config, state, tensor.device())?);
         Ok(())
     }
 }
