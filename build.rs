@@ -22,9 +22,18 @@ fn main() {
 /// The C++ of `src/world`, which reaches libtorch's c10d, with the headers beside libtorch's libraries.
 fn compile_world(lib: &Path) {
     const SOURCES: &str = "src/world";
-    println!("cargo:rerun-if-changed={SOURCES}");
-    println!("cargo:rerun-if-env-changed=CXX");
+    for path in ["c10d.cpp", "gloo_stub"] {
+        println!("cargo:rerun-if-changed={SOURCES}/{path}");
+    }
+    for name in COMPILER {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
     let include = lib.with_file_name("include");
+    let gloo = include.join("torch/csrc/distributed/c10d/ProcessGroupGloo.hpp");
+    if !gloo.exists() {
+        eprintln!("{} is missing: mqat needs a libtorch with c10d and gloo", gloo.display());
+        std::process::exit(1);
+    }
     let mut compiler = cc::Build::new();
     compiler.cpp(true).std("c++17").warnings(false).opt_level(1);
     compiler.define("_GLIBCXX_USE_CXX11_ABI", "1").define("USE_DISTRIBUTED", None);
@@ -47,16 +56,25 @@ fn compile_world(lib: &Path) {
     println!("cargo:rustc-link-lib=c10");
 }
 
+/// Variables that choose and instruct the C++ compiler.
+const COMPILER: [&str; 2] = ["CXX", "CXXFLAGS"];
+
 /// All that the compiled C++ depends on.
 fn stamp_of(sources: &str, lib: &Path) -> String {
-    let read =
-        |name: &str| std::fs::read_to_string(format!("{sources}/{name}")).unwrap_or_default();
-    let headers =
-        ["context.h", "rendezvous/store.h"].map(|name| read(&format!("gloo_stub/gloo/{name}")));
-    let cxx = std::env::var("CXX").unwrap_or_default();
-    let version = lib.with_file_name("version.py");
-    let version = std::fs::read_to_string(version).unwrap_or_default();
-    format!("{}\n{version}\n{cxx}\n{}{}{}", lib.display(), headers[0], headers[1], read("c10d.cpp"))
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+    let own = [
+        "c10d.cpp",
+        "gloo_stub/gloo/algorithm.h",
+        "gloo_stub/gloo/common/error.h",
+        "gloo_stub/gloo/context.h",
+        "gloo_stub/gloo/rendezvous/store.h",
+        "gloo_stub/gloo/transport/device.h",
+    ];
+    let own = own.map(|name| read(Path::new(sources).join(name)));
+    let versions = ["version.py", "build-version"].map(|name| read(lib.with_file_name(name)));
+    let compiler = COMPILER.map(|name| std::env::var(name).unwrap_or_default());
+    let [own, versions, compiler] = [own.concat(), versions.concat(), compiler.join("\n")];
+    [&lib.display().to_string(), &versions, &compiler, &own, include_str!("build.rs")].join("\n")
 }
 
 /// The commit that the sources are of; none without git, or where the sources are no repository of their own.

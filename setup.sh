@@ -53,7 +53,9 @@ torch_version() {
 }
 
 is_series() { [[ $1 == "$TORCH_SERIES" || $1 == "$TORCH_SERIES".* || $1 == "$TORCH_SERIES"+* ]]; }
-is_complete() { [[ -e $1/lib/libtorch_cpu.so && -d $1/include/torch/csrc/api/include ]]; }
+is_complete() {
+    [[ -e $1/lib/libtorch_cpu.so && -d $1/include/torch/csrc/api/include && -e $1/include/torch/csrc/distributed/c10d/ProcessGroupGloo.hpp ]]
+}
 is_usable() { [[ -n $1 ]] && is_complete "$1" && is_series "$(torch_version "$1")"; }
 
 need_space() {
@@ -105,7 +107,7 @@ torch_of_env() {
     [[ -d $LIBTORCH ]] || fail "LIBTORCH is $LIBTORCH, which is not a directory"
     LIBTORCH=$(cd -- "$LIBTORCH" && pwd)
     is_complete "$LIBTORCH" ||
-        fail "LIBTORCH is $LIBTORCH, which lacks lib/libtorch_cpu.so or include/torch: name the folder above both"
+        fail "LIBTORCH is $LIBTORCH, which lacks lib/libtorch_cpu.so, include/torch, or c10d with gloo in there: name the folder above lib and include"
     version=$(torch_version "$LIBTORCH")
     [[ -n $version ]] || fail "LIBTORCH is $LIBTORCH, which has neither version.py nor build-version to tell its version"
     is_series "$version" ||

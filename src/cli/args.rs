@@ -113,7 +113,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// The name of a command that does in several processes what it does in one, as many times.
+    /// The name of a command that works in one process, which a launcher would only repeat.
     pub(super) fn of_one_process(&self) -> Option<&'static str> {
         match self {
             Self::Train(_) | Self::Test(_) | Self::Completions { .. } => None,

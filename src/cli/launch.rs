@@ -1,6 +1,7 @@
 //! `mqat launch`: starts the processes that work together on this machine, and sees that none is left. It needs no libtorch.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
@@ -13,6 +14,7 @@ use signal_hook::iterator::Signals;
 
 use super::search::own_program;
 use super::stop::{CommandEnd, is_ignored};
+use super::world::ensure_alone;
 
 /// Arguments of `mqat launch`.
 #[derive(Debug, Clone, Args)]
@@ -43,6 +45,7 @@ struct Rank {
 struct Ranks(Vec<Rank>);
 
 pub(super) fn run(args: &LaunchArgs) -> Result<CommandEnd> {
+    ensure_alone("launch")?;
     let mut handled = vec![SIGINT, SIGTERM, SIGUSR1];
     if !is_ignored(SIGHUP) {
         handled.push(SIGHUP);
@@ -80,6 +83,7 @@ pub(super) fn run(args: &LaunchArgs) -> Result<CommandEnd> {
 impl Ranks {
     fn start(args: &LaunchArgs) -> Result<Self> {
         let program = own_program()?;
+        let launcher = std::process::id();
         let port = free_port()?;
         let mut ranks = Self(Vec::new());
         for rank in 0..args.procs {
@@ -100,12 +104,13 @@ impl Ranks {
             }
             // Ctrl-C goes to this process alone, which hands it on once: a second one would end them without a checkpoint.
             command.process_group(0);
-            // SAFETY: prctl is async-signal-safe, and nothing else runs between fork and exec.
+            // SAFETY: both calls are async-signal-safe, and nothing else runs between fork and exec.
             unsafe {
-                command.pre_exec(|| {
-                    // If this process is killed none of them is left.
+                command.pre_exec(move || {
+                    // If the launcher is killed none of them is left; it may have been killed before this.
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                    Ok(())
+                    let is_orphan = u32::try_from(libc::getppid()) != Ok(launcher);
+                    if is_orphan { Err(ErrorKind::Interrupted.into()) } else { Ok(()) }
                 });
             }
             let child = command.spawn();

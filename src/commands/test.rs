@@ -164,9 +164,10 @@ pub fn test(
 /// Refuses processes that evaluate different files, or under different configs.
 fn ensure_same(world: &World, config: &Config, files: &[PathBuf]) -> Result<()> {
     let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-    world.ensure_same("list of files", &files.join(", "))?;
+    let command = "start all of them with the same command";
+    world.ensure_same("list of files", &files.join(", "), command)?;
     let config = serde_json::to_value(config).context("writing the config as JSON")?;
-    world.ensure_same("config", &config_hash(&config))
+    world.ensure_same("config", &config_hash(&config), command)
 }
 
 /// Predictions, a checkpoint's or a file's, and their scores.

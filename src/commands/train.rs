@@ -102,9 +102,6 @@ pub enum Ended {
     MaxSteps,
 }
 
-/// Keys of a config that a message names.
-const MOST_KEYS: usize = 8;
-
 impl Ended {
     /// How it ended, and its last checkpoint.
     fn of(outcome: Outcome) -> (Self, PathBuf) {
@@ -159,6 +156,15 @@ impl Setup {
         ensure_divisible(&config, world, request.accumulate)?;
         let net = new_network(&config, device)?;
         flow::check(&config, net.as_ref())?;
+        if request.resume.is_none()
+            && config.network.family().has_own_teacher()
+            && !config.experiment.pretrained
+        {
+            tracing::warn!(
+                "experiment.pretrained is false, and this network learns from the one that it starts from: its teacher is random \
+                 values; name trained weights by experiment.url"
+            );
+        }
         // A pretrained start is checked before a folder is made.
         let mut pretrained = None;
         if request.resume.is_none() && config.experiment.pretrained {
@@ -185,18 +191,25 @@ impl Setup {
     /// Refuses processes of different programs, configs or data.
     fn ensure_same(&self, world: &World) -> Result<()> {
         let version = concat!(env!("CARGO_PKG_VERSION"), " ", env!("MQAT_COMMIT"));
-        world.ensure_same("mqat version", version)?;
-        world.ensure_same("--resume", &format!("{:?}", self.request.resume))?;
-        world.ensure_same("--accumulate", &self.request.accumulate.to_string())?;
+        world.ensure_same("mqat version", version, "install one version on all machines")?;
+        let resume = self.request.resume.as_ref();
+        let resume = resume.map_or("none".to_owned(), |from| format!("{from:?}").to_lowercase());
+        let command = "start all of them with the same command";
+        world.ensure_same("--resume", &resume, command)?;
+        world.ensure_same("--accumulate", &self.request.accumulate.to_string(), command)?;
         let kind = if self.device.is_cuda() { "GPU" } else { "CPU" };
-        world.ensure_same("kind of device", kind)?;
+        world.ensure_same("kind of device", kind, "name it by --device")?;
+        // Sums depend on them.
+        let threads = tch::get_num_threads().to_string();
+        let set = "give all of them the same by RUNTIME.NUM_THREADS";
+        world.ensure_same("number of libtorch threads", &threads, set)?;
         let configs = world.gather(self.document.clone())?;
         for (rank, config) in configs.iter().enumerate() {
             let keys = io::differing_keys(&configs[0], config);
             ensure!(
                 keys.is_empty(),
                 "process {rank} has another config than process 0: {} differ; start all of them with the same command",
-                keys.join(", ")
+                io::name_keys(keys)
             );
         }
         for (split, print) in &self.prints {
@@ -211,7 +224,8 @@ impl Setup {
             }
         }
         let pretrained = self.pretrained.as_ref().map_or("none", |file| file.hash.as_str());
-        world.ensure_same("file of pretrained weights", pretrained)
+        let same = "give all of them the same file";
+        world.ensure_same("file of pretrained weights", pretrained, same)
     }
 }
 
@@ -335,17 +349,12 @@ fn begin_or_resume(request: &TrainRequest) -> Result<TrainRequest> {
     let document: Value = io::read_json(&folder.config())?;
     let recorded = crate::run::config::parse(document, &folder.config().display().to_string())?;
     let json = |config: &Config| serde_json::to_value(config).context("writing the config as JSON");
-    let mut keys = io::differing_keys(&json(&recorded)?, &json(&config)?);
-    if keys.len() > MOST_KEYS {
-        let more = keys.len() - MOST_KEYS;
-        keys.truncate(MOST_KEYS);
-        keys.push(format!("{more} more"));
-    }
+    let keys = io::differing_keys(&json(&recorded)?, &json(&config)?);
     ensure!(
         keys.is_empty(),
         "{} was begun with another config: {} differ; leave --resume auto to the command that began it, or name another --exp-id",
         folder.path.display(),
-        keys.join(", ")
+        io::name_keys(keys)
     );
     // All that these said is in the run's config.
     let select = Select {

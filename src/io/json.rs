@@ -70,6 +70,17 @@ pub fn differing_keys(a: &Value, b: &Value) -> Vec<String> {
     found
 }
 
+/// Keys for a message, the first 8 of them.
+pub fn name_keys(mut keys: Vec<String>) -> String {
+    const MOST: usize = 8;
+    if keys.len() > MOST {
+        let more = keys.len() - MOST;
+        keys.truncate(MOST);
+        keys.push(format!("{more} more"));
+    }
+    keys.join(", ")
+}
+
 fn compare(a: &Value, b: &Value, at: &str, found: &mut Vec<String>) {
     let below = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
     let null = Value::Null;

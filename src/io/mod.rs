@@ -32,7 +32,7 @@ pub mod video;
 
 pub use atomic::{remove_leftovers, write_atomic};
 pub use interruptible::{Interruptible, StopFlags};
-pub use json::{differing_keys, parse_json, read_json, read_json_lines, write_json};
+pub use json::{differing_keys, name_keys, parse_json, read_json, read_json_lines, write_json};
 pub use mistaken::{mistaken, mistaken_for_a_file};
 pub use open::{checksum, open_file, open_stream, read_file};
 pub use partial::PartialFile;

@@ -429,7 +429,10 @@ fn width_key(bits: Option<u32>, n_levels: Option<u32>) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
+    use crate::nn::Store;
     use crate::quant::inq::InqWeights;
     use crate::quant::{QuantInit, QuantStrategy};
     use crate::schema::{check_ranges, first_of_each_key};

@@ -36,7 +36,8 @@ fn resolve(
     let mut found: Vec<Option<(&str, BitWidth)>> = vec![None; names.len()];
     for (text, &width) in patterns {
         let pattern = Pattern::parse(text)?;
-        let covered: Vec<usize> = (0..names.len()).filter(|&i| covers_in(store, &pattern, names[i])).collect();
+        let covered: Vec<usize> =
+            (0..names.len()).filter(|&i| covers_in(store, &pattern, names[i])).collect();
         if covered.is_empty() {
             let nearest = ranked(text, names.iter().copied()).join(", ");
             bail!(

@@ -7,6 +7,9 @@ use globset::{GlobBuilder, GlobMatcher};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer};
 
+/// What makes a part of a pattern a glob.
+const GLOB: [char; 7] = ['*', '?', '[', ']', '{', '}', '\\'];
+
 /// Whether the layer `name` lies in the module of that path, by path components: `head` covers `head.cls_tower.0`
 /// and `head` itself, never `head2`.
 pub fn covers(module: &str, name: &str) -> bool {

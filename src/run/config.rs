@@ -226,6 +226,13 @@ impl Config {
 
     /// The teacher is what the run starts from: it must start from a trained float network.
     fn check_teacher(&self, problems: &mut Vec<String>) {
+        if self.training.distill.is_some() && self.network.family().has_own_teacher() {
+            problems.push(
+                "training.distill: this network learns from a teacher of its own; set it to null"
+                    .into(),
+            );
+            return;
+        }
         let why = match (self.experiment.pretrained, &self.training.full_precision) {
             (true, None) => return,
             (false, _) => "experiment.pretrained is false",

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tch::Device;
 
 use super::settings::{LossSettings, TargetSettings};
@@ -10,24 +10,38 @@ use super::task::Task;
 use super::teacher::Teacher;
 use crate::data::ObjectModel;
 use crate::geom::{Camera, Corners};
-use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess};
+use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess, Store};
 
 /// What a folder of this room offers of a network.
 pub trait Family {
     /// Adds what does not fit together in the shape, each with its place below `at`; ranges are in the schema.
     fn check_together(&self, at: &str, problems: &mut Vec<String>);
 
-    /// The network for `num_classes` classes (background not counted); with initial values by `seed`, or all of them 0: to
-    /// be loaded, or only looked at.
+    /// The network for `num_classes` classes (background not counted), whose tensors go into `store`.
     ///
     /// # Errors
     /// If the shape is out of range or there are no classes.
+    fn build(&self, num_classes: i64, store: Store) -> Result<Box<dyn Network>>;
+
+    /// As [`Family::build`], with initial values by `seed`, or all of them 0: to be loaded, or only looked at.
+    ///
+    /// # Errors
+    /// As [`Family::build`].
     fn network(
         &self,
         num_classes: usize,
         device: Device,
         seed: Option<u64>,
-    ) -> Result<Box<dyn Network>>;
+    ) -> Result<Box<dyn Network>> {
+        let num_classes = i64::try_from(num_classes).context("the number of classes")?;
+        let seeded = |seed| Store::seeded(device, seed);
+        self.build(num_classes, seed.map_or_else(|| Store::new(device), seeded))
+    }
+
+    /// Whether the task learns from the network that a run starts from, as it is then; `training.distill` has no place there.
+    fn has_own_teacher(&self) -> bool {
+        false
+    }
 
     /// Both sections with what they leave out.
     ///

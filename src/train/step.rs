@@ -81,6 +81,9 @@ impl Step<'_> {
 
     /// Gradients, statistics and records become those of the whole batch.
     fn join_processes(&self) -> Result<()> {
+        if self.world.is_alone() {
+            return Ok(());
+        }
         sum_gradients(self.world, self.sgd)?;
         if !self.stage.freeze_bn {
             average_statistics(self.world, self.net.store())?;

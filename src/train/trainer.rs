@@ -16,7 +16,7 @@ use super::{
     DataPrint, Found, ObjectInfo, Observer, Position, QuantizedModule, ResumeFrom, Sgd,
     StageConfig, StageEnd, StageStart, TrainConfig, ValidScore,
 };
-use crate::io::differing_keys;
+use crate::io::{differing_keys, name_keys};
 use crate::nn::{Network, Var, device_name};
 use crate::quant::{ModuleQuantizer, SiteReport, Telemetry, select};
 use crate::topology::Task;
@@ -351,17 +351,10 @@ impl Trainer {
         compare("a number of processes of", &meta.num_processes.to_string(), &processes);
         // The configurations themselves are compared: hashes of 0.1 are of another kind.
         if meta.config != self.run.config {
-            const MOST_KEYS: usize = 8;
-            let mut keys = differing_keys(&meta.config, &self.run.config);
-            if keys.len() > MOST_KEYS {
-                let more = keys.len() - MOST_KEYS;
-                keys.truncate(MOST_KEYS);
-                keys.push(format!("{more} more"));
-            }
-            let which = if keys.is_empty() {
-                String::new()
-            } else {
-                format!(": {} differ", keys.join(", "))
+            let keys = differing_keys(&meta.config, &self.run.config);
+            let which = match keys.is_empty() {
+                true => String::new(),
+                false => format!(": {} differ", name_keys(keys)),
             };
             all.push(format!("the checkpoint was written with another configuration{which}"));
         }

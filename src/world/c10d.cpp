@@ -1,6 +1,7 @@
 // libtorch's c10d (a TCP store for the meeting, gloo for the messages) behind C functions. Each returns 0, or 1 with the
 // first line of what went wrong in `error`; no exception leaves this file.
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -72,7 +73,7 @@ int mqat_store_open(const char* host, uint16_t port, bool is_server, const char*
         c10d::TCPStoreOptions options;
         options.port = port;
         options.isServer = is_server;
-        // Who is there is told by keys (world/group.rs), which can name who is missing.
+        // Who is there is told by keys (`wait_for_all` in mod.rs), which can name who is missing.
         options.waitWorkers = false;
         options.timeout = Milliseconds(timeout_ms);
         options.multiTenant = true;

@@ -99,7 +99,11 @@ impl Place {
         if size == 1 {
             return Ok(None);
         }
-        let local_rank = number(launcher.local_rank)?.unwrap_or(rank);
+        // Without a word of machines all are taken to be on this one.
+        let (local_rank, all_here) = match number(launcher.local_rank)? {
+            Some(local_rank) => (local_rank, None),
+            None => (rank, Some(size)),
+        };
         let local_size = match launcher.name == SRUN.name {
             true => tasks_of_node(var(launcher.local_size).as_deref()),
             false => number(launcher.local_size)?,
@@ -110,7 +114,7 @@ impl Place {
             rank,
             size,
             local_rank,
-            local_size: local_size.unwrap_or(1).max(local_rank + 1),
+            local_size: local_size.or(all_here).unwrap_or(1).max(local_rank + 1),
             address,
             port: u16::try_from(port)
                 .ok()
@@ -160,10 +164,11 @@ fn contradicts(
     Ok(())
 }
 
-/// The tasks of this machine where every machine has as many: `4` or `4(x2)`; `None` for other forms.
+/// The most tasks of a machine, in Slurm's form: `4`, `4(x2)`, `3(x2),1`.
 fn tasks_of_node(text: Option<&str>) -> Option<usize> {
-    let text = text?;
-    text.split_once("(x").map_or(text, |(tasks, _)| tasks).parse().ok()
+    let machines = text?.split(',');
+    let tasks = |part: &str| part.split_once("(x").map_or(part, |(tasks, _)| tasks).parse().ok();
+    machines.map(tasks).collect::<Option<Vec<usize>>>()?.into_iter().max()
 }
 
 #[cfg(test)]
@@ -218,6 +223,17 @@ mod tests {
             ("SLURM_STEP_TASKS_PER_NODE", "2(x2)"),
         ];
         assert_eq!(place(&[&srun[..], &MEET].concat()).unwrap().unwrap(), alone);
+    }
+
+    #[test]
+    fn every_process_of_a_machine_knows_how_many_there_are() {
+        for rank in ["0", "2"] {
+            let by_hand = [("RANK", rank), ("WORLD_SIZE", "3")];
+            assert_eq!(place(&[&by_hand[..], &MEET].concat()).unwrap().unwrap().local_size, 3);
+        }
+        assert_eq!(tasks_of_node(Some("4")), Some(4));
+        assert_eq!(tasks_of_node(Some("3(x2),2")), Some(3));
+        assert_eq!(tasks_of_node(Some("many")), None);
     }
 
     #[test]

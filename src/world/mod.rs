@@ -10,7 +10,7 @@ mod env;
 
 pub use env::Place;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -39,11 +39,22 @@ pub struct World {
 }
 
 struct Link {
-    group: Group,
+    /// None once this process has closed its connections.
+    group: RefCell<Option<Group>>,
     store: Arc<Store>,
     hosts_store: bool,
     /// A message to or from another process did not come through.
     has_lost: Cell<bool>,
+}
+
+impl Link {
+    /// A message over the connections.
+    fn send(&self, message: impl FnOnce(&Group) -> Result<()>) -> Result<()> {
+        match &*self.group.borrow() {
+            Some(group) => message(group),
+            None => bail!("this process has failed and closed its connections"),
+        }
+    }
 }
 
 impl World {
@@ -79,8 +90,12 @@ impl World {
         let group = wait_for_all(&store, rank, size, timeout)
             .and_then(|()| Group::open(&store, rank, size, timeout))
             .with_context(meeting)?;
-        let link = Link { group, store: Arc::new(store), hosts_store, has_lost: Cell::new(false) };
-        let link = Some(link);
+        let link = Some(Link {
+            group: RefCell::new(Some(group)),
+            store: Arc::new(store),
+            hosts_store,
+            has_lost: Cell::new(false),
+        });
         Ok(Self { rank, size, local_rank: place.local_rank, local_size: place.local_size, link })
     }
 
@@ -138,7 +153,7 @@ impl World {
             let flat: Vec<Tensor> =
                 bucket.iter().map(|t| t.detach().contiguous().reshape([-1])).collect();
             let flat = no_grad(|| Tensor::cat(&flat, 0).to_device(Device::Cpu).contiguous());
-            link.group.all_reduce(&flat, largest).map_err(|error| self.lost(&error))?;
+            self.send(link, |group| group.all_reduce(&flat, largest))?;
             let mut at = 0;
             for tensor in bucket {
                 let len = tensor.numel() as i64;
@@ -148,6 +163,10 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn send(&self, link: &Link, message: impl FnOnce(&Group) -> Result<()>) -> Result<()> {
+        link.send(message).map_err(|error| self.lost(&error))
     }
 
     /// Replaces each number by its sum over the processes.
@@ -172,20 +191,19 @@ impl World {
         let bytes = serde_json::to_vec(&own).context("writing what other processes get")?;
         let length = Tensor::from_slice(&[bytes.len() as i64]);
         let lengths = Tensor::zeros([self.size as i64], (Kind::Int64, Device::Cpu));
-        link.group.all_gather(&length, &lengths).map_err(|error| self.lost(&error))?;
+        self.send(link, |group| group.all_gather(&length, &lengths))?;
         let lengths = Vec::<i64>::try_from(lengths)?;
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let mut padded = bytes;
         padded.resize(usize::try_from(longest)?, b' '); // JSON may end in blanks
         let all = Tensor::zeros([longest * self.size as i64], (Kind::Uint8, Device::Cpu));
-        link.group
-            .all_gather(&Tensor::from_slice(&padded), &all)
-            .map_err(|error| self.lost(&error))?;
+        let padded = Tensor::from_slice(&padded);
+        self.send(link, |group| group.all_gather(&padded, &all))?;
         let all = Vec::<u8>::try_from(all)?;
         let parse = |bytes: &[u8]| {
             serde_json::from_slice(bytes).context("reading what another process gave")
         };
-        all.chunks(padded.len()).map(parse).collect()
+        all.chunks(padded.numel()).map(parse).collect()
     }
 
     /// What the first process makes, in all of them. Where it fails it fails in all of them.
@@ -207,13 +225,13 @@ impl World {
         };
         let bytes = serde_json::to_vec(&told).context("writing what other processes get")?;
         let length = Tensor::from_slice(&[bytes.len() as i64]);
-        link.group.broadcast(&length).map_err(|error| self.lost(&error))?;
+        self.send(link, |group| group.broadcast(&length))?;
         let length = usize::try_from(length.int64_value(&[0]))?;
         let text = match self.is_first() {
             true => Tensor::from_slice(&bytes),
             false => Tensor::zeros([length as i64], (Kind::Uint8, Device::Cpu)),
         };
-        link.group.broadcast(&text).map_err(|error| self.lost(&error))?;
+        self.send(link, |group| group.broadcast(&text))?;
         if let Some(made) = made {
             return made;
         }
@@ -267,14 +285,14 @@ impl World {
     /// Makes sure that all processes say the same.
     ///
     /// # Errors
-    /// If they do not: names `what`, and two processes. If a process is lost.
-    pub fn ensure_same(&self, what: &str, own: &str) -> Result<()> {
+    /// If they do not: names `what` and two processes, and gives the advice. If a process is lost.
+    pub fn ensure_same(&self, what: &str, own: &str, advice: &str) -> Result<()> {
         let all = self.gather(own.to_owned())?;
         let other = all.iter().position(|text| *text != all[0]);
         match other {
             None => Ok(()),
             Some(rank) => bail!(
-                "process {rank} has another {what} than process 0: {} there, {} here; start all of them with the same command",
+                "process {rank} has another {what} than process 0: {} there, {} here; {advice}",
                 all[rank],
                 all[0]
             ),
@@ -287,14 +305,14 @@ impl World {
         let Some(link) = &self.link else { return };
         // Whoever cannot be told learns it by the closed connection.
         drop(link.store.set(&failed(self.rank), &format!("{error:#}")));
+        drop(link.group.take()); // who waits for this process notices it now
         if link.has_lost.get() {
             // Those that noticed it too are asking what became of whom.
             std::thread::sleep(if link.hosts_store { LAST_WORDS / 4 } else { Duration::ZERO });
         } else if link.hosts_store {
             let others = || (0..self.size).filter(|rank| *rank != self.rank);
-            let knows = |rank| has(&link.store, &noticed(rank)) || has(&link.store, &failed(rank));
-            let know = || others().all(knows);
-            wait_until(LAST_WORDS, know);
+            let knows = |rank| has(&link.store, &informed(rank)) || has(&link.store, &failed(rank));
+            wait_until(2 * LAST_WORDS, || others().all(knows));
         }
     }
 
@@ -330,7 +348,10 @@ fn who_is_gone(store: &Store, own: usize, size: usize) -> Vec<String> {
         let reason = store.get(&failed(rank), LAST_WORDS).ok()?;
         Some(format!("process {rank} failed: {reason}"))
     };
-    others().filter_map(became).collect()
+    let gone = others().filter_map(became).collect();
+    // Whoever keeps the meeting point may go.
+    drop(store.set(&informed(own), ""));
+    gone
 }
 
 fn silent(rank: usize) -> String {
@@ -345,6 +366,11 @@ fn has(store: &Store, key: &str) -> bool {
 /// Under which name the store has why a process failed.
 fn failed(rank: usize) -> String {
     format!("failed/{rank}")
+}
+
+/// Set by a process that knows what became of the others.
+fn informed(rank: usize) -> String {
+    format!("informed/{rank}")
 }
 
 /// Set by a process that has lost another one.
@@ -408,7 +434,7 @@ fn advised(error: Error, place: &Place, hosts_store: bool) -> Error {
     }
 }
 
-/// Tensors of one kind one after the other, as many as fit into a message; at least one.
+/// Tensors of one kind on one device one after the other, as many as fit into a message; at least one.
 fn buckets(tensors: &[Tensor]) -> Vec<&[Tensor]> {
     let mut all = Vec::new();
     let mut rest = tensors;
@@ -416,7 +442,8 @@ fn buckets(tensors: &[Tensor]) -> Vec<&[Tensor]> {
         let mut sum = 0;
         let fits = |t: &&Tensor| {
             sum += t.numel();
-            t.kind() == first.kind() && (sum <= BUCKET || sum == t.numel())
+            let is_alike = t.kind() == first.kind() && t.device() == first.device();
+            is_alike && (sum <= BUCKET || sum == t.numel())
         };
         let count = rest.iter().take_while(fits).count().max(1);
         let (bucket, others) = rest.split_at(count);

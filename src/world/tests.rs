@@ -23,7 +23,9 @@ fn sums_are_equal_in_all_processes_whatever_the_layout() {
             let gaps = image.narrow(2, 1, 1);
             let double = Tensor::from_slice(&[0.1f64]) * scale;
             world.sum(&[first.shallow_clone(), gaps, double.shallow_clone()]).unwrap();
-            world.largest(&[double.shallow_clone()]).unwrap();
+            let largest = Tensor::from_slice(&[world.rank() as f32, -(world.rank() as f32)]);
+            world.largest(&[largest.shallow_clone()]).unwrap();
+            assert_eq!(floats(&largest), [(world.size() - 1) as f32, 0.0]);
             let mut numbers = [world.rank() as f64, 1.0];
             world.sum_numbers(&mut numbers).unwrap();
             world.barrier().unwrap();
@@ -33,6 +35,7 @@ fn sums_are_equal_in_all_processes_whatever_the_layout() {
         for (rank, (first, image, double, numbers)) in sums.iter().enumerate() {
             assert_eq!(first, &[factor, 2.0 * factor, 3.0 * factor]);
             assert_eq!(*double, sums[0].2);
+            assert!((double - 0.1 * f64::from(factor)).abs() < 1e-6 * f64::from(factor));
             assert_eq!(numbers, &[(0..size).sum::<usize>() as f64, size as f64]);
             // The other half of the image stays.
             let own = 10f32.powi(rank as i32);
@@ -99,6 +102,20 @@ fn whoever_fails_or_vanishes_is_named() {
     });
     assert!(errors[0].contains("process 1 failed: image 7.png is missing"), "{}", errors[0]);
     assert!(errors[0].contains("process 2 does not answer"), "{}", errors[0]);
+}
+
+#[test]
+fn the_first_process_is_heard_as_the_others_are() {
+    let errors = together(3, |world| match world.rank() {
+        0 => {
+            world.tell_failure(&anyhow!("the disk is full"));
+            String::new()
+        }
+        _ => world.barrier().unwrap_err().to_string(),
+    });
+    for error in &errors[1..] {
+        assert!(error.contains("process 0 failed: the disk is full"), "{error}");
+    }
 }
 
 #[test]

@@ -92,9 +92,9 @@ fn a_run_keeps_the_backbone_and_ends_the_same_after_a_stop() {
     }
     // They begin at 0.
     let is_last = |key: &str| key.contains(".out_convs.") && key.ends_with(".weight");
-    let last: Vec<_> = module(&whole, "fpn_sub").filter(|(key, _)| is_last(key)).collect();
-    assert!(!last.is_empty());
-    assert!(last.iter().all(|(_, bytes)| bytes.iter().any(|byte| *byte != 0)));
+    let ends: Vec<_> = module(&whole, "fpn_sub").filter(|(key, _)| is_last(key)).collect();
+    assert!(!ends.is_empty());
+    assert!(ends.iter().all(|(_, bytes)| bytes.iter().any(|byte| *byte != 0)));
 
     let dir = tempfile::tempdir().unwrap();
     let exp = train(dir.path(), &["--max-steps", "2"]);
@@ -110,7 +110,9 @@ fn a_run_keeps_the_backbone_and_ends_the_same_after_a_stop() {
     let metrics = fs::read_to_string(exp.join("metrics.jsonl")).unwrap();
     let lines: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let steps: Vec<_> = lines.iter().filter(|line| line["kind"] == "step").collect();
-    assert!(!steps.is_empty() && steps.iter().all(|step| step["loss_feature"].as_f64().unwrap() > 0.0));
+    assert!(
+        !steps.is_empty() && steps.iter().all(|step| step["loss_feature"].as_f64().unwrap() > 0.0)
+    );
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn a_run_of_two_goes_on_with_the_same_bits_and_with_other_numbers() {
     ran(2, &resume(&other, &[])).code(0);
 }
 
-/// The processes that a process has started, and how each was called.
+/// The processes that a process has started.
 fn children(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     text.unwrap_or_default().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
@@ -248,7 +248,7 @@ fn whoever_is_killed_or_stopped_is_named_and_nobody_is_left() {
 fn a_signal_to_the_launcher_saves_once() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("logs");
-    let command = train(&logs, &["--epochs", "400"]);
+    let command = train(&logs, &["--epochs", "400", "--ckpt-every", "1000"]);
     let mut all = vec!["launch", "--procs", "2", "--"];
     all.extend(command.iter().map(String::as_str));
     let mut launcher = mqat(&all).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -260,7 +260,11 @@ fn a_signal_to_the_launcher_saves_once() {
     }
     send("-USR1", launcher.id());
     assert_eq!(launcher.wait().unwrap().code(), Some(130));
-    ran(2, &resume(&logs, &["--max-steps", "1"])).code(0);
+    let saved = fs::read_dir(experiment(&logs).join("checkpoints")).unwrap().flatten();
+    let is_step = |name: &str| name.starts_with("ckpt_");
+    assert_eq!(saved.filter(|f| is_step(&f.file_name().to_string_lossy())).count(), 1);
+    let resumed = ran(2, &resume(&logs, &["--max-steps", "1"])).code(0);
+    assert!(!resumed.stderr().contains("begins anew"), "{}", resumed.stderr());
 }
 
 /// Two processes with an environment of their own.

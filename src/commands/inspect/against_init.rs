@@ -339,15 +339,15 @@ mod tests {
     fn cosine_kurtosis_and_gain_by_hand() {
         let before = Tensor::from_slice(&[1.0f32, 0.0, 0.0, 1.0]).reshape([2, 2, 1, 1]);
         let weight = Tensor::from_slice(&[2.0f32, 0.0, 2.0, 0.0]).reshape([2, 2, 1, 1]);
-        let found = LayerAgainstInit::of("fpn.a", &weight, &before);
+        let found = LayerAgainstInit::of("fpn.a", "fpn".to_owned(), &weight, &before);
         // 2 / (sqrt(8) sqrt(2)); values 1 off their mean have kurtosis 1
         assert!((found.cosine - 0.5).abs() < 1e-12, "{found:?}");
         assert!((found.kurtosis - 1.0).abs() < 1e-12 && (found.gain - 2.0).abs() < 1e-12);
         let peaked = Tensor::from_slice(&[0.0f32, 0.0, 0.0, 4.0]);
         // mean 1: deviations -1, -1, -1, 3: fourth moment 21, variance 3
-        let found = LayerAgainstInit::of("fpn.a", &peaked, &before);
+        let found = LayerAgainstInit::of("fpn.a", "fpn".to_owned(), &peaked, &before);
         assert!((found.kurtosis - 21.0 / 9.0).abs() < 1e-12, "{found:?}");
-        let same = LayerAgainstInit::of("fpn.a", &before, &before);
+        let same = LayerAgainstInit::of("fpn.a", "fpn".to_owned(), &before, &before);
         assert!((same.cosine - 1.0).abs() < 1e-12 && (same.gain - 1.0).abs() < 1e-12);
     }
 
@@ -361,6 +361,7 @@ mod tests {
     #[test]
     fn one_layer_at_its_start_or_one_dead_level_is_enough_for_a_no() {
         let layer = |name: &str, cosine, kurtosis| LayerAgainstInit {
+            module: name.split('.').next().unwrap().to_owned(),
             name: name.to_owned(),
             num_weights: 1,
             cosine,

@@ -12,7 +12,7 @@ use super::loss::{LossConfig, feature_loss};
 use super::net::{CaSpaceNet, sub_name};
 use super::teacher::FeatureTeacher;
 use crate::data::Batch;
-use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess};
+use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess, Store};
 use crate::topology::family::{DecodeSetting, Family, TaskSetting};
 use crate::topology::settings::{LossSettings, TargetSettings};
 use crate::topology::task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
@@ -23,17 +23,12 @@ impl Family for NetworkConfig {
         self.wdr.check_together(at, problems);
     }
 
-    fn network(
-        &self,
-        num_classes: usize,
-        device: Device,
-        seed: Option<u64>,
-    ) -> Result<Box<dyn Network>> {
-        let num_classes = i64::try_from(num_classes).context("the number of classes")?;
-        Ok(Box::new(match seed {
-            Some(seed) => CaSpaceNet::new(self, num_classes, device, seed)?,
-            None => CaSpaceNet::blank(self, num_classes, device)?,
-        }))
+    fn build(&self, num_classes: i64, store: Store) -> Result<Box<dyn Network>> {
+        Ok(Box::new(CaSpaceNet::build(self, num_classes, store)?))
+    }
+
+    fn has_own_teacher(&self) -> bool {
+        true
     }
 
     fn complete(

@@ -68,7 +68,7 @@ impl PoseNet {
         Self::build(config, num_classes, Store::new(device))
     }
 
-    fn build(config: &NetworkConfig, num_classes: i64, store: Store) -> Result<Self> {
+    pub(super) fn build(config: &NetworkConfig, num_classes: i64, store: Store) -> Result<Self> {
         let mut problems = vec![];
         config.check("network", &mut problems);
         check_build(&problems, num_classes)?;

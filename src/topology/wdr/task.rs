@@ -16,7 +16,7 @@ use super::outputs::{HeadOutputs, output_names, output_shapes};
 use super::targets::{Assignment, Draw, ObjectTarget, TargetConfig, assign};
 use crate::data::{Batch, ObjectModel, SampleObject};
 use crate::geom::Camera;
-use crate::nn::{Decode, DenseLevel, Network, OutputShape, Outputs, Preprocess};
+use crate::nn::{Decode, DenseLevel, Network, OutputShape, Outputs, Preprocess, Store};
 use crate::seed;
 use crate::topology::family::{DecodeSetting, Family, TaskSetting};
 use crate::topology::settings::{LossSettings, TargetSettings};
@@ -31,17 +31,8 @@ impl Family for NetworkConfig {
         self.check_together(at, problems);
     }
 
-    fn network(
-        &self,
-        num_classes: usize,
-        device: Device,
-        seed: Option<u64>,
-    ) -> Result<Box<dyn Network>> {
-        let num_classes = i64::try_from(num_classes).context("the number of classes")?;
-        Ok(Box::new(match seed {
-            Some(seed) => PoseNet::new(self, num_classes, device, seed)?,
-            None => PoseNet::blank(self, num_classes, device)?,
-        }))
+    fn build(&self, num_classes: i64, store: Store) -> Result<Box<dyn Network>> {
+        Ok(Box::new(PoseNet::build(self, num_classes, store)?))
     }
 
     fn complete(

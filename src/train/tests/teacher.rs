@@ -51,6 +51,38 @@ fn a_run_with_a_teacher_ends_the_same_after_a_stop() {
 }
 
 #[test]
+fn the_teacher_is_what_a_run_starts_from_also_where_that_is_loaded_late() {
+    let config = TrainConfig { max_steps: Some(2), ..two_stages() };
+    let start = caspacenet::NetworkConfig::of(toy_config());
+    let start = start.network(1, Device::Cpu, Some(SEED + 1)).unwrap();
+    let trained = |tell: bool| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut trainer = teacher_trainer(&config, folder.path());
+        tch::no_grad(|| {
+            for ((_, mut own), (_, other)) in trainer.net().state().into_iter().zip(start.state()) {
+                own.copy_(&other);
+            }
+        });
+        if tell {
+            trainer.begin_anew().unwrap();
+        }
+        let Outcome::MaxSteps { checkpoint } = run(&mut trainer, &mut Recorder::default()).unwrap()
+        else {
+            panic!("it goes on")
+        };
+        let teacher = Checkpoint::read(&checkpoint).unwrap().task;
+        assert!(!teacher.is_empty());
+        let of_start: BTreeMap<String, Tensor> = start.state().into_iter().collect();
+        teacher.iter().all(|(name, tensor)| {
+            let name = name.strip_prefix("task.").unwrap_or(name);
+            bits(tensor) == bits(&of_start[name])
+        })
+    };
+    assert!(trained(true));
+    assert!(!trained(false), "the test can fail");
+}
+
+#[test]
 fn the_feature_losses_of_slices_add_up_to_that_of_the_batch() {
     tch::set_num_threads(1);
     let family = caspacenet::NetworkConfig::of(toy_config());
