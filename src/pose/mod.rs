@@ -39,4 +39,4 @@ pub use recall::{
     sample_vertices, score_targets,
 };
 pub use student::quantile_975;
-pub use table::{Bin, DepthBins, EvalTable, Metric, Section, TableRow};
+pub use table::{Bin, DepthBins, EvalTable, Metric, Section, TableRow, row_label};
