@@ -108,10 +108,13 @@ fn take_start(preset: &mut Value, preset_dir: &Path, dir: &Path) -> Option<Choic
         };
         (
             url.display().to_string(),
-            "the preset's weights: what fits of them is the start, the rest is random",
+            "the preset's weights: what fits of them is loaded, all other layers keep their initial values",
         )
     } else {
-        (String::new(), "the preset's weights are not at hand: the start is random")
+        (
+            String::new(),
+            "the preset's weights are not at hand: all layers keep their initial values",
+        )
     };
     experiment["pretrained"] = Value::Bool(!url.is_empty());
     experiment["loose"] = Value::Bool(!url.is_empty());

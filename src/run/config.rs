@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::data::{DataConfig, InputConfig};
 use crate::eval::EvalConfig;
 use crate::io;
-use crate::run::home::Home;
+use crate::run::home::{Home, SoleNames};
 use crate::run::{keys, published};
 use crate::schema::{self, check_ranges, first_of_each_key};
 use crate::topology::wdr::DistillConfig;
@@ -88,7 +88,7 @@ pub struct ExperimentConfig {
     /// File of the full-precision weights (safetensors, PyTorch, a checkpoint), relative to the config's folder; needed
     /// with `pretrained`.
     pub url: String,
-    /// Take what fits of `url` and start the rest of the network from random values, instead of refusing a file that
+    /// Take what fits of `url`, the rest of the network keeps its initial values, instead of refusing a file that
     /// lacks layers.
     pub loose: bool,
 }
@@ -295,10 +295,12 @@ impl Config {
 /// Which config a command works with, and what is changed in it.
 #[derive(Debug, Clone, Default)]
 pub struct Select {
-    /// The problem; `SwissCube` when it is not given.
+    /// The problem; when it is not given the only one of the home, else `SwissCube`.
     pub problem: Option<String>,
-    /// The topology; `Widedepth` when it is not given.
+    /// The topology; when it is not given the only one of the problem, else `Widedepth`.
     pub topology: Option<String>,
+    /// What the home has only one of.
+    pub sole: SoleNames,
     /// A config file instead of the problem's.
     pub config: Option<PathBuf>,
     /// `KEY=VALUE` assignments.
@@ -333,12 +335,12 @@ pub enum Names {
 impl Select {
     /// The problem's name.
     pub fn problem(&self) -> &str {
-        self.problem.as_deref().unwrap_or(DEFAULT_PROBLEM)
+        self.problem.as_deref().or(self.sole.problem.as_deref()).unwrap_or(DEFAULT_PROBLEM)
     }
 
     /// The topology's name.
     pub fn topology(&self) -> &str {
-        self.topology.as_deref().unwrap_or(DEFAULT_TOPOLOGY)
+        self.topology.as_deref().or(self.sole.topology.as_deref()).unwrap_or(DEFAULT_TOPOLOGY)
     }
 
     /// Reads, changes and checks the config.

@@ -38,7 +38,7 @@ pub use flow::{
     Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
 };
 pub use folder::{Folder, Pick, Provenance, Start, StartEnd, folder_name};
-pub use home::Home;
+pub use home::{Home, SoleNames};
 pub use layers::{LayerReport, QuantizedTo};
 pub use machine::Machine;
 pub use record::CompletedStage;
