@@ -25,7 +25,7 @@ use crate::run::options::{decoder_for, infer_options};
 use crate::run::request::{Request, limited};
 
 /// What is compared in percent of objects.
-const ADI: &str = "ADI-0.1d";
+const ADD: &str = "ADD-0.1d";
 
 /// What `mqat verify` is asked.
 #[derive(Debug, Clone)]
@@ -445,7 +445,7 @@ fn worse(limits: &Limits, objects: &Objects) -> Vec<String> {
     let (lost, gained, p) = (verdicts.only_first, verdicts.only_second, verdicts.chance());
     if limits.chance.is_some_and(|limit| lost > gained && p < limit) {
         failures.push(format!(
-            "B loses {lost} objects of {ADI} and gains {gained}, more than chance explains (McNemar p = {p:.4}, below {})",
+            "B loses {lost} objects of {ADD} and gains {gained}, more than chance explains (McNemar p = {p:.4}, below {})",
             limits.chance.unwrap_or_default()
         ));
     }
@@ -550,7 +550,7 @@ fn failures(
     if let (Some(points), Some(limit)) = (adi_points, limits.adi_points)
         && points.abs() > limit
     {
-        failures.push(format!("{ADI} differs by {points:+.2} points, above {limit:.2}"));
+        failures.push(format!("{ADD} differs by {points:+.2} points, above {limit:.2}"));
     }
     failures
 }
@@ -694,7 +694,7 @@ impl VerifyReport {
         let points = self.adi_difference_points.map_or(String::new(), |points| {
             format!(": {points:+.2} points{}", limit_text(self.limits.adi_points, ""))
         });
-        let _ = writeln!(out, "{ADI}: A {a}, B {b}{points}");
+        let _ = writeln!(out, "{ADD}: A {a}, B {b}{points}");
         let v = &self.adi_verdicts;
         if v.only_first + v.only_second > 0 {
             let _ = writeln!(
@@ -835,7 +835,7 @@ mod tests {
             failures(&limits, &fine, &dense, &changed, None)[0].contains("mismatch rate of 2.00 %")
         );
         let text = failures(&limits, &fine, &dense, &none, Some(-1.25)).join("; ");
-        assert_eq!(text, "ADI-0.1d differs by -1.25 points, above 1.00");
+        assert_eq!(text, "ADD-0.1d differs by -1.25 points, above 1.00");
     }
 
     #[test]

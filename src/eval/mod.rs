@@ -64,3 +64,5 @@ pub use split::{Inference, Pair, Progress, infer, infer_pair, pictures_of};
 pub use split_index::image_ids;
 pub use tables::Comparison;
 pub use timing::Timing;
+
+pub use crate::pose::row_label;

@@ -146,6 +146,17 @@ pub fn prediction_overlay(
     picture
 }
 
+/// The whole image that `camera` took with the boxes and axes of its labels, 640 x 640 px.
+pub fn labelled(image: &RgbImage, camera: &Camera, truth: &[Outline]) -> RgbImage {
+    let (view, lens) = (whole_view(image), Lens::from(*camera));
+    let mut panel = Panel { picture: view.picture(image), view, lens: &lens };
+    for outline in truth {
+        panel.draw_box(outline, 2.0, TRUTH_COLOR);
+        panel.draw_axes(outline, 2.2, 1.0);
+    }
+    panel.picture
+}
+
 /// Both panels, without a legend.
 fn panels(image: &RgbImage, lens: &Lens, truth: &[Outline], predicted: &[Outline]) -> RgbImage {
     let whole = whole_view(image);

@@ -38,4 +38,5 @@ pub use recall::{
     sample_vertices, score_targets,
 };
 pub use sequences::{MeanDifference, Sequences};
-pub use table::{Bin, DepthBins, EvalTable, Metric, Section, TableRow};
+pub use student::quantile_975;
+pub use table::{Bin, DepthBins, EvalTable, Metric, Section, TableRow, row_label};
