@@ -41,7 +41,11 @@ fn compile() -> Result<PathBuf, String> {
     torch.args(["-std=c++17", "-O0", "-fPIC", "-shared", "-w", "-D_GLIBCXX_USE_CXX11_ABI=1"]);
     torch.args(["-DAT_PER_OPERATOR_HEADERS", "-I"]).arg(&include);
     torch.arg("-I").arg(include.join("torch/csrc/api/include")).arg(here.join("fake_cuda.cpp"));
-    torch.args(["-Wl,-soname,libtorch_cuda.so", "-L"]).arg(lib).args(["-ltorch_cpu", "-lc10", "-o"]);
+    torch.args(["-Wl,-soname,libtorch_cuda.so", "-L"]).arg(lib).args([
+        "-ltorch_cpu",
+        "-lc10",
+        "-o",
+    ]);
     let mut driver = Command::new(&compiler);
     driver.args(["-x", "c", "-fPIC", "-shared"]).arg(here.join("fake_driver.c")).arg("-o");
     for (command, name) in [(&mut torch, "libtorch_cuda.so"), (&mut driver, "libcuda.so.1")] {

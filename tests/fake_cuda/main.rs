@@ -66,9 +66,11 @@ fn dataset() -> &'static str {
     MADE.get_or_init(|| {
         let out = tempfile::tempdir().unwrap().keep().join("data");
         let out = out.to_str().unwrap().to_owned();
-        let numbers = ["--train", "16", "--val", "2", "--test", "4", "--size", "128", "--seed", "5"];
+        let numbers =
+            ["--train", "16", "--val", "2", "--test", "4", "--size", "128", "--seed", "5"];
         let looks = ["--depth", "1.5d:3d", "--attitude", "30", "--format", "png"];
-        run(Path::new(""), &[&["synth", "--out", &out], &numbers[..], &looks].concat(), &[]).code(0);
+        run(Path::new(""), &[&["synth", "--out", &out], &numbers[..], &looks].concat(), &[])
+            .code(0);
         out
     })
 }
@@ -103,10 +105,14 @@ fn train(folder: &Path, settings: &[&str], device: &str, steps: u32) -> (Counts,
 
 /// Goes on with a run.
 fn resume(folder: &Path, logs: &Logs, device: &str, steps: u32) -> Ran {
+    resume_with(folder, logs, device, steps, &[])
+}
+
+fn resume_with(folder: &Path, logs: &Logs, device: &str, steps: u32, more: &[&str]) -> Ran {
     let steps = steps.to_string();
     let places = ["--logs", logs.text(), "--device", device, "--max-steps", &steps];
     let resumed = ["train", "--topology", "WidedepthTiny", "--resume"];
-    run(folder, &[&resumed[..], &places].concat(), &[]).code(0)
+    run(folder, &[&resumed[..], &places, more].concat(), &[]).code(0)
 }
 
 /// The f32 tensors of a checkpoint but those that tell its history.
@@ -183,7 +189,7 @@ fn a_step_of_learnt_weights_and_activations() {
 }
 
 #[test]
-fn a_run_goes_from_the_device_to_the_cpu_and_back_and_is_evaluated() {
+fn a_run_goes_from_the_device_to_the_cpu_and_back() {
     let Some(folder) = folder() else { return };
     let (_, logs) = train(folder, LSQ, "cuda", 3);
     let on_cpu = resume(folder, &logs, "cpu", 5).says(&["device cuda:0, and this run has cpu"]);
@@ -223,8 +229,63 @@ fn devices_that_are_not_there_are_errors_of_one_line() {
     let train = |device: &str, variables: &[(&str, &str)]| {
         run(folder, &[&["train"], SMALL, FLOAT, &places, &[device]].concat(), variables)
     };
-    train("cuda:99", &[]).code(1).says(&["--device cuda:99", "libtorch sees 1 GPU"]);
+    train("cuda:99", &[]).code(1).says(&["--device cuda:99", "libtorch sees 1 GPU, cuda:0;"]);
+    let gpu = ("FAKE_CUDA_GPU", "6.1 Some GPU");
+    let old = [("FAKE_CUDA_DRIVER", "12040"), gpu, ("FAKE_CUDA_DEVICES", "0")];
+    let driver = "supports CUDA 12.4, GPU 0: Some GPU, compute capability 6.1";
+    train("cuda", &old).code(1).says(&["libtorch sees no GPU", driver, "driver 580 or newer"]);
+    let told = ["WARN", "computing on the CPU: libtorch sees no GPU", driver];
+    train("auto", &old).code(0).says(&told);
     let full = train("cuda", &[("FAKE_CUDA_MEMORY", "2000000")]).code(1);
     assert!(!full.stderr().contains("frame #"), "{}", full.stderr());
     full.says(&["CUDA out of memory", "lower the batch size"]);
+}
+
+#[test]
+fn a_driver_that_libtorch_cannot_use_is_told() {
+    let Some(folder) = folder() else { return };
+    // The driver alone: the CUDA half of the real libtorch, if there is one, does not get on with it.
+    let driver = tempfile::tempdir().unwrap();
+    std::fs::copy(folder.join("libcuda.so.1"), driver.path().join("libcuda.so.1")).unwrap();
+    let logs = Logs::new();
+    let places = ["--data", dataset(), "--logs", logs.text(), "--max-steps", "1", "--device"];
+    let train = |device: &str| {
+        let args = [&["train"], SMALL, FLOAT, &places, &[device]].concat();
+        let gpu = ("FAKE_CUDA_GPU", "9.0 Some GPU");
+        run(driver.path(), &args, &[("FAKE_CUDA_DRIVER", "13000"), gpu])
+    };
+    let told = ["supports CUDA 13.0, GPU 0: Some GPU, compute capability 9.0", "setup.sh"];
+    train("cuda").code(1).says(&told);
+    train("auto").code(0).says(&told).says(&["WARN", "computing on the CPU"]);
+}
+
+#[test]
+fn precision_and_determinism_are_set_on_the_device() {
+    let Some(folder) = folder() else { return };
+    let bf16 = ["--set", "RUNTIME.PRECISION=bf16", "--set", "RUNTIME.DETERMINISTIC=true"];
+    let (low, logs) = train(folder, &[FLOAT, &bf16].concat(), "cuda", 3);
+    let (full, other) = train(folder, FLOAT, "cuda", 3);
+    let (cast, not) = (low.beyond(&full), full.beyond(&low));
+    // Inputs, weights and results are converted, and nothing is waited for.
+    assert!(cast.num_operators() > 100 && cast.num_waits() <= 0, "{cast:#?}");
+    assert!(num_convolutions(&not) == 0, "{not:#?}");
+    let last = "ckpt_00000003";
+    let off = |tolerance| strays(&logs.checkpoint(last), &other.checkpoint(last), tolerance).0;
+    assert!(off(1e-6) > 1000, "bf16 changes nothing");
+    // It is in the checkpoint, and another one is told.
+    let provenance = logs.0.path().join("SwissCube/WidedepthTiny/exp000/provenance.json");
+    assert!(std::fs::read_to_string(provenance).unwrap().contains("\"precision\": \"bf16\""));
+    let more = ["--set", "RUNTIME.PRECISION=tf32"];
+    resume_with(folder, &logs, "cuda", 4, &more)
+        .says(&["written with precision bf16, and this run has tf32"]);
+    let file = logs.checkpoint(last);
+    let test = ["test", "--checkpoint", file.to_str().unwrap(), "--data", dataset()];
+    let refused = [&test[..], &["--device", "cuda", "--set", "RUNTIME.PRECISION=bf16"]].concat();
+    run(folder, &refused, &[])
+        .code(1)
+        .says(&["RUNTIME.PRECISION=bf16 is for the steps of training"]);
+    let on_cpu = [&test[..], &["--device", "cpu", "--set", "RUNTIME.PRECISION=tf32"]].concat();
+    run(folder, &on_cpu, &[])
+        .code(1)
+        .says(&["RUNTIME.PRECISION=tf32 is a precision of NVIDIA's GPUs"]);
 }
