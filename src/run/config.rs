@@ -13,8 +13,7 @@ use crate::io;
 use crate::run::home::Home;
 use crate::run::{keys, published};
 use crate::schema::{self, check_ranges, first_of_each_key};
-use crate::topology::wdr::DistillConfig;
-use crate::topology::{LossSettings, TargetSettings, Topology};
+use crate::topology::{DistillSettings, LossSettings, TargetSettings, Topology, TrainingSettings};
 use crate::train::{EmaConfig, MonitorConfig, StageConfig, TrainConfig};
 
 /// The problem that is meant when none is named.
@@ -163,7 +162,7 @@ pub struct TrainingSection {
     pub targets: TargetSettings,
     /// Learn also what the float network says that the run starts from (`experiment.url`); `null` learns from the targets
     /// alone.
-    pub distill: Option<DistillConfig>,
+    pub distill: Option<DistillSettings>,
     /// The full-precision stage before the flow; `null` starts with the flow (from pretrained weights).
     pub full_precision: Option<StageConfig>,
     /// A checkpoint every so many epochs; the end of a stage and a best epoch always write one.
@@ -225,6 +224,22 @@ impl Default for TrainingSection {
             monitor: train.monitor,
             ema: train.ema,
         }
+    }
+}
+
+impl TrainingSection {
+    /// The sections whose keys are those of the network's family.
+    fn of_family(&self) -> TrainingSettings {
+        TrainingSettings {
+            loss: self.loss.clone(),
+            targets: self.targets.clone(),
+            distill: self.distill.clone(),
+        }
+    }
+
+    fn set_of_family(&mut self, settings: TrainingSettings) {
+        (self.loss, self.targets) = (settings.loss, settings.targets);
+        self.distill = settings.distill;
     }
 }
 
@@ -514,8 +529,8 @@ fn known_configs(problems: &Path) -> Vec<String> {
 pub fn parse(document: Value, at: &str) -> Result<Config> {
     let mut config: Config = schema::parse(document, at)?;
     let Config { network, training, .. } = &mut config;
-    let complete = network.family().complete(&training.loss, &training.targets);
-    (training.loss, training.targets) = complete.map_err(|err| anyhow!("{at}: {err}"))?;
+    let complete = network.family().complete(&training.of_family());
+    training.set_of_family(complete.map_err(|err| anyhow!("{at}: {err}"))?);
     let problems = config.problems();
     if !problems.is_empty() {
         bail!("{at}: {}", problems.join("; "));
@@ -584,7 +599,7 @@ mod tests {
         config.experiment.pretrained = true;
         config.experiment.url = "x".to_owned();
         config.training.full_precision = None;
-        config.training.distill = Some(DistillConfig::default());
+        config.training.distill = Some(DistillSettings::default());
         let flow = [
             json!({ "module": "fpn", "weights": { "bits": 2 } }),
             json!({ "module": ["head"], "activations": { "bits": 8 },

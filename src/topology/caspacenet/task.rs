@@ -14,7 +14,7 @@ use super::teacher::FeatureTeacher;
 use crate::data::Batch;
 use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess, Store};
 use crate::topology::family::{DecodeSetting, Family, TaskSetting};
-use crate::topology::settings::{LossSettings, TargetSettings};
+use crate::topology::settings::{LossSettings, TargetSettings, TrainingSettings};
 use crate::topology::task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
 use crate::topology::wdr::{self, Assignment, Targets};
 
@@ -31,13 +31,13 @@ impl Family for NetworkConfig {
         true
     }
 
-    fn complete(
-        &self,
-        loss: &LossSettings,
-        targets: &TargetSettings,
-    ) -> Result<(LossSettings, TargetSettings)> {
-        let (loss, targets): (LossConfig, wdr::TargetConfig) = (loss.read()?, targets.read()?);
-        Ok((LossSettings::of(&loss), TargetSettings::of(&targets)))
+    fn complete(&self, settings: &TrainingSettings) -> Result<TrainingSettings> {
+        Ok(TrainingSettings {
+            loss: LossSettings::of(&settings.loss.read::<LossConfig>()?),
+            targets: TargetSettings::of(&settings.targets.read::<wdr::TargetConfig>()?),
+            // None is allowed here, which is told with what the config says besides.
+            distill: settings.distill.clone(),
+        })
     }
 
     fn task(&self, setting: TaskSetting) -> Result<Box<dyn Task>> {
