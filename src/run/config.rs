@@ -111,11 +111,44 @@ pub struct RuntimeConfig {
     #[serde(rename = "NUM_THREADS")]
     #[schemars(range(max = 1024))]
     pub num_threads: usize,
+    /// How training rounds products of convolutions; weights, quantizers and losses are float32 always, and other commands than
+    /// `train` compute in float32 unless `--set` asks them for `tf32` ([gpu.md](gpu.md)). Left out of files at its default.
+    #[serde(rename = "PRECISION", skip_serializing_if = "Precision::is_fp32")]
+    #[schemars(extend("default" = "fp32"))]
+    pub precision: Precision,
+    /// On a GPU only kernels that give the same bits every time; on the CPU there are no others. Left out of files at its default.
+    #[serde(rename = "DETERMINISTIC", skip_serializing_if = "is_false")]
+    #[schemars(extend("default" = false))]
+    pub deterministic: bool,
 }
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { num_workers: 8, num_threads: 0 }
+        let precision = Precision::default();
+        Self { num_workers: 8, num_threads: 0, precision, deterministic: false }
+    }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// How products are rounded before they are summed in float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Not at all.
+    #[default]
+    Fp32,
+    /// Inputs and weights to TF32, 10 bits behind the point: GPUs from compute capability 8.0 on.
+    Tf32,
+    /// Inputs and weights to bfloat16, 7 bits behind the point; on GPUs and CPUs.
+    Bf16,
+}
+
+impl Precision {
+    fn is_fp32(&self) -> bool {
+        *self == Self::Fp32
     }
 }
 

@@ -48,7 +48,7 @@ impl Setup {
         if request.resume.is_some() {
             home = request.run.home_of_run(&existing_folder(&request, &home)?)?;
         }
-        let device = request.run.open_device_in(&config, world)?;
+        let device = request.run.open_device_to_train_in(&config, world)?;
         let training = request.run.open_split(&home, &config, Split::Train, Purpose::Training)?;
         let training = Arc::new(thinned(training, config.training.train_images));
         let validation =

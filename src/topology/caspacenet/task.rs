@@ -124,13 +124,14 @@ impl Task for FeatureTask {
         let Erased { assignments, pixels } = prepared.targets()?;
         let device = network.store().device();
         let erased = self.preprocess.images(pixels, device)?;
+        let targets = &self.preparer.targets;
+        let compared = targets.upload(assignments, device)?;
         let teacher = self.teach(network, &erased)?;
         let images = self.images(&prepared.batch, device)?;
         let outputs = network.run(&images, train);
         let sub = |stride: i64| outputs.get(&sub_name(stride)).map(Tensor::shallow_clone);
         let sub: Vec<Tensor> = self.config.strides().into_iter().map(sub).collect::<Result<_>>()?;
-        let targets = &self.preparer.targets;
-        let (_, losses) = targets.compare(&outputs, assignments, &self.loss.wdr)?;
+        let (_, losses) = targets.compare(&outputs, assignments, &compared, &self.loss.wdr)?;
         let wdr::Losses { cls, reg, num_positive } = losses;
         // A mean over images, where the others are sums: a slice of a batch has its part of it.
         let weight = self.loss.weight_feature / (1 + prepared.batch.num_others) as f64;

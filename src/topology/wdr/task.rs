@@ -10,7 +10,7 @@ use super::candidates::CandidateConfig;
 use super::config::NetworkConfig;
 use super::decoder::CellDecoder;
 use super::distill::{DistillConfig, distill};
-use super::loss::{LossConfig, Losses, losses};
+use super::loss::{LossConfig, LossTargets, Losses, check_shapes};
 use super::net::PoseNet;
 use super::outputs::{HeadOutputs, output_names, output_shapes};
 use super::targets::{Assignment, Draw, ObjectTarget, TargetConfig, assign};
@@ -119,15 +119,16 @@ impl Task for CellTask {
         train: bool,
     ) -> Result<BatchLosses> {
         let assignments: &Vec<Assignment> = prepared.targets()?;
-        let grid = &self.targets.grid;
-        let images = self.images(&prepared.batch, network.store().device())?;
+        let (grid, device) = (&self.targets.grid, network.store().device());
+        let targets = self.targets.upload(assignments, device)?;
+        let images = self.images(&prepared.batch, device)?;
         let run = network.run(&images, train);
-        let (outputs, losses) = self.targets.compare(&run, assignments, &self.loss)?;
+        let (outputs, losses) = self.targets.compare(&run, assignments, &targets, &self.loss)?;
         let mut named = vec![("cls", losses.cls), ("reg", losses.reg)];
         // What is compared in validation is the loss of the task alone.
         if let Some(Taught { teacher, config }) = self.teacher.as_ref().filter(|_| train) {
             let says = HeadOutputs::of_named(&teacher.outputs(&images), grid)?;
-            let found = distill(&outputs, &says, grid, assignments, config);
+            let found = distill(&outputs, &says, &targets, config);
             named.extend([("distill_cls", found.cls), ("distill_reg", found.reg)]);
         }
         Ok(BatchLosses::new(named, losses.num_positive))
@@ -216,7 +217,19 @@ impl Targets {
         self.grid.levels.iter().map(of_level).collect()
     }
 
-    /// The losses of a network's outputs, and these level by level.
+    /// What the losses of a batch compare with, on a device.
+    ///
+    /// # Errors
+    /// If the assignments do not fit the network.
+    pub(in crate::topology) fn upload(
+        &self,
+        assignments: &[Assignment],
+        device: Device,
+    ) -> Result<LossTargets> {
+        LossTargets::upload(&self.grid, assignments, self.models.len() as i64, device)
+    }
+
+    /// The losses of a network's outputs, and these level by level; `targets` are those of the assignments.
     ///
     /// # Errors
     /// If an output is missing, or does not fit the assignments.
@@ -224,10 +237,17 @@ impl Targets {
         &self,
         outputs: &Outputs,
         assignments: &[Assignment],
+        targets: &LossTargets,
         loss: &LossConfig,
     ) -> Result<(HeadOutputs, Losses)> {
         let outputs = HeadOutputs::of_named(outputs, &self.grid)?;
-        let losses = losses(&outputs, &self.grid, &self.camera, assignments, loss)?;
+        let (_, num_classes) = check_shapes(&outputs, &self.grid, assignments)?;
+        ensure!(
+            num_classes == self.models.len() as i64,
+            "the network has {num_classes} classes, and there are {} models",
+            self.models.len()
+        );
+        let losses = targets.losses(&outputs, &self.camera, loss)?;
         Ok((outputs, losses))
     }
 
