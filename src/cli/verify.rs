@@ -40,7 +40,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FRACTION", value_parser = limit)]
     pub tolerance: Option<f64>,
 
-    /// Which fraction of the detections may be made by one of the two only [default: 0.01; none for --rule
+    /// Largest detection mismatch rate: fraction of the detections that only one of the two makes [default: 0.01; none for --rule
     /// as-good].
     #[arg(long, value_name = "FRACTION", value_parser = limit)]
     pub max_changed: Option<f64>,
@@ -104,12 +104,16 @@ pub(super) fn run(args: VerifyArgs) -> Result<()> {
     } else {
         print_text(&report.text())?
     }
+    // The text has said all of it; a program that reads JSON may show stderr alone.
+    let why = match args.json {
+        true => report.failures.join("; "),
+        false => format!("{} of the limits are exceeded (FAILED)", report.failures.len()),
+    };
     ensure!(
         report.passed,
-        "{} and {} differ: {}",
+        "{} and {} differ: {why}",
         request.files[0].display(),
-        request.files[1].display(),
-        report.failures.join("; ")
+        request.files[1].display()
     );
     Ok(())
 }

@@ -112,18 +112,21 @@ fn take_start(
                 file.canonicalize().with_context(|| format!("finding {}", file.display()))?;
             (
                 file.display().to_string(),
-                "--weights: what fits of them is the start, the rest is random",
+                "--weights: what fits of them is loaded, all other layers keep their initial values",
             )
         }
         None if wants && !name.is_empty() && file.is_file() => (
             from_dir(&file, preset_dir, dir),
-            "the preset's weights: what fits of them is the start, the rest is random",
+            "the preset's weights: what fits of them is loaded, all other layers keep their initial values",
         ),
         None => {
             if let Some(kept) = &kept {
                 return Err(no_weights_to_keep(kept, &file, request));
             }
-            (String::new(), "the preset's weights are not at hand: the start is random")
+            (
+                String::new(),
+                "the preset's weights are not at hand: all layers keep their initial values",
+            )
         }
     };
     if !wants && url.is_empty() {

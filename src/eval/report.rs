@@ -448,7 +448,7 @@ mod tests {
         );
         assert_eq!(report.dataset.ceiling_percent, Some(75.0));
         let text = report.text().split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(text.contains("10 images hold several objects of a class"), "{text}");
+        assert!(text.contains("10 images with several objects of a class"), "{text}");
         assert!(text.contains("at most 75.0 % of the objects"), "{text}");
     }
 

@@ -151,7 +151,7 @@ impl Report {
             (self.dataset.num_images_with_several, self.dataset.ceiling_percent)
         {
             lines.push(format!(
-                "{} hold several objects of a class: poses are matched to them one to one; a network that gives one pose a \
+                "{} with several objects of a class: poses are matched to them one to one; a network that gives one pose a \
                  class and image finds at most {percent:.1} % of the objects",
                 counted(num, "image")
             ));

@@ -18,6 +18,7 @@ pub mod chart;
 pub mod events;
 pub mod image_stream;
 mod interruptible;
+mod jpeg_copies;
 mod json;
 pub mod mesh;
 mod mistaken;
@@ -30,6 +31,7 @@ mod shell;
 pub mod tensors;
 mod text;
 pub mod video;
+mod video_times;
 
 pub use atomic::{remove_leftovers, write_atomic};
 pub use interruptible::{Interruptible, StopFlags};
