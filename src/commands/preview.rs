@@ -115,8 +115,10 @@ fn panel(batch: &Batch, index: usize, dataset: &Dataset, camera: &Camera) -> Res
         .map(|object| {
             let model = &dataset.models[object.class];
             let axis_mm = AXIS_DIAMETERS * model.diameter_mm;
+            let number = (dataset.models.len() > 1).then_some(model.obj_id);
             // What a network learns of a symmetric object.
-            Outline { pose: model.symmetries.label(&object.pose), corners: &model.corners, axis_mm }
+            let pose = model.symmetries.label(&object.pose);
+            Outline { pose, corners: &model.corners, axis_mm, number }
         })
         .collect();
     Ok(overlay::labelled(&image, camera, &outlines))

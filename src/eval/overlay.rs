@@ -153,6 +153,7 @@ pub fn labelled(image: &RgbImage, camera: &Camera, truth: &[Outline]) -> RgbImag
     for outline in truth {
         panel.draw_box(outline, 2.0, TRUTH_COLOR);
         panel.draw_axes(outline, 2.2, 1.0);
+        panel.draw_number(outline, 0, TRUTH_COLOR);
     }
     panel.picture
 }
