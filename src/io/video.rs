@@ -160,17 +160,20 @@ impl Video {
         let version = version()?;
         let once = every_frame_once(version);
         let mut command = Command::new("ffmpeg");
-        command
-            .args(["-nostdin", "-v", "error"])
-            .args(source.input())
-            .args(["-map", "0:v:0"])
-            .args(once)
-            .args(["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "pipe:1"]);
+        command.args(["-nostdin", "-v", "error"]).args(source.input());
+        // The times come first: an ffmpeg of one thread writes that of a frame before it waits for whoever takes the frame.
         let times = match source.is_live() || version.is_some_and(|own| own < TIMES_SINCE) {
             true => None,
             false => Some(ask_for_times(&mut command, once)?),
         };
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0); // Ctrl-C is for this program, which ends its child itself
+        command
+            .args(["-map", "0:v:0"])
+            .args(once)
+            .args(["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "pipe:1"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0); // Ctrl-C is for this program, which ends its child itself
         let kept = times.as_ref().map(|(_, writer)| writer.as_raw_fd());
         end_with_parent(&mut command, kept);
         let mut child = command.spawn().with_context(|| format!("starting ffmpeg for {at}"))?;

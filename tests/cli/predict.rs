@@ -383,12 +383,12 @@ fn videos_are_read_frame_by_frame_from_ffmpeg() {
 fn frames_of_a_video_have_the_times_and_numbers_of_its_container() {
     let pictures = Pictures::new();
     pictures.write("clip.ts", "not looked at by the stand-in");
-    // ffmpeg's last argument is the pipe of the times: 40 ms apart, 7 frames missing behind the third one.
+    // The first pipe among ffmpeg's arguments is that of the times: 40 ms apart, 7 frames missing behind the third one.
     let units: Vec<u32> = [0, 1, 2, 10, 11, 12].iter().map(|i| 3600 * i).collect();
     let line = |at: &u32| format!("0, {at}, {at}, 3600, 12288, 0xe56fc30d\\n");
     let lines_of_times: String = units.iter().map(line).collect();
     let body = format!(
-        "for last; do :; done\nprintf '#tb 0: 1/90000\\n{lines_of_times}' > /dev/fd/${{last#pipe:}}\ncat {}",
+        "for a; do case $a in pipe:1) ;; pipe:*) times=${{a#pipe:}} ;; esac; done\nprintf '#tb 0: 1/90000\\n{lines_of_times}' > /dev/fd/$times\ncat {}",
         pictures.stream()
     );
     pictures.ffmpeg_of("6.1", &body);
