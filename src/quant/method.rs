@@ -41,6 +41,8 @@ pub trait WeightQuantizer {
     fn trainable(&self) -> Option<Tensor>;
     /// The levels, once known.
     fn grid(&self) -> Option<Grid>;
+    /// Fraction of the weights that is on its levels for good, 0 to 1: [`SiteReport::frozen_fraction`].
+    fn frozen_fraction(&self) -> f64;
     /// Makes sure that every weight is quantized and has exactly the bits of a level.
     ///
     /// # Errors

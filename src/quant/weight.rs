@@ -273,7 +273,6 @@ impl WeightSlot for Slot {
         }
         match self.current.borrow().as_ref() {
             Some(current) if train => current.shallow_clone(),
-            // an alias made without autograd requires none
             _ if weight.alias().requires_grad() => {
                 self.with_frozen(self.rule.forward(weight, &self.levels, train))
             }
@@ -399,6 +398,10 @@ impl WeightQuantizer for FakeWeight {
         &self.site
     }
 
+    fn frozen_fraction(&self) -> f64 {
+        if self.slot.mode.get() == WeightMode::Float { 0.0 } else { 1.0 }
+    }
+
     fn start_epoch(&mut self, epoch: u32) -> Result<WeightStep> {
         check_order(&self.site.name, self.epoch, epoch)?;
         let is_new = self.epoch != Some(epoch);
@@ -515,7 +518,7 @@ impl WeightQuantizer for FakeWeight {
         if self.slot.mode.get() == WeightMode::Float {
             return;
         }
-        report.frozen_fraction = 1.0;
+        report.frozen_fraction = self.frozen_fraction();
         if let Some(grid) = self.grid() {
             report.set_grid(&grid, &self.effective(), None);
         }

@@ -210,19 +210,20 @@ impl Sgd {
         slots.map(|slot| (slot.name.as_str(), slot.grad(), &slot.param)).collect()
     }
 
-    /// Zeroes the gradients of frozen entries and returns the norm over all gradients, a scalar on their device;
-    /// no host synchronisation. `None` if no parameter has a gradient.
+    /// The norm over all gradients, those of frozen entries counting as 0; a scalar on their device, no host
+    /// synchronisation. `None` if no parameter has a gradient.
     pub fn grad_norm(&self) -> Option<Tensor> {
         tch::no_grad(|| {
             let mut norms = Vec::with_capacity(self.slots.len());
             for slot in &self.slots {
-                let Some(mut grad) = slot.grad() else { continue };
-                if let Some(frozen) = &slot.frozen
-                    && !fused::clear_frozen(&mut grad, frozen)
-                {
-                    let _ = grad.masked_fill_(frozen, 0.0);
-                }
-                norms.push(grad.norm());
+                let Some(grad) = slot.grad() else { continue };
+                norms.push(match &slot.frozen {
+                    None => grad.norm(),
+                    Some(frozen) => match fused::norm_of_others(&grad, frozen) {
+                        Some(norm) => Tensor::from(norm).to_kind(grad.kind()),
+                        None => grad.masked_fill(frozen, 0.0).norm(),
+                    },
+                });
             }
             (!norms.is_empty()).then(|| Tensor::stack(&norms, 0).norm())
         })
