@@ -234,6 +234,26 @@ impl ModuleQuantizer {
         Ok(())
     }
 
+    /// Does something with the network during which no weight changes, in evaluation mode and without a gradient: each
+    /// effective weight is computed once.
+    pub fn holding<T>(quantizers: &[&Self], task: impl FnOnce() -> T) -> T {
+        struct Held<'a>(&'a [&'a ModuleQuantizer]);
+        impl Held<'_> {
+            fn set(&self, hold: bool) {
+                let weights = self.0.iter().flat_map(|quantizer| quantizer.weight_quantizers());
+                weights.for_each(|weight| weight.hold_effective(hold));
+            }
+        }
+        impl Drop for Held<'_> {
+            fn drop(&mut self) {
+                self.set(false);
+            }
+        }
+        let held = Held(quantizers);
+        held.set(true);
+        task()
+    }
+
     /// What quantizers have recorded of activations in the epoch, in a fixed order.
     pub fn recorded(&self) -> Vec<Recorded> {
         let activations = self.layers.iter().filter_map(|layer| layer.activations.as_ref());

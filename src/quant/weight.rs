@@ -215,6 +215,8 @@ struct Slot {
     mode: Cell<WeightMode>,
     /// The quantized weight of the step under way.
     current: RefCell<Option<Tensor>>,
+    /// The quantized weight of the evaluation under way.
+    held: RefCell<Option<Tensor>>,
     /// Weights that oscillate, where they are watched.
     oscillation: RefCell<Option<Oscillation>>,
 }
@@ -270,6 +272,9 @@ impl WeightSlot for Slot {
     fn forward(&self, weight: &Tensor, train: bool) -> Tensor {
         if self.mode.get() != WeightMode::Quantizing {
             return weight.shallow_clone();
+        }
+        if let (false, Some(held)) = (train, self.held.borrow().as_ref()) {
+            return held.shallow_clone();
         }
         match self.current.borrow().as_ref() {
             Some(current) if train => current.shallow_clone(),
@@ -346,6 +351,7 @@ impl FakeWeight {
             levels,
             mode: Cell::new(WeightMode::Float),
             current: RefCell::new(None),
+            held: RefCell::new(None),
         });
         site.set_weight_slot(Some(slot.clone()));
         Ok(Self {
@@ -535,6 +541,11 @@ impl WeightQuantizer for FakeWeight {
             }
             _ => Vec::new(),
         }
+    }
+
+    fn hold_effective(&self, hold: bool) {
+        let held = hold && self.slot.mode.get() == WeightMode::Quantizing;
+        *self.slot.held.borrow_mut() = held.then(|| self.effective());
     }
 
     fn begin_step(&mut self) {

@@ -480,6 +480,8 @@ impl Trainer {
 
     /// Does something with the network as it is evaluated: with averaged weights where there are any.
     pub(super) fn evaluated<T>(&self, task: impl FnOnce() -> T) -> T {
+        let quantizers: Vec<_> = self.quantizers.iter().map(|(_, quantizer)| quantizer).collect();
+        let task = || ModuleQuantizer::holding(&quantizers, task);
         match &self.ema {
             Some(ema) => ema.evaluate(task),
             None => task(),
