@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The study of docs/results.md, on synthetic images, on the CPU; python3 with its standard library and a built mqat.
 
-    scripts/study.py [DIR] [--jobs N] [--parts fpn,10.7,8] [--seeds 1,2,3] [--report]
+    scripts/study.py [DIR] [--jobs N] [--parts fpn,10.7,8] [--cells N] [--seeds 1,2,3] [--report]
 
 runs what is missing and writes DIR/report. Stopped or killed, the same command goes on. DIR is logs/study.
 
@@ -14,12 +14,15 @@ rendered images) or IMAGES (options of mqat synth), EPOCH_IMAGES, WORKERS, MQAT 
 
 import argparse
 import concurrent.futures
+import fcntl
 import json
 import os
 import pathlib
 import resource
+import signal
 import subprocess
 import sys
+import threading
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 MQAT = os.environ.get("MQAT", str(REPO / "target/release/mqat"))
@@ -64,6 +67,7 @@ class Study:
     def __init__(self, options):
         self.options = options
         self.out = pathlib.Path(options.dir).resolve()
+        self.running, self.ended, self.guard = set(), False, threading.Lock()
         self.data = pathlib.Path(DATA).resolve() if DATA else self.out / "data"
         self.places = ["--topology", TOPOLOGY, "--data", str(self.data), "--device", DEVICE, "--quiet"]
         self.settings = [
@@ -83,11 +87,32 @@ class Study:
     def mqat(self, *args):
         """Runs mqat; stdout as text. Its messages go to DIR/log.txt."""
         environment = dict(os.environ, OMP_WAIT_POLICY="PASSIVE", MQAT_HOME=str(REPO))
+        command = [MQAT, *map(str, args)]
         with open(self.out / "log.txt", "a") as log:
-            done = subprocess.run([MQAT, *map(str, args)], stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-        if done.returncode != 0:
-            raise SystemExit(f"study: failed ({done.returncode}), see {self.out}/log.txt: mqat {' '.join(map(str, args))}")
-        return done.stdout
+            with self.guard:
+                if self.ended:
+                    raise SystemExit("study: ended")
+                # A session of its own: the study alone hears Ctrl-C, and stops its rows once.
+                row = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, start_new_session=True
+                )
+                self.running.add(row)
+            stdout, _ = row.communicate()
+            with self.guard:
+                self.running.discard(row)
+        if row.returncode != 0:
+            raise SystemExit(f"study: failed ({row.returncode}), see {self.out}/log.txt: mqat {' '.join(command[1:])}")
+        return stdout
+
+    def end(self):
+        """Stops the rows that run, and waits until each has written its checkpoint; none begins any more."""
+        with self.guard:
+            self.ended = True
+            rows = list(self.running)
+        for row in rows:
+            row.terminate()
+        for row in rows:
+            row.wait()
 
     def write(self, path, document):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,12 +228,18 @@ class Study:
         validations = [r for r in map(json.loads, lines) if r["kind"] == "validation"]
         return validations[-1]["score"]["value"]
 
+    def methods(self):
+        """What needs a rate: the float controls, and the methods of the parts."""
+        of_all = ["inq", "lsq"] if set(self.options.parts) & set(TARGETS) else []
+        of_fpn = ["fpn-inq", "fpn-lsq"] if "fpn" in self.options.parts else []
+        return ["float", *of_all, *of_fpn]
+
     def choose_rates(self):
         """The best rate of each method on the validation list, one seed: of all modules, and of the FPN alone. The grid
         grows while the best is at its end."""
         path = self.out / "rates.json"
         table = json.loads(path.read_text())["validation_percent"] if path.exists() else {}
-        for method in [m for m in ["float", "inq", "lsq", "fpn-inq", "fpn-lsq"] if m not in table]:
+        for method in [m for m in self.methods() if m not in table]:
             rates = list(RATES)
             while True:
                 self.run_all([(f"rate-{method}-{rate:g}", 1, self.rate_flow(method, rate), False) for rate in rates])
@@ -240,14 +271,14 @@ class Study:
     def cells(self, target):
         """The factorial, most telling cells first. A cell whose bits are those of an earlier one is left out: the
         programme may give all modules the same."""
-        rows = {"float-staged": self.floats(3, self.rate("float"))}
+        rows = {"float-joint": self.floats(1, self.rate("float")), "float-staged": self.floats(3, self.rate("float"))}
         order = [
-            ("lsq", "joint", "uniform"), ("lsq", "joint", "layer"), ("lsq", "trained", "layer"), ("lsq", "frozen", "module"),
-            ("lsq", "joint", "module"), ("inq", "frozen", "module"), ("lsq", "trained", "module"), ("lsq", "frozen", "layer"),
+            ("lsq", "joint", "uniform"), ("lsq", "joint", "layer"), ("lsq", "trained", "layer"), ("inq", "frozen", "module"),
+            ("lsq", "frozen", "module"), ("lsq", "joint", "module"), ("lsq", "trained", "module"), ("lsq", "frozen", "layer"),
             ("inq", "joint", "layer"), ("inq", "joint", "uniform"), ("inq", "frozen", "layer"), ("inq", "joint", "module"),
             ("lsq", "trained", "uniform"), ("lsq", "frozen", "uniform"), ("inq", "frozen", "uniform"),
         ]
-        for method, course, granularity in order:
+        for method, course, granularity in order[: self.options.cells]:
             flow = self.factorial(target, method, course, granularity, self.rate(method))
             name = f"{target}x-{method}-{course}-{granularity}"
             same = [other for other, known in rows.items() if known == flow]
@@ -259,9 +290,15 @@ class Study:
 
     def run_all(self, tasks):
         """(name, seed, flow, test) in their order, so many at a time."""
-        with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
+        pool = concurrent.futures.ThreadPoolExecutor(self.options.jobs)
+        try:
             for done in concurrent.futures.as_completed([pool.submit(self.train, *task) for task in tasks]):
                 done.result()
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def starts(self):
         """The start as it is, and with its batch-norm statistics estimated again, evaluated on the same images."""
@@ -283,14 +320,14 @@ class Study:
             for target in TARGETS:
                 if target in parts:
                     self.bits(target, False), self.bits(target, True)
-            if "modules-10.7.json" not in [p.name for p in (self.out / "plans").glob("*")]:
-                self.bits("10.7", False)
+            if set(parts) & set(TARGETS) and not (self.out / "plans" / "modules-10.7.json").exists():
+                self.bits("10.7", False)  # the order of the modules
             self.starts()
             self.choose_rates()
             tasks = []
-            for part in parts:
-                rows = self.fpn_rows() if part == "fpn" else self.cells(part) if part in TARGETS else {}
-                tasks += [(name, seed, flow, True) for seed in seeds for name, flow in rows.items()]
+            rows = [self.fpn_rows() if part == "fpn" else self.cells(part) for part in parts]
+            for seed in seeds:  # all rows of a seed before those of the next: what is stopped early can be compared
+                tasks += [(name, seed, flow, True) for some in rows for name, flow in some.items()]
             tasks = list({(name, seed): (name, seed, flow, test) for name, seed, flow, test in tasks}.values())
             self.run_all(tasks)
         self.report()
@@ -333,16 +370,46 @@ class Study:
             print(f"study: {self.out}/report/{name}/table.md", file=sys.stderr)
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def wait_for(lock, folder):
+    """Takes a folder's lock; an earlier study that still ends there is waited for."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"study: another study works in {folder}: waiting for its end", file=sys.stderr, flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def parts_of(text):
+    parts = text.split(",")
+    unknown = [part for part in parts if part not in ("fpn", *TARGETS)]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"there is no part {', '.join(unknown)}: expected fpn, {', '.join(TARGETS)}")
+    return parts
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", nargs="?", default=str(REPO / "logs/study"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="one-thread processes at a time")
-    parser.add_argument("--parts", type=lambda s: s.split(","), default=["fpn", "10.7", "8"])
+    parser.add_argument("--parts", type=parts_of, default=["fpn", "10.7", "8"])
+    parser.add_argument("--cells", type=int, help="only so many cells of the factorial at each size, most telling first")
     parser.add_argument("--seeds", type=lambda s: [int(x) for x in s.split(",")], default=[1, 2, 3])
     parser.add_argument("--report", action="store_true", help="write the reports of what is there, run nothing")
     study = Study(parser.parse_args())
     study.out.mkdir(parents=True, exist_ok=True)
-    study.run()
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)
+    with open(study.out / "lock", "w") as lock:
+        wait_for(lock, study.out)
+        try:
+            study.run()
+        except KeyboardInterrupt:
+            study.end()
+            raise SystemExit("study: stopped; the same command goes on") from None
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     with open(study.out / "cpu_seconds.txt", "a") as file:
         file.write(f"{used.ru_utime + used.ru_stime:.0f}\n")

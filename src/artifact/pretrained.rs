@@ -115,7 +115,7 @@ pub(crate) fn teacher(config: &Config, device: Device) -> Result<Option<Teacher>
     load(net.as_ref(), config, Strictness::Strict).context(
         "loading the teacher of training.distill, whose file must fill the whole network, whatever experiment.loose says",
     )?;
-    let teacher = Teacher::new(net, distill)?;
+    let teacher = Teacher::new(net, distill.clone())?;
     tracing::info!(
         "learning from {}, weights {:016x}",
         config.experiment.url,

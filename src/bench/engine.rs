@@ -51,5 +51,12 @@ pub fn bench_engine(
             ));
         }
     }
+    if sources.iter().filter(|source| !source.is_ort()).count() > 1 {
+        report.notes.push(SAME_ARITHMETIC.to_owned());
+    }
     Ok(report)
 }
+
+/// What is said where several files run in libtorch.
+const SAME_ARITHMETIC: &str = "libtorch computes in floats whatever a file stores: files of one network do the same arithmetic there, and times that \
+     differ are noise";

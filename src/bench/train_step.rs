@@ -12,7 +12,7 @@ use crate::artifact::pretrained::teacher;
 use crate::data::{Batch, Dataset, Loader, LoaderOptions};
 use crate::quant::{FractionSchedule, WeightMethod};
 use crate::run::Machine;
-use crate::run::config::{Config, Names};
+use crate::run::config::{Config, Names, Precision};
 use crate::run::flow::{self, Baseline, Bits, FlowSource};
 use crate::run::folder::Start;
 use crate::run::layers::name_of;
@@ -64,7 +64,7 @@ pub fn bench_train_step(
     let runs = runs(request, &config)?;
     let problems = config.problems();
     ensure!(problems.is_empty(), "{}", problems.join("; "));
-    let device = request.run.open_device(&config)?;
+    let device = request.run.open_device_to_train(&config)?;
     let machine = Machine::here(device);
     let batch_size = config.data.bs_train;
     let side_px = config.input.width.max(config.input.height);
@@ -193,7 +193,8 @@ impl Run {
             data: Default::default(),
             objects: Vec::new(),
         };
-        let trainer = Trainer::new(net, train, task, run)?;
+        let in_bf16 = config.runtime.precision == Precision::Bf16;
+        let trainer = Trainer::new(net, train, task, run)?.with_bf16(in_bf16);
         let mut rehearsal = Rehearsal::new(trainer, batch, epoch)?;
         let details = self::details(&rehearsal, &label, epoch);
         let call = Box::new(move || timed(device, || rehearsal.update()));

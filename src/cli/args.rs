@@ -37,11 +37,11 @@ pub struct Cli {
     pub command: Command,
 
     /// Say more (-v: every step, -vv: everything). MQAT_LOG takes a tracing filter instead.
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Messages")]
     pub verbose: u8,
 
     /// Say warnings and errors only.
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Messages")]
     pub quiet: bool,
 }
 
@@ -67,20 +67,22 @@ Exit codes: 0 done, 1 failed (stderr says why), 2 wrong usage, 130 stopped by a 
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.
+    Plan(PlanArgs),
     /// Train a network: the full-precision stage, then one stage for each module of the quantization flow.
     Train(TrainArgs),
     /// Start a command in several processes on this machine that train or test together, one for each GPU.
     Launch(LaunchArgs),
     /// Evaluate checkpoints on a split: poses, the accuracy table, plots and overlays.
     Test(TestArgs),
-    /// Find poses in images, folders, lists or videos of any camera, and how sure they are.
+    /// Find poses with their uncertainty (covariance) in images, folders, lists or videos of any camera.
     Predict(Box<PredictArgs>),
-    /// Find the order and the bit widths of the modules for a target size, and write a plan to train.
-    Search(Box<SearchArgs>),
     /// Score poses from files (JSON lines or BOP csv, of any program) as `test` scores a network's.
     Score(ScoreArgs),
     /// Put evaluated experiments side by side: accuracy against compression, tables, one HTML page.
     Report(ReportArgs),
+    /// Find the order and the bit widths of the modules for a target size, and write a plan to train.
+    Search(Box<SearchArgs>),
     /// Write the config of a BOP folder of your own: splits, objects, camera, anchors, length of the training.
     Init(InitArgs),
     /// Look at a BOP folder of your own before training: counts, sizes, faults, and the config that fits.
@@ -95,8 +97,6 @@ pub enum Command {
     Audit(AuditArgs),
     /// Estimate the running statistics of a file's batch norms again on training batches, and write a file with them.
     Recalibrate(RecalibrateArgs),
-    /// Print the timeline of a run before it runs: stages, epochs, learning rates, every convolution, sizes.
-    Plan(PlanArgs),
     /// Write a network for other programs: its weights (safetensors, PyTorch), a packed low-bit file, an ONNX graph.
     Export(ExportArgs),
     /// Run two files of one network (checkpoint, packed, ...) on the same images; fail when they differ.

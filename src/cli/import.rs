@@ -24,7 +24,7 @@ pub struct ImportArgs {
     #[command(flatten)]
     pub select: ConfigSelect,
 
-    /// Take what fits, and leave random values in the rest of the network.
+    /// Take what fits; the rest of the network keeps its initial values.
     #[arg(long)]
     pub loose: bool,
 
@@ -43,7 +43,7 @@ pub(super) fn run(args: ImportArgs) -> Result<()> {
     let report = import(&args.file, &select(args.select), &args.out, reading)?;
     if let [first, ..] = report.load.not_loaded()[..] {
         tracing::warn!(
-            "{} tensors of the network are NOT from the file and have random values: {first}, ...",
+            "{} tensors of the network are NOT from the file and keep their initial values: {first}, ...",
             report.load.not_loaded().len()
         );
     }

@@ -37,6 +37,14 @@ pub struct InitArgs {
     #[arg(long, default_value_t = 0.1, value_name = "F", value_parser = parse_fraction)]
     pub validation: f64,
 
+    /// Numbers of the objects to learn, as 1,5,6; the others are left out [default: all that training images show].
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub objects: Vec<u32>,
+
+    /// Weights to start from instead of the preset's: any file of weights or checkpoint; what fits of them is taken.
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+
     /// Overwrite an existing config.
     #[arg(long)]
     pub overwrite: bool,
@@ -57,8 +65,13 @@ fn parse_fraction(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn run(args: InitArgs) -> Result<()> {
-    let InitArgs { data, problem, topology, size, seed, validation, overwrite, json } = args;
-    let wishes = FitWishes { size, seed, validation };
-    let report = init(&InitRequest { data, problem, topology, wishes, overwrite })?;
-    if json { print_json(&report) } else { print_text(&report.text()) }
+    let InitArgs { data, problem, topology, weights, overwrite, .. } = args;
+    let wishes = FitWishes {
+        size: args.size,
+        seed: args.seed,
+        validation: args.validation,
+        objects: args.objects,
+    };
+    let report = init(&InitRequest { data, problem, topology, wishes, weights, overwrite })?;
+    if args.json { print_json(&report) } else { print_text(&report.text()) }
 }

@@ -2,6 +2,7 @@
 //!
 //! Start at [`Cli`]; [`run`] hands a parsed command to its file. Results go to stdout, everything else to stderr.
 
+mod again;
 mod args;
 mod audit;
 mod bench;

@@ -14,6 +14,7 @@ use crate::run::{Baseline, Bits, FlowSource, Folder, Pick, Request, Width, parse
 
 /// Which flow, instead of the config's.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Flow")]
 pub struct FlowArgs {
     /// The flow instead of the config's: MODULE:BITS,... (fpn:2,head:w4a8,backbone:8), or a plan file.
     ///
@@ -37,13 +38,14 @@ pub struct FlowArgs {
     #[arg(long, value_name = "odd|full", requires = "method")]
     pub levels: Option<Levels>,
 
-    /// With --method full-precision: the stages of this flow instead of the config's, so that it is the float control of
-    /// that flow: as many steps, with the same batch sizes, learning rates and restarts.
+    /// Without --method (`mqat train`): the run of that experiment once more, with its config, problem, topology, dataset and
+    /// pretrained weights. With --method full-precision: the stages of this flow instead of the config's, so that it is the
+    /// float control of that flow: as many steps, with the same batch sizes, learning rates and restarts.
     ///
     /// A plan file, or the config of another run: an experiment (its number or directory), or a config file. Of a config the
     /// full-precision stage, data.bs_train, training.train_images, training.epoch_images, training.max_steps, training.monitor and training.ema are
     /// taken, too; it must begin with the same weights.
-    #[arg(long, value_name = "PLAN|EXP|CONFIG", requires = "method")]
+    #[arg(long, value_name = "PLAN|EXP|CONFIG")]
     pub like: Option<String>,
 
     /// How many times smaller --method hawq makes the convolution weights, against 32 bits.
@@ -116,7 +118,7 @@ impl FlowArgs {
         if let Some(text) = &self.like {
             ensure!(
                 self.method == Some(FlowMethod::FullPrecision),
-                "--like is for --method full-precision"
+                "--like is for --method full-precision, and alone for `mqat train`"
             );
             ensure!(
                 self.bits.is_none() && self.levels.is_none(),
@@ -159,10 +161,21 @@ fn like(text: &str, run: &Request) -> Result<FlowSource> {
     if path.is_file() {
         return FlowSource::like(path.to_owned());
     }
+    FlowSource::like(experiment(text, run)?.join(CONFIG))
+}
+
+/// The config of an experiment.
+pub(super) const CONFIG: &str = "config.json";
+
+/// The folder of the experiment that `--like` names by directory or number.
+///
+/// # Errors
+/// If there is none.
+pub(super) fn experiment(text: &str, run: &Request) -> Result<PathBuf> {
+    let path = Path::new(text);
     if path.is_dir() {
-        let config = path.join("config.json");
-        ensure!(config.is_file(), "--like {text}: no config.json is in that directory");
-        return FlowSource::like(config);
+        ensure!(path.join(CONFIG).is_file(), "--like {text}: no {CONFIG} is in that directory");
+        return Ok(path.to_owned());
     }
     let number = text.strip_prefix("exp").unwrap_or(text).parse();
     let id = number.ok().with_context(|| {
@@ -170,8 +183,7 @@ fn like(text: &str, run: &Request) -> Result<FlowSource> {
     })?;
     let select = &run.select;
     let logs = run.home()?.logs;
-    let folder = Folder::find(&logs, select.problem(), select.topology(), Pick::Id(id))?;
-    FlowSource::like(folder.config())
+    Ok(Folder::find(&logs, select.problem(), select.topology(), Pick::Id(id))?.path)
 }
 
 /// Arguments of `mqat plan`.

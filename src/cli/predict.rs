@@ -97,7 +97,7 @@ pub struct PredictArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub batch: Option<u16>,
 
-    /// Take a file that lacks layers of the network, too: they have random values, and so have the poses.
+    /// Take a file that lacks layers of the network, too: they keep their initial values, and the poses are theirs.
     #[arg(long)]
     pub loose: bool,
 

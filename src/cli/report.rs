@@ -38,7 +38,7 @@ pub struct ReportArgs {
     #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
     pub columns: Vec<Column>,
 
-    /// Show ADI-0.1d of every class, too.
+    /// Show ADD-0.1d of every class, too.
     #[arg(long)]
     pub per_class: bool,
 

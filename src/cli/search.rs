@@ -1,7 +1,5 @@
 //! `mqat search`.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -12,6 +10,7 @@ use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, Places, refuse, request};
 use super::stop;
 use super::stop::CommandEnd;
+use crate::io::shell_word;
 use crate::quant::{Levels, WeightMethod};
 use crate::run::parse_weight_method;
 use crate::study::{
@@ -443,10 +442,10 @@ pub(super) fn run(args: SearchArgs) -> Result<CommandEnd> {
 fn commands(trials: &[ListedTrial]) -> String {
     let own: Vec<String> = std::env::args_os()
         .filter(|a| a != "--print-commands" && a != "--json")
-        .map(|a| quoted(&a))
+        .map(|a| shell_word(&a))
         .collect();
     let line = |t: &ListedTrial| {
-        let command = format!("{} --only {}", own.join(" "), quoted(OsStr::new(&t.name)));
+        let command = format!("{} --only {}", own.join(" "), shell_word(&t.name));
         match (t.state, t.after.as_slice()) {
             ("running", _) => format!("# running: {}", t.name),
             (_, []) => command,
@@ -457,24 +456,6 @@ fn commands(trials: &[ListedTrial]) -> String {
         return "# every trial is complete".to_owned();
     }
     trials.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
-/// For a shell.
-fn quoted(text: &OsStr) -> String {
-    let Some(text) = text.to_str() else { return quoted_bytes(text.as_bytes()) };
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
-}
-
-/// Of what is not UTF-8: every odd byte by its number.
-fn quoted_bytes(bytes: &[u8]) -> String {
-    let plain = |b: u8| b.is_ascii_graphic() && b != b'\'' && b != b'\\';
-    let one = |&b: &u8| if plain(b) { char::from(b).to_string() } else { format!("\\x{b:02x}") };
-    format!("$'{}'", bytes.iter().map(one).collect::<String>())
 }
 
 #[cfg(test)]
@@ -492,15 +473,5 @@ mod tests {
             let err = bad.parse::<Assignments>().unwrap_err().to_string();
             assert!(err.contains("MODULE:BITS"), "{err}");
         }
-    }
-
-    #[test]
-    fn words_are_quoted_for_a_shell() {
-        let quoted = |text: &str| quoted(OsStr::new(text));
-        assert_eq!(quoted("--set"), "--set");
-        assert_eq!(quoted("a b"), "'a b'");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
-        assert_eq!(quoted(""), "''");
-        assert_eq!(super::quoted(OsStr::from_bytes(b"a \xff'")), r"$'a\x20\xff\x27'");
     }
 }

@@ -5,16 +5,17 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use crate::run::{DeviceChoice, Request, Select, folder_name};
+use crate::run::{DeviceChoice, Request, Select, SoleNames, folder_name};
 
 /// Which config, and what is changed in it.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Config")]
 pub struct ConfigNames {
-    /// The problem: a folder of problems/ [default: SwissCube].
+    /// The problem: a folder of problems/ [default: the only one there, else SwissCube].
     #[arg(long, value_name = "NAME", value_parser = folder_name)]
     pub problem: Option<String>,
 
-    /// The topology: a folder of problems/PROBLEM/ [default: Widedepth].
+    /// The topology: a folder of problems/PROBLEM/ [default: the only one there, else Widedepth].
     #[arg(long, value_name = "NAME", value_parser = folder_name)]
     pub topology: Option<String>,
 
@@ -30,6 +31,7 @@ pub struct ConfigNames {
 
 /// The same, for commands in which something is random.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Config")]
 pub struct ConfigSelect {
     #[command(flatten)]
     pub names: ConfigNames,
@@ -41,6 +43,7 @@ pub struct ConfigSelect {
 
 /// What is read, and where to compute.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Data and device")]
 pub struct Reads {
     /// The dataset, or the folder that holds it as DATA/PROBLEM [default: that of the experiment that is resumed or
     /// tested, else cfg/hard_storage.json].
@@ -58,6 +61,7 @@ pub struct Reads {
 
 /// Where things lie and where to compute.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Data and device")]
 pub struct Places {
     #[command(flatten)]
     pub reads: Reads,
@@ -92,7 +96,8 @@ pub(super) fn refuse(options: &[(&str, bool)], why: &str) -> Result<()> {
 
 pub(super) fn names(args: ConfigNames) -> Select {
     let ConfigNames { problem, topology, config, set } = args;
-    Select { problem, topology, config, set, ..Select::default() }
+    let sole = SoleNames::here(problem.as_deref());
+    Select { problem, topology, config, set, sole, ..Select::default() }
 }
 
 pub(super) fn select(args: ConfigSelect) -> Select {

@@ -21,15 +21,15 @@ pub struct SynthArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
-    /// Number of training images.
+    /// Number of training images; with --layout bop in train_pbr, else named by training.txt.
     #[arg(long, default_value_t = 1000, value_name = "N")]
     pub train: usize,
 
-    /// Number of validation images.
+    /// Number of validation images; in val or validation.txt.
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub val: usize,
 
-    /// Number of test images.
+    /// Number of test images; in test or testing.txt.
     #[arg(long, default_value_t = 200, value_name = "N")]
     pub test: usize,
 
@@ -37,11 +37,13 @@ pub struct SynthArgs {
     #[arg(long, default_value_t = 1024, value_name = "PX")]
     pub size: u32,
 
-    /// Range of depths in mesh diameters (178.46 mm), as NEAR:FAR.
+    /// Range of depths in diameters of the object (the satellite's is 178.46 mm; with --layout bop each object's own), as
+    /// NEAR:FAR.
     #[arg(long, default_value = "1d:10d", value_name = "NEAR:FAR", value_parser = parse_depth_range)]
     pub depth: (f64, f64),
 
-    /// Attitudes: `full`, or within so many degrees of one nominal attitude.
+    /// Attitudes: `full`, or within so many degrees of one nominal attitude; with --layout bop as seen along the ray to the
+    /// object.
     #[arg(long, default_value = "full", value_name = "full|DEG")]
     pub attitude: Attitude,
 
@@ -57,11 +59,13 @@ pub struct SynthArgs {
     #[arg(long, default_value = "jpeg", value_name = "FORMAT")]
     pub format: Format,
 
-    /// Write 16-bit depth images as well (BOP: depth/, 0.1 mm).
+    /// Write 16-bit depth images as well (BOP: depth/), in units of 0.1 mm, or of 1 mm where a surface may be 6.5 m away or
+    /// more: depth_scale in scene_camera.json. Beyond 65.5 m there are none.
     #[arg(long = "depth-png")]
     pub depth_images: bool,
 
-    /// swisscube: the satellite, with lists of images. bop: several objects in numbered scenes, a BOP folder.
+    /// swisscube: the satellite, with lists of images. bop: several objects in numbered scenes, a BOP folder with masks,
+    /// visible fractions and test_targets_bop19.json.
     #[arg(long, default_value = "swisscube", value_name = "LAYOUT")]
     pub layout: Layout,
 
@@ -79,6 +83,19 @@ pub struct SynthArgs {
     #[arg(long, value_name = "A:B", value_parser = parse_instances)]
     pub instances: Option<(usize, usize)>,
 
+    /// With --layout bop: so many boxes and cylinders of random sizes and colours in each image, which are not annotated
+    /// [default: 0].
+    #[arg(long, value_name = "N")]
+    pub clutter: Option<usize>,
+
+    /// With --layout bop: at most this fraction of an object is hidden by others or outside of the image [default: 0.7].
+    #[arg(long, value_name = "F")]
+    pub occlusion: Option<f64>,
+
+    /// With --layout bop: at most this fraction of an object is outside of the image [default: 0.7].
+    #[arg(long, value_name = "F")]
+    pub truncation: Option<f64>,
+
     /// Replace an existing synthetic dataset.
     #[arg(long)]
     pub overwrite: bool,
@@ -95,18 +112,27 @@ pub struct SynthArgs {
 
 pub(super) fn run(args: &SynthArgs) -> Result<()> {
     let is_bop = args.layout == Layout::Bop;
-    let given = [args.objects.is_some(), args.meshes.is_some(), args.instances.is_some()];
-    let names = ["--objects", "--meshes", "--instances"];
     if !is_bop {
-        let options: Vec<_> = names.into_iter().zip(given).collect();
+        let options = [
+            ("--objects", args.objects.is_some()),
+            ("--meshes", args.meshes.is_some()),
+            ("--instances", args.instances.is_some()),
+            ("--clutter", args.clutter.is_some()),
+            ("--occlusion", args.occlusion.is_some()),
+            ("--truncation", args.truncation.is_some()),
+        ];
         refuse(&options, "--layout swisscube shows the satellite alone")?;
     }
+    let bare = SynthOptions::default();
     let objects = args.objects.map_or(3, usize::from);
     let mut options = SynthOptions {
         layout: args.layout,
         objects: if is_bop && args.meshes.is_none() { objects } else { 0 },
         meshes: args.meshes.clone(),
         instances: if is_bop { args.instances.unwrap_or((1, 3)) } else { (0, 0) },
+        clutter: args.clutter.unwrap_or(bare.clutter),
+        occlusion: args.occlusion.unwrap_or(bare.occlusion),
+        truncation: args.truncation.unwrap_or(bare.truncation),
         out: args.out.clone(),
         num_train: args.train,
         num_val: args.val,

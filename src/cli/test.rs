@@ -56,7 +56,7 @@ pub struct TestArgs {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 
-    /// Evaluate a file that lacks layers of the network, too: they have random values, and so have the results.
+    /// Evaluate a file that lacks layers of the network, too: they keep their initial values, and the results are theirs.
     #[arg(long)]
     pub loose: bool,
 

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::again;
 use super::plan::FlowArgs;
 use super::print::{print_json, print_text};
 use super::search::own_program;
@@ -22,6 +23,9 @@ use crate::run::{FlowSource, Request};
 use crate::study::{SearchEnd, SearchRequest, search};
 use crate::train::{Observer, ResumeFrom};
 use crate::world::World;
+
+/// Heading of the options that say where and when a run is saved.
+const SAVING: &str = "Saving and resuming";
 
 /// Arguments of `mqat train`.
 #[derive(Debug, Clone, Args)]
@@ -46,21 +50,21 @@ pub struct TrainArgs {
     pub full_precision_epochs: Option<u32>,
 
     /// Number of the experiment folder [default: one above the highest; with --resume the highest].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = SAVING)]
     pub exp_id: Option<u32>,
 
     /// Go on with an experiment: from its last checkpoint, its best, or the end of that epoch (counted from 1 over
     /// all stages). The experiment's own config is used; --set may change it. `auto` starts the experiment --exp-id if
     /// it does not exist, and resumes it if it does: for batch jobs that are requeued with the same command.
-    #[arg(long, value_name = "last|best|EPOCH|auto", num_args = 0..=1, default_missing_value = "last")]
+    #[arg(long, value_name = "last|best|EPOCH|auto", num_args = 0..=1, default_missing_value = "last", help_heading = SAVING)]
     pub resume: Option<Resume>,
 
     /// Write a checkpoint every so many epochs [default: the config's].
-    #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u32).range(1..), help_heading = SAVING)]
     pub ckpt_every: Option<u32>,
 
     /// Write a checkpoint every so many steps as well.
-    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..), help_heading = SAVING)]
     pub ckpt_every_steps: Option<u64>,
 
     /// Epochs of every stage (schedules of quantization and learning rate are stretched or shrunk to fit); with --resume
@@ -81,10 +85,10 @@ pub struct TrainArgs {
     pub world: WorldArgs,
 
     /// Stop after so many steps in all, with a checkpoint.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = SAVING)]
     pub max_steps: Option<u64>,
 
-    /// Start from pretrained weights that lack layers or have other shapes, too: these begin with random values
+    /// Start from pretrained weights that lack layers or have other shapes, too: these keep their initial values
     /// (experiment.loose).
     #[arg(long)]
     pub loose: bool,
@@ -121,7 +125,9 @@ pub(super) fn run(args: TrainArgs) -> Result<CommandEnd> {
     world.end(ended)
 }
 
-fn run_in(args: TrainArgs, world: &Rc<World>, stop: &AtomicBool) -> Result<CommandEnd> {
+fn run_in(mut args: TrainArgs, world: &Rc<World>, stop: &AtomicBool) -> Result<CommandEnd> {
+    let others = [("--from", args.from.is_some()), ("--resume", args.resume.is_some())];
+    again::take_over(&mut args.flow, &mut args.select, &mut args.places, &others)?;
     let run = request(args.select.clone(), args.places.clone());
     let flow = match args.flow.hawq_target()? {
         None => args.flow.source(&run)?,

@@ -40,12 +40,12 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FRACTION", value_parser = limit)]
     pub tolerance: Option<f64>,
 
-    /// Which fraction of the detections may be made by one of the two only [default: 0.01; none for --rule
+    /// Largest detection mismatch rate: fraction of the detections that only one of the two makes [default: 0.01; none for --rule
     /// as-good].
     #[arg(long, value_name = "FRACTION", value_parser = limit)]
     pub max_changed: Option<f64>,
 
-    /// How far ADI-0.1d may differ, percentage points [default: 1; none for --rule as-good].
+    /// How far ADD-0.1d (published as ADI) may differ, percentage points [default: 1; none for --rule as-good].
     #[arg(long, value_name = "POINTS", value_parser = limit)]
     pub max_adi: Option<f64>,
 
@@ -54,7 +54,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "DIAMETERS", value_parser = limit)]
     pub max_add: Option<f64>,
 
-    /// Fails when B loses more objects of ADI-0.1d than it gains, and so uneven a change is less probable than this
+    /// Fails when B loses more objects of ADD-0.1d than it gains, and so uneven a change is less probable than this
     /// (McNemar's exact test) [default: 0.05 for --rule as-good, else none].
     #[arg(long, value_name = "P", value_parser = limit)]
     pub min_chance: Option<f64>,
@@ -104,12 +104,16 @@ pub(super) fn run(args: VerifyArgs) -> Result<()> {
     } else {
         print_text(&report.text())?
     }
+    // The text has said all of it; a program that reads JSON may show stderr alone.
+    let why = match args.json {
+        true => report.failures.join("; "),
+        false => format!("{} of the limits are exceeded (FAILED)", report.failures.len()),
+    };
     ensure!(
         report.passed,
-        "{} and {} differ: {}",
+        "{} and {} differ: {why}",
         request.files[0].display(),
-        request.files[1].display(),
-        report.failures.join("; ")
+        request.files[1].display()
     );
     Ok(())
 }

@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use super::pace::{Left, Pace};
 use super::terminal::JobProgress;
+use crate::eval::row_label;
 use crate::quant::telemetry::Numbers;
 use crate::train::{
     BatchNormRecord, CheckpointRecord, Counts, EpochRecord, Monitored, NamedLosses, Observer,
@@ -147,7 +148,7 @@ impl Observer for TrainView {
         let averaged = if valid.averaged { " of the averaged weights" } else { "" };
         tracing::info!(
             "validation: {} {:.1}{}{averaged}{best}{}",
-            valid.score.name,
+            row_label(&valid.score.name),
             valid.score.value,
             if is_percent { " %" } else { "" },
             measured(&valid.score)

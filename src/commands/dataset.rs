@@ -1,13 +1,18 @@
-//! `mqat dataset check`: what is in a BOP folder, what is wrong with it, and the config that fits it.
+//! `mqat dataset check`: what is in a BOP folder, what is wrong with it, and the command that makes its config; `mqat dataset convert`:
+//! other layouts as BOP folders.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use serde_json::{Value, json};
 
-use crate::data::{BopFolder, FolderCheck, SplitCheck};
+use crate::data::{
+    BopFolder, ConvertFrom, Converted, FolderCheck, SplitCheck, SplitObject, convert,
+};
+use crate::io::shell_word;
+use crate::run::folder_name;
 
 /// What `mqat dataset check` found.
 #[derive(Debug, Serialize)]
@@ -18,10 +23,10 @@ pub struct DatasetReport {
     /// What is in it.
     #[serde(flatten)]
     pub check: FolderCheck,
-    /// The section `data` of a config that trains on it, where it is not as by default.
-    pub data: Value,
-    /// Keys of `data` that no folder of scenes fits, with why; they are left out above.
-    pub missing: Vec<String>,
+    /// The command that writes a config for it; none where there is nothing to train on.
+    pub init: Option<String>,
+    /// Why there is none; null where there is one.
+    pub why_no_init: Option<String>,
 }
 
 /// Looks at a BOP folder.
@@ -37,38 +42,92 @@ pub fn check_dataset(root: &Path) -> Result<DatasetReport> {
         )
     })?;
     let check = FolderCheck::new(&folder)?;
-    let (data, missing) = fitting_config(&check);
-    Ok(DatasetReport { root: root.to_owned(), check, data, missing })
+    let (init, why_no_init) = match init_command(root, &check) {
+        Ok(command) => (Some(command), None),
+        Err(why) => (None, Some(why)),
+    };
+    Ok(DatasetReport { root: root.to_owned(), check, init, why_no_init })
 }
 
-/// Keys of `data` that the folder decides about, and those that no folder of scenes fits.
-fn fitting_config(check: &FolderCheck) -> (Value, Vec<String>) {
-    let names: Vec<&str> = check.splits.iter().map(|split| split.name.as_str()).collect();
-    let of = |start: &str| -> Vec<&str> {
-        names.iter().copied().filter(|name| name.starts_with(start)).collect()
-    };
-    let (train, valid, test) = (of("train"), of("val"), of("test"));
-    let first = |names: &[&str]| names.first().map(|name| (*name).to_owned());
-    let symmetric: Vec<usize> = (check.objects.iter().enumerate())
-        .filter_map(|(class, object)| (object.num_symmetries != [0, 0]).then_some(class))
-        .collect();
-    let mut data = json!({
-        "N_CLASS": check.objects.len() + 1,
-        "MESH_DIAMETERS": [],
-        "SYMMETRIC_CLASSES": symmetric,
-    });
-    let mut missing = Vec::new();
-    for (key, list, starts) in [
-        ("TRAIN", (!train.is_empty()).then(|| train.join(" + ")), "`train`"),
-        ("VALID", first(&valid).or_else(|| first(&test)), "`val` or `test`"),
-        ("TEST", first(&test), "`test`"),
-    ] {
-        match list {
-            Some(list) => data[key] = list.into(),
-            None => missing.push(format!("{key}: no folder of scenes begins with {starts}")),
-        }
+/// The command line of `mqat init` that fits the folder; else a text that says why none does.
+fn init_command(root: &Path, check: &FolderCheck) -> Result<String, String> {
+    let is_meant = |split: &&SplitCheck| split.name.starts_with("train");
+    let can_train = |split: &SplitCheck| split.has_poses && split.has_masks;
+    let train: Vec<&SplitCheck> =
+        check.splits.iter().filter(is_meant).filter(|split| can_train(split)).collect();
+    if train.is_empty() {
+        let names: Vec<&str> = check.splits.iter().map(|split| split.name.as_str()).collect();
+        return Err(format!(
+            "nothing to train on: expected a folder of scenes whose name begins with `train`, each scene with scene_gt.json \
+             and mask_visib or mask; there are {}",
+            names.join(", ")
+        ));
     }
-    (data, missing)
+    let objects = || train.iter().flat_map(|split| &split.objects);
+    let listed: BTreeSet<u32> = objects().filter(|o| o.is_listed).map(|o| o.obj_id).collect();
+    if listed.is_empty() {
+        return Err(
+            "nothing to train on: no training image shows an object of models_info.json".to_owned()
+        );
+    }
+    let mut command = format!(
+        "mqat init --data {} --problem {}",
+        shell_word(root),
+        shell_word(problem_name(root).unwrap_or_else(|| "Mine".to_owned()))
+    );
+    if objects().any(|o: &SplitObject| !o.is_listed) {
+        let ids: Vec<String> = listed.iter().map(u32::to_string).collect();
+        command.push_str(&format!(" --objects {}", ids.join(",")));
+    }
+    Ok(command)
+}
+
+/// The folder's own name, when a problem can have it.
+fn problem_name(root: &Path) -> Option<String> {
+    let root = root.canonicalize().ok()?;
+    folder_name(root.file_name()?.to_str()?).ok()
+}
+
+/// What `mqat dataset convert` wrote.
+#[derive(Debug, Serialize)]
+pub struct ConvertReport {
+    /// The layout that was read.
+    pub from: ConvertFrom,
+    /// What was written.
+    #[serde(flatten)]
+    pub made: Converted,
+    /// The command that comes next.
+    pub next: String,
+}
+
+/// Writes a dataset of another layout as a BOP folder, or a split of one as its folder of scenes.
+///
+/// # Errors
+/// As [`convert`].
+pub fn convert_dataset(from: ConvertFrom, source: &Path, out: &Path) -> Result<ConvertReport> {
+    let made = convert(from, source, out)?;
+    let is_split = matches!(from, ConvertFrom::Imagewise | ConvertFrom::Webdataset);
+    // A split lies in the folder of its dataset, beside the models.
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let root = if is_split { parent.unwrap_or(Path::new(".")) } else { out };
+    let next = format!("mqat dataset check {}", shell_word(root));
+    Ok(ConvertReport { from, made, next })
+}
+
+impl ConvertReport {
+    /// The report for a terminal.
+    pub fn text(&self) -> String {
+        let mut text = format!("{}\n", self.made.out.display());
+        for (name, num_images) in &self.made.splits {
+            let name = if name.is_empty() { String::new() } else { format!("{name}: ") };
+            let _ = writeln!(text, "  {name}{num_images} images");
+        }
+        for note in &self.made.notes {
+            let _ = writeln!(text, "  {note}");
+        }
+        let _ = writeln!(text, "\nnext:\n  {}", self.next);
+        text
+    }
 }
 
 impl DatasetReport {
@@ -89,10 +148,6 @@ impl DatasetReport {
             text.push('\n');
             text.push_str(&split_text(split));
         }
-        let _ = write!(text, "\nconfig that fits, section data:\n{:#}\n", self.data);
-        for missing in &self.missing {
-            let _ = writeln!(text, "  without {missing}");
-        }
         match self.check.num_faults {
             0 => text.push_str("\nno faults found\n"),
             num => {
@@ -106,6 +161,9 @@ impl DatasetReport {
                 }
             }
         }
+        let last = self.init.as_ref().or(self.why_no_init.as_ref());
+        let head = if self.init.is_some() { "\nnext:\n  " } else { "\n" };
+        let _ = writeln!(text, "{head}{}", last.map_or("", String::as_str));
         text
     }
 }

@@ -39,7 +39,7 @@ pub fn import(file: &Path, select: &Select, out: &Path, reading: Reading) -> Res
     ensure!(!out.exists(), "{} already exists; remove it or name another file", out.display());
     ensure!(
         select.seed.is_none() || reading.strictness == Strictness::Loose,
-        "--seed cannot act: without --loose no layer begins with random values; leave it out"
+        "--seed cannot act: without --loose no layer keeps its initial values; leave it out"
     );
     let home = Home::find(None, None)?;
     let artifact = open(file, &Asked::weights(select, &home, Names::Config))?;

@@ -5,12 +5,12 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::data::BopFolder;
-use crate::io;
+use crate::io::{self, shell_word};
 use crate::run::fit::{Choice, FitWishes, fit};
 use crate::run::{Home, Select, config};
 
@@ -23,8 +23,10 @@ pub struct InitRequest {
     pub problem: String,
     /// The preset whose network is taken: a topology of SwissCube.
     pub topology: String,
-    /// Size, seed, fraction of validation images.
+    /// Size, seed, fraction of validation images, objects.
     pub wishes: FitWishes,
+    /// A file of weights to start from instead of the preset's.
+    pub weights: Option<PathBuf>,
     /// Overwrite an existing config.
     pub overwrite: bool,
 }
@@ -77,7 +79,7 @@ pub fn init(request: &InitRequest) -> Result<InitReport> {
     );
     let select = Select { topology: Some(request.topology.clone()), ..Select::default() };
     let (mut preset, preset_dir) = select.document(&home)?;
-    let start = take_start(&mut preset, &preset_dir, &dir);
+    let start = take_start(&mut preset, (&preset_dir, &dir), request)?;
     let (document, mut choices) = fit(preset, &folder, &request.wishes)?;
     choices.extend(start);
     config::parse(document.clone(), &path.display().to_string())?;
@@ -88,35 +90,92 @@ pub fn init(request: &InitRequest) -> Result<InitReport> {
     Ok(InitReport { data: folder.root().to_owned(), config: path, data_link, choices, next })
 }
 
-/// Where the weights lie that the preset starts from, as seen from the new config's folder: what of them fits is taken.
-fn take_start(preset: &mut Value, preset_dir: &Path, dir: &Path) -> Option<Choice> {
-    let experiment = &mut preset["experiment"];
-    if experiment["pretrained"] != true {
-        return None;
-    }
-    let name = experiment["url"].as_str().unwrap_or_default();
-    let file = preset_dir.join(name);
-    let (url, why) = if !name.is_empty() && file.is_file() {
-        // The folders are PROBLEM/TOPOLOGY below the same one.
-        let url = match (preset_dir.parent().and_then(Path::parent), file.strip_prefix(preset_dir))
-        {
-            (Some(problems), Ok(inner)) if dir.starts_with(problems) => {
-                let from = preset_dir.strip_prefix(problems).unwrap_or(preset_dir);
-                Path::new("../..").join(from).join(inner)
+/// Where the weights lie that the run starts from, as seen from the new config's folder (the second; the first is the
+/// preset's): what of them fits is taken.
+///
+/// # Errors
+/// If the weights that are asked for are not there, or the preset keeps modules as its weights have them and has none.
+fn take_start(
+    preset: &mut Value,
+    (preset_dir, dir): (&Path, &Path),
+    request: &InitRequest,
+) -> Result<Vec<Choice>> {
+    let wants = preset["experiment"]["pretrained"] == true;
+    let name = preset["experiment"]["url"].as_str().unwrap_or_default().to_owned();
+    let file = preset_dir.join(&name);
+    let kept = preset.pointer("/training/full_precision/frozen").and_then(Value::as_str);
+    let kept = kept.map(str::to_owned);
+    let (url, why) = match &request.weights {
+        Some(file) => {
+            ensure!(file.is_file(), "--weights {}: no such file", file.display());
+            let file =
+                file.canonicalize().with_context(|| format!("finding {}", file.display()))?;
+            (
+                file.display().to_string(),
+                "--weights: what fits of them is loaded, all other layers keep their initial values",
+            )
+        }
+        None if wants && !name.is_empty() && file.is_file() => (
+            from_dir(&file, preset_dir, dir),
+            "the preset's weights: what fits of them is loaded, all other layers keep their initial values",
+        ),
+        None => {
+            if let Some(kept) = &kept {
+                return Err(no_weights_to_keep(kept, &file, request));
             }
-            _ => std::path::absolute(&file).unwrap_or(file),
-        };
-        (
-            url.display().to_string(),
-            "the preset's weights: what fits of them is the start, the rest is random",
-        )
-    } else {
-        (String::new(), "the preset's weights are not at hand: the start is random")
+            (
+                String::new(),
+                "the preset's weights are not at hand: all layers keep their initial values",
+            )
+        }
     };
+    if !wants && url.is_empty() {
+        return Ok(Vec::new());
+    }
+    let experiment = &mut preset["experiment"];
     experiment["pretrained"] = Value::Bool(!url.is_empty());
     experiment["loose"] = Value::Bool(!url.is_empty());
     experiment["url"] = url.clone().into();
-    Some(Choice { key: "experiment.url".to_owned(), value: url.into(), why: why.to_owned() })
+    let choice = |key: &str, value: Value, why: String| Choice { key: key.to_owned(), value, why };
+    let mut choices = vec![choice("experiment.url", url.into(), why.to_owned())];
+    if let Some(kept) = kept {
+        let why = format!(
+            "the preset's: {kept} stays as the weights have it{}",
+            match request.weights {
+                Some(_) => "",
+                None =>
+                    ", which other images made: weights trained on these images are passed by --weights",
+            }
+        );
+        choices.push(choice("training.full_precision.frozen", kept.into(), why));
+    }
+    Ok(choices)
+}
+
+/// A preset's file as seen from another preset's folder, absolute where they have no folder of problems in common.
+fn from_dir(file: &Path, preset_dir: &Path, dir: &Path) -> String {
+    // The folders are PROBLEM/TOPOLOGY below the same one.
+    let found = match (preset_dir.parent().and_then(Path::parent), file.strip_prefix(preset_dir)) {
+        (Some(problems), Ok(inner)) if dir.starts_with(problems) => {
+            let from = preset_dir.strip_prefix(problems).unwrap_or(preset_dir);
+            Path::new("../..").join(from).join(inner)
+        }
+        _ => std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
+    };
+    found.display().to_string()
+}
+
+fn no_weights_to_keep(kept: &str, file: &Path, request: &InitRequest) -> anyhow::Error {
+    let InitRequest { data, problem, topology, .. } = request;
+    let base = topology.replace("CaSpaceNet", "Widedepth");
+    let data = shell_word(data);
+    anyhow!(
+        "{topology} keeps {kept} as its weights have it, and {} is not there: a random {kept} would never learn. Train \
+         the network that it comes from first and pass its checkpoint: `mqat init --data {} --problem {problem} --topology \
+         {base}`, `mqat train --problem {problem} --topology {base}`, then this command with --weights CHECKPOINT",
+        file.display(),
+        data
+    )
 }
 
 /// Makes `DATA/PROBLEM` name the folder, so that commands find it by the problem's name; nothing where that name is taken by
@@ -138,15 +197,16 @@ fn link_data(home: &Home, problem: &str, root: &Path) -> Result<Option<PathBuf>>
 }
 
 fn next_commands(request: &InitRequest, name_data: bool) -> Vec<String> {
-    let names = format!("--problem {} --topology {}", request.problem, request.topology);
+    let words = [&request.problem, &request.topology].map(shell_word);
+    let names = format!("--problem {} --topology {}", words[0], words[1]);
     let data = match name_data {
-        true => format!(" --data {}", request.data.display()),
+        true => format!(" --data {}", shell_word(&request.data)),
         false => String::new(),
     };
     vec![
         format!("mqat plan {names}{data}"),
         format!("mqat train {names}{data}"),
-        format!("mqat test {names}"),
+        format!("mqat test {names}{data}"),
     ]
 }
 

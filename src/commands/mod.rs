@@ -13,6 +13,7 @@ mod init;
 mod inspect;
 mod plan;
 mod predict;
+mod preview;
 mod recalibrate;
 mod report;
 mod score;
@@ -24,7 +25,7 @@ mod verify;
 pub use audit::{AuditReport, AuditRequest, TensorAudit, audit_file};
 pub use batch_norm::BatchNormAudit;
 pub use config::{config_schema, config_tables, renew_config_tables, resolve_config};
-pub use dataset::{DatasetReport, check_dataset};
+pub use dataset::{ConvertReport, DatasetReport, check_dataset, convert_dataset};
 pub use export::onnx::{CheckReport, Difference, OnnxOptions, OnnxReport, Runtime};
 pub use export::{
     ExportFormat, ExportReport, ExportRequest, ExportTarget, ExportWeights, PackReport, export,
@@ -40,6 +41,7 @@ pub use predict::{
     Calibration, CameraReport, LatencyReport, Overlays, Percentiles, PredictProgress,
     PredictReport, PredictRequest, predict,
 };
+pub use preview::{PreviewReport, PreviewRequest, preview};
 pub use recalibrate::{
     RecalibrateReport, RecalibrateRequest, RecalibratedLayer, Shift, recalibrate,
 };

@@ -293,7 +293,7 @@ fn epochs(stage: &StageConfig, steps_per_epoch: Option<u64>) -> Vec<PlannedEpoch
 
 /// What is worth a second thought about a stage; averaged weights are not those of the last steps.
 fn warnings(stage: &StageConfig, is_averaged: bool) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings = Vec::from_iter(stage.doubt_of_rounding());
     if stage.lr.ends_at_full_rate(stage.epochs) && !is_averaged {
         warnings.push(format!(
             "the last epoch ({}) has the largest factor of the table lr.decay.epochs: the network is judged right after steps \

@@ -10,14 +10,14 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::artifact::{Artifact, Asked, EngineChoice, FileKind, Strictness, open};
-use crate::data::{Dataset, Purpose, Split, sequence_of};
+use crate::data::{Dataset, Purpose, Split};
 use crate::eval::{
-    Deviation, Evaluation, EvaluationInfo, MeanDifference, OutputDeviation, Pair, Prediction,
-    Progress, SYNTHETIC_FILE, evaluate, infer_pair,
+    Deviation, Evaluation, EvaluationInfo, OutputDeviation, Pair, Prediction, Progress,
+    SYNTHETIC_FILE, evaluate, infer_pair, sequences_of_objects,
 };
 use crate::nn::DenseLevel;
 use crate::pose::errors::{re_deg, te_mm};
-use crate::pose::{Discordant, TargetErrors};
+use crate::pose::{Discordant, MeanDifference, TargetErrors};
 use crate::run::config::{Config, Names};
 use crate::run::home::Home;
 use crate::run::objects;
@@ -25,7 +25,7 @@ use crate::run::options::{decoder_for, infer_options};
 use crate::run::request::{Request, limited};
 
 /// What is compared in percent of objects.
-const ADI: &str = "ADI-0.1d";
+const ADD: &str = "ADD-0.1d";
 
 /// What `mqat verify` is asked.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ pub struct Limits {
     /// Largest difference of a level's logits or offsets, as a fraction of the largest magnitude of that output in the
     /// reference.
     pub outputs: Option<f64>,
-    /// Share of detections that only one of the two makes.
+    /// Detection mismatch rate: fraction of the detections that only one of the two makes.
     pub changed: Option<f64>,
     /// Difference of ADI-0.1d, percentage points.
     pub adi_points: Option<f64>,
@@ -383,28 +383,16 @@ struct Objects {
     add: Option<MeanDifference>,
 }
 
-/// The name of what errs together with each image: its sequence, or the image alone where all are of one sequence.
-fn err_together<'a>(images: impl Iterator<Item = &'a str> + Clone) -> Vec<&'a str> {
-    let mut sequences = images.clone().map(sequence_of);
-    let first = sequences.next();
-    match sequences.all(|name| Some(name) == first) {
-        true => images.collect(),
-        false => images.map(sequence_of).collect(),
-    }
-}
-
 impl Objects {
     /// Of the errors of both, in the dataset's order.
     fn of(first: &[TargetErrors], second: &[TargetErrors]) -> Self {
         let pairs = || first.iter().zip(second);
-        let groups = err_together(first.iter().map(|e| e.image.as_str()));
         let capped = |e: &TargetErrors| e.headline_diameters.min(1.0);
-        let errors = pairs().map(|(a, b)| (capped(a), capped(b)));
-        let differences: Vec<_> =
-            groups.into_iter().zip(errors).map(|(group, (a, b))| (group, a, b)).collect();
+        let errors: Vec<_> = pairs().map(|(a, b)| (capped(a), capped(b))).collect();
+        let sequences = sequences_of_objects(first.iter().map(|e| e.image.as_str()));
         Self {
             verdicts: Verdicts::of(pairs().map(|(a, b)| [a.is_right(), b.is_right()])),
-            add: MeanDifference::of(&differences),
+            add: MeanDifference::of(&errors, &sequences),
         }
     }
 }
@@ -457,7 +445,7 @@ fn worse(limits: &Limits, objects: &Objects) -> Vec<String> {
     let (lost, gained, p) = (verdicts.only_first, verdicts.only_second, verdicts.chance());
     if limits.chance.is_some_and(|limit| lost > gained && p < limit) {
         failures.push(format!(
-            "B loses {lost} objects of {ADI} and gains {gained}, more than chance explains (McNemar p = {p:.4}, below {})",
+            "B loses {lost} objects of {ADD} and gains {gained}, more than chance explains (McNemar p = {p:.4}, below {})",
             limits.chance.unwrap_or_default()
         ));
     }
@@ -554,7 +542,7 @@ fn failures(
     }
     if let Some(changed) = limits.changed.filter(|limit| detections.changed_fraction > *limit) {
         failures.push(format!(
-            "{:.2} % of the detections are made by one of the two only, above {:.2} %",
+            "detection mismatch rate of {:.2} %, above {:.2} %",
             100.0 * detections.changed_fraction,
             100.0 * changed
         ));
@@ -562,7 +550,7 @@ fn failures(
     if let (Some(points), Some(limit)) = (adi_points, limits.adi_points)
         && points.abs() > limit
     {
-        failures.push(format!("{ADI} differs by {points:+.2} points, above {limit:.2}"));
+        failures.push(format!("{ADD} differs by {points:+.2} points, above {limit:.2}"));
     }
     failures
 }
@@ -706,7 +694,7 @@ impl VerifyReport {
         let points = self.adi_difference_points.map_or(String::new(), |points| {
             format!(": {points:+.2} points{}", limit_text(self.limits.adi_points, ""))
         });
-        let _ = writeln!(out, "{ADI}: A {a}, B {b}{points}");
+        let _ = writeln!(out, "{ADD}: A {a}, B {b}{points}");
         let v = &self.adi_verdicts;
         if v.only_first + v.only_second > 0 {
             let _ = writeln!(
@@ -780,13 +768,6 @@ mod tests {
     }
 
     #[test]
-    fn images_of_a_sequence_err_together() {
-        let (a, b, c) = ("seq_0/rgb/0.png", "seq_0/rgb/1.png", "seq_1/rgb/0.png");
-        assert_eq!(err_together([a, b, c].into_iter()), ["seq_0", "seq_0", "seq_1"]);
-        assert_eq!(err_together([a, b].into_iter()), [a, b]);
-    }
-
-    #[test]
     fn verdicts_are_counted_in_pairs_and_tested_by_sign() {
         let pairs = [[true, true], [true, false], [false, true], [true, false], [false, false]];
         let verdicts = Verdicts::of(pairs.into_iter());
@@ -853,11 +834,10 @@ mod tests {
         assert_eq!(text, "logits of P6: 3 values are finite in one of the two only");
         let changed = Detections { changed_fraction: 0.02, ..none };
         assert!(
-            failures(&limits, &fine, &dense, &changed, None)[0]
-                .contains("2.00 % of the detections")
+            failures(&limits, &fine, &dense, &changed, None)[0].contains("mismatch rate of 2.00 %")
         );
         let text = failures(&limits, &fine, &dense, &none, Some(-1.25)).join("; ");
-        assert_eq!(text, "ADI-0.1d differs by -1.25 points, above 1.00");
+        assert_eq!(text, "ADD-0.1d differs by -1.25 points, above 1.00");
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::DepthScale;
+
 /// `scene_camera.json`: image number (plain or zero padded) to camera.
 pub type SceneCamera = BTreeMap<String, FrameCamera>;
 /// `scene_gt.json`: image number to the objects in it.
@@ -18,12 +20,8 @@ pub struct FrameCamera {
     #[serde(rename = "cam_K", deserialize_with = "numbers_or_null")]
     pub cam_k: Vec<f64>,
     /// What one unit of a depth image is, mm.
-    #[serde(default = "one")]
-    pub depth_scale: f64,
-}
-
-fn one() -> f64 {
-    1.0
+    #[serde(default)]
+    pub depth_scale: DepthScale,
 }
 
 /// JSON has no NaN and `serde_json` writes `null` for it: read back as NaN, so that the error can say which pose it is.
@@ -69,4 +67,19 @@ pub struct FrameObjectInfo {
     pub px_count_visib: u64,
     /// Visible fraction of the silhouette, 0 to 1.
     pub visib_fract: f64,
+}
+
+/// x, y, width and height of the set pixels of rows of `width`, moved by `shift`, as bop_toolkit writes boxes; -1 where there are
+/// none.
+pub fn mask_box(mask: &[bool], width: usize, shift: [i64; 2]) -> [i64; 4] {
+    let set = || mask.iter().enumerate().filter(|(_, set)| **set).map(|(i, _)| i);
+    let range = |of: fn(usize, usize) -> usize| {
+        let values = || set().map(|i| of(i, width) as i64);
+        Some((values().min()?, values().max()?))
+    };
+    let (Some((left, right)), Some((top, bottom))) = (range(|i, w| i % w), range(|i, w| i / w))
+    else {
+        return [-1; 4];
+    };
+    [left + shift[0], top + shift[1], right - left, bottom - top]
 }

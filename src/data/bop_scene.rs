@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::DepthScale;
 use super::bop::{FrameCamera, FrameObject, ObjectVisibility, SceneGt};
 use super::scene_files::{by_number, read_cameras, read_lenient};
 use crate::geom::{Camera, Pose};
@@ -37,8 +38,8 @@ pub struct BopScene {
 pub struct BopFrame {
     /// The camera that took it.
     pub camera: Camera,
-    /// mm of a unit of its depth image.
-    pub depth_scale: f64,
+    /// The unit of its depth image.
+    pub depth_scale: DepthScale,
     /// The true objects, in the file's order; none where the scene has no `scene_gt.json`.
     pub objects: Option<Vec<BopObject>>,
 }

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::bop_folder::BopFolder;
 use super::bop_scene::{BopFrame, BopObject, BopScene};
-use super::models_info::ModelInfos;
-use crate::geom::{Pose, Vec3, box_corners};
+use super::models_info::{ModelInfo, ModelInfos};
+use crate::geom::{Vec3, box_corners};
 use crate::io::mesh::read_ply;
 
 /// Faults that are told one by one; the others are counted.
@@ -62,6 +62,10 @@ pub struct SplitCheck {
     pub most_of_an_object: usize,
     /// Targets of `test_targets_bop19.json`.
     pub num_targets: Option<usize>,
+    /// Whether every scene tells poses.
+    pub has_poses: bool,
+    /// Whether every scene has masks.
+    pub has_masks: bool,
     /// Instances by object.
     pub objects: Vec<SplitObject>,
 }
@@ -84,9 +88,11 @@ pub struct SceneCheck {
 pub struct SplitObject {
     /// Its number.
     pub obj_id: u32,
+    /// Whether `models_info.json` lists it with a diameter.
+    pub is_listed: bool,
     /// Instances that can be seen.
     pub num_visible: usize,
-    /// Least and greatest depth, mm.
+    /// Least and greatest depth of the middle of its box, mm.
     pub depth_mm: [f64; 2],
     /// Least and greatest size in the image: diameter times focal length over depth, px.
     pub size_px: [f64; 2],
@@ -208,6 +214,8 @@ struct SceneFinds {
     check: SceneCheck,
     num_without_file: usize,
     most_of_an_object: usize,
+    has_poses: bool,
+    has_masks: bool,
     seen: Vec<Seen>,
     faults: Vec<String>,
 }
@@ -222,6 +230,8 @@ fn check_split(
     let mut split = SplitCheck {
         name: name.to_owned(),
         num_targets: targets.map(|(_, lines)| lines.len()),
+        has_poses: true,
+        has_masks: true,
         ..SplitCheck::default()
     };
     let mut seen: BTreeMap<u32, Vec<Seen>> = BTreeMap::new();
@@ -235,20 +245,24 @@ fn check_split(
             Ok(scene) => scene,
             Err(fault) => {
                 faults.push(fault);
+                (split.has_poses, split.has_masks) = (false, false);
                 continue;
             }
         };
+        split.has_poses &= scene.has_poses;
+        split.has_masks &= scene.has_masks;
         split.scenes.push(scene.check);
         split.num_without_file += scene.num_without_file;
         split.most_of_an_object = split.most_of_an_object.max(scene.most_of_an_object);
         faults.extend(scene.faults);
         scene.seen.into_iter().for_each(|s| seen.entry(s.obj_id).or_default().push(s));
     }
-    split.objects = seen.into_iter().map(|(obj_id, seen)| summary(obj_id, &seen)).collect();
+    split.objects = seen.into_iter().map(|(obj_id, seen)| summary(obj_id, &seen, infos)).collect();
     Ok(split)
 }
 
 fn check_scene(scene: &BopScene, infos: &ModelInfos) -> SceneFinds {
+    let masks = Masks::of(&scene.folder);
     let mut finds = SceneFinds {
         check: SceneCheck {
             id: scene.id,
@@ -258,10 +272,11 @@ fn check_scene(scene: &BopScene, infos: &ModelInfos) -> SceneFinds {
         },
         num_without_file: 0,
         most_of_an_object: 0,
+        has_poses: scene.images.values().flatten().all(|image| image.objects.is_some()),
+        has_masks: masks.dir.is_some(),
         seen: Vec::new(),
         faults: Vec::new(),
     };
-    let masks = Masks::of(&scene.folder);
     for (&number, image) in &scene.images {
         let at = format!("{}: image {number}", scene.folder.display());
         if scene.image_file(number).is_none() {
@@ -288,11 +303,14 @@ fn check_scene(scene: &BopScene, infos: &ModelInfos) -> SceneFinds {
                     continue;
                 }
             };
-            check_instance(&at, i, object, &pose, infos, &mut finds.faults);
-            if hidden || pose.t_mm.z <= 0.0 {
+            let gt = scene.folder.join("scene_gt.json");
+            let place = format!("{}: image {number}: object {i}", gt.display());
+            let middle_mm = pose.apply(&middle(object, infos));
+            check_instance(&place, object, &middle_mm, infos, &mut finds.faults);
+            if hidden || middle_mm.z <= 0.0 {
                 finds.check.num_hidden += 1;
             } else {
-                finds.seen.push(seen(object, &pose, image, infos));
+                finds.seen.push(seen(object, middle_mm.z, image, infos));
             }
         }
         finds.most_of_an_object =
@@ -302,8 +320,12 @@ fn check_scene(scene: &BopScene, infos: &ModelInfos) -> SceneFinds {
     finds
 }
 
-fn seen(object: &BopObject, pose: &Pose, image: &BopFrame, infos: &ModelInfos) -> Seen {
-    let depth_mm = pose.t_mm.z;
+/// The middle of an object's box, mm, object frame.
+fn middle(object: &BopObject, infos: &ModelInfos) -> Vec3 {
+    infos.of(object.obj_id).map_or_else(Vec3::zeros, ModelInfo::middle)
+}
+
+fn seen(object: &BopObject, depth_mm: f64, image: &BopFrame, infos: &ModelInfos) -> Seen {
     let diameter = infos.of(object.obj_id).and_then(|info| info.diameter).unwrap_or(0.0);
     Seen {
         obj_id: object.obj_id,
@@ -315,31 +337,35 @@ fn seen(object: &BopObject, pose: &Pose, image: &BopFrame, infos: &ModelInfos) -
 
 fn check_instance(
     at: &str,
-    i: usize,
     object: &BopObject,
-    pose: &Pose,
+    middle_mm: &Vec3,
     infos: &ModelInfos,
     faults: &mut Vec<String>,
 ) {
     let Some(info) = infos.of(object.obj_id) else {
-        faults
-            .push(format!("{at}: object {i}: obj_id {} is not in models_info.json", object.obj_id));
+        faults.push(format!(
+            "{at}: {} does not list obj_id {}: add it there with its mesh, or choose others with `mqat init --objects`",
+            infos.path().display(),
+            object.obj_id
+        ));
         return;
     };
     let visible = object.told.is_none_or(|told| told.px_count_visib > 0);
-    let depth_mm = pose.t_mm.z;
+    let depth_mm = middle_mm.z;
+    let is_near = info.diameter.is_some_and(|diameter| middle_mm.norm() < 0.5 * diameter);
     if depth_mm <= 0.0 && object.told.is_some() && visible {
-        faults.push(format!("{at}: object {i}: depth {depth_mm} mm, but it has visible pixels"));
-    } else if visible && depth_mm > 0.0 && info.diameter.is_some_and(|d| pose.t_mm.norm() < 0.5 * d)
-    {
         faults.push(format!(
-            "{at}: object {i}: {:.3} mm from the camera, less than half its diameter: is t in metres? expected mm",
-            pose.t_mm.norm()
+            "{at}: the middle of its box is at a depth of {depth_mm} mm, but it has visible pixels"
+        ));
+    } else if visible && depth_mm > 0.0 && is_near {
+        faults.push(format!(
+            "{at}: {:.3} mm from the camera, less than half its diameter: is t in metres? expected mm",
+            middle_mm.norm()
         ));
     }
 }
 
-fn summary(obj_id: u32, seen: &[Seen]) -> SplitObject {
+fn summary(obj_id: u32, seen: &[Seen], infos: &ModelInfos) -> SplitObject {
     let range = |value: fn(&Seen) -> f64| {
         let values = || seen.iter().map(value);
         [values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max)]
@@ -351,6 +377,7 @@ fn summary(obj_id: u32, seen: &[Seen]) -> SplitObject {
     });
     SplitObject {
         obj_id,
+        is_listed: infos.of(obj_id).is_some_and(|info| info.diameter.is_some()),
         num_visible: seen.len(),
         depth_mm: range(|s| s.depth_mm),
         size_px: range(|s| s.size_px),

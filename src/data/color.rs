@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::warp::Size;
+use crate::seed;
 
 /// Chance of each change.
 const CHANCE: f64 = 0.5;
@@ -36,34 +37,48 @@ pub struct ColorConfig {
     pub flare: f64,
 }
 
+/// The changes, in the order in which they are made; a change's number is the last part of the place of its random stream.
+#[derive(Clone, Copy)]
+enum Change {
+    Flare,
+    Dropout,
+    Blur,
+    Brightness,
+    Contrast,
+    Noise,
+}
+
 impl ColorConfig {
-    /// Changes RGB pixels `[h, w, 3]`; labels stay as they are.
-    pub fn apply(&self, pixels: &mut [u8], size: Size, rng: &mut impl Rng) {
-        // Every draw is made, so that one setting does not change what another one does.
-        let brightness = change(rng, self.brightness);
-        let contrast = change(rng, self.contrast);
-        let blur_px = (rng.random_range(0.0..=1.0) * (self.blur_px as f64 + 0.5)) as usize;
-        let is_blurred = rng.random_bool(CHANCE);
-        let deviation = rng.random_range(0.0..=1.0) * self.noise * 255.0;
-        let is_noisy = rng.random_bool(CHANCE);
-        let is_erased = rng.random_bool(CHANCE);
-        let has_flare = rng.random_bool(CHANCE);
-        if has_flare && self.flare > 0.0 {
-            flare(pixels, size, self.flare, rng);
+    /// Changes RGB pixels `[h, w, 3]`; labels stay as they are. Each change draws from a stream of its own, that of `seed` and
+    /// `place` with its number: what one setting draws is the same whatever the others are.
+    pub fn apply(&self, pixels: &mut [u8], size: Size, seed: u64, place: &[u64]) {
+        // The stream of a change that happens to this image.
+        let happens = |change: Change, strength: f64| {
+            let mut rng = seed::stream(seed, &[place, &[change as u64]].concat());
+            (rng.random_bool(CHANCE) && strength > 0.0).then_some(rng)
+        };
+        if let Some(mut rng) = happens(Change::Flare, self.flare) {
+            flare(pixels, size, self.flare, &mut rng);
         }
-        if is_erased && self.dropout > 0.0 {
-            erase(pixels, size, self.dropout, rng);
+        if let Some(mut rng) = happens(Change::Dropout, self.dropout) {
+            erase(pixels, size, self.dropout, &mut rng);
         }
-        if is_blurred && blur_px > 0 {
-            blur(pixels, size, blur_px);
+        if let Some(mut rng) = happens(Change::Blur, self.blur_px as f64) {
+            blur(pixels, size, rng.random_range(1..=self.blur_px));
         }
+        let drawn = |change: Change, limit: f64| {
+            happens(change, limit).map_or(0.0, |mut rng| rng.random_range(-1.0..=1.0) * limit)
+        };
+        let brightness = drawn(Change::Brightness, self.brightness);
+        let contrast = drawn(Change::Contrast, self.contrast);
         if brightness != 0.0 || contrast != 0.0 {
             for value in pixels.iter_mut() {
                 let about_grey = (f64::from(*value) - 127.5) * (1.0 + contrast) + 127.5;
                 *value = (about_grey + brightness * 255.0).round() as u8;
             }
         }
-        if is_noisy && deviation > 0.0 {
+        if let Some(mut rng) = happens(Change::Noise, self.noise) {
+            let deviation = rng.random_range(0.0..=1.0) * self.noise * 255.0;
             for value in pixels.iter_mut() {
                 // The sum of 4 uniform numbers is nearly normal, with variance 1 / 3.
                 let sum: f64 = (0..4).map(|_| rng.random_range(-0.5..0.5)).sum();
@@ -71,12 +86,6 @@ impl ColorConfig {
             }
         }
     }
-}
-
-/// A change within +- `limit`, or none.
-fn change(rng: &mut impl Rng, limit: f64) -> f64 {
-    let drawn = rng.random_range(-1.0..=1.0) * limit;
-    if rng.random_bool(CHANCE) { drawn } else { 0.0 }
 }
 
 /// Fills boxes with one colour each.
@@ -156,7 +165,6 @@ fn blur_lines(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seed;
 
     const SIZE: Size = (24, 16);
 
@@ -166,7 +174,7 @@ mod tests {
 
     fn applied(config: &ColorConfig, place: u64) -> Vec<u8> {
         let mut pixels = image();
-        config.apply(&mut pixels, SIZE, &mut seed::stream(1, &[place]));
+        config.apply(&mut pixels, SIZE, 1, &[place]);
         pixels
     }
 
@@ -189,6 +197,41 @@ mod tests {
             assert!((8..=32).contains(&changed), "{config:?}: {changed} of 40");
             assert_eq!(applied(&config, 3), applied(&config, 3));
         }
+    }
+
+    /// The draws of a change show in the image alone: noise is added last, and boxes have colours of their own.
+    #[test]
+    fn what_one_setting_draws_does_not_depend_on_the_others() {
+        let grey = |config: &ColorConfig, place: u64| -> Vec<u8> {
+            let mut pixels = vec![120; SIZE.0 * SIZE.1 * 3];
+            config.apply(&mut pixels, SIZE, 1, &[place]);
+            pixels
+        };
+        let none = ColorConfig::default();
+        let dropout = ColorConfig { dropout: 0.5, ..none.clone() };
+        let noise = ColorConfig { noise: 0.02, ..none.clone() };
+        let brightness = ColorConfig { brightness: 0.2, ..none.clone() };
+        let (mut erased, mut noisy, mut brighter) = (0, 0, 0);
+        for place in 0..40 {
+            // Boxes, whatever is done to the colours beside them.
+            let alone = grey(&dropout, place);
+            let both = grey(&ColorConfig { flare: 1.0, ..dropout.clone() }, place);
+            let boxes = || alone.iter().zip(&both).filter(|(value, _)| **value != 120);
+            assert!(boxes().all(|(a, b)| a == b), "{place}");
+            erased += boxes().count();
+            // Noise on top of the same boxes, and of another brightness.
+            let of = |config: &ColorConfig| -> Vec<i32> {
+                grey(config, place).into_iter().map(i32::from).collect()
+            };
+            let only_noise: Vec<i32> = of(&noise).iter().map(|v| v - 120).collect();
+            let both = of(&ColorConfig { noise: 0.02, ..brightness.clone() });
+            let bright = of(&brightness);
+            let on_top: Vec<i32> = both.iter().zip(&bright).map(|(a, b)| a - b).collect();
+            assert_eq!(on_top, only_noise, "{place}");
+            noisy += usize::from(only_noise.iter().any(|v| *v != 0));
+            brighter += usize::from(bright[0] != 120);
+        }
+        assert!(erased > 100 && noisy > 8 && brighter > 8, "{erased} {noisy} {brighter}");
     }
 
     #[test]

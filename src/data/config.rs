@@ -56,13 +56,14 @@ impl FromStr for Split {
 pub struct DataConfig {
     /// Shift, rotate and scale the training images.
     pub augment: bool,
-    /// Images of a training batch; a stage's `batch_size` wins.
+    /// Images of a training batch; a stage's `batch_size` wins. Images of an epoch that fill no batch are left out of it, other ones
+    /// each epoch.
     #[schemars(range(min = 1))]
     pub bs_train: usize,
     /// Images of an evaluation batch.
     #[schemars(range(min = 1))]
     pub bs_valid: usize,
-    /// A cell whose confidence (sigmoid) is above this is a candidate.
+    /// A cell (location of a feature map) whose confidence (sigmoid) is above this is a candidate.
     #[serde(rename = "CONFIDENCE_TH")]
     #[schemars(range(min = 0, max = 1))]
     pub confidence_threshold: f64,

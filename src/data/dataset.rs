@@ -380,7 +380,7 @@ mod tests {
     fn bad_annotations_are_named_and_skipped_on_demand() {
         let gt = format!("{SCENE}/scene_gt.json");
         let camera = format!("{SCENE}/scene_camera.json");
-        let cases: [Damage; 10] = [
+        let cases: [Damage; 11] = [
             (&|t| t.edit(&gt, "\"1\":", "\"7\":"), &["scene_gt.json: image 1 is not in it"], 1),
             (
                 &|t| t.edit(&camera, "\"1\":", "\"7\":"),
@@ -393,6 +393,11 @@ mod tests {
                 1,
             ),
             (&|t| t.edit(&gt, "900.0", "-900.0"), &["image 1: object 0: depth -900 mm"], 1),
+            (
+                &|t| t.edit(&gt, "900.0", "1e308"),
+                &["scene_gt.json: image 1: object 0: t has 1e308 mm"],
+                1,
+            ),
             (&|t| t.edit(&gt, "900.0", "900.0, 1.0"), &["object 0: t has 4 numbers"], 1),
             (&|t| t.edit(&gt, "\"2\":", "\"01\":"), &["scene_gt.json: image 1 is in it twice"], 3),
             (&|t| t.edit(&gt, "\"2\":", "\"two\":"), &["scene_gt.json: key \"two\""], 3),

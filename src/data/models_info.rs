@@ -49,6 +49,11 @@ impl ModelInfo {
         Some(Vec3::new(self.size_x?, self.size_y?, self.size_z?))
     }
 
+    /// The middle of the box, mm, object frame; the origin where the file tells no box.
+    pub fn middle(&self) -> Vec3 {
+        self.corners().map_or_else(Vec3::zeros, |corners| (corners[0] + corners[7]) / 2.0)
+    }
+
     /// Corners of the box, mm.
     pub fn corners(&self) -> Option<Corners> {
         let low = Vec3::new(self.min_x?, self.min_y?, self.min_z?);
@@ -152,6 +157,7 @@ mod tests {
         let info = infos.of(11).unwrap();
         assert_eq!((info.diameter, info.size()), (Some(90.0), Some(Vec3::new(2.0, 4.0, 6.0))));
         assert_eq!(info.corners().unwrap()[7], Vec3::new(1.0, 2.0, 3.0));
+        assert_eq!(infos.of(11).unwrap().middle(), Vec3::zeros());
         assert_eq!((infos.of(2).unwrap().diameter, infos.of(2).unwrap().corners()), (None, None));
         let symmetries = infos.symmetries(2).unwrap();
         assert_eq!(symmetries.continuous, [(Vec3::new(0.0, 0.0, 2.0), Vec3::new(1.0, 0.0, 0.0))]);

@@ -157,6 +157,19 @@ impl SplitList {
     pub fn is_in(&self, root: &Path) -> bool {
         self.parts.iter().all(|part| root.join(&part.name).is_dir())
     }
+
+    /// Images of the list's folders of scenes; one that is in two parts counts twice.
+    ///
+    /// # Errors
+    /// If a scene cannot be read.
+    pub fn num_images(&self, folder: &BopFolder) -> Result<usize> {
+        let of_part = |part: &SplitPart| -> Result<usize> {
+            let mut scenes = folder.scenes(&part.name)?;
+            part.keep_own(&mut scenes);
+            Ok(scenes.iter().map(|scene| scene.images.len()).sum())
+        };
+        self.parts.iter().map(of_part).sum()
+    }
 }
 
 /// Images that a dataset's list names, or that its folders of scenes hold.
@@ -167,12 +180,7 @@ pub fn num_images(root: &Path, list: &str) -> Result<usize> {
     let path = root.join(list);
     let folder = if path.is_file() { None } else { BopFolder::find(root) };
     let Some(folder) = folder else { return Ok(io::read_list(&path)?.len()) };
-    let of_part = |part: &SplitPart| -> Result<usize> {
-        let mut scenes = folder.scenes(&part.name)?;
-        part.keep_own(&mut scenes);
-        Ok(scenes.iter().map(|scene| scene.images.len()).sum())
-    };
-    let num = SplitList::parse(list)?.parts.iter().map(of_part).sum::<Result<usize>>()?;
+    let num = SplitList::parse(list)?.num_images(&folder)?;
     if num == 0 {
         bail!("{}: {list} has no image", root.display());
     }

@@ -1,12 +1,9 @@
 //! Which of the equal poses of a symmetric object a network is to learn: equal pictures get equal labels.
 
-use nalgebra::{Matrix3, Rotation3, Unit};
+use nalgebra::{Matrix3, Rotation3};
 
 use super::ModelSymmetries;
-use crate::geom::{Pose, Vec3};
-
-/// Two axes are the same line's when the sine of their angle is below this.
-const PARALLEL: f64 = 1e-3;
+use crate::geom::{Pose, Vec3, best_turn};
 
 impl ModelSymmetries {
     /// Whether the object has none.
@@ -27,7 +24,7 @@ impl ModelSymmetries {
         let mut best: Option<(f64, Pose)> = None;
         for discrete in self.group() {
             let turned = seen * discrete.r;
-            let own = discrete.after(&self.best_turn(&turned));
+            let own = discrete.after(&best_turn(&self.continuous, &turned));
             let trace = (seen * own.r).trace();
             // The smallest angle has the largest trace; rounding decides nothing.
             if best.as_ref().is_none_or(|(most, _)| trace > most + 1e-9) {
@@ -49,23 +46,6 @@ impl ModelSymmetries {
         let sum = self.group().map(|symmetry| symmetry.apply(&on_axis)).sum::<Vec3>();
         sum / (1 + self.discrete.len()) as f64
     }
-
-    /// The turn about the continuous axes after which the rotation `seen` is the smallest.
-    fn best_turn(&self, seen: &Matrix3<f64>) -> Pose {
-        let Some((first, offset)) = self.continuous.first() else { return Pose::identity() };
-        let is_other =
-            |(axis, _): &(Vec3, Vec3)| axis.normalize().cross(&first.normalize()).norm() > PARALLEL;
-        let turn = if self.continuous.iter().any(is_other) {
-            seen.transpose()
-        } else {
-            let axis = Unit::new_normalize(*first);
-            let a = axis.into_inner();
-            let along = (a.transpose() * seen * a)[(0, 0)];
-            let angle_rad = (seen * a.cross_matrix()).trace().atan2(seen.trace() - along);
-            *Rotation3::from_axis_angle(&axis, angle_rad).matrix()
-        };
-        Pose { r: turn, t_mm: offset - turn * offset }
-    }
 }
 
 /// The smallest rotation that takes the optical axis to the direction of a point.
@@ -77,6 +57,7 @@ fn towards(t_mm: &Vec3) -> Matrix3<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nalgebra::Unit;
 
     fn pose(angles: [f64; 3]) -> Pose {
         let r = *Rotation3::from_euler_angles(angles[0], angles[1], angles[2]).matrix();

@@ -15,7 +15,7 @@ use crate::data::{
 };
 use crate::geom::Vec3;
 use crate::io::mesh::read_ply;
-use crate::io::picture::{read_depth, size_and_orientation};
+use crate::io::picture::size_and_orientation;
 use crate::pose::BopScores;
 use crate::pose::bop::{
     BopEstimate, BopImage, BopInstance, BopModel, BopSettings, BopTarget, ImageErrors,
@@ -403,13 +403,12 @@ impl BopSplit {
         let frame = scene.frame(image.im_id)?;
         // VSD, which alone looks at depth, is a part of AR.
         let vsd = !image.targets.is_empty();
-        let depth = scene.depth_file(image.im_id).filter(|_| vsd).map(read_depth).transpose()?;
-        let scale = frame.depth_scale as f32;
-        let in_mm = |values: Vec<u16>| values.into_iter().map(|v| f32::from(v) * scale).collect();
+        let depth = scene.depth_file(image.im_id).filter(|_| vsd);
+        let depth = depth.map(|file| frame.depth_scale.read(file)).transpose()?;
         Ok(BopImage {
             camera: frame.camera,
             size_px: image.size_px,
-            depth_mm: depth.map(|(_, values)| in_mm(values)),
+            depth_mm: depth.map(|(_, depth_mm)| depth_mm),
             instances: self.instances(image)?,
             estimates,
             targets: image.targets.clone(),

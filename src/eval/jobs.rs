@@ -36,12 +36,23 @@ pub struct Job {
     pub view: Arc<View>,
     /// Whether the picture itself is handed on with its poses.
     pub keep: bool,
+    /// Which frame it is, of one.
+    pub frame: Option<FramePlace>,
     /// When it arrived, of a picture that comes from outside; none for one that is read when its turn comes.
     pub arrived: Option<Instant>,
     /// Pictures that were left out between the one before and this one, as they were older.
     pub num_dropped: u64,
     /// Dropped when the picture is answered, or when it never will be.
     pub pass: Option<Box<dyn Send>>,
+}
+
+/// A frame in its source.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FramePlace {
+    /// From 0.
+    pub number: usize,
+    /// When it is shown by the container of a file, s from the file's begin; none where that is not told.
+    pub time_s: Option<f64>,
 }
 
 /// Where a picture is.
@@ -66,6 +77,8 @@ pub struct Answer {
     pub view: Arc<View>,
     /// Of each class, ascending; or what is wrong with the picture.
     pub found: Result<Vec<ClassResult>, String>,
+    /// The job's.
+    pub frame: Option<FramePlace>,
     /// What was waited for it.
     pub latency: Latency,
     /// The job's.
@@ -217,6 +230,7 @@ struct JobItem {
     picture: Option<RgbImage>,
     started: Instant,
     warp: Duration,
+    frame: Option<FramePlace>,
     num_dropped: u64,
     pass: Option<Box<dyn Send>>,
 }
@@ -243,9 +257,9 @@ impl Iterator for JobBatches {
                 }
                 Err(why) => Some(why),
             };
-            let Job { place, name, view, num_dropped, pass, .. } = job;
+            let Job { place, name, view, frame, num_dropped, pass, .. } = job;
             let readable = bad.is_none();
-            let item = JobItem { view, bad, picture, started, warp, num_dropped, pass };
+            let item = JobItem { view, bad, picture, started, warp, frame, num_dropped, pass };
             batch.pictures.push(PictureInfo { place, name, readable, item });
         }
         (!batch.pictures.is_empty()).then_some(Ok(batch))
@@ -255,7 +269,7 @@ impl Iterator for JobBatches {
 fn answer_of(solved: SolvedPicture<JobItem>) -> Answer {
     let SolvedPicture { picture, results, network, solving, computed: [begin, end] } = solved;
     let PictureInfo { place, name, item, .. } = picture;
-    let JobItem { view, bad, picture, started, warp, num_dropped, pass } = item;
+    let JobItem { view, bad, picture, started, warp, frame, num_dropped, pass } = item;
     Answer {
         place,
         name,
@@ -264,6 +278,7 @@ fn answer_of(solved: SolvedPicture<JobItem>) -> Answer {
             Some(why) => Err(why),
             None => Ok(results.into_iter().flat_map(|result| result.classes).collect()),
         },
+        frame,
         latency: Latency {
             read_s: begin.duration_since(started).as_secs_f64(),
             network_s: end.duration_since(begin).as_secs_f64(),
@@ -297,6 +312,7 @@ mod tests {
                 source: PictureSource::File(dataset.root.join(&frame.image)),
                 view: Arc::new(view),
                 keep: place == 0,
+                frame: None,
                 arrived: None,
                 num_dropped: 0,
                 pass: None,
@@ -386,6 +402,7 @@ mod tests {
                 source,
                 view,
                 keep: false,
+                frame: None,
                 arrived: None,
                 num_dropped: 0,
                 pass: None,

@@ -46,11 +46,11 @@ pub use bop_split::{BopSplit, BopSplitErrors, EstimatesByImage, ScoredSplit, ben
 pub use config::EvalConfig;
 pub use deviation::{Deviation, OutputComparison, OutputDeviation};
 pub use estimate::{ClassResult, PoseEstimate};
-pub use jobs::{Answer, Job, Latency, PictureSource, infer_stream};
+pub use jobs::{Answer, FramePlace, Job, Latency, PictureSource, infer_stream};
 pub use json_lines::write_predictions;
 pub use options::{InferOptions, preprocess};
 pub use overlay::{Outline, prediction_overlay, write_overlays};
-pub use paired::MeanDifference;
+pub use paired::sequences_of_objects;
 pub use pipeline::{Forwarded, PictureBatch, PictureInfo, Pipeline, SolvedPicture};
 pub use plots::{depth_chart, recall_over_depth, write_depth_chart};
 pub use pose_records::{PoseWriter, Written};
@@ -66,3 +66,5 @@ pub use split::{Inference, Pair, Progress, infer, infer_pair, pictures_of};
 pub use split_index::image_ids;
 pub use tables::Comparison;
 pub use timing::Timing;
+
+pub use crate::pose::row_label;

@@ -16,6 +16,8 @@ use crate::pose::TargetErrors;
 
 /// Side of a panel, px; a picture has two, the image and the object enlarged.
 const PANEL_PX: u32 = 640;
+/// Room for an object's number, px.
+const NUMBER_PX: u32 = 40;
 /// The enlarged view is this many times as wide as the boxes in it.
 const ZOOM_MARGIN: f64 = 1.4;
 /// Smallest side of the enlarged view, px of the image.
@@ -60,6 +62,8 @@ pub struct Outline<'a> {
     pub corners: &'a Corners,
     /// Length of an axis, mm.
     pub axis_mm: f64,
+    /// The object's number, written at its middle; none where there is but one.
+    pub number: Option<u32>,
 }
 
 /// A square part of the image and the panel it is shown on.
@@ -142,6 +146,17 @@ pub fn prediction_overlay(
     picture
 }
 
+/// The whole image that `camera` took with the boxes and axes of its labels, 640 x 640 px.
+pub fn labelled(image: &RgbImage, camera: &Camera, truth: &[Outline]) -> RgbImage {
+    let (view, lens) = (whole_view(image), Lens::from(*camera));
+    let mut panel = Panel { picture: view.picture(image), view, lens: &lens };
+    for outline in truth {
+        panel.draw_box(outline, 2.0, TRUTH_COLOR);
+        panel.draw_axes(outline, 2.2, 1.0);
+    }
+    panel.picture
+}
+
 /// Both panels, without a legend.
 fn panels(image: &RgbImage, lens: &Lens, truth: &[Outline], predicted: &[Outline]) -> RgbImage {
     let whole = whole_view(image);
@@ -152,10 +167,12 @@ fn panels(image: &RgbImage, lens: &Lens, truth: &[Outline], predicted: &[Outline
         for outline in truth {
             panel.draw_axes(outline, 1.5, 0.6);
             panel.draw_box(outline, 2.5, TRUTH_COLOR);
+            panel.draw_number(outline, 0, TRUTH_COLOR);
         }
         for outline in predicted {
             panel.draw_box(outline, 1.6, PREDICTION_COLOR);
             panel.draw_axes(outline, 2.2, 1.0);
+            panel.draw_number(outline, 2 * (draw::GLYPH_HEIGHT + 2), PREDICTION_COLOR);
         }
         image::imageops::replace(&mut picture, &panel.picture, i64::from(i as u32 * PANEL_PX), 0);
     }
@@ -165,7 +182,8 @@ fn panels(image: &RgbImage, lens: &Lens, truth: &[Outline], predicted: &[Outline
 /// Writes [`overlay`]s of at most `num` of the scored images, spread evenly from the nearest to the farthest object, and
 /// returns their paths: `folder/00_IMAGE.png`, numbered by depth.
 ///
-/// Each class is drawn with its most confident prediction; the caption is about the image's nearest object.
+/// Of each class as many predictions are drawn as it has true objects there, at least one, the most confident ones. The caption
+/// is about the image's nearest object.
 ///
 /// # Errors
 /// If an image cannot be read, a prediction holds no pose, or a file cannot be written.
@@ -231,31 +249,38 @@ fn overlay_of(
     predicted: &[&Prediction],
     error: &TargetErrors,
 ) -> Result<RgbImage> {
+    let has_several = dataset.models.len() > 1 || frame.objects.len() > 1;
     let outline = |class: usize, pose: Pose| {
         let model = dataset.models.get(class)?;
-        Some(Outline { pose, corners: &model.corners, axis_mm: model.diameter_mm / 2.0 })
+        let number = has_several.then_some(model.obj_id);
+        Some(Outline { pose, corners: &model.corners, axis_mm: model.diameter_mm / 2.0, number })
     };
     let truth: Vec<Outline> =
         frame.objects.iter().filter_map(|o| outline(o.class, o.pose)).collect();
-    let mut best: BTreeMap<usize, &Prediction> = BTreeMap::new();
-    for &p in predicted {
-        let kept = best.entry(p.class).or_insert(p);
-        if p.score > kept.score {
-            *kept = p;
+    let mut sorted = predicted.to_vec();
+    sorted.sort_by(|a, b| b.score.total_cmp(&a.score));
+    let mut guesses = Vec::new();
+    let mut drawn: BTreeMap<usize, usize> = BTreeMap::new();
+    for prediction in sorted {
+        let num_drawn = drawn.entry(prediction.class).or_default();
+        let num_true = frame.objects.iter().filter(|o| o.class == prediction.class).count();
+        if *num_drawn < num_true.max(1) {
+            *num_drawn += 1;
+            guesses.extend(outline(prediction.class, prediction.pose()?));
         }
     }
-    let mut guesses = Vec::new();
-    for (class, prediction) in best {
-        guesses.extend(outline(class, prediction.pose()?));
-    }
     let image = read_rgb(&dataset.root.join(&frame.image))?;
+    let which = match (has_several, dataset.models.get(error.class)) {
+        (true, Some(model)) => format!("nearest of {}: {}  ", frame.objects.len(), model.obj_id),
+        _ => String::new(),
+    };
     let caption = if error.found {
         format!(
-            "Z={:.1}D  ADD={:.3}D  REP={:.1}PX",
+            "{which}Z={:.1}D  ADD={:.3}D  REP={:.1}PX",
             error.depth_diameters, error.add_diameters, error.reproj_px
         )
     } else {
-        format!("Z={:.1}D  not found", error.depth_diameters)
+        format!("{which}Z={:.1}D  not found", error.depth_diameters)
     };
     Ok(overlay(&image, &frame.camera, &truth, &guesses, &caption))
 }
@@ -294,6 +319,18 @@ impl Panel<'_> {
         let corners = outline.corners.map(|x| outline.pose.apply(&x));
         for (a, b) in EDGES {
             self.draw_edge(corners[a], corners[b], width_px, color);
+        }
+    }
+
+    /// The number at the middle, so far `below` it, px.
+    fn draw_number(&mut self, outline: &Outline, below: u32, color: Rgb<u8>) {
+        let Some(number) = outline.number.filter(|_| outline.pose.t_mm.z > NEAR_MM) else { return };
+        let Some(middle) = self.lens.project(&outline.pose.t_mm) else { return };
+        let at = self.view.to_panel(middle);
+        let inside = 0.0..f64::from(PANEL_PX - NUMBER_PX);
+        if inside.contains(&at.x) && inside.contains(&at.y) {
+            let at = [at.x as u32, at.y as u32 + below];
+            draw::text(&mut self.picture, at, 2, color, &number.to_string());
         }
     }
 
@@ -359,7 +396,7 @@ mod tests {
     #[test]
     fn the_true_corner_is_green_where_it_projects_to() {
         let (image, camera, corners, pose) = scene();
-        let outline = Outline { pose, corners: &corners, axis_mm: 80.0 };
+        let outline = Outline { pose, corners: &corners, axis_mm: 80.0, number: None };
         let picture = overlay(&image, &camera, &[outline], &[], "");
         for corner in &corners {
             let p = whole_view(&image).to_panel(camera.project(&pose.apply(corner)));
@@ -369,11 +406,29 @@ mod tests {
     }
 
     #[test]
+    fn an_objects_number_stands_at_its_middle() {
+        let (image, camera, corners, pose) = scene();
+        let outline = Outline { pose, corners: &corners, axis_mm: 80.0, number: None };
+        let of = |number| overlay(&image, &camera, &[Outline { number, ..outline }], &[], "");
+        let (without, with) = (of(None), of(Some(7)));
+        let middle = whole_view(&image).to_panel(camera.project(&pose.t_mm));
+        let near = |x: u32, y: u32| {
+            let (dx, dy) = (f64::from(x) - middle.x, f64::from(y) - middle.y);
+            x < PANEL_PX && (-1.0..40.0).contains(&dx) && (-1.0..40.0).contains(&dy)
+        };
+        let changed: Vec<_> =
+            with.enumerate_pixels().filter(|(x, y, p)| without.get_pixel(*x, *y) != *p).collect();
+        let in_whole: Vec<_> = changed.iter().filter(|(x, _, _)| *x < PANEL_PX).collect();
+        assert!(!in_whole.is_empty() && in_whole.iter().all(|(x, y, _)| near(*x, *y)));
+        assert!(changed.len() > in_whole.len(), "in the enlarged view, too");
+    }
+
+    #[test]
     fn a_lens_bends_the_boxes_it_sees() {
         use crate::geom::Distortion;
         let (image, camera, corners, pose) = scene();
         let near = Pose { t_mm: Vec3::new(60.0, -20.0, 320.0), ..pose };
-        let outline = Outline { pose: near, corners: &corners, axis_mm: 80.0 };
+        let outline = Outline { pose: near, corners: &corners, axis_mm: 80.0, number: None };
         let distortion = Distortion::polynomial(&[-0.4, 0.1, 0.0, 0.0]).unwrap();
         let lens = Lens::new(camera, distortion);
         let bent = prediction_overlay(&image, &lens, &[outline], "");
@@ -390,7 +445,7 @@ mod tests {
     #[test]
     fn both_poses_show_and_a_missing_prediction_shows_only_in_the_legend() {
         let (image, camera, corners, pose) = scene();
-        let truth = Outline { pose, corners: &corners, axis_mm: 80.0 };
+        let truth = Outline { pose, corners: &corners, axis_mm: 80.0, number: None };
         let mut guess = truth;
         guess.pose.t_mm.x += 25.0;
         let with = overlay(&image, &camera, &[truth], &[guess], "ADD 0.14D  Z 3.4D");
@@ -404,7 +459,7 @@ mod tests {
     fn a_box_around_the_camera_and_an_empty_image_are_drawn_without_harm() {
         let (image, camera, corners, pose) = scene();
         let inside = Pose { t_mm: Vec3::zeros(), ..pose };
-        let outline = Outline { pose: inside, corners: &corners, axis_mm: 80.0 };
+        let outline = Outline { pose: inside, corners: &corners, axis_mm: 80.0, number: None };
         overlay(&image, &camera, &[outline], &[outline], "");
         let behind =
             Outline { pose: Pose { t_mm: Vec3::new(0.0, 0.0, -900.0), ..pose }, ..outline };

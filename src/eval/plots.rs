@@ -36,7 +36,7 @@ pub fn depth_chart(title: &str, runs: &[(&str, &[TargetErrors])]) -> Chart {
     Chart {
         title: title.to_owned(),
         x_label: "depth, object diameters (groups of equally many objects)".to_owned(),
-        y_label: "ADI-0.1d (as published), %".to_owned(),
+        y_label: "ADD-0.1d (published as ADI), %".to_owned(),
         series: runs
             .iter()
             .map(|(name, errors)| Series {

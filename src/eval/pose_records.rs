@@ -23,7 +23,7 @@ struct PoseLine<'a> {
     #[serde(flatten)]
     prediction: &'a Prediction,
     #[serde(flatten)]
-    ids: Ids,
+    place: Place,
     correspondences: usize,
     /// Correspondences that were worth something on their own.
     effective: Option<f64>,
@@ -71,7 +71,7 @@ struct NoPoseLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     obj_id: Option<u32>,
     #[serde(flatten)]
-    ids: Ids,
+    place: Place,
     no_pose: &'a str,
     detail: &'a str,
     #[serde(flatten)]
@@ -83,6 +83,16 @@ struct NoPoseLine<'a> {
 struct Ids {
     scene_id: u32,
     im_id: u32,
+}
+
+/// What a line tells of the picture.
+#[derive(Clone, Copy, Serialize)]
+struct Place {
+    #[serde(flatten)]
+    ids: Ids,
+    /// Of a video's frame, s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_s: Option<f64>,
 }
 
 /// What was written.
@@ -139,19 +149,20 @@ impl PoseWriter {
     /// # Errors
     /// If a file cannot be written.
     pub fn write(&mut self, answer: &Answer, (scene_id, im_id): (u32, u32)) -> Result<()> {
-        let ids = Ids { scene_id, im_id };
+        let time_s = answer.frame.and_then(|frame| frame.time_s);
+        let place = Place { ids: Ids { scene_id, im_id }, time_s };
         self.written.num_images += 1;
         match &answer.found {
             Ok(found) => {
                 for found in found {
-                    self.write_found(answer, ids, found)?;
+                    self.write_found(answer, place, found)?;
                 }
             }
             Err(why) => self.write_absent(NoPoseLine {
                 image: &answer.name,
                 class: None,
                 obj_id: None,
-                ids,
+                place,
                 no_pose: UNREADABLE,
                 detail: why,
                 latency: LatencyMs::of(answer),
@@ -160,13 +171,13 @@ impl PoseWriter {
         Ok(())
     }
 
-    fn write_found(&mut self, answer: &Answer, ids: Ids, found: &ClassResult) -> Result<()> {
+    fn write_found(&mut self, answer: &Answer, place: Place, found: &ClassResult) -> Result<()> {
         match &found.outcome {
             Ok(pose) => {
                 self.written.num_poses += 1;
-                self.line(&pose_line(pose, ids, LatencyMs::of(answer)))?;
+                self.line(&pose_line(pose, place, LatencyMs::of(answer)))?;
                 let row = bop_csv::row(
-                    (ids.scene_id, ids.im_id),
+                    (place.ids.scene_id, place.ids.im_id),
                     found.obj_id,
                     &pose.prediction,
                     answer.compute_s,
@@ -178,7 +189,7 @@ impl PoseWriter {
                 image: &answer.name,
                 class: Some(found.class),
                 obj_id: Some(found.obj_id),
-                ids,
+                place,
                 no_pose: reason,
                 detail,
                 latency: LatencyMs::of(answer),
@@ -221,11 +232,11 @@ impl PoseWriter {
     }
 }
 
-fn pose_line(pose: &PoseEstimate, ids: Ids, latency: LatencyMs) -> PoseLine<'_> {
+fn pose_line(pose: &PoseEstimate, place: Place, latency: LatencyMs) -> PoseLine<'_> {
     let covariance = pose.covariance.as_ref();
     PoseLine {
         prediction: &pose.prediction,
-        ids,
+        place,
         correspondences: pose.num_correspondences,
         effective: covariance.map(|c| c.effective),
         sigma_px: covariance.map(|c| c.sigma_px),
@@ -241,7 +252,7 @@ mod tests {
     use std::sync::Arc;
 
     use crate::data::{DataConfig, InputConfig, View};
-    use crate::eval::jobs::Latency;
+    use crate::eval::jobs::{FramePlace, Latency};
     use crate::eval::read_predictions;
     use crate::eval::testing::{dataset, predictions_of};
     use crate::geom::Camera;
@@ -258,6 +269,7 @@ mod tests {
             name,
             view,
             found,
+            frame: Some(FramePlace { number: 4, time_s: Some(0.16) }),
             latency,
             compute_s,
             num_dropped,
@@ -307,7 +319,7 @@ mod tests {
         for part in [
             "\"no_pose\":\"no_cell\",\"detail\":\"none above 0.3\"",
             "\"no_pose\":\"unreadable_image\"",
-            "\"scene_id\":7,\"im_id\":1",
+            "\"scene_id\":7,\"im_id\":1,\"time_s\":0.16",
             "\"latency_ms\":250.0,\"read_ms\":125.0,\"network_ms\":62.5,\"poses_ms\":62.5,\"dropped\":3}",
         ] {
             assert!(text.contains(part), "{text}");

@@ -173,7 +173,9 @@ pub fn evaluate(
         .enumerate()
         .map(|(class, (m, c))| {
             let sample = sample_vertices(&m.mesh.vertices, config.num_vertices, config.seed, class);
-            TargetModel::new(&c.name, c.diameter_mm, c.symmetric, &sample)
+            let model = TargetModel::new(&c.name, c.diameter_mm, c.symmetric, &sample)?;
+            let known = m.symmetries.clone();
+            Ok(model.with_symmetries(known.discrete, known.continuous))
         })
         .collect::<Result<_>>()?;
     let left_out: HashSet<usize> = info.left_out.iter().map(|bad| bad.index).collect();
@@ -211,7 +213,7 @@ pub fn evaluate(
         name: info.name.to_owned(),
         headline_percent: table.headline(),
         dataset: summary,
-        definitions: definitions(&classes),
+        definitions: definitions(&classes, dataset),
         bin_limits: bin_limits(&table, &classes),
         num_outside_bins: num_outside_bins(&table),
         classes,
@@ -311,33 +313,46 @@ fn bin_limits(table: &EvalTable, classes: &[ClassSummary]) -> Vec<BinLimits> {
         .collect()
 }
 
-fn definitions(classes: &[ClassSummary]) -> Vec<Definition> {
+fn definitions(classes: &[ClassSummary], dataset: &Dataset) -> Vec<Definition> {
     let symmetric: Vec<&str> =
         classes.iter().filter(|c| c.symmetric).map(|c| c.name.as_str()).collect();
-    let adi = if symmetric.is_empty() {
-        "as published, mean distance of corresponding mesh points (ADD): no class is listed as \
-         symmetric"
-            .to_owned()
-    } else {
-        format!(
-            "as published, mean distance of corresponding mesh points (ADD); for the classes listed \
-             as symmetric ({}) to the closest point",
+    let mut add = "mean distance of corresponding mesh points; published as ADI".to_owned();
+    if !symmetric.is_empty() {
+        add.push_str(&format!(
+            "; for the classes listed as symmetric ({}) the rows ADD have the distance to the closest point, as published",
             symmetric.join(", ")
-        )
-    };
-    [
-        ("ADI", adi.as_str()),
-        ("true ADI", "mean distance to the closest mesh point, for every class"),
+        ));
+    }
+    let turned: Vec<&str> = (dataset.models.iter())
+        .filter(|model| !model.symmetries.is_empty())
+        .map(|model| model.name.as_str())
+        .collect();
+    let rotations = format!(
+        "rotation and translation error; of the equal poses of {} by models_info.json that with the smallest rotation error",
+        turned.join(", ")
+    );
+    let rotations = (!turned.is_empty()).then_some(("5 deg 5 cm, medians", rotations.as_str()));
+    let all = [
+        ("ADD", add.as_str()),
+        (
+            "ADD-S",
+            "mean distance to the closest mesh point (ADI of the BOP benchmark), for every class",
+        ),
         ("REP", "mean reprojection error in px of the original image"),
         ("SPEED score", "mean of 2 acos|<q, q*>| + |t - t*| / |t*|; a missing pose scores pi + 1"),
+        (
+            "SPEED+ score",
+            "the same for its lamp images: parts below 0.169 degrees and 0.002173 of the distance count as 0",
+        ),
         (
             "percent",
             "fraction of true objects with an error strictly below the threshold; a missing prediction \
              counts as 1 d and 50 px",
         ),
-    ]
-    .map(|(metric, meaning)| Definition { metric: metric.into(), meaning: meaning.into() })
-    .into()
+    ];
+    let all = all.into_iter().chain(rotations);
+    all.map(|(metric, meaning)| Definition { metric: metric.into(), meaning: meaning.into() })
+        .collect()
 }
 
 impl Report {
@@ -450,7 +465,7 @@ mod tests {
         );
         assert_eq!(report.dataset.ceiling_percent, Some(75.0));
         let text = report.text().split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(text.contains("10 images hold several objects of a class"), "{text}");
+        assert!(text.contains("10 images with several objects of a class"), "{text}");
         assert!(text.contains("at most 75.0 % of the objects"), "{text}");
     }
 

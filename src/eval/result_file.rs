@@ -386,6 +386,8 @@ mod tests {
             ("0.9", "nan", "score is NaN"),
             ("0.9", "", "score is \"\", expected a number"),
             ("900", "inf", "not finite"),
+            ("900", "1e16", "p.txt:3: prediction of class 0 in image"),
+            ("900", "9e307", "t has 9e307 mm, expected at most 1e15"),
             ("900", "900 1", "t has 4 numbers, expected 3"),
             ("1 0 0 0 1", "1 0 0 1", "R has 8 numbers, expected 9"),
             ("1 0 0 0 1 0", "1 0 0 0 1.01 0", "from the identity (at most 0.001)"),

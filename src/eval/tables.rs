@@ -4,7 +4,7 @@ use super::bop_table;
 use super::grid::{TextTable, difference, number, range, wrap};
 use super::report::{BinLimits, Report};
 use super::sigma::SigmaFactors;
-use crate::pose::{BopScores, DepthBins, EvalTable, Recall, Section};
+use crate::pose::{BopScores, DepthBins, EvalTable, Recall, Section, row_label};
 
 /// Rows of a comparison that are recalls, by their names in the table.
 const COMPARED: [&str; 5] =
@@ -104,7 +104,7 @@ impl Report {
             if last_metric.replace(row.metric) != Some(row.metric) {
                 grid.gap();
             }
-            grid.row(&row.name, row.recalls.iter().map(|r| number(r.percent, 1)));
+            grid.row(row_label(&row.name), row.recalls.iter().map(|r| number(r.percent, 1)));
             if row.name == EvalTable::HEADLINE {
                 grid.row("  95 % interval", row.recalls.iter().map(|r| range(r.interval_95, 1)));
             }
@@ -152,7 +152,7 @@ impl Report {
             (self.dataset.num_images_with_several, self.dataset.ceiling_percent)
         {
             lines.push(format!(
-                "{} hold several objects of a class: poses are matched to them one to one; a network that gives one pose a \
+                "{} with several objects of a class: poses are matched to them one to one; a network that gives one pose a \
                  class and image finds at most {percent:.1} % of the objects",
                 counted(num, "image")
             ));
@@ -265,7 +265,7 @@ impl<'a> Comparison<'a> {
         self.block(&mut grid, 0, found, false);
         for metric in COMPARED {
             grid.gap();
-            grid.row(metric, [""; 0]);
+            grid.row(row_label(metric), [""; 0]);
             let values = |r: &Report| percents(&r.table, metric, |recall| recall.percent);
             self.block(&mut grid, 1, values, metric == EvalTable::HEADLINE);
         }
@@ -342,11 +342,12 @@ fn percents<T>(
 }
 
 /// What a section has beside recalls: name, a value a bin, decimals.
-fn measures(section: &Section) -> [(&'static str, &[Option<f64>], usize); 3] {
+fn measures(section: &Section) -> [(&'static str, &[Option<f64>], usize); 4] {
     [
         ("median rotation error, deg", &section.median_re_deg, 2),
         ("median translation error, mm", &section.median_te_mm, 1),
         ("SPEED score", &section.speed_score, 4),
+        ("SPEED+ score", &section.speed_plus_score, 4),
     ]
 }
 
@@ -390,14 +391,12 @@ mod tests {
         ));
         assert_eq!(line(&text, "percent"), ["near", "medium", "far", "all"]);
         assert_eq!(line(&text, "depth, diameters d"), ["1.5-4.4", "4.4-7.3", "7.3-10.2"]);
-        assert_eq!(line(&text, "ADI-0.1d"), ["100.0", "100.0", "50.0", "83.3"]);
-        assert_eq!(line(&text, "ADI-0.5d"), ["100.0", "100.0", "100.0", "100.0"]);
+        assert_eq!(line(&text, "ADD-0.1d"), ["100.0", "100.0", "50.0", "83.3"]);
+        assert_eq!(line(&text, "ADD-0.5d"), ["100.0", "100.0", "100.0", "100.0"]);
         assert_eq!(line(&text, "  95 % interval")[3], "66.4-92.7");
         assert_eq!(line(&text, "found"), ["10", "10", "10", "30"]);
-        assert_eq!(line(&text, "true ADI-0.1d (closest point)")[0], "100.0");
-        assert!(
-            text.contains("ADI: as published, mean distance of corresponding mesh points (ADD)")
-        );
+        assert_eq!(line(&text, "ADD-S-0.1d")[0], "100.0");
+        assert!(text.contains("ADD: mean distance of corresponding mesh points; published as ADI"));
         assert!(text.contains("depth bins `equal`: three equal widths"));
         assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
     }
@@ -416,7 +415,7 @@ mod tests {
         let low = report("fpn 2-bit (3 levels)", 2, DepthBins::Equal);
         let reports = [&full, &low];
         let text = Comparison::new(&reports).text();
-        let headline = &text[text.find("ADI-0.1d\n").unwrap()..];
+        let headline = &text[text.find("ADD-0.1d\n").unwrap()..];
         assert_eq!(line(headline, "  full precision"), ["100.0", "100.0", "50.0", "83.3"]);
         assert_eq!(line(headline, "  fpn 2-bit (3 levels)"), ["100.0", "100.0", "80.0", "93.3"]);
         assert_eq!(line(headline, "    difference"), ["0.0", "0.0", "+30.0", "+10.0"]);
@@ -446,6 +445,6 @@ mod tests {
     fn markdown_has_the_same_numbers() {
         let markdown = report("full precision", 5, DepthBins::Equal).markdown();
         assert!(markdown.starts_with("### full precision\n\ntesting.txt of data/none"));
-        assert!(markdown.contains("| ADI-0.1d | 100.0 | 100.0 | 50.0 | 83.3 |"), "{markdown}");
+        assert!(markdown.contains("| ADD-0.1d | 100.0 | 100.0 | 50.0 | 83.3 |"), "{markdown}");
     }
 }

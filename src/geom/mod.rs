@@ -12,6 +12,7 @@ mod distortion;
 mod lens;
 mod pose;
 mod refine;
+mod turn;
 
 pub use affine::Affine2;
 pub use camera::Camera;
@@ -21,6 +22,7 @@ pub use distortion::Distortion;
 pub use lens::Lens;
 pub use pose::{Pose, nearest_rotation};
 pub use refine::{Refined, moved_by, refine_pose, refine_pose_weighted, reprojection_jacobian};
+pub use turn::best_turn;
 
 use nalgebra::{Vector2, Vector3};
 

@@ -7,6 +7,8 @@ use super::{Camera, Vec2, Vec3};
 
 /// How far `R R^T` may be from the identity in a pose read from a file.
 const ROTATION_TOLERANCE: f64 = 1e-3;
+/// The farthest translation that is read, mm: squares and products of such numbers stay finite and keep their digits.
+const MAX_TRANSLATION_MM: f64 = 1e15;
 
 /// A rigid pose: `x_cam = R x_obj + t`, t in mm.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,13 +28,18 @@ impl Pose {
     /// Builds a pose from row-major `R` and `t` (mm).
     ///
     /// # Errors
-    /// If a count is wrong, a number is not finite, or `R` is not a rotation (within 1e-3).
+    /// If a count is wrong, a number is not finite, `R` is not a rotation (within 1e-3), or `t` has more than 1e15 mm.
     pub fn from_row_major(r: &[f64], t_mm: &[f64]) -> Result<Self> {
         ensure!(r.len() == 9, "R has {} numbers, expected 9", r.len());
         ensure!(t_mm.len() == 3, "t has {} numbers, expected 3", t_mm.len());
         ensure!(
             r.iter().chain(t_mm).all(|v| v.is_finite()),
             "the pose has a number that is not finite: R {r:?}, t {t_mm:?}"
+        );
+        let farthest = t_mm.iter().fold(0.0_f64, |most, v| most.max(v.abs()));
+        ensure!(
+            farthest <= MAX_TRANSLATION_MM,
+            "t has {farthest:e} mm, expected at most {MAX_TRANSLATION_MM:e}"
         );
         let r = Matrix3::from_row_slice(r);
         let (off, det) = ((r * r.transpose() - Matrix3::identity()).norm(), r.determinant());
@@ -129,6 +136,12 @@ mod tests {
         assert!(Pose::from_row_major(&some_pose().r_row_major(), &[0.0, f64::NAN, 0.0]).is_err());
         let mirror = [-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
         assert!(Pose::from_row_major(&mirror, &[0.0; 3]).is_err());
+        let r = some_pose().r_row_major();
+        assert!(Pose::from_row_major(&r, &[0.0, -1e15, 1e15]).is_ok());
+        for t in [[0.0, 0.0, 1e308], [-1.1e15, 0.0, 1.0]] {
+            let error = Pose::from_row_major(&r, &t).unwrap_err().to_string();
+            assert!(error.contains("mm, expected at most 1e15"), "{error}");
+        }
     }
 
     #[test]

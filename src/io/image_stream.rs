@@ -2,13 +2,16 @@
 //!
 //! A file's end is found by its structure (PNG chunks, JPEG segments), so that one that cannot be decoded does not take the
 //! next one with it. Where that structure breaks, the bytes from the break on are looked at again: the next image may begin
-//! among them. Bytes between images (headers of a multipart stream, padding) are skipped.
+//! among them. Bytes between images (headers of a multipart stream, padding) are skipped, and so are the smaller copies of an
+//! image that its file holds: thumbnails in its segments, and what a JPEG's multi-picture format lists behind it.
 
 use std::io::{BufRead, Read};
+use std::ops::Range;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::RgbImage;
 
+use super::jpeg_copies::{Copies, listed, thumbnail};
 use super::picture::rgb_upright_of_bytes;
 
 /// Largest file of an image, bytes.
@@ -20,6 +23,8 @@ const MAX_CHUNK_BYTES: usize = 1 << 22;
 const PNG: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
 /// Marker of a JPEG: start of image, and the beginning of the marker behind it.
 const JPEG: [u8; 3] = [0xff, 0xd8, 0xff];
+/// What is said where a JPEG begins within another one.
+const BREAKS_OFF: &str = "a JPEG of the stream breaks off where the next one begins";
 /// What is said where bytes are no image.
 const HINT: &str = "raw RGB needs --raw WIDTHxHEIGHT";
 
@@ -38,6 +43,8 @@ pub struct ImageStream<R> {
     format: StreamFormat,
     ended: bool,
     between: Between,
+    /// Of the image before.
+    copies: Copies,
 }
 
 /// What is known of the bytes that are no image.
@@ -55,7 +62,13 @@ impl<R: BufRead> ImageStream<R> {
     /// Reads `reader` to its end.
     pub fn new(reader: R, format: StreamFormat) -> Self {
         let reader = Again { reader, bytes: Vec::new(), at: 0 };
-        Self { reader, format, ended: false, between: Between::default() }
+        Self {
+            reader,
+            format,
+            ended: false,
+            between: Between::default(),
+            copies: Copies::default(),
+        }
     }
 
     fn next_image(&mut self) -> Result<Option<RgbImage>> {
@@ -75,12 +88,17 @@ impl<R: BufRead> ImageStream<R> {
             let found = next_file(&mut self.reader, &mut file);
             let between = &mut self.between;
             match found {
-                Ok(Found::Other(_)) if between.is_rest => {}
+                Ok(Found::Other(num)) if self.copies.pass(num) || between.is_rest => {}
                 Ok(Found::Other(num)) => between.num_bytes += num,
-                Ok(Found::Image) | Err(_) => {
+                Ok(Found::Image(_)) if self.copies.take(file.len()) => {}
+                Ok(Found::Image(_)) | Err(_) => {
                     between.has_image = true;
                     between.tell();
                     between.is_rest = found.is_err();
+                    self.copies = match &found {
+                        Ok(Found::Image(listed)) => Copies::behind(file.len(), listed),
+                        _ => Copies::default(),
+                    };
                     return found.map(|_| Some(file));
                 }
                 Ok(Found::Nothing) => {
@@ -176,8 +194,8 @@ impl<R: BufRead> BufRead for Again<R> {
 /// What was in the stream.
 enum Found {
     Nothing,
-    /// A file, in the buffer.
-    Image,
+    /// A file, in the buffer, and where in the stream copies of it are to follow, counted from its begin.
+    Image(Vec<Range<usize>>),
     /// So many bytes that begin no image.
     Other(usize),
 }
@@ -187,12 +205,13 @@ enum Found {
 /// # Errors
 /// If an image begins and breaks off; what may belong to the next one is given back.
 fn next_file<R: BufRead>(reader: &mut Again<R>, file: &mut Vec<u8>) -> Result<Found> {
-    let mut stream = Bytes { reader, taken: file, again: usize::MAX };
+    let mut stream =
+        Bytes { reader, taken: file, again: usize::MAX, own: Vec::new(), listed: Vec::new() };
     let found = stream.image();
-    let again = stream.taken.get(stream.again..).filter(|_| found.is_err());
-    stream.reader.give_back(again.unwrap_or_default());
+    let again = if found.is_err() { stream.rest().concat() } else { Vec::new() };
+    stream.reader.give_back(&again);
     match found? {
-        true => Ok(Found::Image),
+        true => Ok(Found::Image(stream.listed)),
         false if file.is_empty() => Ok(Found::Nothing),
         false => skip(reader, file.len()),
     }
@@ -216,9 +235,27 @@ struct Bytes<'a, R> {
     taken: &'a mut Vec<u8>,
     /// From where on the taken bytes may belong to the next image, should this one be broken.
     again: usize,
+    /// Of those bytes the ones that belong to this image nevertheless, ascending.
+    own: Vec<Range<usize>>,
+    /// Where the image says that copies of it follow.
+    listed: Vec<Range<usize>>,
 }
 
 impl<R: BufRead> Bytes<'_, R> {
+    /// The taken bytes that may belong to the next image, in pieces.
+    fn rest(&self) -> Vec<&[u8]> {
+        let ends = self.own.iter().map(|own| own.start).chain([self.taken.len()]);
+        let begins = [self.again].into_iter().chain(self.own.iter().map(|own| own.end));
+        begins.zip(ends).filter_map(|(begin, end)| self.taken.get(begin..end)).collect()
+    }
+
+    /// Refuses a JPEG in which another one begins.
+    fn ensure_one_jpeg(&self) -> Result<()> {
+        let mut windows = self.rest().into_iter().flat_map(|piece| piece.windows(JPEG.len()));
+        ensure!(windows.all(|bytes| bytes != JPEG), BREAKS_OFF);
+        Ok(())
+    }
+
     fn next(&mut self) -> Result<Option<u8>> {
         let Some(&byte) = self.reader.fill_buf()?.first() else { return Ok(None) };
         self.reader.consume(1);
@@ -302,6 +339,35 @@ impl<R: BufRead> Bytes<'_, R> {
         self.take(length - 2)
     }
 
+    /// A JPEG's segment outside of a scan, and the begin of the marker behind it.
+    fn segment_before_marker(&mut self, marker: u8) -> Result<()> {
+        self.segment()?;
+        ensure!(
+            self.byte()? == 0xff,
+            "a JPEG of the stream is damaged: no marker behind its segment {marker:#04x}"
+        );
+        Ok(())
+    }
+
+    /// What an application or a comment says; an image in it, a thumbnail, is none of the stream's.
+    fn said(&mut self, marker: u8) -> Result<()> {
+        self.ensure_one_jpeg()?;
+        let begin = self.taken.len() - 2;
+        let content = begin + 4; // behind marker and length
+        let ended = self.segment_before_marker(marker);
+        let said = self.taken.get(content..).unwrap_or_default();
+        let at = |range: Range<usize>| content + range.start..content + range.end;
+        match &ended {
+            Ok(()) => {
+                self.listed.extend(listed(said).into_iter().map(at));
+                self.own.push(begin..self.taken.len() - 1);
+            }
+            // Of a segment that breaks off the rest may be another image's, but not what it says itself to be its thumbnail.
+            Err(_) => self.own.extend(thumbnail(said).map(at)),
+        }
+        ended
+    }
+
     /// Coded data of a JPEG: the marker behind them that is neither a restart nor a stuffed zero (ITU-T T.81, B.1.1).
     fn marker_behind_scan(&mut self) -> Result<u8> {
         loop {
@@ -365,36 +431,21 @@ fn most_bytes(header: &[u8]) -> usize {
 /// Segments up to EOI, those of a scan with coded data behind them (ITU-T T.81, B.1.1). The marker's 0xff behind SOI is taken
 /// already.
 fn jpeg<R: BufRead>(stream: &mut Bytes<R>) -> Result<()> {
-    const BREAKS_OFF: &str = "a JPEG of the stream breaks off where the next one begins";
     stream.again = stream.taken.len() - 1;
-    let mut is_begin = true;
     let mut marker = stream.marker()?;
     loop {
         match marker {
             0xd8 => bail!(BREAKS_OFF),
-            0xd9 => {
-                // One that breaks off within a segment may go on with another's bytes.
-                let mut rest = stream.taken[stream.again..].windows(JPEG.len());
-                ensure!(rest.all(|bytes| bytes != JPEG), BREAKS_OFF);
-                return Ok(());
-            }
+            // One that breaks off within a segment may go on with another's bytes.
+            0xd9 => return stream.ensure_one_jpeg(),
             0xda => {
-                is_begin = false;
                 stream.segment()?;
                 marker = stream.marker_behind_scan()?;
                 continue;
             }
-            0xc0..=0xcf | 0xdb..=0xfe => stream.segment()?,
+            0xe0..=0xef | 0xfe => stream.said(marker)?,
+            0xc0..=0xcf | 0xdb..=0xdf | 0xf0..=0xfd => stream.segment_before_marker(marker)?,
             _ => bail!("a JPEG of the stream has the marker {marker:#04x} where none may be"),
-        }
-        ensure!(
-            stream.byte()? == 0xff,
-            "a JPEG of the stream is damaged: no marker behind its segment {marker:#04x}"
-        );
-        // An image in what an application or a comment says, a thumbnail, is none of the stream's.
-        is_begin &= matches!(marker, 0xe0..=0xef | 0xfe);
-        if is_begin {
-            stream.again = stream.taken.len() - 1;
         }
         marker = stream.marker()?;
     }
@@ -519,6 +570,101 @@ mod tests {
             assert!(found[0].is_err() || cut < 8, "cut at {cut}: {found:?}");
             assert_eq!(found[found.len() - 2..], good, "cut at {cut}");
         }
+    }
+
+    /// A JPEG with a segment behind its SOI, or behind its first table.
+    fn with_segment(whole: &[u8], marker: u8, said: &[u8], behind_table: bool) -> Vec<u8> {
+        let table = whole.windows(2).position(|pair| pair == [0xff, 0xdb]).unwrap();
+        let length = |at: usize| usize::from(whole[at + 2]) << 8 | usize::from(whole[at + 3]);
+        let at = if behind_table { table + 2 + length(table) } else { 2 };
+        let head = [0xff, marker, ((said.len() + 2) >> 8) as u8, (said.len() + 2) as u8];
+        [&whole[..at], &head, said, &whole[at..]].concat()
+    }
+
+    #[test]
+    fn a_thumbnail_is_no_image_of_the_stream() {
+        let (small, next) = (noise(4, ImageFormat::Jpeg), file(9, ImageFormat::Png));
+        let photoshop = [b"Photoshop 3.0\0", &small[..]].concat();
+        for (marker, said) in [(0xe1, exif(&small)), (0xed, photoshop), (0xfe, small.clone())] {
+            for behind_table in [false, true] {
+                let whole =
+                    with_segment(&noise(12, ImageFormat::Jpeg), marker, &said, behind_table);
+                let found = read(&[&whole[..], &whole, &next].concat());
+                let expected = [12, 12, 9].map(|side| Ok((side, side + 1)));
+                assert_eq!(found, expected, "{marker:#x} {behind_table}");
+                // One that breaks off behind the thumbnail does not give it either.
+                let end = whole.len() - 10;
+                let found = read(&[&whole[..end], &whole, &next].concat());
+                assert!(found[0].is_err() && found[1..] == expected[1..], "{marker:#x}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_jpeg_that_breaks_off_in_what_its_camera_says_gives_no_thumbnail() {
+        let (small, next) = (noise(4, ImageFormat::Jpeg), noise(9, ImageFormat::Jpeg));
+        let said = [&exif(&small)[..], &[7; 40]].concat();
+        let whole = with_segment(&noise(12, ImageFormat::Jpeg), 0xe1, &said, false);
+        for cut in 6 + said.len() - 40..6 + said.len() {
+            for behind in [&next[..], &[]] {
+                let found = read(&[&whole[..cut], behind].concat());
+                // Where the segment ends at a marker of the next image it is that one's.
+                let good: Vec<_> = found.iter().flatten().collect();
+                let expected = if behind.is_empty() { vec![] } else { vec![&(9, 10)] };
+                assert_eq!(good, expected, "cut at {cut}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_smaller_copies_behind_an_image_are_skipped() {
+        let (main, copy) = (noise(12, ImageFormat::Jpeg), noise(4, ImageFormat::Jpeg));
+        let next = file(9, ImageFormat::Jpeg);
+        let whole = multi_picture(&main, copy.len(), 3);
+        let expected = [12, 12, 9].map(|side| Ok((side, side + 1)));
+        let behind = [&[0; 3], &copy[..]].concat();
+        assert_eq!(read(&[&whole[..], &behind, &whole, &behind, &next].concat()), expected);
+        // Where no copy follows, what stands there is an image of the stream.
+        assert_eq!(read(&[&whole[..], &whole, &next].concat()), expected);
+        let at_once = multi_picture(&main, copy.len(), 0);
+        assert_eq!(read(&[&at_once[..], &at_once, &next].concat()), expected);
+    }
+
+    /// A TIFF with one IFD of these entries (tag, type, count, value) and `data` behind it.
+    fn tiff(entries: &[(u16, u16, u32, u32)], link: u32, data: &[u8]) -> Vec<u8> {
+        let mut out = b"MM\0*\0\0\0\x08".to_vec();
+        out.extend((entries.len() as u16).to_be_bytes());
+        for (tag, kind, count, value) in entries {
+            out.extend([tag.to_be_bytes(), kind.to_be_bytes()].concat());
+            out.extend([count.to_be_bytes(), value.to_be_bytes()].concat());
+        }
+        out.extend(link.to_be_bytes());
+        out.extend(data);
+        out
+    }
+
+    /// What a camera says in APP1, with a thumbnail in the second IFD.
+    fn exif(thumbnail: &[u8]) -> Vec<u8> {
+        // The first IFD is empty and ends at 14, the second one ends at 44.
+        let mut said = b"Exif\0\0".to_vec();
+        said.extend(tiff(&[], 14, &[]));
+        let second = [(0x0201, 4, 1, 44), (0x0202, 4, 1, thumbnail.len() as u32)];
+        said.extend(&tiff(&second, 0, thumbnail)[8..]);
+        said
+    }
+
+    /// `main` with a list that names a copy so many bytes behind it.
+    fn multi_picture(main: &[u8], copy: usize, gap: u32) -> Vec<u8> {
+        let build = |size: u32| {
+            // Entries of 16 bytes: attributes, size, offset from the TIFF, two numbers.
+            let from = 2 + 4 + 4; // SOI, marker, length, "MPF\0"
+            let entries = [[0, size, 0, 0], [0, copy as u32, (size + gap).saturating_sub(from), 0]];
+            let bytes: Vec<u8> =
+                entries.as_flattened().iter().flat_map(|v| v.to_be_bytes()).collect();
+            let list = tiff(&[(0xb002, 7, bytes.len() as u32, 26)], 0, &bytes);
+            with_segment(main, 0xe2, &[b"MPF\0", &list[..]].concat(), false)
+        };
+        build(build(0).len() as u32)
     }
 
     #[test]

@@ -131,6 +131,28 @@ pub fn read_depth(path: &Path) -> Result<([usize; 2], Vec<u16>)> {
     Ok((size, values))
 }
 
+/// Writes a depth image, 16 bits a pixel, as a PNG of `size` (width and height, px), whole or not at all. Not synced to the
+/// disk: pictures can be made again.
+///
+/// # Errors
+/// If there are not as many values as pixels, or the file cannot be written; names the file.
+pub fn write_depth(path: &Path, size: [u32; 2], values: Vec<u16>) -> Result<()> {
+    let writing = || format!("writing {}", path.display());
+    let [width, height] = size;
+    let num = values.len();
+    ensure!(
+        num as u64 == u64::from(width) * u64::from(height),
+        "{}: {num} values for {width} x {height} px",
+        path.display()
+    );
+    let image: Option<ImageBuffer<image::Luma<u16>, _>> =
+        ImageBuffer::from_raw(width, height, values);
+    let image = image.with_context(writing)?;
+    let mut bytes = Vec::new();
+    image.write_with_encoder(PngEncoder::new(&mut bytes)).with_context(writing)?;
+    replace(path, Durability::Unsynced, |out| Ok(out.write_all(&bytes)?))
+}
+
 fn largest_channel<T: image::Primitive>(
     image: &ImageBuffer<image::Rgb<T>, Vec<T>>,
     narrow: impl Fn(T) -> u8,

@@ -2,7 +2,8 @@
 //! pipe, one frame at a time.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, PipeReader, PipeWriter, Read};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -13,6 +14,7 @@ use image::RgbImage;
 use serde::Deserialize;
 
 use super::interruptible::{Interruptible, StopFlags};
+use super::video_times::{FrameTimes, Numbers, UNITS_PER_S, equal_rate, rate};
 
 /// Endings of names that are taken for videos.
 const ENDINGS: [&str; 16] = [
@@ -23,6 +25,8 @@ const ENDINGS: [&str; 16] = [
 pub const MAX_SIDE_PX: u32 = 1 << 15;
 /// The first ffmpeg that calls its option `-fps_mode`.
 const FPS_MODE_SINCE: (u32, u32) = (5, 1);
+/// The first ffmpeg that is asked for the times of frames (`-enc_time_base`).
+const TIMES_SINCE: (u32, u32) = (4, 1);
 /// What is kept of ffmpeg's complaints, bytes.
 const MAX_COMPLAINT: u64 = 1 << 14;
 
@@ -84,8 +88,9 @@ impl VideoSource {
         // What was taken last counts, so nothing is held back in buffers.
         let live = ["-fflags", "nobuffer", "-flags", "low_delay"];
         let of_source: &[&str] = match self {
-            Self::File { paced: true, .. } => &["-re"],
-            Self::File { .. } => &[],
+            // A packet that is damaged gives no picture rather than a wrong one.
+            Self::File { paced: true, .. } => &["-fflags", "+discardcorrupt", "-re"],
+            Self::File { .. } => &["-fflags", "+discardcorrupt"],
             Self::Device(_) => &["-f", "v4l2"],
             // Over TCP no frame arrives in parts.
             Self::Stream(address) if address.to_ascii_lowercase().starts_with("rtsp") => {
@@ -115,6 +120,17 @@ fn without_login(address: &str) -> String {
     }
 }
 
+/// A frame of a source, or why it cannot be read.
+#[derive(Debug)]
+pub struct VideoFrame {
+    /// From 0: by the container's times where a file tells them and its frames come at equal times, else counted.
+    pub number: usize,
+    /// When it is shown by the container of a file, s from the file's begin; none where ffmpeg does not tell it.
+    pub time_s: Option<f64>,
+    /// The frame.
+    pub image: Result<RgbImage>,
+}
+
 /// A video being decoded: an iterator over its frames as they are shown (turned as the file asks), each once.
 ///
 /// Dropping it ends the child process.
@@ -125,6 +141,8 @@ pub struct Video {
     child: Child,
     frames: BufReader<Interruptible<ChildStdout>>,
     complaints: Option<JoinHandle<String>>,
+    times: Option<FrameTimes>,
+    numbers: Numbers,
     num_frames: u64,
     ended: bool,
 }
@@ -139,19 +157,26 @@ impl Video {
         if let VideoSource::File { path, .. } = &source {
             ensure!(path.is_file(), "no video {at}");
         }
+        let version = version()?;
+        let once = every_frame_once(version);
         let mut command = Command::new("ffmpeg");
         command
             .args(["-nostdin", "-v", "error"])
             .args(source.input())
             .args(["-map", "0:v:0"])
-            .args(every_frame_once(version()?))
-            .args(["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "pipe:1"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0); // Ctrl-C is for this program, which ends its child itself
-        end_with_parent(&mut command);
+            .args(once)
+            .args(["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "pipe:1"]);
+        let times = match source.is_live() || version.is_some_and(|own| own < TIMES_SINCE) {
+            true => None,
+            false => Some(ask_for_times(&mut command, once)?),
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0); // Ctrl-C is for this program, which ends its child itself
+        let kept = times.as_ref().map(|(_, writer)| writer.as_raw_fd());
+        end_with_parent(&mut command, kept);
         let mut child = command.spawn().with_context(|| format!("starting ffmpeg for {at}"))?;
+        // Without its writer here the pipe ends with ffmpeg.
+        let times = times.map(|(reader, _)| FrameTimes::of(reader));
+        let numbers = Numbers::at(times.as_ref().and_then(|_| rate_of(&source)));
         let (Some(frames), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
             bail!("starting ffmpeg for {at}: no pipes");
         };
@@ -171,6 +196,8 @@ impl Video {
             child,
             frames: BufReader::with_capacity(1 << 20, frames),
             complaints: Some(complaints),
+            numbers,
+            times,
             num_frames: 0,
             ended: false,
         })
@@ -195,17 +222,15 @@ impl Video {
         ensure!(
             last.is_none() || self.source.is_live(),
             "{at}: it is damaged or cut off, by what ffmpeg says of it{why}; of {} frames that came out some may be \
-             broken, missing or numbered too low",
+             broken or missing, and numbers without a time may be too low",
             self.num_frames
         );
         Ok(())
     }
 }
 
-impl Iterator for Video {
-    type Item = Result<RgbImage>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+impl Video {
+    fn next_image(&mut self) -> Option<Result<RgbImage>> {
         if self.ended {
             return None;
         }
@@ -239,6 +264,19 @@ impl Iterator for Video {
     }
 }
 
+impl Iterator for Video {
+    type Item = VideoFrame;
+
+    fn next(&mut self) -> Option<VideoFrame> {
+        let image = self.next_image()?;
+        let time_s = match (&image, &mut self.times) {
+            (Ok(_), Some(times)) => times.next(&self.stop),
+            _ => None,
+        };
+        Some(VideoFrame { number: self.numbers.of(time_s), time_s, image })
+    }
+}
+
 impl Drop for Video {
     fn drop(&mut self) {
         // It may have ended by itself.
@@ -253,18 +291,39 @@ fn is_cut_off(why: &anyhow::Error) -> bool {
     io.is_some_and(|e| e.kind() == ErrorKind::UnexpectedEof)
 }
 
-/// Has a child killed when the thread that starts it is gone, as after a crash of this program.
-fn end_with_parent(command: &mut Command) {
-    #[cfg(target_os = "linux")]
-    // SAFETY: between fork and exec only prctl is called, which is async-signal-safe and touches no memory.
+/// Has a child killed when the thread that starts it is gone, as after a crash of this program, and lets it keep a file.
+fn end_with_parent(command: &mut Command, kept: Option<RawFd>) {
+    let done = |result| match result {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    };
+    // SAFETY: between fork and exec only fcntl and prctl are called, which are async-signal-safe and touch no memory.
     unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
+        command.pre_exec(move || {
+            #[cfg(target_os = "linux")]
+            done(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+            kept.map_or(Ok(()), |file| done(libc::fcntl(file, libc::F_SETFD, 0)))
         });
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = command;
+}
+
+/// Asks ffmpeg for a second output beside the frames: the time of each, on a pipe of its own.
+fn ask_for_times(command: &mut Command, once: [&str; 2]) -> Result<(PipeReader, PipeWriter)> {
+    let (reader, writer) = std::io::pipe().context("making a pipe for ffmpeg")?;
+    command
+        .args(["-map", "0:v:0"])
+        .args(once)
+        .args(["-c:v", "rawvideo", "-enc_time_base", &format!("1/{UNITS_PER_S}")])
+        .args(["-flush_packets", "1", "-f", "framecrc", &format!("pipe:{}", writer.as_raw_fd())]);
+    Ok((reader, writer))
+}
+
+/// Frames a second of a file whose frames come at equal times, as far as `ffprobe` knows.
+fn rate_of(source: &VideoSource) -> Option<f64> {
+    let VideoSource::File { path, .. } = source else { return None };
+    let probe = probe(path)?;
+    let stream = probe.streams.first()?;
+    equal_rate(stream.r_frame_rate.as_deref()?, stream.avg_frame_rate.as_deref()?)
 }
 
 /// Whether videos can be decoded.
@@ -351,14 +410,23 @@ fn word(reader: &mut impl BufRead) -> Result<String> {
 /// How many frames a video has, as its file says; `None` where `ffprobe` is missing or does not know. An estimate: for
 /// progress, not for counting.
 pub fn estimated_frames(path: &Path) -> Option<u64> {
+    num_frames(&probe(path)?)
+}
+
+/// What `ffprobe` says of a video.
+fn probe(path: &Path) -> Option<Probe> {
     let output = Command::new("ffprobe")
         .args(["-v", "error", "-select_streams", "v:0", "-show_entries"])
-        .args(["stream=nb_frames,avg_frame_rate,duration:format=duration", "-of", "json"])
+        .args([
+            "stream=nb_frames,r_frame_rate,avg_frame_rate,duration:format=duration",
+            "-of",
+            "json",
+        ])
         .arg(as_file(path))
         .stdin(Stdio::null())
         .output()
         .ok()?;
-    parse_probe(&output.stdout)
+    serde_json::from_slice(&output.stdout).ok()
 }
 
 #[derive(Deserialize)]
@@ -370,6 +438,7 @@ struct Probe {
 #[derive(Deserialize)]
 struct Stream {
     nb_frames: Option<String>,
+    r_frame_rate: Option<String>,
     avg_frame_rate: Option<String>,
     duration: Option<String>,
 }
@@ -379,17 +448,14 @@ struct Format {
     duration: Option<String>,
 }
 
-fn parse_probe(json: &[u8]) -> Option<u64> {
-    let probe: Probe = serde_json::from_slice(json).ok()?;
+fn num_frames(probe: &Probe) -> Option<u64> {
     let stream = probe.streams.first()?;
     if let Some(frames) = stream.nb_frames.as_ref().and_then(|n| n.parse().ok()) {
         return Some(frames);
     }
-    let format = probe.format.and_then(|f| f.duration);
+    let format = probe.format.as_ref().and_then(|f| f.duration.clone());
     let seconds: f64 = stream.duration.clone().or(format)?.parse().ok()?;
-    let (above, below) = stream.avg_frame_rate.as_ref()?.split_once('/')?;
-    let rate = above.parse::<f64>().ok()? / below.parse::<f64>().ok()?;
-    let frames = (seconds * rate).round();
+    let frames = (seconds * rate(stream.avg_frame_rate.as_deref()?)?).round();
     (frames.is_finite() && frames >= 1.0).then_some(frames as u64)
 }
 
@@ -430,7 +496,7 @@ mod tests {
             assert_eq!(live(file), None, "{file}");
         }
         let file = VideoSource::File { path: "-x.mp4".into(), paced: true };
-        assert_eq!(text(&file), ["-re", "-i", "file:-x.mp4"]);
+        assert_eq!(text(&file), ["-fflags", "+discardcorrupt", "-re", "-i", "file:-x.mp4"]);
     }
 
     #[test]
@@ -466,6 +532,7 @@ mod tests {
 
     #[test]
     fn the_number_of_frames_is_told_or_estimated() {
+        let parse_probe = |json: &[u8]| num_frames(&serde_json::from_slice(json).ok()?);
         let told =
             br#"{"streams": [{"nb_frames": "250", "avg_frame_rate": "25/1"}], "format": {}}"#;
         assert_eq!(parse_probe(told), Some(250));

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::batch_norm::BatchNormControl;
 use super::function::LEAKY_SLOPE;
 use super::layer::{ConvShape, Layer, LayerInfo, LayerKind, TransposeShape};
+use super::products::Products;
 use super::{Fill, Path, Site};
 
 /// Added to variances by batch and group norm.
@@ -24,6 +25,7 @@ pub struct Conv2d {
     site: Rc<Site>,
     bias: Option<Tensor>,
     shape: ConvShape,
+    products: Products,
 }
 
 impl Conv2d {
@@ -33,7 +35,7 @@ impl Conv2d {
         let weight = p.filled("weight", &[c_out, c_in / groups, kernel, kernel], weight);
         let bias = bias.map(|value| p.filled("bias", &[c_out], Fill::Constant(value)));
         let (info, site) = p.site_layer(LayerKind::Conv(shape), &weight, bias.as_ref());
-        Self { info, site, bias, shape }
+        Self { info, site, bias, shape, products: p.products() }
     }
 }
 
@@ -45,14 +47,11 @@ impl Layer for Conv2d {
     /// `[n, c_in, h, w]` to `[n, c_out, h', w']`.
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
         let ConvShape { stride, padding, dilation, groups, .. } = self.shape;
-        self.site.effective_input(x, train).conv2d(
-            &self.site.effective_weight(train),
-            self.bias.as_ref(),
-            [stride, stride],
-            [padding, padding],
-            [dilation, dilation],
-            groups,
-        )
+        let (x, weight) = (self.site.effective_input(x, train), self.site.effective_weight(train));
+        self.products.of(&x, &weight, self.bias.as_ref(), |x, weight, bias| {
+            let (stride, padding) = ([stride, stride], [padding, padding]);
+            x.conv2d(weight, bias, stride, padding, [dilation, dilation], groups)
+        })
     }
 }
 
@@ -64,6 +63,7 @@ pub struct ConvTranspose2d {
     site: Rc<Site>,
     bias: Option<Tensor>,
     shape: TransposeShape,
+    products: Products,
 }
 
 impl ConvTranspose2d {
@@ -73,7 +73,7 @@ impl ConvTranspose2d {
         let weight = p.filled("weight", &[c_in, c_out, kernel, kernel], weight);
         let bias = bias.map(|value| p.filled("bias", &[c_out], Fill::Constant(value)));
         let (info, site) = p.site_layer(LayerKind::ConvTranspose(shape), &weight, bias.as_ref());
-        Self { info, site, bias, shape }
+        Self { info, site, bias, shape, products: p.products() }
     }
 }
 
@@ -85,15 +85,12 @@ impl Layer for ConvTranspose2d {
     /// `[n, c_in, h, w]` to `[n, c_out, h', w']`.
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
         let TransposeShape { stride, padding, output_padding, .. } = self.shape;
-        self.site.effective_input(x, train).conv_transpose2d(
-            &self.site.effective_weight(train),
-            self.bias.as_ref(),
-            [stride, stride],
-            [padding, padding],
-            [output_padding, output_padding],
-            1,
-            [1, 1],
-        )
+        let (x, weight) = (self.site.effective_input(x, train), self.site.effective_weight(train));
+        self.products.of(&x, &weight, self.bias.as_ref(), |x, weight, bias| {
+            let (stride, padding) = ([stride, stride], [padding, padding]);
+            let more = [output_padding, output_padding];
+            x.conv_transpose2d(weight, bias, stride, padding, more, 1, [1, 1])
+        })
     }
 }
 
@@ -361,6 +358,27 @@ mod tests {
             [SiteKind::Conv, SiteKind::Conv, SiteKind::Conv, SiteKind::ConvTranspose]
         );
         assert_eq!(store.sites()[3].out_dim(), 1);
+    }
+
+    #[test]
+    fn in_bf16_products_are_rounded_and_all_else_stays_float() {
+        let store = Store::seeded(Device::Cpu, 1);
+        let fill = || Fill::kaiming_uniform(18, 1.0);
+        let conv = Conv2d::new(&(store.root() / "a"), ConvShape::new(2, 4, 3), fill(), Some(0.5));
+        let x = (Tensor::arange(70, (Kind::Float, Device::Cpu)) * 0.37).sin().reshape([1, 2, 5, 7]);
+        let expected = conv.forward_t(&x, true);
+        store.convolve_in_bf16(true);
+        let found = conv.forward_t(&x, true);
+        let off = (&found - &expected).abs().max().double_value(&[]);
+        let size = expected.abs().max().double_value(&[]);
+        assert_eq!(found.kind(), Kind::Float);
+        // bfloat16 has 8 significant bits.
+        assert!(off > 1e-6 && off < size / 64.0, "{off} {size}");
+        found.sum(Kind::Float).backward();
+        let grad = store.get("a.weight").unwrap().grad();
+        assert_eq!((grad.kind(), grad.size()), (Kind::Float, vec![4, 2, 3, 3]));
+        store.convolve_in_bf16(false);
+        assert!(conv.forward_t(&x, true).equal(&expected));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod network;
 mod ops;
 mod outputs;
 mod preprocess;
+mod products;
 mod slot;
 mod statistics;
 mod store;

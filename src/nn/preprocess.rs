@@ -3,6 +3,8 @@
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
+use crate::libtorch::upload;
+
 /// Size and normalisation of a network's input.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Preprocess {
@@ -24,7 +26,7 @@ impl Preprocess {
 
     /// Bytes `[n, h, w, 3]`, any `n`, to images `[n, 3, h, w]`, f32, `(byte / 255 - mean) / std`.
     ///
-    /// The bytes go to the device as they are; the result is in channels-last memory.
+    /// The bytes go to the device as they are, and the host does not wait for them; the result is in channels-last memory.
     ///
     /// # Errors
     /// If the bytes are not those of whole pictures of this size.
@@ -37,15 +39,13 @@ impl Preprocess {
             pixels.len()
         );
         let n = pixels.len() / per_picture;
-        let channels = |f: &dyn Fn(usize) -> f64| {
-            let values: [f32; 3] = std::array::from_fn(|i| f(i) as f32);
-            Tensor::from_slice(&values).reshape([1, 3, 1, 1]).to_device(device)
-        };
-        let factor = channels(&|i| 1.0 / (255.0 * self.std[i]));
-        let offset = channels(&|i| -self.mean[i] / self.std[i]);
+        let factor = std::array::from_fn::<f32, 3, _>(|i| (1.0 / (255.0 * self.std[i])) as f32);
+        let offset = std::array::from_fn::<f32, 3, _>(|i| (-self.mean[i] / self.std[i]) as f32);
+        let channels = Tensor::from_slice(&[factor, offset].concat()).reshape([2, 1, 3, 1, 1]);
+        let channels = upload(&channels, device);
         let bytes = Tensor::from_data_size(pixels, &[n as i64, h as i64, w as i64, 3], Kind::Uint8);
-        let mut images = bytes.to_device(device).permute([0, 3, 1, 2]).to_kind(Kind::Float);
-        let _ = images.g_mul_(&factor).g_add_(&offset);
+        let mut images = upload(&bytes, device).permute([0, 3, 1, 2]).to_kind(Kind::Float);
+        let _ = images.g_mul_(&channels.get(0)).g_add_(&channels.get(1));
         Ok(images)
     }
 }

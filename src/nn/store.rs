@@ -11,6 +11,7 @@ use tch::{Device, Tensor};
 use super::batch_norm::BatchNormControl;
 use super::init::Fill;
 use super::layer::{LayerInfo, LayerKind};
+use super::products::Products;
 use super::slot::Site;
 
 /// What a stored tensor is for.
@@ -66,13 +67,20 @@ pub struct Store {
     device: Device,
     seed: Option<u64>,
     batch_norms: Rc<BatchNormControl>,
+    products: Products,
 }
 
 impl Store {
     /// An empty store whose tensors live on `device`; layers with random initial values start at zero, for
     /// networks that are loaded or only looked at.
     pub fn new(device: Device) -> Self {
-        Self { inner: Rc::default(), device, seed: None, batch_norms: Rc::default() }
+        Self {
+            inner: Rc::default(),
+            device,
+            seed: None,
+            batch_norms: Rc::default(),
+            products: Products::default(),
+        }
     }
 
     /// An empty store whose layers draw their initial values by `seed` and their names.
@@ -94,6 +102,12 @@ impl Store {
     /// in training too.
     pub fn freeze_batch_norm(&self, frozen: bool) {
         self.batch_norms.set_frozen(frozen);
+    }
+
+    /// From now on convolutions take their inputs, weights and biases rounded to bfloat16, or in float32 again. Stored weights
+    /// and everything else stay float32, gradients of weights too.
+    pub fn convolve_in_bf16(&self, bf16: bool) {
+        self.products.set_bf16(bf16);
     }
 
     pub(super) fn batch_norm_control(&self) -> &BatchNormControl {
@@ -224,6 +238,11 @@ impl Path {
     pub fn buffer(&self, leaf: &str, value: Tensor) -> Tensor {
         let tensor = tch::no_grad(|| value.to_device(self.store.device).detach().copy());
         self.register(leaf, tensor, Role::Buffer)
+    }
+
+    /// How the convolutions of the store round.
+    pub(super) fn products(&self) -> Products {
+        self.store.products.clone()
     }
 
     /// What the batch norms do alike, now and later.

@@ -21,6 +21,7 @@ mod p3p;
 mod paired;
 mod ransac;
 mod recall;
+mod sequences;
 mod student;
 mod table;
 mod thresholds;
@@ -30,13 +31,12 @@ pub use bop::{BopModel, BopScores};
 pub use covariance::{PoseCovariance, pose_covariance};
 pub use epnp::epnp;
 pub use outcomes::{OutcomeGain, Outcomes};
-pub use paired::{
-    Difference, Discordant, FEW_SEQUENCES, NUM_DRAWS, Paired, Sequences, bootstrap, holm,
-};
+pub use paired::{Difference, Discordant, FEW_SEQUENCES, NUM_DRAWS, Paired, bootstrap, holm};
 pub use ransac::{NoPose, PnpSolution, RansacConfig, find_pose, solve_pnp_ransac};
 pub use recall::{
     Counting, Estimate, MISSING_DIAMETERS, MISSING_PX, Recall, Target, TargetErrors, TargetModel,
     sample_vertices, score_targets,
 };
+pub use sequences::{MeanDifference, Sequences};
 pub use student::quantile_975;
-pub use table::{Bin, DepthBins, EvalTable, Metric, Section, TableRow};
+pub use table::{Bin, DepthBins, EvalTable, Metric, Section, TableRow, row_label};

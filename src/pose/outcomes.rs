@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::paired::{Difference, Discordant, Paired, Sequences, bootstrap};
+use super::paired::{Difference, Discordant, Paired, bootstrap};
+use super::sequences::Sequences;
 
 /// Of each sequence its objects in the list's order: `1` is right, `0` wrong.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

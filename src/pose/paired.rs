@@ -2,12 +2,11 @@
 //!
 //! Images of a sequence are alike, so the unit that is drawn again is the sequence ([`Sequences`]), never the image.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Result, ensure};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
+use super::sequences::{Sequences, variance_of_mean_over};
 use super::student;
 use crate::seed;
 
@@ -17,50 +16,6 @@ pub const NUM_DRAWS: usize = 10_000;
 pub const FEW_SEQUENCES: usize = 20;
 /// Place of its random stream.
 const STREAM: u64 = 0x7061_6972;
-
-/// Which sequence each object belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sequences {
-    of_object: Vec<usize>,
-    num: usize,
-    are_images: bool,
-}
-
-impl Sequences {
-    /// The sequences of objects, from the name of each object's sequence. Where all have the same name the image, by
-    /// its own name, is the unit.
-    pub fn new<'a>(names: &[&'a str], images: &[&'a str]) -> Self {
-        let named = Self::by(names, names == images);
-        if named.num > 1 { named } else { Self::by(images, true) }
-    }
-
-    fn by(names: &[&str], are_images: bool) -> Self {
-        let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
-        let of_object = names
-            .iter()
-            .map(|name| {
-                let next = numbers.len();
-                *numbers.entry(name).or_insert(next)
-            })
-            .collect();
-        Self { of_object, num: numbers.len(), are_images }
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.num
-    }
-
-    /// Whether each image is one by itself, since nothing tells sequences.
-    pub fn are_images(&self) -> bool {
-        self.are_images
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.num == 0
-    }
-}
 
 /// The same objects, right or wrong in each run (another seed) of two configurations.
 #[derive(Debug, Clone, Copy)]
@@ -171,13 +126,13 @@ pub fn holm(p: &[f64]) -> Vec<f64> {
 /// what both factors share, narrow by (n - 1) / n in each of them.
 pub fn bootstrap(paired: Paired, sequences: &Sequences, seed: u64) -> Result<Difference> {
     let sides = Sides::new(paired, sequences)?;
-    let ones = vec![1.0; sequences.num];
+    let ones = vec![1.0; sequences.len()];
     let percent =
         sides.difference(&ones, &vec![1.0; sides.row.len()], &vec![1.0; sides.base.len()]);
     let mut rng = seed::stream(seed, &[STREAM]);
     let mut draws = Vec::with_capacity(NUM_DRAWS);
     for _ in 0..NUM_DRAWS {
-        let w = multiplicities(&mut rng, sequences.num);
+        let w = multiplicities(&mut rng, sequences.len());
         // Drawn before the runs, so that a row's number of runs does not move the sequences of the same draw.
         let mut runs = seed::stream(rng.random(), &[STREAM]);
         let row_runs = run_weights(&mut runs, sides.row.len());
@@ -204,12 +159,8 @@ impl Sides {
     fn new(paired: Paired, sequences: &Sequences) -> Result<Self> {
         let row = per_sequence(paired.row, sequences)?;
         let base = per_sequence(paired.base, sequences)?;
-        let mut sizes = vec![0.0; sequences.num];
-        for &s in &sequences.of_object {
-            sizes[s] += 1.0;
-        }
         let joint = paired.same_seeds && base.len() == row.len();
-        Ok(Self { row, base, sizes, joint })
+        Ok(Self { row, base, sizes: sequences.sizes(), joint })
     }
 
     /// Percentage points, with weights of sequences and of the runs of each side.
@@ -225,7 +176,7 @@ impl Sides {
         let percent = |right: &Vec<f64>| 100.0 * right.iter().sum::<f64>() / objects;
         let row: Vec<f64> = self.row.iter().map(percent).collect();
         let base: Vec<f64> = self.base.iter().map(percent).collect();
-        let mut parts = vec![self.variance_over_sequences(objects)];
+        let mut parts = vec![self.variance_over_sequences()];
         if self.joint {
             let differences: Vec<f64> = row.iter().zip(&base).map(|(r, b)| r - b).collect();
             parts.extend(variance_of_mean(&differences));
@@ -236,17 +187,14 @@ impl Sides {
     }
 
     /// The variance of the difference over sequences, runs as they are, and its degrees of freedom.
-    fn variance_over_sequences(&self, objects: f64) -> (f64, f64) {
+    fn variance_over_sequences(&self) -> (f64, f64) {
         let of = |runs: &[Vec<f64>], s: usize| {
             runs.iter().map(|right| right[s]).sum::<f64>() / runs.len() as f64
         };
-        let num = self.sizes.len();
-        let better: Vec<f64> = (0..num).map(|s| of(&self.row, s) - of(&self.base, s)).collect();
-        let mean = better.iter().sum::<f64>() / objects;
-        let squares: f64 =
-            better.iter().zip(&self.sizes).map(|(d, n)| (d - mean * n).powi(2)).sum();
-        let freedom = (num as f64 - 1.0).max(1.0);
-        (1e4 * squares * num as f64 / freedom / objects.powi(2), freedom)
+        let sequences = 0..self.sizes.len();
+        let better: Vec<f64> = sequences.map(|s| of(&self.row, s) - of(&self.base, s)).collect();
+        let (variance, freedom) = variance_of_mean_over(&better, &self.sizes);
+        (1e4 * variance, freedom)
     }
 }
 
@@ -294,7 +242,7 @@ fn summary(percent: f64, mut draws: Vec<f64>, freedom: f64) -> Difference {
 /// Right objects of every run in every sequence.
 fn per_sequence(runs: &[&[bool]], sequences: &Sequences) -> Result<Vec<Vec<f64>>> {
     ensure!(!runs.is_empty(), "no run to compare");
-    let objects = sequences.of_object.len();
+    let objects = sequences.num_objects();
     ensure!(objects > 0, "no object to compare");
     let count = |run: &&[bool]| {
         ensure!(
@@ -302,11 +250,7 @@ fn per_sequence(runs: &[&[bool]], sequences: &Sequences) -> Result<Vec<Vec<f64>>
             "a run has {} objects, expected the {objects} of the others",
             run.len()
         );
-        let mut right = vec![0.0; sequences.num];
-        for (&s, &is_right) in sequences.of_object.iter().zip(*run) {
-            right[s] += f64::from(u8::from(is_right));
-        }
-        Ok(right)
+        Ok(sequences.sums(run.iter().map(|is_right| f64::from(u8::from(*is_right)))))
     };
     runs.iter().map(count).collect()
 }
@@ -402,8 +346,9 @@ mod tests {
     }
 
     fn sequences(of_object: &[usize]) -> Sequences {
-        let num = of_object.iter().max().unwrap() + 1;
-        Sequences { num, of_object: of_object.to_vec(), are_images: false }
+        let names: Vec<String> = of_object.iter().map(usize::to_string).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        Sequences::new(&names, &names)
     }
 
     fn single<'a>(row: &'a [&'a [bool]; 1], base: &'a [&'a [bool]; 1]) -> Paired<'a> {
@@ -512,15 +457,5 @@ mod tests {
         assert!(text.contains("3 objects, expected the 4"), "{text}");
         let none = Paired { row: &[], base: &[&run], same_seeds: false };
         assert!(bootstrap(none, &sequences(&[0, 1, 1]), 1).is_err());
-    }
-
-    #[test]
-    fn where_there_is_one_sequence_images_are_the_units() {
-        let images = ["a", "b", "b"];
-        let one = Sequences::new(&["s", "s", "s"], &images);
-        assert!(one.are_images() && one.len() == 2);
-        let two = Sequences::new(&["s", "t", "s"], &images);
-        assert!(!two.are_images() && two.of_object == [0, 1, 0]);
-        assert!(Sequences::new(&[], &[]).is_empty());
     }
 }

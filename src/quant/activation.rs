@@ -22,6 +22,7 @@ use super::method::{
 use super::scale;
 use super::scheme::ActivationContext;
 use super::settings::{CalibrationConfig, MIN_STEP, RangeInit};
+use crate::libtorch::upload;
 use crate::nn::{ActivationSlot, Site};
 use crate::seed;
 
@@ -77,6 +78,30 @@ struct ActivationRecord {
     /// Some of the values, each of those seen with the same probability, NaN where there is none yet; empty where none are
     /// needed.
     sample: Tensor,
+}
+
+/// What was recorded, on the host.
+struct Fetched {
+    largest: f64,
+    smallest: f64,
+    /// The mean magnitude.
+    mean: f64,
+    /// Without the places that are empty.
+    sample: Vec<f32>,
+}
+
+impl ActivationRecord {
+    /// Brings it to the host in one transfer.
+    fn fetch(&self) -> Fetched {
+        let one = |tensor: &Tensor| tensor.reshape([1]);
+        let all = [one(&self.largest), one(&self.smallest), one(&self.sum_mean)];
+        let all = no_grad(|| Tensor::cat(&[&all[0], &all[1], &all[2], &self.sample], 0));
+        let all: Vec<f32> = Vec::try_from(&all.to_device(Device::Cpu)).expect("one dimension");
+        let sample = all[3..].iter().copied().filter(|v| !v.is_nan()).collect();
+        let [largest, smallest, sum_mean] = [all[0], all[1], all[2]].map(f64::from);
+        let mean = sum_mean * MEAN_UNIT as f64 / self.num_values as f64;
+        Fetched { largest, smallest, mean, sample }
+    }
 }
 
 /// What a calibration found.
@@ -276,7 +301,7 @@ impl CalibratedActivation {
             record.sum_mean += x.abs().mean(Kind::Float) * (now as f64 / MEAN_UNIT as f64);
             if record.sample.numel() > 0 {
                 let (slots, indices) = self.replaced(record.calls, record.num_values, now);
-                let on_device = |of: &[i64]| Tensor::from_slice(of).to_device(x.device());
+                let on_device = |of: &[i64]| upload(&Tensor::from_slice(of), x.device());
                 let values = x.reshape([-1]).index_select(0, &on_device(&indices));
                 let _ = record.sample.index_copy_(0, &on_device(&slots), &values);
             }
@@ -304,16 +329,14 @@ impl CalibratedActivation {
     /// Ends the recording and begins to quantize.
     fn settle(&self) -> Result<()> {
         let name = &self.name;
-        let (largest, smallest, mean) = {
+        let Fetched { largest, smallest, mean, sample } = {
             let record = self.record.borrow();
             ensure!(
                 record.calls > 0,
                 "the activation range of {name} cannot be set: no training batch passed the layer while it \
                  was recorded"
             );
-            let value = |tensor: &Tensor| tensor.double_value(&[]);
-            let mean = value(&record.sum_mean) * MEAN_UNIT as f64 / record.num_values as f64;
-            (value(&record.largest), value(&record.smallest), mean)
+            record.fetch()
         };
         for reached in [largest, smallest] {
             ensure!(
@@ -328,7 +351,7 @@ impl CalibratedActivation {
             return Ok(());
         }
         self.signed.set(Some(smallest < 0.0));
-        let parameter = self.initial_parameter(abs_max as f32, mean);
+        let parameter = self.initial_parameter(abs_max as f32, mean, sample);
         let _ = no_grad(|| self.parameter.shallow_clone().fill_(f64::from(parameter)));
         self.mode.set(ActivationMode::Quantizing);
         let levels = self.spacing().num_levels();
@@ -337,12 +360,8 @@ impl CalibratedActivation {
     }
 
     /// The parameter of the rule, from what was recorded.
-    fn initial_parameter(&self, max: f32, mean: f64) -> f32 {
+    fn initial_parameter(&self, max: f32, mean: f64, sample: Vec<f32>) -> f32 {
         let codes = self.codes();
-        let mut sample: Vec<f32> =
-            Vec::try_from(&self.record.borrow().sample.to_device(Device::Cpu))
-                .expect("one dimension");
-        sample.retain(|v| !v.is_nan());
         let mut found = Calibrated { max, mean, scale: 0.0, sample };
         found.scale = match self.calibration.range {
             RangeInit::Max => (f64::from(max) / f64::from(codes.highest)) as f32,

@@ -109,7 +109,7 @@ pub(crate) fn quantize_into(out: &mut Tensor, x: &Tensor, step: &Tensor, codes: 
         return;
     }
     if !(is_sliceable(x, num_steps) && is_alike(x, out)) {
-        no_grad(|| out.copy_(&(rounded(x, step, codes).1 * by_channel(x, step))));
+        no_grad(|| out.copy_(&(rounded(x, step, codes).clamped * by_channel(x, step))));
         return;
     }
     let row = row_length(x, num_steps);
@@ -139,7 +139,7 @@ pub(crate) fn gradients(
     let num_steps = step.numel();
     if x.numel() == 0 || !(is_sliceable(x, num_steps) && is_alike(x, grad)) {
         return no_grad(|| {
-            let (inside, by_step) = masks(x, step, codes, clip);
+            let Masks { inside, by_step, .. } = masks(x, step, codes, clip);
             let by_step = (&*grad * by_step).reshape([num_steps as i64, -1]);
             let sums = by_step.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
             let _ = grad.masked_fill_(&inside.eq(0.0), 0.0);
@@ -196,22 +196,46 @@ fn row_gradient(rounding: &Rounding, x: &[f32], g: &mut [f32]) -> f64 {
     total
 }
 
-/// By libtorch operators: the code of each value before clamping and after it, f32.
-fn rounded(x: &Tensor, step: &Tensor, codes: Codes) -> (Tensor, Tensor) {
-    let v = x.detach() * by_channel(x, &step.detach()).reciprocal();
-    let origin = f64::from(codes.stride - 1);
-    let mut code = (v - origin) / f64::from(codes.stride);
-    let _ = code.round_();
-    let code = code * f64::from(codes.stride) + origin;
-    let clamped = code.clamp(f64::from(codes.lowest), f64::from(codes.highest));
-    (code, clamped)
+/// Values by libtorch operators, f32.
+struct Rounded {
+    /// In steps.
+    v: Tensor,
+    /// The code, before clamping.
+    code: Tensor,
+    /// And after it.
+    clamped: Tensor,
 }
 
-/// By libtorch operators: 1 where the gradient passes, and the derivative by the step.
-pub(crate) fn masks(x: &Tensor, step: &Tensor, codes: Codes, clip: Clip) -> (Tensor, Tensor) {
+fn rounded(x: &Tensor, step: &Tensor, codes: Codes) -> Rounded {
+    let v = x.detach() * by_channel(x, &step.detach()).reciprocal();
+    let code = match codes.stride {
+        // Adding 0 makes +0 of -0: a level has the same bits wherever it is computed.
+        1 => v.round().g_add_scalar_(0.0),
+        stride => {
+            let (origin, stride) = (f64::from(stride - 1), f64::from(stride));
+            let mut code = (&v - origin) / stride;
+            let _ = code.round_();
+            code * stride + origin
+        }
+    };
+    let clamped = code.clamp(f64::from(codes.lowest), f64::from(codes.highest));
+    Rounded { v, code, clamped }
+}
+
+/// What [`masks`] finds, each in the shape of the values.
+pub(crate) struct Masks {
+    /// The nearest levels.
+    pub value: Tensor,
+    /// 1 where the gradient passes, f32.
+    pub inside: Tensor,
+    /// The derivative of the level by the step.
+    pub by_step: Tensor,
+}
+
+/// By libtorch operators: levels and the two derivatives.
+pub(crate) fn masks(x: &Tensor, step: &Tensor, codes: Codes, clip: Clip) -> Masks {
     no_grad(|| {
-        let (code, clamped) = rounded(x, step, codes);
-        let v = x.detach() * by_channel(x, &step.detach()).reciprocal();
+        let Rounded { v, code, clamped } = rounded(x, step, codes);
         let inside = match clip {
             Clip::AfterRounding => code.eq_tensor(&clamped),
             Clip::BeforeRounding => {
@@ -219,7 +243,8 @@ pub(crate) fn masks(x: &Tensor, step: &Tensor, codes: Codes, clip: Clip) -> (Ten
             }
         };
         let by_step = (&clamped - v).where_self(&inside, &clamped);
-        (inside.to_kind(Kind::Float), by_step)
+        let value = clamped * by_channel(x, &step.detach());
+        Masks { value, inside: inside.to_kind(Kind::Float), by_step }
     })
 }
 

@@ -163,7 +163,8 @@ pub(crate) fn codes(weight: &Tensor, per_channel: bool, codes: Codes) -> Tensor 
     no_grad(|| {
         let (tanh, inverse) = unit(weight, per_channel);
         // 1 is the outermost level
-        let step = Tensor::from_slice(&[1.0 / codes.highest as f32]).to_device(weight.device());
+        let step = f64::from(1.0 / codes.highest as f32);
+        let step = Tensor::full([1], step, (Kind::Float, weight.device()));
         let unit_levels = affine::quantize(&(tanh * inverse), &step, codes);
         (unit_levels * f64::from(codes.highest)).round()
     })

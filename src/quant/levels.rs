@@ -16,6 +16,7 @@ use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
 
 use super::settings::CodeRange;
+use crate::libtorch::upload;
 
 /// Most levels a grid may have: an index fits 8 bits.
 pub const MAX_LEVELS: u32 = 256;
@@ -410,7 +411,7 @@ impl Grid {
     /// # Errors
     /// As [`Grid::index`].
     pub fn codes(&self, x: &Tensor) -> Result<Tensor> {
-        let codes = Tensor::from_slice(&self.spacing.codes()).to_device(x.device());
+        let codes = upload(&Tensor::from_slice(&self.spacing.codes()), x.device());
         let index = self.index(x)?;
         Ok(codes.index_select(0, &index.reshape([-1])).reshape(x.size()).to_kind(Kind::Int16))
     }
@@ -420,7 +421,7 @@ impl Grid {
     /// # Errors
     /// If a code is none of the grid's, or the first dimension is not the number of channels.
     pub fn values(&self, codes: &Tensor) -> Result<Tensor> {
-        let known = Tensor::from_slice(&self.spacing.codes()).to_device(codes.device());
+        let known = upload(&Tensor::from_slice(&self.spacing.codes()), codes.device());
         let wanted = codes.to_kind(Kind::Int);
         let index = wanted.bucketize(&known, false, false).clamp(0, known.size()[0] - 1);
         let found = known.index_select(0, &index.reshape([-1])).reshape(codes.size());
@@ -490,7 +491,7 @@ impl Grid {
         ensure!(x.kind() == Kind::Float, "a tensor of kind {:?}, expected Float", x.kind());
         let rows = self.rows(x)?;
         let limits: Vec<f32> = (0..self.range.len()).flat_map(|c| self.limits(c)).collect();
-        let limits = Tensor::from_slice(&limits).reshape([rows[0], -1]).to_device(x.device());
+        let limits = upload(&Tensor::from_slice(&limits).reshape([rows[0], -1]), x.device());
         // side "left": a value equal to a limit belongs to the level below it
         let x = x.detach().reshape(rows);
         Ok(x.searchsorted::<Tensor>(&limits, false, false, "left", None))
@@ -513,7 +514,8 @@ impl Grid {
     /// The levels, `[channels, levels]`, on the device of `x`.
     fn level_table(&self, x: &Tensor) -> Tensor {
         let levels: Vec<f32> = (0..self.range.len()).flat_map(|c| self.levels(c)).collect();
-        Tensor::from_slice(&levels).reshape([self.range.len() as i64, -1]).to_device(x.device())
+        let levels = Tensor::from_slice(&levels).reshape([self.range.len() as i64, -1]);
+        upload(&levels, x.device())
     }
 }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use anyhow::{Context, Result, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use super::activation::{ActivationRule, Calibrated, CalibratedActivation};
 use super::affine;
@@ -253,7 +253,8 @@ pub fn fake_quantize(
     clip: Clip,
 ) -> Result<Tensor> {
     let Codes { lowest, highest, stride } = codes;
-    if stride != 1 {
+    // libtorch's operator reads the step on the host: on a GPU that is a wait, in each direction.
+    if stride != 1 || x.device() != Device::Cpu {
         return Ok(composed(x, step, codes, factor, clip));
     }
     let x = &match clip {
@@ -289,13 +290,12 @@ fn beyond(x: &Tensor, step: &Tensor, codes: Codes) -> Tensor {
     x + shift
 }
 
-/// As [`fake_quantize`], for any codes.
+/// As [`fake_quantize`], for any codes and devices, without a look at any number.
 fn composed(x: &Tensor, step: &Tensor, codes: Codes, factor: f64, clip: Clip) -> Tensor {
-    let value = affine::quantize(x, step, codes);
     if !(x.requires_grad() || step.requires_grad()) {
-        return value;
+        return affine::quantize(x, step, codes);
     }
-    let (inside, by_step) = affine::masks(x, step, codes, clip);
+    let affine::Masks { value, inside, by_step } = affine::masks(x, step, codes, clip);
     let step = affine::by_channel(x, &(step * factor));
     // both add exactly 0
     value + (x - x.detach()) * inside + (&step - step.detach()) * by_step

@@ -16,7 +16,7 @@ use crate::schema::{above_zero, below_one};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OscillationConfig {
-    /// Frequency of oscillations, an exponential moving average of their share of steps, above which a weight is frozen.
+    /// Frequency of oscillations, an exponential moving average of the fraction of steps with one, above which a weight is frozen.
     #[schemars(transform = above_zero, transform = below_one)]
     pub freeze_above: f64,
     /// Weight of the present step in the moving averages of frequency and integer code.

@@ -25,6 +25,7 @@ use super::oscillation::Oscillation;
 use super::scale;
 use super::scheme::WeightContext;
 use super::surrogate::straight_through;
+use crate::libtorch::upload;
 use crate::nn::{Site, WeightSlot};
 
 /// What a layer computes with.
@@ -93,7 +94,7 @@ impl LayerLevels {
         let levels: Vec<Vec<f32>> = (0..grid.num_ranges()).map(|i| grid.levels(i)).collect();
         let bound = |of: fn(&Vec<f32>) -> f32| {
             let values: Vec<f32> = levels.iter().map(of).collect();
-            affine::by_channel(weight, &Tensor::from_slice(&values).to_device(weight.device()))
+            affine::by_channel(weight, &upload(&Tensor::from_slice(&values), weight.device()))
         };
         no_grad(|| {
             let (low, high) = (bound(|levels| levels[0]), bound(|levels| levels[levels.len() - 1]));
@@ -278,12 +279,7 @@ impl WeightSlot for Slot {
         }
         match self.current.borrow().as_ref() {
             Some(current) if train => current.shallow_clone(),
-            _ if weight.alias().requires_grad() => {
-                self.with_frozen(self.rule.forward(weight, &self.levels, train))
-            }
-            _ if train => {
-                no_grad(|| self.with_frozen(self.rule.forward(weight, &self.levels, true)))
-            }
+            _ if train => self.with_frozen(self.rule.forward(weight, &self.levels, true)),
             _ => self.effective(weight),
         }
     }

@@ -10,11 +10,10 @@ use serde_json::{Value, json};
 use crate::data::{DataConfig, InputConfig};
 use crate::eval::EvalConfig;
 use crate::io;
-use crate::run::home::Home;
+use crate::run::home::{Home, SoleNames};
 use crate::run::{keys, published};
 use crate::schema::{self, check_ranges, first_of_each_key};
-use crate::topology::wdr::DistillConfig;
-use crate::topology::{LossSettings, TargetSettings, Topology};
+use crate::topology::{DistillSettings, LossSettings, TargetSettings, Topology, TrainingSettings};
 use crate::train::{EmaConfig, MonitorConfig, StageConfig, TrainConfig};
 
 /// The problem that is meant when none is named.
@@ -88,7 +87,7 @@ pub struct ExperimentConfig {
     /// File of the full-precision weights (safetensors, PyTorch, a checkpoint), relative to the config's folder; needed
     /// with `pretrained`.
     pub url: String,
-    /// Take what fits of `url` and start the rest of the network from random values, instead of refusing a file that
+    /// Take what fits of `url`, the rest of the network keeps its initial values, instead of refusing a file that
     /// lacks layers.
     pub loose: bool,
 }
@@ -112,11 +111,44 @@ pub struct RuntimeConfig {
     #[serde(rename = "NUM_THREADS")]
     #[schemars(range(max = 1024))]
     pub num_threads: usize,
+    /// How training rounds products of convolutions; weights, quantizers and losses are float32 always, and other commands than
+    /// `train` compute in float32 unless `--set` asks them for `tf32` ([gpu.md](gpu.md)). Left out of files at its default.
+    #[serde(rename = "PRECISION", skip_serializing_if = "Precision::is_fp32")]
+    #[schemars(extend("default" = "fp32"))]
+    pub precision: Precision,
+    /// On a GPU only kernels that give the same bits every time; on the CPU there are no others. Left out of files at its default.
+    #[serde(rename = "DETERMINISTIC", skip_serializing_if = "is_false")]
+    #[schemars(extend("default" = false))]
+    pub deterministic: bool,
 }
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { num_workers: 8, num_threads: 0 }
+        let precision = Precision::default();
+        Self { num_workers: 8, num_threads: 0, precision, deterministic: false }
+    }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// How products are rounded before they are summed in float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Not at all.
+    #[default]
+    Fp32,
+    /// Inputs and weights to TF32, 10 bits behind the point: GPUs from compute capability 8.0 on.
+    Tf32,
+    /// Inputs and weights to bfloat16, 7 bits behind the point; on GPUs and CPUs.
+    Bf16,
+}
+
+impl Precision {
+    fn is_fp32(&self) -> bool {
+        *self == Self::Fp32
     }
 }
 
@@ -130,7 +162,7 @@ pub struct TrainingSection {
     pub targets: TargetSettings,
     /// Learn also what the float network says that the run starts from (`experiment.url`); `null` learns from the targets
     /// alone.
-    pub distill: Option<DistillConfig>,
+    pub distill: Option<DistillSettings>,
     /// The full-precision stage before the flow; `null` starts with the flow (from pretrained weights).
     pub full_precision: Option<StageConfig>,
     /// A checkpoint every so many epochs; the end of a stage and a best epoch always write one.
@@ -192,6 +224,22 @@ impl Default for TrainingSection {
             monitor: train.monitor,
             ema: train.ema,
         }
+    }
+}
+
+impl TrainingSection {
+    /// The sections whose keys are those of the network's family.
+    fn of_family(&self) -> TrainingSettings {
+        TrainingSettings {
+            loss: self.loss.clone(),
+            targets: self.targets.clone(),
+            distill: self.distill.clone(),
+        }
+    }
+
+    fn set_of_family(&mut self, settings: TrainingSettings) {
+        (self.loss, self.targets) = (settings.loss, settings.targets);
+        self.distill = settings.distill;
     }
 }
 
@@ -295,10 +343,12 @@ impl Config {
 /// Which config a command works with, and what is changed in it.
 #[derive(Debug, Clone, Default)]
 pub struct Select {
-    /// The problem; `SwissCube` when it is not given.
+    /// The problem; when it is not given the only one of the home, else `SwissCube`.
     pub problem: Option<String>,
-    /// The topology; `Widedepth` when it is not given.
+    /// The topology; when it is not given the only one of the problem, else `Widedepth`.
     pub topology: Option<String>,
+    /// What the home has only one of.
+    pub sole: SoleNames,
     /// A config file instead of the problem's.
     pub config: Option<PathBuf>,
     /// `KEY=VALUE` assignments.
@@ -333,12 +383,12 @@ pub enum Names {
 impl Select {
     /// The problem's name.
     pub fn problem(&self) -> &str {
-        self.problem.as_deref().unwrap_or(DEFAULT_PROBLEM)
+        self.problem.as_deref().or(self.sole.problem.as_deref()).unwrap_or(DEFAULT_PROBLEM)
     }
 
     /// The topology's name.
     pub fn topology(&self) -> &str {
-        self.topology.as_deref().unwrap_or(DEFAULT_TOPOLOGY)
+        self.topology.as_deref().or(self.sole.topology.as_deref()).unwrap_or(DEFAULT_TOPOLOGY)
     }
 
     /// Reads, changes and checks the config.
@@ -481,8 +531,8 @@ fn known_configs(problems: &Path) -> Vec<String> {
 pub fn parse(document: Value, at: &str) -> Result<Config> {
     let mut config: Config = schema::parse(document, at)?;
     let Config { network, training, .. } = &mut config;
-    let complete = network.family().complete(&training.loss, &training.targets);
-    (training.loss, training.targets) = complete.map_err(|err| anyhow!("{at}: {err}"))?;
+    let complete = network.family().complete(&training.of_family());
+    training.set_of_family(complete.map_err(|err| anyhow!("{at}: {err}"))?);
     let problems = config.problems();
     if !problems.is_empty() {
         bail!("{at}: {}", problems.join("; "));
@@ -551,7 +601,7 @@ mod tests {
         config.experiment.pretrained = true;
         config.experiment.url = "x".to_owned();
         config.training.full_precision = None;
-        config.training.distill = Some(DistillConfig::default());
+        config.training.distill = Some(DistillSettings::default());
         let flow = [
             json!({ "module": "fpn", "weights": { "bits": 2 } }),
             json!({ "module": ["head"], "activations": { "bits": 8 },

@@ -7,6 +7,8 @@ use anyhow::{Result, bail, ensure};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::Device;
 
+use super::driver::{Driver, NEEDS};
+
 /// The libtorch that the program is built for.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
@@ -69,19 +71,24 @@ impl DeviceChoice {
             Self::Auto => None,
             Self::Cuda(index) => Some(index),
         };
-        match (load_cuda(), wanted) {
-            (Ok(()), _) => {}
+        let driver = match (load_cuda(), wanted) {
+            (Ok(driver), _) => driver,
             (Err(why), None) => {
-                tracing::debug!(%why, "no CUDA, computing on the CPU");
+                why.tell();
                 return Ok(Device::Cpu);
             }
             (Err(why), Some(index)) => {
                 bail!("--device cuda:{index}: {why}; use --device cpu to compute without a GPU")
             }
-        }
+        };
         let num_devices = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
         match wanted {
-            None if num_devices == 0 => Ok(Device::Cpu),
+            None if num_devices == 0 => {
+                tracing::warn!(
+                    "computing on the CPU: libtorch sees no GPU, and {driver}; {NEEDS}; --device cpu leaves this warning out"
+                );
+                Ok(Device::Cpu)
+            }
             None => {
                 ensure!(
                     local_rank < num_devices,
@@ -91,9 +98,14 @@ impl DeviceChoice {
                 Ok(Device::Cuda(local_rank))
             }
             Some(index) => {
+                let seen = match num_devices {
+                    0 => format!("no GPU, and {driver}; {NEEDS}"),
+                    1 => "1 GPU, cuda:0".to_owned(),
+                    n => format!("{n} GPUs, cuda:0 to cuda:{}", n - 1),
+                };
                 ensure!(
                     index < num_devices,
-                    "--device cuda:{index}: libtorch sees {num_devices} GPUs; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+                    "--device cuda:{index}: libtorch sees {seen}; check nvidia-smi and CUDA_VISIBLE_DEVICES"
                 );
                 Ok(Device::Cuda(index))
             }
@@ -101,26 +113,56 @@ impl DeviceChoice {
     }
 }
 
-/// Loads libtorch's CUDA half into the process, for good.
-fn load_cuda() -> Result<(), String> {
-    // The driver first: without one, the 0.2 s and 230 MiB of libtorch_cuda would be for nothing.
-    load("libcuda.so.1").map_err(|e| format!("no NVIDIA driver ({e})"))?;
-    let beside = format!("{}/libtorch_cuda.so", env!("MQAT_TORCH_LIB"));
-    load("libtorch_cuda.so")
-        .or_else(|_| load(&beside))
-        .map_err(|e| format!("this libtorch has no CUDA half, run setup.sh on this machine ({e})"))
+/// Why CUDA cannot be used.
+enum NoCuda {
+    /// The usual case: there is no GPU.
+    NoDriver(String),
+    /// There is one, and this libtorch cannot use it.
+    NoLibtorch(Driver, String),
 }
 
-fn load(name: &str) -> Result<(), String> {
-    // SAFETY: the driver's and libtorch's own initialisers run; nothing else of libtorch has run yet.
-    match unsafe { Library::open(Some(name), RTLD_NOW | RTLD_GLOBAL) } {
-        Ok(library) => {
-            // Unloading libtorch is not supported.
-            std::mem::forget(library);
-            Ok(())
+impl NoCuda {
+    /// Tells users who left the choice to the program.
+    fn tell(&self) {
+        match self {
+            Self::NoDriver(why) => tracing::debug!(%why, "no NVIDIA driver, computing on the CPU"),
+            Self::NoLibtorch(..) => {
+                tracing::warn!(
+                    "computing on the CPU: {self}; --device cpu leaves this warning out"
+                );
+            }
         }
-        Err(e) => Err(e.to_string()),
     }
+}
+
+impl fmt::Display for NoCuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDriver(why) => write!(f, "no NVIDIA driver ({why})"),
+            Self::NoLibtorch(driver, why) => write!(
+                f,
+                "this libtorch has no CUDA half ({why}), and {driver}; run setup.sh on this machine; {NEEDS}"
+            ),
+        }
+    }
+}
+
+/// Loads libtorch's CUDA half into the process, for good.
+fn load_cuda() -> Result<Driver, NoCuda> {
+    // The driver first: without one, the 0.2 s and 230 MiB of libtorch_cuda would be for nothing.
+    let library = load("libcuda.so.1").map_err(NoCuda::NoDriver)?;
+    let beside = format!("{}/libtorch_cuda.so", env!("MQAT_TORCH_LIB"));
+    let torch = load("libtorch_cuda.so").or_else(|_| load(&beside));
+    let driver = Driver::ask(&library);
+    // Unloading either is not supported.
+    std::mem::forget(library);
+    torch.map(std::mem::forget).map_err(|why| NoCuda::NoLibtorch(driver.clone(), why))?;
+    Ok(driver)
+}
+
+fn load(name: &str) -> Result<Library, String> {
+    // SAFETY: the driver's and libtorch's own initialisers run; nothing else of libtorch has run yet.
+    unsafe { Library::open(Some(name), RTLD_NOW | RTLD_GLOBAL) }.map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

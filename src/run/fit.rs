@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::data::{BopFolder, HeldOut, ModelInfos, SplitSurvey};
+use crate::data::{BopFolder, HeldOut, ModelInfos, SplitList, SplitSurvey};
 
 /// The largest side of the default input, px, is that of the preset; both are multiples of this.
 const DIVISOR: usize = 32;
@@ -39,6 +39,8 @@ pub struct FitWishes {
     pub seed: u64,
     /// Fraction of the training images that is held out where there is no folder of validation scenes.
     pub validation: f64,
+    /// Numbers of the objects that become classes; all that training images show when it is empty.
+    pub objects: Vec<u32>,
 }
 
 /// A key of the config, and why it is as it is.
@@ -78,7 +80,7 @@ pub(crate) fn fit(
     let classes = fit.classes(&train)?;
     let focal_px = fit.input(&train)?;
     fit.anchors(&train, &classes, focal_px)?;
-    fit.stages(&train)?;
+    fit.stages()?;
     Ok((fit.document, fit.choices))
 }
 
@@ -112,56 +114,91 @@ impl Fit<'_> {
     /// The folders of scenes to train, validate and test on.
     fn splits(&mut self) -> Result<SplitSurvey> {
         let names: Vec<String> = self.folder.splits().map(str::to_owned).collect();
-        let of = |start: &str| -> Vec<&String> {
-            names.iter().filter(|name| name.starts_with(start)).collect()
-        };
-        let (mut train, mut left_out) = (Vec::new(), Vec::new());
-        for name in of("train") {
-            let split = SplitSurvey::read(self.folder, name, &self.infos)?;
-            let can_train = split.has_poses && split.has_masks && !split.instances.is_empty();
-            if can_train { train.push(split) } else { left_out.push(name.as_str()) }
-        }
-        let root = self.folder.root().display();
-        ensure!(
-            !train.is_empty(),
-            "{root}: nothing to train on: expected a folder of scenes whose name begins with `train`, with scene_gt.json and \
-             masks; there are {}",
-            names.join(", ")
-        );
-        let poses = |name: &&&String| {
-            SplitSurvey::read(self.folder, name, &self.infos).is_ok_and(|split| split.has_poses)
-        };
-        let valid = of("val").iter().find(poses).map(|name| (*name).clone());
-        let test = of("test").iter().find(poses).map(|name| (*name).clone());
+        tell_others(&names);
+        let (train, train_why) = self.training_splits(&names)?;
         let all: Vec<&str> = train.iter().map(|split| split.name.as_str()).collect();
-        let mut why = "the folders whose name begins with `train`".to_owned();
-        if !left_out.is_empty() {
-            why.push_str(&format!(", without {} (no poses or no masks)", left_out.join(", ")));
-        }
+        let (valid, passed) = self.first_with_poses(&names, "val");
         let (train_list, valid_list, valid_why) = match valid {
-            Some(valid) => (all.join(" + "), valid, "the first folder of validation scenes".into()),
+            Some(valid) => (
+                all.join(" + "),
+                valid,
+                format!("the first folder of validation scenes with poses{passed}"),
+            ),
             None => {
                 let HeldOutTexts { train, valid } = self.held_out(&all);
                 let why = format!(
-                    "there is no folder whose name begins with `val`: {} of the training images are held out (whole scenes \
-                     where there are enough), by seed {}",
+                    "there is no folder with poses whose name begins with `val`{passed}: {} of the training images are held \
+                     out (whole scenes where there are enough), by seed {}",
                     self.wishes.validation, self.wishes.seed
                 );
                 (train, valid, why)
             }
         };
-        self.set("data.TRAIN", train_list.into(), why);
-        self.set("data.VALID", valid_list.clone().into(), valid_why);
-        match test {
-            Some(test) => self.set("data.TEST", test.into(), "the first folder of test scenes with poses"),
-            None => self.set(
-                "data.TEST",
-                valid_list.into(),
-                "no folder of test scenes has true poses: the validation images, so that tables are of images that chose the \
-                 best checkpoint",
+        let (test, passed) = self.first_with_poses(&names, "test");
+        let (test, test_why) = match test {
+            Some(test) => (test, format!("the first folder of test scenes with poses{passed}")),
+            None => (
+                valid_list.clone(),
+                format!(
+                    "no folder of test scenes has true poses{passed}: the validation images, so that tables are of images \
+                     that chose the best checkpoint"
+                ),
             ),
+        };
+        for (key, list, why) in [
+            ("data.TRAIN", train_list, train_why),
+            ("data.VALID", valid_list, valid_why),
+            ("data.TEST", test, test_why),
+        ] {
+            tracing::info!("{key} is {list}: {why}");
+            self.set(key, list.into(), why);
         }
         Ok(joined(train))
+    }
+
+    /// The folders to train on, and why these.
+    fn training_splits(&self, names: &[String]) -> Result<(Vec<SplitSurvey>, String)> {
+        let (mut train, mut left_out) = (Vec::new(), Vec::new());
+        for name in names.iter().filter(|name| name.starts_with("train")) {
+            let split = SplitSurvey::read(self.folder, name, &self.infos)?;
+            match why_not_to_train_on(&split) {
+                Some(why) => left_out.push(format!("{name} ({why})")),
+                None => train.push(split),
+            }
+        }
+        let without = match left_out.is_empty() {
+            true => String::new(),
+            false => format!(", without {}", left_out.join(", ")),
+        };
+        ensure!(
+            !train.is_empty(),
+            "{}: nothing to train on: expected a folder of scenes whose name begins with `train`, with scene_gt.json and \
+             masks; there are {}{without}",
+            self.folder.root().display(),
+            names.join(", ")
+        );
+        Ok((train, format!("the folders whose name begins with `train`{without}")))
+    }
+
+    /// The first folder of a name with this beginning that tells poses, and a text about the others.
+    fn first_with_poses(&self, names: &[String], begin: &str) -> (Option<String>, String) {
+        let (mut first, mut others) = (None, Vec::new());
+        for name in names.iter().filter(|name| name.starts_with(begin)) {
+            if first.is_some() {
+                others.push(format!("{name} (it is not the first)"));
+                continue;
+            }
+            match SplitSurvey::read(self.folder, name, &self.infos) {
+                Ok(split) if split.has_poses => first = Some(name.clone()),
+                Ok(_) => others.push(format!("{name} (not every scene has scene_gt.json)")),
+                Err(e) => others.push(format!("{name} ({e:#})")),
+            }
+        }
+        let text = match others.is_empty() {
+            true => String::new(),
+            false => format!(", without {}", others.join(", ")),
+        };
+        (first, text)
     }
 
     fn held_out(&self, all: &[&str]) -> HeldOutTexts {
@@ -176,13 +213,30 @@ impl Fit<'_> {
     /// The objects that are classes.
     fn classes(&mut self, train: &SplitSurvey) -> Result<Vec<u32>> {
         let all = self.infos.obj_ids();
-        let classes: Vec<u32> = train.obj_ids().into_iter().collect();
-        let listed = self.infos.path().display().to_string();
-        let unknown: Vec<&u32> = classes.iter().filter(|id| !all.contains(id)).collect();
-        ensure!(unknown.is_empty(), "{listed}: no object {unknown:?}, which training images show");
+        let shown = train.obj_ids();
+        let wished = &self.wishes.objects;
+        let listed = self.infos.path().display();
+        if let Some(id) = wished.iter().find(|id| !all.contains(id)) {
+            bail!("--objects: {listed} does not list object {id}; it has {all:?}");
+        }
+        let is_wished = |id: &u32| wished.is_empty() || wished.contains(id);
+        if let Some((_, fault)) = train.not_told.iter().find(|(id, _)| is_wished(id)) {
+            let shown: Vec<String> = shown.iter().map(u32::to_string).collect();
+            bail!(
+                "{fault}: add it there, with its mesh, or choose the objects to learn, as --objects {}",
+                shown.join(",")
+            );
+        }
+        if let Some(id) = wished.iter().find(|id| !shown.contains(id)) {
+            bail!("--objects: training images do not show object {id}; they show {shown:?}");
+        }
+        let classes: Vec<u32> = shown.into_iter().filter(is_wished).collect();
         let (why, ids) = match classes == all {
             true => ("all objects of models_info.json".to_owned(), Vec::new()),
-            false => (format!("those of {all:?} that training images show"), classes.clone()),
+            false if wished.is_empty() => {
+                (format!("those of {all:?} that training images show"), classes.clone())
+            }
+            false => ("--objects".to_owned(), classes.clone()),
         };
         self.set("data.N_CLASS", (classes.len() + 1).into(), format!("{why}, and the background"));
         if !ids.is_empty() {
@@ -205,7 +259,8 @@ impl Fit<'_> {
             let why = "scene_gt_info.json tells visibility: what is hardly seen is not learnt (published for YCB-V)";
             self.set("data.MIN_VISIBLE_FRACT", MIN_VISIBLE_FRACT.into(), why);
         }
-        let several = train.most_of_object.iter().filter(|(_, most)| **most > 1);
+        let several = train.most_of_object.iter();
+        let several = several.filter(|(id, most)| classes.contains(id) && **most > 1);
         if let Some((obj_id, most)) = several.max_by_key(|(_, most)| **most) {
             let why = format!("up to {most} instances of a class in an image (object {obj_id})");
             self.set("evaluation.instances", (*most).into(), why);
@@ -248,9 +303,10 @@ impl Fit<'_> {
         let scale = (w as f64).min(h as f64 / aspect);
         let fx = scaled(|c| c.focal_px().0, true) * scale;
         let fy = scaled(|c| c.focal_px().1, false) * scale * aspect;
-        let cx = scaled(|c| c.center_px().x, true) * scale + (w as f64 - scale) / 2.0;
-        let cy =
-            scaled(|c| c.center_px().y, false) * scale * aspect + (h as f64 - scale * aspect) / 2.0;
+        // Pixel (0, 0) is the centre of the first pixel, so that an image begins at -0.5.
+        let cx = scaled(|c| c.center_px().x + 0.5, true) * scale - 0.5 + (w as f64 - scale) / 2.0;
+        let cy = scaled(|c| c.center_px().y + 0.5, false) * scale * aspect - 0.5
+            + (h as f64 - scale * aspect) / 2.0;
         let focals: Vec<f64> =
             train.views.iter().map(|(c, (width, _))| c.focal_px().0 / *width as f64).collect();
         let [low, high] = QUANTILES.map(|q| quantile(focals.clone(), q));
@@ -294,33 +350,68 @@ impl Fit<'_> {
         Ok(())
     }
 
+    /// Sizes of batches, at most the images that there are; returns the number of training images.
+    fn batches(&mut self) -> Result<usize> {
+        let mut num_training = 0;
+        for (list, sizes) in [
+            ("TRAIN", &["data.bs_train", "training.full_precision.batch_size"][..]),
+            ("VALID", &["data.bs_valid"][..]),
+        ] {
+            let text = self.document.pointer(&format!("/data/{list}")).and_then(Value::as_str);
+            let text = text.with_context(|| format!("the preset has no data.{list}"))?;
+            let num = SplitList::parse(text)?.num_images(self.folder)?;
+            ensure!(
+                num > 0,
+                "{}: {text} has no image: hold out another fraction by --validation",
+                self.folder.root().display()
+            );
+            for key in sizes {
+                let preset = self.number(key)? as usize;
+                let why = match preset <= num {
+                    true => format!("the preset's; data.{list} has {num} images"),
+                    false => {
+                        format!("all of data.{list}, which has fewer than the preset's {preset}")
+                    }
+                };
+                self.set(key, preset.min(num).into(), why);
+            }
+            if list == "TRAIN" {
+                num_training = num;
+            }
+        }
+        Ok(num_training)
+    }
+
     /// Full precision for a number of images that the network is known to learn from; no flow.
-    fn stages(&mut self, train: &SplitSurvey) -> Result<()> {
-        let held = match self.document.pointer("/data/VALID").and_then(Value::as_str) {
-            Some(valid) if valid.contains('[') => self.wishes.validation,
-            _ => 0.0,
-        };
-        let num_images = (train.num_images as f64 * (1.0 - held)).max(1.0);
-        let batch = self.number("training.full_precision.batch_size")?.min(num_images.floor());
-        self.set("data.bs_train", (batch as u64).into(), "the preset's, at most all images");
-        self.set("training.full_precision.batch_size", (batch as u64).into(), "as data.bs_train");
+    fn stages(&mut self) -> Result<()> {
+        let num_images = self.batches()?;
         let is_small = self.document.pointer("/experiment/pretrained") == Some(&Value::Bool(true))
             || self.number("network.params.fpn_channels")? < 128.0;
         let (images, range) = match is_small {
             true => (SMALL_IMAGES, [5.0, 200.0]),
             false => (PUBLISHED_IMAGES, [20.0, 200.0]),
         };
-        let epochs = (images / num_images).round().clamp(range[0], range[1]);
-        let steps = (epochs * (num_images / batch).floor()).max(1.0);
+        let epochs = (images / num_images as f64).round().clamp(range[0], range[1]);
+        let batch = self.number("training.full_precision.batch_size")?;
+        let steps = (epochs * (num_images as f64 / batch).floor()).max(1.0);
         self.set(
             "training.full_precision.epochs",
             (epochs as u64).into(),
-            format!("about {images:.0} images in all, of {num_images:.0}; --epochs of `mqat train` takes others"),
+            format!(
+                "of {num_images} training images each, {:.0} in all; --epochs of `mqat train` takes others",
+                epochs * num_images as f64
+            ),
         );
         let warmup = ((steps / 20.0) as u64).min(if is_small { 200 } else { 1000 });
         let lr = match is_small {
             true => {
-                json!({"base": 0.02, "warmup_steps": warmup, "decay": {"cosine": {"to": 0.01}}})
+                let keeps = self.document.pointer("/training/full_precision/frozen");
+                // What learns beside modules that stay takes the preset's rate.
+                let base = match keeps.is_some_and(Value::is_string) {
+                    true => self.number("training.full_precision.lr.base")?,
+                    false => 0.02,
+                };
+                json!({"base": base, "warmup_steps": warmup, "decay": {"cosine": {"to": 0.01}}})
             }
             false => {
                 let at = PUBLISHED_FALLS.map(|part| (part * steps) as u64);
@@ -356,6 +447,31 @@ struct HeldOutTexts {
     valid: String,
 }
 
+/// Tells the folders of scenes that nothing is done with.
+fn tell_others(names: &[String]) {
+    let begins = ["train", "val", "test"];
+    let is_other = |name: &&String| !begins.iter().any(|begin| name.starts_with(begin));
+    let others: Vec<&str> = names.iter().filter(is_other).map(String::as_str).collect();
+    if !others.is_empty() {
+        tracing::info!(
+            "not used: {}, whose names begin with none of train, val, test",
+            others.join(", ")
+        );
+    }
+}
+
+/// Why a folder of scenes is not trained on; none where it can be.
+fn why_not_to_train_on(split: &SplitSurvey) -> Option<&'static str> {
+    if !split.has_poses {
+        return Some("not every scene has scene_gt.json");
+    }
+    if !split.has_masks {
+        return Some("not every scene has mask_visib or mask");
+    }
+    let shows_nothing = split.instances.is_empty() && split.not_told.is_empty();
+    shows_nothing.then_some("no object can be seen")
+}
+
 /// What several splits show together.
 fn joined(splits: Vec<SplitSurvey>) -> SplitSurvey {
     let mut all = SplitSurvey { has_visibility: true, ..SplitSurvey::default() };
@@ -367,6 +483,9 @@ fn joined(splits: Vec<SplitSurvey>) -> SplitSurvey {
         for (obj_id, most) in split.most_of_object {
             let own = all.most_of_object.entry(obj_id).or_default();
             *own = most.max(*own);
+        }
+        for (obj_id, why) in split.not_told {
+            all.not_told.entry(obj_id).or_insert(why);
         }
     }
     all
@@ -423,7 +542,7 @@ mod tests {
     }
 
     fn wishes() -> FitWishes {
-        FitWishes { size: None, seed: 3, validation: 0.1 }
+        FitWishes { size: None, seed: 3, validation: 0.1, objects: Vec::new() }
     }
 
     #[test]
@@ -457,21 +576,58 @@ mod tests {
     }
 
     #[test]
-    fn the_internal_camera_sees_what_the_images_camera_sees() {
+    fn the_input_is_the_whole_image_from_edge_to_edge() {
+        // Images of 96 x 72 px: 160 x 120 of the input, with 20 rows of border above and below.
         let size = Some([160, 160]);
         let (document, _) =
             fit(preset("WidedepthTiny"), &toy(), &FitWishes { size, ..wishes() }).unwrap();
-        let config = config::parse(document, "here").unwrap();
-        let split =
-            SplitSurvey::read(&toy(), "train_pbr", &toy().infos(&toy().meshes().unwrap()).unwrap());
-        let (camera, (width, height)) = split.unwrap().views[0];
-        let internal = config.input.camera().unwrap();
-        let scale = (160.0 / width as f64).min(160.0 / height as f64);
-        assert!((internal.focal_px().0 / camera.focal_px().0 - scale).abs() < 1e-2 * scale);
-        // The image's middle is that of the input.
-        let middle = crate::geom::Vec2::new(width as f64 / 2.0, height as f64 / 2.0);
-        let seen = internal.project(&camera.ray(&middle));
-        assert!((seen - crate::geom::Vec2::new(80.0, 80.0)).norm() < 2.0, "{seen}");
+        let internal = config::parse(document, "here").unwrap().input.camera().unwrap();
+        let infos = toy().infos(&toy().meshes().unwrap()).unwrap();
+        let (camera, _) = SplitSurvey::read(&toy(), "train_pbr", &infos).unwrap().views[0];
+        let m = crate::geom::Affine2::between_cameras(&camera, &internal);
+        // The outer edges of the corner pixels, half a pixel off their centres.
+        for (edge, expected) in [([-0.5, -0.5], [-0.5, 19.5]), ([95.5, 71.5], [159.5, 139.5])] {
+            let found = m.apply(&edge.into());
+            assert!((found - crate::geom::Vec2::from(expected)).norm() < 1e-9, "{found}");
+        }
+    }
+
+    #[test]
+    fn batches_are_not_larger_than_the_images_that_there_are_and_counts_are_exact() {
+        let (document, choices) = fit(preset("WidedepthTiny"), &toy(), &wishes()).unwrap();
+        // Of 3 images one is held out.
+        assert_eq!(
+            (&document["data"]["bs_train"], &document["data"]["bs_valid"]),
+            (&2.into(), &1.into())
+        );
+        assert_eq!(document["training"]["full_precision"]["batch_size"], 2);
+        let why = |key: &str| &choices.iter().find(|choice| choice.key == key).unwrap().why;
+        assert!(
+            why("training.full_precision.epochs")
+                .starts_with("of 2 training images each, 400 in all")
+        );
+        assert!(why("data.bs_valid").contains("fewer than the preset's 16"));
+    }
+
+    #[test]
+    fn chosen_objects_are_the_classes() {
+        let objects = vec![11, 2];
+        let (document, _) =
+            fit(preset("WidedepthTiny"), &toy(), &FitWishes { objects, ..wishes() }).unwrap();
+        assert_eq!(document["data"]["OBJ_IDS"], json!([2, 11]));
+        assert_eq!(
+            (&document["data"]["N_CLASS"], &document["data"]["SYMMETRIC_CLASSES"]),
+            (&3.into(), &json!([1]))
+        );
+        // Two instances of object 5 are in an image, which is no class here.
+        assert_eq!(document["evaluation"].get("instances"), None);
+        let objects = vec![2, 4];
+        let error = fit(preset("WidedepthTiny"), &toy(), &FitWishes { objects, ..wishes() });
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("models_info.json does not list object 4; it has [2, 5, 11]"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::config::Precision;
 use super::machine::Machine;
 use crate::io;
 use crate::train::DataPrint;
@@ -217,6 +218,9 @@ pub struct Provenance {
     pub device: String,
     /// Threads libtorch computes with.
     pub threads: i32,
+    /// How products were rounded in training; files of earlier versions do not say it.
+    #[serde(default)]
+    pub precision: Precision,
     /// Folder of the dataset.
     #[serde(serialize_with = "crate::io::path_text")]
     pub dataset: PathBuf,

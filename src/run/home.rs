@@ -96,6 +96,47 @@ impl Home {
     }
 }
 
+/// The names that a command means that gives none: those of the home, where it has one problem or one topology of a problem.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SoleNames {
+    /// The only problem with a config.
+    pub problem: Option<String>,
+    /// The only topology with a config, of that problem or of the given one.
+    pub topology: Option<String>,
+}
+
+impl SoleNames {
+    /// Those of the home of this process, where `problem` is given or not.
+    pub fn here(problem: Option<&str>) -> Self {
+        find_root()
+            .map_or_else(|_| Self::default(), |root| Self::of(&root.join("problems"), problem))
+    }
+
+    fn of(problems: &Path, given: Option<&str>) -> Self {
+        let topologies = |problem: &str| {
+            folders_with(&problems.join(problem), |dir| dir.join("config.json").is_file())
+        };
+        let has_config = |dir: &Path| {
+            let name = dir.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| !topologies(name).is_empty())
+        };
+        let sole = |names: Vec<String>| <[String; 1]>::try_from(names).ok().map(|[name]| name);
+        let problem = match given {
+            Some(_) => None,
+            None => sole(folders_with(problems, has_config)),
+        };
+        let topology = given.or(problem.as_deref()).and_then(|problem| sole(topologies(problem)));
+        Self { problem, topology }
+    }
+}
+
+/// The names of the folders in `dir` that are wanted; those that are no text are left out.
+fn folders_with(dir: &Path, is_wanted: impl Fn(&Path) -> bool) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let wanted = entries.filter(|path| is_wanted(path));
+    wanted.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect()
+}
+
 fn find_root() -> Result<PathBuf> {
     if let Some(home) = std::env::var_os("MQAT_HOME") {
         let home = PathBuf::from(home);
@@ -116,6 +157,34 @@ fn holder_of_problems(folder: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_only_problem_and_topology_need_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let problems = dir.path();
+        let add = |name: &str| {
+            std::fs::create_dir_all(problems.join(name)).unwrap();
+            std::fs::write(problems.join(name).join("config.json"), "{}").unwrap();
+        };
+        let of = |given| {
+            let SoleNames { problem, topology } = SoleNames::of(problems, given);
+            [problem.unwrap_or_default(), topology.unwrap_or_default()]
+        };
+        assert_eq!(of(None), ["", ""]);
+        add("Boxes/Tiny");
+        std::fs::create_dir(problems.join("notes")).unwrap();
+        assert_eq!(of(None), ["Boxes", "Tiny"]);
+        add("Boxes/Large");
+        assert_eq!(
+            (of(None), of(Some("Boxes"))),
+            (["Boxes", ""].map(str::to_owned), ["", ""].map(str::to_owned))
+        );
+        add("Cups/Tiny");
+        assert_eq!(
+            (of(None), of(Some("Cups"))),
+            (["", ""].map(str::to_owned), ["", "Tiny"].map(str::to_owned))
+        );
+    }
 
     fn home(data: &Path) -> Home {
         Home { root: data.to_owned(), data: data.to_owned(), logs: data.join("logs") }

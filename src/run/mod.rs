@@ -10,6 +10,7 @@
 pub(crate) mod config;
 pub(crate) mod data_print;
 pub(crate) mod device;
+mod driver;
 pub(crate) mod fit;
 pub(crate) mod flow;
 pub(crate) mod folder;
@@ -29,7 +30,7 @@ pub(crate) mod starts;
 pub(crate) mod stretch;
 
 pub use config::{
-    Config, ExperimentConfig, Names, QuantizeSection, RuntimeConfig, SeedOf, Select,
+    Config, ExperimentConfig, Names, Precision, QuantizeSection, RuntimeConfig, SeedOf, Select,
     TrainingSection,
 };
 pub use device::{DeviceChoice, LIBTORCH_VERSION};
@@ -38,7 +39,7 @@ pub use flow::{
     Baseline, Bits, FlowPlan, FlowSource, MadeBy, PlanRow, TextStage, Width, parse_weight_method,
 };
 pub use folder::{Folder, Pick, Provenance, Start, StartEnd, folder_name};
-pub use home::Home;
+pub use home::{Home, SoleNames};
 pub use layers::{LayerReport, QuantizedTo};
 pub use machine::Machine;
 pub use record::CompletedStage;

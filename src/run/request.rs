@@ -3,17 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tch::Device;
 
-use super::config::{Config, Select};
+use super::config::{Config, Precision, Select};
 use super::device::DeviceChoice;
 use super::folder::{Folder, Provenance};
 use super::home::Home;
 use super::options::num_cores;
 use crate::data::{Dataset, Purpose, Split};
 use crate::eval::SYNTHETIC_FILE;
+use crate::libtorch::{CudaMode, set_cuda_mode};
 use crate::world::World;
+
+/// The config's key.
+const PRECISION: &str = "RUNTIME.PRECISION";
 
 /// What every command that computes is asked with.
 #[derive(Debug, Clone, Default)]
@@ -47,14 +51,45 @@ impl Request {
         Ok(home)
     }
 
-    /// Opens the device and sets libtorch's threads. Comes before any other use of libtorch.
+    /// Opens the device and sets libtorch's threads, to evaluate: in float32, whatever the run was trained in, unless this
+    /// request itself sets another precision. Comes before any other use of libtorch.
     pub(crate) fn open_device(&self, config: &Config) -> Result<Device> {
         self.open_device_in(config, &World::alone())
     }
 
     /// As [`Request::open_device`], with a GPU for each process of the machine and its part of the cores.
     pub(crate) fn open_device_in(&self, config: &Config, world: &World) -> Result<Device> {
+        let is_asked = |set: &String| set.trim_start().starts_with(PRECISION);
+        let asked = self.select.set.iter().any(is_asked).then_some(config.runtime.precision);
+        let precision = asked.unwrap_or_default();
+        ensure!(
+            precision != Precision::Bf16,
+            "{PRECISION}=bf16 is for the steps of training: this command computes in fp32, or in tf32 on a GPU"
+        );
+        self.open(config, world, precision)
+    }
+
+    /// As [`Request::open_device`], to train: in the config's precision.
+    pub(crate) fn open_device_to_train(&self, config: &Config) -> Result<Device> {
+        self.open_device_to_train_in(config, &World::alone())
+    }
+
+    /// As [`Request::open_device_to_train`], in one of several processes.
+    pub(crate) fn open_device_to_train_in(&self, config: &Config, world: &World) -> Result<Device> {
+        self.open(config, world, config.runtime.precision)
+    }
+
+    fn open(&self, config: &Config, world: &World, precision: Precision) -> Result<Device> {
         let device = self.device.open_for(world.local_rank())?;
+        ensure!(
+            device.is_cuda() || precision != Precision::Tf32,
+            "{PRECISION}=tf32 is a precision of NVIDIA's GPUs, and this computes on the CPU: set fp32 or bf16"
+        );
+        if device.is_cuda() {
+            let tf32 = precision == Precision::Tf32;
+            let mode = CudaMode { tf32, deterministic: config.runtime.deterministic };
+            set_cuda_mode(mode).context("setting how CUDA computes")?;
+        }
         let cores = (num_cores() / world.local_size()).max(1);
         let threads = match config.runtime.num_threads {
             0 => cores,

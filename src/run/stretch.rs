@@ -45,6 +45,17 @@ mod tests {
     }
 
     #[test]
+    fn a_stage_that_shrinks_until_nothing_is_trained_says_so() {
+        let doubt = |epochs| {
+            let mut config = published();
+            stage(&mut config, epochs);
+            config.doubt_of_rounding()
+        };
+        assert!(doubt(1).unwrap().contains("100 % of the weights from epoch 1 of 1"));
+        assert_eq!((doubt(8), doubt(30)), (None, None));
+    }
+
+    #[test]
     fn the_published_stage_shrinks_and_still_ends_fully_quantized() {
         for epochs in [1, 2, 3, 8, 15, 60] {
             let mut config = published();

@@ -14,12 +14,19 @@ pub fn unknown_keys(document: &Value, schema: &Value) -> Vec<String> {
 /// The same for a part of a document, which stands at the dotted place `at` of it.
 pub(super) fn unknown_below(part: &Value, schema: &Value, at: &str) -> Vec<String> {
     let mut found = Vec::new();
-    walk(part, schema, schema, at, &mut found);
+    walk(part, schema, Root { schema, at }, at, &mut found);
     found
 }
 
-fn walk(value: &Value, schema: &Value, root: &Value, at: &str, found: &mut Vec<String>) {
-    let all = leaves(schema, root);
+/// A whole schema, and the dotted place that it describes.
+#[derive(Clone, Copy)]
+struct Root<'a> {
+    schema: &'a Value,
+    at: &'a str,
+}
+
+fn walk(value: &Value, schema: &Value, root: Root, at: &str, found: &mut Vec<String>) {
+    let all = leaves(schema, root.schema);
     match value {
         Value::Object(map) => {
             let objects: Vec<&Value> =
@@ -34,7 +41,7 @@ fn walk(value: &Value, schema: &Value, root: &Value, at: &str, found: &mut Vec<S
                     objects.iter().filter_map(|s| s["properties"].get(key)).collect();
                 match known.first() {
                     Some(schema) => walk(child, schema, root, &place, found),
-                    None => found.push(unknown(&place, key, &objects)),
+                    None => found.push(unknown(&place, key, &objects, root)),
                 }
             }
         }
@@ -49,7 +56,13 @@ fn walk(value: &Value, schema: &Value, root: &Value, at: &str, found: &mut Vec<S
     }
 }
 
-fn unknown(place: &str, key: &str, objects: &[&Value]) -> String {
+fn unknown(place: &str, key: &str, objects: &[&Value], root: Root) -> String {
+    let mut elsewhere = Vec::new();
+    places_of(key, root.schema, root, root.at, &mut elsewhere);
+    elsewhere.truncate(MOST_PLACES);
+    if !elsewhere.is_empty() {
+        return format!("{place}: unknown key here, did you mean {}?", elsewhere.join(" or "));
+    }
     let known: Vec<&String> =
         objects.iter().filter_map(|s| s["properties"].as_object()).flat_map(|p| p.keys()).collect();
     let near = known
@@ -62,6 +75,31 @@ fn unknown(place: &str, key: &str, objects: &[&Value]) -> String {
         None => {
             let names: Vec<&str> = known.iter().map(|k| k.as_str()).collect();
             format!("{place}: unknown key, expected one of {}", names.join(", "))
+        }
+    }
+}
+
+/// Most places of a key that are told.
+const MOST_PLACES: usize = 4;
+/// Deepest place that is looked at for a key: schemas may lead back to themselves.
+const MOST_PARTS: usize = 6;
+
+/// The places of a schema at which a key of this name may stand, items of lists as `.0`.
+fn places_of(key: &str, schema: &Value, root: Root, at: &str, found: &mut Vec<String>) {
+    if at.split('.').count() > MOST_PARTS {
+        return;
+    }
+    for leaf in leaves(schema, root.schema) {
+        for (name, child) in leaf["properties"].as_object().into_iter().flatten() {
+            let place = below(at, name);
+            if name == key && !found.contains(&place) {
+                found.push(place);
+            } else if name != key {
+                places_of(key, child, root, &place, found);
+            }
+        }
+        if let Some(items) = leaf.get("items") {
+            places_of(key, items, root, &below(at, "0"), found);
         }
     }
 }
@@ -101,5 +139,14 @@ mod tests {
         assert_eq!(found[0], "flow.1.epoch: unknown key, did you mean epochs?");
         assert_eq!(found[1], "one.momentun: unknown key, did you mean momentum?");
         assert!(found[2].starts_with("zzz: unknown key, expected one of flow, one, table"));
+    }
+
+    #[test]
+    fn a_key_that_stands_elsewhere_is_pointed_to() {
+        let schema = serde_json::to_value(schemars::schema_for!(Outer)).unwrap();
+        let found = unknown_keys(&json!({"epochs": 1}), &schema);
+        assert_eq!(found, ["epochs: unknown key here, did you mean flow.0.epochs or one.epochs?"]);
+        let found = unknown_below(&json!({"epochs": 1}), &schema, "at");
+        assert!(found[0].contains("did you mean at.flow.0.epochs"), "{found:?}");
     }
 }

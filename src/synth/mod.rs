@@ -3,7 +3,8 @@
 //! Start at [`generate`]. Each sequence has its own Sun, Earth and stars (`trajectory`, `sky`); each frame is cast
 //! (`render`, with the geometry of `mesh` and the surfaces of `materials`), exposed (`sensor`) and written
 //! (`writer`). An image depends on the settings, the seed and its place only, never on the number of threads.
-//! With `--layout bop` scenes of several objects (`shapes`) are rasterized instead (`scenes`, `raster`).
+//! With `--layout bop` scenes of several objects (`shapes`) are rasterized instead (`scenes`, `raster`), with masks and depths
+//! of one object at a time (`silhouette`).
 //! A folder that holds anything but a synthetic dataset is refused. No list file is there before all images are.
 
 mod lights;
@@ -16,6 +17,7 @@ mod render;
 mod scenes;
 mod sensor;
 mod shapes;
+mod silhouette;
 mod sky;
 #[cfg(test)]
 mod tests;
@@ -37,6 +39,7 @@ pub use writer::{finished, unfinished};
 
 use crate::data::bop::FrameObjectInfo;
 use render::{Rendered, Scene};
+use scenes::Scenes;
 use trajectory::SequencePlan;
 use writer::Writer;
 
@@ -74,11 +77,16 @@ pub fn generate(
         .num_threads(options.jobs)
         .build()
         .context("starting the rendering threads")?;
+    // What is rendered is read before anything is replaced.
+    let scenes = (options.layout == Layout::Bop).then(|| Scenes::new(options)).transpose()?;
+    if scenes.is_none() {
+        options.ensure_depths_fit(DIAMETER_MM)?;
+    }
     writer::begin(options)?;
     let writer = Writer::new(options);
-    let images = pool.install(|| match options.layout {
-        Layout::Swisscube => render_all(options, &writer, progress),
-        Layout::Bop => scenes::render_all(options, &writer, progress),
+    let images = pool.install(|| match &scenes {
+        None => render_all(options, &writer, progress),
+        Some(scenes) => scenes.render_all(&writer, progress),
     })?;
 
     let seconds = start.elapsed().as_secs_f64();

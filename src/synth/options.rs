@@ -4,12 +4,14 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::shapes::NUM_BUILT_IN;
+use crate::data::DepthScale;
+use crate::io::shell_word;
 use crate::schema::check_ranges;
 
 /// Nearest allowed depth, in diameters: closer, the camera would be inside the satellite's antennas.
@@ -20,6 +22,10 @@ const FARTHEST_D: f64 = 100.0;
 const SIZE_PX: [u32; 2] = [32, 8192];
 /// Most objects in an image.
 const MOST_INSTANCES: usize = 50;
+/// Largest fraction of an object that is hidden where no setting says another one.
+const HIDDEN: f64 = 0.7;
+/// Largest value of that setting: something of an object is always seen.
+const MOST_HIDDEN: f64 = 0.95;
 
 /// The settings of one synthetic dataset.
 ///
@@ -68,6 +74,18 @@ pub struct SynthOptions {
     /// Fewest and most objects in an image of `--layout bop`.
     #[serde(default, skip_serializing_if = "is_none_at_all")]
     pub instances: (usize, usize),
+    /// Objects without annotation in an image of `--layout bop`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(max = MOST_INSTANCES))]
+    pub clutter: usize,
+    /// Largest fraction of an object's silhouette that is hidden or outside of an image of `--layout bop`.
+    #[serde(default = "most_hidden", skip_serializing_if = "is_most_hidden")]
+    #[schemars(range(min = 0, max = MOST_HIDDEN))]
+    pub occlusion: f64,
+    /// Largest fraction of it that is outside.
+    #[serde(default = "most_hidden", skip_serializing_if = "is_most_hidden")]
+    #[schemars(range(min = 0, max = MOST_HIDDEN))]
+    pub truncation: f64,
     /// Replace an existing synthetic dataset.
     #[serde(skip)]
     pub overwrite: bool,
@@ -79,6 +97,14 @@ fn is_zero(num: &usize) -> bool {
 
 fn is_none_at_all(range: &(usize, usize)) -> bool {
     *range == (0, 0)
+}
+
+fn most_hidden() -> f64 {
+    HIDDEN
+}
+
+fn is_most_hidden(fraction: &f64) -> bool {
+    *fraction == HIDDEN
 }
 
 impl Default for SynthOptions {
@@ -99,12 +125,42 @@ impl Default for SynthOptions {
             objects: 0,
             meshes: None,
             instances: (0, 0),
+            clutter: 0,
+            occlusion: HIDDEN,
+            truncation: HIDDEN,
             overwrite: false,
         }
     }
 }
 
 impl SynthOptions {
+    /// The largest depth of a surface of an object of that diameter, mm.
+    fn deepest_mm(&self, diameter_mm: f64) -> f64 {
+        (self.depth_d.1 + 1.0) * diameter_mm
+    }
+
+    /// The unit of depth images in which the largest object has that diameter, mm.
+    pub(super) fn depth_scale(&self, diameter_mm: f64) -> DepthScale {
+        DepthScale::for_depths_up_to(self.deepest_mm(diameter_mm))
+    }
+
+    /// Refuses depths that depth images cannot hold, where there are to be any.
+    ///
+    /// # Errors
+    /// Names the largest distance and the unit.
+    pub(super) fn ensure_depths_fit(&self, diameter_mm: f64) -> Result<()> {
+        if !self.depth_png {
+            return Ok(());
+        }
+        let far = self.depth_d.1;
+        self.depth_scale(diameter_mm).ensure_holds(self.deepest_mm(diameter_mm)).with_context(|| {
+            format!(
+                "a depth of {far} diameters of {diameter_mm:.1} mm does not fit into depth images: take nearer ones, or do \
+                 without --depth-png"
+            )
+        })
+    }
+
     /// Images of all splits together.
     pub fn num_images(&self) -> usize {
         self.num_train + self.num_val + self.num_test
@@ -144,9 +200,12 @@ impl SynthOptions {
         let (fewest, most) = self.instances;
         match self.layout {
             Layout::Swisscube => {
-                if self.objects > 0 || self.meshes.is_some() || most > 0 {
+                let hides = !is_most_hidden(&self.occlusion) || !is_most_hidden(&self.truncation);
+                let has_objects = self.objects > 0 || self.meshes.is_some() || most > 0;
+                if has_objects || self.clutter > 0 || hides {
                     problems.push(
-                        "objects, meshes and instances are settings of layout bop, expected none with layout swisscube"
+                        "objects, meshes, instances, clutter, occlusion and truncation are settings of layout bop, expected \
+                         none with layout swisscube"
                             .to_owned(),
                     );
                 }
@@ -185,10 +244,18 @@ impl SynthOptions {
         if self.layout == Layout::Bop {
             let (fewest, most) = self.instances;
             match &self.meshes {
-                Some(dir) => line.push_str(&format!(" --layout bop --meshes {}", dir.display())),
+                Some(dir) => line.push_str(&format!(" --layout bop --meshes {}", shell_word(dir))),
                 None => line.push_str(&format!(" --layout bop --objects {}", self.objects)),
             }
             line.push_str(&format!(" --instances {fewest}:{most}"));
+            if self.clutter > 0 {
+                line.push_str(&format!(" --clutter {}", self.clutter));
+            }
+            for (name, value) in [("occlusion", self.occlusion), ("truncation", self.truncation)] {
+                if !is_most_hidden(&value) {
+                    line.push_str(&format!(" --{name} {value}"));
+                }
+            }
         }
         line
     }

@@ -1,4 +1,6 @@
-//! A small rasterizer: what of several objects is seen at each pixel.
+//! A small rasterizer: which surface of several objects is seen at each sample, for its colour.
+
+use std::ops::Range;
 
 use nalgebra::Vector3;
 
@@ -12,13 +14,20 @@ pub(super) struct Placed<'a> {
     pub pose: Pose,
 }
 
+impl Placed<'_> {
+    /// The middle of its box in the camera's frame, mm.
+    pub fn middle_mm(&self) -> Vec3 {
+        self.pose.apply(&self.shape.middle_mm)
+    }
+}
+
 /// What is seen at a sample.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hit {
     /// Index of the object.
-    pub object: usize,
+    pub object: u32,
     /// Index of its triangle.
-    pub face: usize,
+    pub face: u32,
     /// Weights of the triangle's corners, on the surface.
     pub weights: [f32; 3],
 }
@@ -33,22 +42,11 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// The centres of an image's pixels.
-    pub fn pixels(size_px: usize) -> Self {
-        Self { start: Vec2::zeros(), step: 1.0, width: size_px, height: size_px }
-    }
-
-    /// `times` x `times` samples a pixel.
-    pub fn finer(size_px: usize, times: usize) -> Self {
+    /// `times` x `times` samples a pixel of some rows of an image.
+    pub fn finer(size_px: usize, times: usize, rows: Range<usize>) -> Self {
         let step = 1.0 / times as f64;
-        let start = Vec2::repeat(0.5 * step - 0.5);
-        Self { start, step, width: size_px * times, height: size_px * times }
-    }
-
-    /// The pixels of an image and those around it, one image wide.
-    pub fn around(size_px: usize) -> Self {
-        let start = Vec2::repeat(-(size_px as f64));
-        Self { start, step: 1.0, width: 3 * size_px, height: 3 * size_px }
+        let start = Vec2::repeat(0.5 * step - 0.5) + Vec2::new(0.0, rows.start as f64);
+        Self { start, step, width: size_px * times, height: rows.len() * times }
     }
 }
 
@@ -56,7 +54,7 @@ impl Grid {
 pub(super) struct Seen {
     pub grid: Grid,
     /// z, mm; infinite where nothing is.
-    pub depth_mm: Vec<f32>,
+    depth_mm: Vec<f32>,
     pub hits: Vec<Option<Hit>>,
 }
 
@@ -73,8 +71,7 @@ impl Seen {
 
     fn add(&mut self, object: usize, camera: &Camera, placed: &Placed<'_>) {
         let mesh = &placed.shape.mesh;
-        let points: Vec<Vec3> =
-            mesh.vertices.iter().map(|v| placed.pose.apply(&Vec3::from(*v))).collect();
+        let points: Vec<Vec3> = placed.shape.points.iter().map(|v| placed.pose.apply(v)).collect();
         let pixels: Vec<Vec2> =
             points.iter().map(|p| (camera.project(p) - self.grid.start) / self.grid.step).collect();
         for (face, corners) in mesh.faces.iter().enumerate() {
@@ -112,6 +109,7 @@ impl Seen {
                 if depth_mm < self.depth_mm[place] {
                     self.depth_mm[place] = depth_mm;
                     let weights = [0, 1, 2].map(|i| (flat[i] / z[i] / inverse) as f32);
+                    let (object, face) = (object as u32, face as u32);
                     self.hits[place] = Some(Hit { object, face, weights });
                 }
             }
@@ -131,14 +129,14 @@ pub(super) struct Lamp {
 
 /// The colour of a hit, linear 0 to 1.
 pub(super) fn shade(hit: &Hit, objects: &[Placed<'_>], lamp: &Lamp) -> Vector3<f32> {
-    let Placed { shape, pose } = objects[hit.object];
-    let corners = shape.mesh.faces[hit.face].map(|i| i as usize);
+    let Placed { shape, pose } = objects[hit.object as usize];
+    let corners = shape.mesh.faces[hit.face as usize].map(|i| i as usize);
     let mut albedo = Vector3::zeros();
     for (corner, weight) in corners.iter().zip(hit.weights) {
         let color = shape.colors[*corner].map(|v| (f32::from(v) / 255.0).powf(2.2));
         albedo += Vector3::from(color) * weight;
     }
-    let [a, b, c] = corners.map(|i| pose.apply(&Vec3::from(shape.mesh.vertices[i])));
+    let [a, b, c] = corners.map(|i| pose.apply(&shape.points[i]));
     let normal = (b - a).cross(&(c - a)).normalize();
     // Meshes of a user's own need not be oriented.
     let normal = if normal.dot(&a) > 0.0 { -normal } else { normal }.cast::<f32>();
@@ -160,16 +158,19 @@ mod tests {
             Placed { shape, pose }
         };
         let objects = [at(&shapes[0], 600.0), at(&shapes[1], 300.0)];
-        let seen = Seen::new(Grid::pixels(64), &camera, &objects);
+        let seen = Seen::new(Grid::finer(64, 1, 0..64), &camera, &objects);
         let middle = 32 * 64 + 32;
         assert_eq!(seen.hits[middle].unwrap().object, 1);
         assert!((seen.depth_mm[middle] - 272.0).abs() < 0.01, "{}", seen.depth_mm[middle]);
         let weights: f32 = seen.hits[middle].unwrap().weights.iter().sum();
         assert!((weights - 1.0).abs() < 1e-5);
         assert!(seen.depth_mm[0].is_infinite() && seen.hits[0].is_none());
-        // Alone on a grid around the image it covers as many pixels as inside.
-        let alone = Seen::new(Grid::around(64), &camera, &objects[1..]);
-        let num = |seen: &Seen| seen.hits.iter().flatten().count();
-        assert_eq!(num(&alone), num(&Seen::new(Grid::pixels(64), &camera, &objects[1..])));
+        // A band of rows is that part of the whole.
+        let band = Seen::new(Grid::finer(64, 1, 30..40), &camera, &objects);
+        assert_eq!((band.hits.len(), band.depth_mm.len()), (640, 640));
+        for (i, hit) in band.hits.iter().enumerate() {
+            let whole = &seen.hits[30 * 64 + i];
+            assert_eq!(hit.map(|hit| hit.object), whole.map(|hit| hit.object));
+        }
     }
 }

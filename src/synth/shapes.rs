@@ -5,10 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use rand::Rng;
 use serde_json::{Map, Value, json};
 
 use super::mesh::diameter_mm;
-use crate::geom::box_corners;
+use crate::geom::{Vec3, box_corners};
 use crate::io::mesh::{Mesh, read_colored_ply};
 use crate::io::read_json;
 
@@ -37,9 +38,13 @@ pub(super) struct Shape {
     pub obj_id: u32,
     /// mm.
     pub mesh: Mesh,
+    /// The mesh's vertices, mm.
+    pub points: Vec<Vec3>,
     pub colors: Vec<Color>,
     /// mm.
     pub diameter_mm: f64,
+    /// The middle of its box, which need not be the origin, mm.
+    pub middle_mm: Vec3,
     /// Of `models_info.json`: keys `symmetries_discrete` and `symmetries_continuous`, where there are any.
     symmetries: Map<String, Value>,
 }
@@ -48,7 +53,10 @@ impl Shape {
     fn new(obj_id: u32, mesh: Mesh, colors: Vec<Color>, symmetries: Value) -> Self {
         let diameter_mm = diameter_mm(&mesh.vertices);
         let symmetries = symmetries.as_object().cloned().unwrap_or_default();
-        Self { obj_id, mesh, colors, diameter_mm, symmetries }
+        let points = mesh.vertices.iter().map(|v| Vec3::from(*v)).collect();
+        let corners = box_corners(&mesh.vertices);
+        let middle_mm = (corners[0] + corners[7]) / 2.0;
+        Self { obj_id, mesh, points, colors, diameter_mm, middle_mm, symmetries }
     }
 
     /// Whether it looks the same from other sides.
@@ -81,6 +89,20 @@ pub(super) fn built_in(num: usize) -> Vec<Shape> {
         Shape::new(i as u32 + 1, faces.mesh, faces.colors, symmetries)
     };
     makers.iter().take(num).enumerate().map(make).collect()
+}
+
+/// A box or a cylinder of any proportions and colours: an object that is not annotated.
+pub(super) fn clutter(rng: &mut impl Rng) -> Shape {
+    let half = [0; 3].map(|_| rng.random_range(10.0..45.0));
+    let colors: [Color; 6] = rng.random();
+    let mut faces = Faces::default();
+    if rng.random_bool(0.5) {
+        faces.cuboid(half.map(|v: f64| -v), half, |face, _, _| colors[face]);
+    } else {
+        let side = |z: f64| if z < half[1] { colors[0] } else { colors[1] };
+        faces.cylinder(half[0], (-half[2], half[2]), side, [colors[2], colors[3]]);
+    }
+    Shape::new(0, faces.mesh, faces.colors, json!({}))
 }
 
 /// The objects of a folder: `obj_000001.ply` ... with colours, symmetries of a `models_info.json` beside them.

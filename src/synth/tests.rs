@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::data::DepthScale;
 use crate::data::bop::{FrameObject, SceneCamera, SceneGt, SceneGtInfo};
 use crate::geom::{Camera, Pose, Vec2, Vec3, box_corners};
 use crate::io::mesh::{Mesh, read_ply};
@@ -53,7 +54,7 @@ struct Read {
     scene: PathBuf,
     number: usize,
     camera: Camera,
-    depth_scale: f64,
+    depth_scale: DepthScale,
     object: FrameObject,
     pose: Pose,
     info: FrameObjectInfo,
@@ -199,8 +200,8 @@ fn poses_and_cameras_reproduce_masks_and_depths() {
     for f in read(root, "training.txt") {
         let at = f.image.display();
         let mask = f.mask();
-        let depth = image::open(f.scene.join(format!("depth/{:06}.png", f.number))).unwrap();
-        let depth = depth.as_luma16().expect("16 bits").as_raw();
+        let depth = f.scene.join(format!("depth/{:06}.png", f.number));
+        let (_, depth) = f.depth_scale.read(&depth).unwrap();
         let expected = rasterized(&mesh, &f.camera, &f.pose, 160);
         let mut wrong = 0;
         let mut far_off = 0;
@@ -208,7 +209,7 @@ fn poses_and_cameras_reproduce_masks_and_depths() {
             let inside = mask.as_raw()[i] == 255;
             wrong += usize::from(inside != z.is_finite());
             if inside && z.is_finite() {
-                far_off += usize::from((f64::from(depth[i]) * f.depth_scale - z).abs() > 0.1);
+                far_off += usize::from((f64::from(depth[i]) - z).abs() > 0.1);
             }
         }
         // Only pixel centres within rounding of an edge may differ.

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
-use image::{GrayImage, ImageBuffer, ImageEncoder, Luma, RgbImage};
+use image::{GrayImage, RgbImage};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::mesh::{DIAMETER_MM, diameter_mm, evaluation_mesh};
-use super::options::{Format, SynthOptions};
+use super::options::{Format, Layout, SynthOptions};
 use super::trajectory::{SequencePlan, camera};
+use crate::data::DepthScale;
 use crate::data::bop::{
     FrameCamera, FrameObject, FrameObjectInfo, SceneCamera, SceneGt, SceneGtInfo,
 };
@@ -29,7 +30,12 @@ const DONE: &str = "synthetic.json";
 /// There while a dataset is being written.
 const BEGUN: &str = "synthetic.unfinished";
 /// Number in `synthetic.json` that changes whenever equal settings give other images.
-const RENDERER: u32 = 1;
+const fn renderer(layout: Layout) -> u32 {
+    match layout {
+        Layout::Swisscube => 1,
+        Layout::Bop => 2,
+    }
+}
 
 /// `synthetic.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -50,7 +56,10 @@ pub fn finished(root: &Path) -> Result<Option<SynthOptions>> {
         return Ok(None);
     }
     let description: Description = read_json(&path)?;
-    if description.renderer != RENDERER {
+    // Of the options the layout alone is looked at where the number is another one.
+    let layout = description.options.get("layout").cloned();
+    let layout = layout.map_or(Ok(Layout::default()), serde_json::from_value);
+    if layout.map(renderer).ok() != Some(description.renderer) {
         return Ok(None);
     }
     let options = from_value(description.options);
@@ -177,10 +186,10 @@ impl<'a> Writer<'a> {
         self.count(&path)
     }
 
-    /// Writes a depth image in units of `unit_mm`.
-    pub fn depth_at(&self, relative: &str, depth_mm: &[f32], unit_mm: f64) -> Result<()> {
-        let path = self.path(relative);
-        self.depth(&path, depth_mm, unit_mm as f32)?;
+    /// Writes a depth image.
+    pub fn depth(&self, relative: &str, depth_mm: &[f32], scale: DepthScale) -> Result<()> {
+        let (path, size) = (self.path(relative), self.options.size_px);
+        scale.write(&path, [size; 2], depth_mm)?;
         self.count(&path)
     }
 
@@ -202,28 +211,10 @@ impl<'a> Writer<'a> {
         picture::write_png(&mask_path, &mask)?;
         self.count(&mask_path)?;
         if self.options.depth_png {
-            let path = self.path(&format!("{scene}/depth/{frame:06}.png"));
-            self.depth(&path, depth_mm, depth_unit_mm(self.options) as f32)?;
-            self.count(&path)?;
+            let file = format!("{scene}/depth/{frame:06}.png");
+            self.depth(&file, depth_mm, self.options.depth_scale(DIAMETER_MM))?;
         }
         Ok(())
-    }
-
-    fn depth(&self, path: &Path, depth_mm: &[f32], unit: f32) -> Result<()> {
-        let size = self.options.size_px;
-        let values = depth_mm.iter().map(|z| (z / unit).round() as u16).collect();
-        let image: ImageBuffer<Luma<u16>, Vec<u16>> =
-            ImageBuffer::from_raw(size, size, values).context("the depth has another size")?;
-        let bytes: Vec<u8> = image.as_raw().iter().flat_map(|v| v.to_ne_bytes()).collect();
-        let mut png = Vec::new();
-        image::codecs::png::PngEncoder::new(&mut png)
-            .write_image(&bytes, size, size, image::ExtendedColorType::L16)
-            .with_context(|| format!("writing {}", path.display()))?;
-        // Not synced: the lists, which make the dataset one, come last.
-        let folder = path.parent().context("the path has no folder")?;
-        fs::create_dir_all(folder)
-            .and_then(|()| fs::write(path, &png))
-            .with_context(|| format!("writing {}", path.display()))
     }
 
     /// Writes the JSON files of a sequence.
@@ -234,7 +225,7 @@ impl<'a> Writer<'a> {
         infos: &[FrameObjectInfo],
     ) -> Result<()> {
         let k = camera(self.options.size_px).row_major().to_vec();
-        let depth_scale = depth_unit_mm(self.options);
+        let depth_scale = self.options.depth_scale(DIAMETER_MM);
         let (mut cameras, mut poses, mut visibility) =
             (SceneCamera::new(), SceneGt::new(), SceneGtInfo::new());
         for (i, (frame, info)) in plan.frames.iter().zip(infos).enumerate() {
@@ -284,7 +275,7 @@ impl<'a> Writer<'a> {
     /// The description, with which a dataset is complete.
     fn describe(&self) -> Result<()> {
         let options = serde_json::to_value(self.options).context("writing the options")?;
-        self.json(DONE, &Description { renderer: RENDERER, options })?;
+        self.json(DONE, &Description { renderer: renderer(self.options.layout), options })?;
         remove(&self.path(BEGUN), |p| fs::remove_file(p))
     }
 
@@ -307,12 +298,6 @@ impl<'a> Writer<'a> {
         let boxes = [corners.map(|c| [c.x, c.y, c.z])];
         self.json("swisscube_bbox.json", &boxes)
     }
-}
-
-/// What one unit of a depth image is, mm: a tenth, unless 16 bits would not reach.
-fn depth_unit_mm(options: &SynthOptions) -> f64 {
-    let deepest_mm = (options.depth_d.1 + 1.0) * DIAMETER_MM;
-    if deepest_mm < 6_500.0 { 0.1 } else { 1.0 }
 }
 
 fn readme(options: &SynthOptions, splits: &[Vec<SequencePlan>; 3]) -> String {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tch::Device;
 
-use super::settings::{LossSettings, TargetSettings};
+use super::settings::{LossSettings, TargetSettings, TrainingSettings};
 use super::task::Task;
 use super::teacher::Teacher;
 use crate::data::ObjectModel;
@@ -43,15 +43,11 @@ pub trait Family {
         false
     }
 
-    /// Both sections with what they leave out.
+    /// The sections with what they leave out.
     ///
     /// # Errors
     /// If keys are none of this family's, or values have another type: names them with their place in a config.
-    fn complete(
-        &self,
-        loss: &LossSettings,
-        targets: &TargetSettings,
-    ) -> Result<(LossSettings, TargetSettings)>;
+    fn complete(&self, settings: &TrainingSettings) -> Result<TrainingSettings>;
 
     /// What the network is to learn.
     ///

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use family::{DecodeSetting, Family, TaskSetting};
 use settings::ShapeSettings;
-pub use settings::{LossSettings, TargetSettings};
+pub use settings::{DistillSettings, LossSettings, TargetSettings, TrainingSettings};
 pub use task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
 pub use teacher::Teacher;
 use wdr::recognise::Sizes;

@@ -1,7 +1,7 @@
-//! Sections of a config whose keys are those of the family that `network` names: the network's shape, `training.loss` and
-//! `training.targets`.
+//! Sections of a config whose keys are those of the family that `network` names: the network's shape, `training.loss`,
+//! `training.targets` and `training.distill`.
 //!
-//! A config holds the latter two as JSON. [`Family::complete`](super::Family::complete) fills in what they leave out and
+//! A config holds the latter three as JSON. [`Family::complete`](super::Family::complete) fills in what they leave out and
 //! refuses keys of other families; the family reads its own types from them.
 
 use std::borrow::Cow;
@@ -65,8 +65,21 @@ sections! {
     LossSettings at "training.loss": wdr::LossConfig, caspacenet::LossConfig;
     /// Which outputs learn an object: the section `training.targets`.
     TargetSettings at "training.targets": wdr::TargetConfig;
+    /// What is learnt from another network: the section `training.distill`.
+    DistillSettings at "training.distill": wdr::DistillConfig;
     /// The network's shape: the section `network.params`. Messages name keys from `params` on.
     ShapeSettings at "params": wdr::NetworkConfig, caspacenet::NetworkConfig;
+}
+
+/// The sections of `training` whose keys are a family's.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TrainingSettings {
+    /// Weights of the losses.
+    pub loss: LossSettings,
+    /// Which outputs learn an object.
+    pub targets: TargetSettings,
+    /// What is learnt from the network that a run starts from; `None` learns from the targets alone.
+    pub distill: Option<DistillSettings>,
 }
 
 /// The schema of a section with the keys of all families: the first one's, and what the others have besides.

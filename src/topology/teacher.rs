@@ -6,7 +6,7 @@ use std::rc::Rc;
 use anyhow::{Context, Result};
 use tch::{Device, Kind};
 
-use super::wdr::DistillConfig;
+use super::settings::DistillSettings;
 use crate::nn::{Network, Outputs};
 use crate::seed::fnv1a;
 
@@ -14,7 +14,7 @@ use crate::seed::fnv1a;
 #[derive(Clone)]
 pub struct Teacher {
     network: Rc<dyn Network>,
-    config: DistillConfig,
+    settings: DistillSettings,
     fingerprint: u64,
 }
 
@@ -23,14 +23,14 @@ impl Teacher {
     ///
     /// # Errors
     /// If a tensor is of a kind that no network has.
-    pub fn new(network: Box<dyn Network>, config: &DistillConfig) -> Result<Self> {
+    pub fn new(network: Box<dyn Network>, settings: DistillSettings) -> Result<Self> {
         let fingerprint = fingerprint(network.as_ref())?;
-        Ok(Self { network: network.into(), config: config.clone(), fingerprint })
+        Ok(Self { network: network.into(), settings, fingerprint })
     }
 
-    /// How much is learnt from it.
-    pub fn config(&self) -> &DistillConfig {
-        &self.config
+    /// How much is learnt from it: settings of the family that learns.
+    pub fn settings(&self) -> &DistillSettings {
+        &self.settings
     }
 
     /// A checksum of its weights: tells whether they are the same, and not how they differ.

@@ -300,6 +300,18 @@ impl StageConfig {
         self.frozen.as_deref().map(Pattern::parse).transpose().context("frozen")
     }
 
+    /// What is to be said of a stage that has every weight of its module on a level before the first step.
+    pub fn doubt_of_rounding(&self) -> Option<String> {
+        let schedule = self.weights.as_ref()?.settings.scheme().schedule()?;
+        (self.epochs > 0 && schedule.fraction_at(0) >= 1.0).then(|| {
+            format!(
+                "its schedule freezes 100 % of the weights from epoch 1 of {}: they are rounded, and only what is not quantized \
+                 is trained; give it more epochs, or entries below 1 before the last one (of entries that fall on one epoch the last wins)",
+                self.epochs
+            )
+        })
+    }
+
     /// Takes out of `frozen` what the stage quantizes, where its settings were those of a stage for another module.
     pub fn thaw_module(&mut self) {
         let module = self.module.as_deref().and_then(|module| Pattern::parse(module).ok());

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
+use crate::libtorch;
 use crate::nn::Store;
 use crate::schema::below_one;
 
@@ -71,16 +72,13 @@ impl Ema {
     /// Takes in the weights after an update.
     pub fn update(&mut self) {
         let weight = 1.0 - self.decay;
+        let vars = self.vars.iter().filter(|v| !v.frozen);
+        let (averaged, copied): (Vec<&Averaged>, Vec<&Averaged>) =
+            vars.partition(|var| is_averaged(var.live.kind()));
         no_grad(|| {
-            for var in self.vars.iter_mut().filter(|v| !v.frozen) {
-                match var.live.kind() {
-                    Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16 => {
-                        // equal values stay as they are, bit for bit
-                        let _ = var.average.lerp_(&var.live.detach(), weight);
-                    }
-                    _ => var.average.copy_(&var.live),
-                }
-            }
+            // Equal values stay as they are, bit for bit.
+            in_lists(&averaged, |average, live| libtorch::lerp(average, live, weight));
+            in_lists(&copied, libtorch::copy);
         });
     }
 
@@ -161,6 +159,20 @@ impl Ema {
         }
         Ok(())
     }
+}
+
+fn is_averaged(kind: Kind) -> bool {
+    matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
+}
+
+/// Does something with the averages and the live tensors in one call.
+fn in_lists(vars: &[&Averaged], work: impl Fn(&[Tensor], &[Tensor]) -> Result<(), tch::TchError>) {
+    if vars.is_empty() {
+        return;
+    }
+    let average: Vec<Tensor> = vars.iter().map(|var| var.average.shallow_clone()).collect();
+    let live: Vec<Tensor> = vars.iter().map(|var| var.live.detach()).collect();
+    work(&average, &live).unwrap();
 }
 
 #[cfg(test)]

@@ -147,7 +147,11 @@ impl Trainer {
             position: &self.position,
             last_checkpoint: self.last_checkpoint.as_deref(),
         };
-        let numbers = step.run(slices)?;
+        let store = step.net.store();
+        store.convolve_in_bf16(self.in_bf16);
+        let numbers = step.run(slices);
+        store.convolve_in_bf16(false);
+        let numbers = numbers?;
         self.together.stop_told = numbers.stop;
         if let Some(ema) = &mut self.ema {
             ema.update();

@@ -14,6 +14,7 @@ mod ema;
 mod epoch;
 mod folder;
 mod fused;
+mod lists;
 mod lr;
 mod monitor;
 mod objects;

@@ -6,9 +6,12 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{COptimizer, Kind, Tensor};
+use tch::{COptimizer, Device, Kind, Tensor};
 
 use super::fused::{self, Rule};
+use super::lists::UpdateLists;
+use crate::libtorch::{self, SgdRule};
+use crate::nn::same_layout;
 use crate::quant::Learnt;
 use crate::schema::below_one;
 
@@ -214,18 +217,21 @@ impl Sgd {
     /// synchronisation. `None` if no parameter has a gradient.
     pub fn grad_norm(&self) -> Option<Tensor> {
         tch::no_grad(|| {
-            let mut norms = Vec::with_capacity(self.slots.len());
+            let mut grads = Vec::with_capacity(self.slots.len());
+            // Of gradients that are frozen in part, where one pass over them gives it.
+            let mut norms = Vec::new();
             for slot in &self.slots {
-                let Some(grad) = slot.grad() else { continue };
-                norms.push(match &slot.frozen {
-                    None => grad.norm(),
-                    Some(frozen) => match fused::norm_of_others(&grad, frozen) {
-                        Some(norm) => Tensor::from(norm).to_kind(grad.kind()),
-                        None => grad.masked_fill(frozen, 0.0).norm(),
-                    },
-                });
+                let Some(mut grad) = slot.grad() else { continue };
+                if let Some(frozen) = &slot.frozen {
+                    if let Some(norm) = fused::norm_of_others(&grad, frozen) {
+                        norms.push(Tensor::from(norm).to_kind(grad.kind()));
+                        continue;
+                    }
+                    let _ = grad.masked_fill_(frozen, 0.0);
+                }
+                grads.push(grad);
             }
-            (!norms.is_empty()).then(|| Tensor::stack(&norms, 0).norm())
+            norm_of(&grads, norms)
         })
     }
 
@@ -250,9 +256,13 @@ impl Sgd {
         let config = &self.config;
         let scale = self.scale.replace(1.0);
         tch::no_grad(|| {
+            let mut lists = UpdateLists::default();
             for slot in &mut self.slots {
-                slot.step(config, lr, scale);
+                if !slot.join(&mut lists, config, lr) {
+                    slot.step(config, lr, scale);
+                }
             }
+            lists.update(scale);
         });
     }
 
@@ -315,13 +325,40 @@ impl Slot {
         (!self.all_frozen && grad.defined()).then_some(grad)
     }
 
+    /// Learning rate and weight decay.
+    fn rates(&self, config: &SgdConfig, lr: f64) -> (f64, f64) {
+        match self.learnt {
+            Some(rule) => (lr * rule.lr_factor, rule.weight_decay),
+            None => (lr, config.weight_decay),
+        }
+    }
+
+    /// Has the update done together with those of other parameters; false where that is not possible, as on the CPU.
+    fn join(&mut self, lists: &mut UpdateLists, config: &SgdConfig, lr: f64) -> bool {
+        let (lr, weight_decay) = self.rates(config, lr);
+        // Where entries are frozen their gradients are 0 since the norm was computed; decay would move them.
+        if matches!(self.param.device(), Device::Cpu)
+            || config.momentum == 0.0
+            || (self.frozen.is_some() && weight_decay != 0.0)
+        {
+            return false;
+        }
+        let Some(grad) = self.grad() else { return true };
+        if !(same_layout(&self.param, &grad) && grad.kind() == self.param.kind()) {
+            return false;
+        }
+        let momentum = self.momentum.get_or_insert_with(|| self.param.zeros_like());
+        let SgdConfig { momentum: kept, nesterov, .. } = *config;
+        let rule = SgdRule { lr, momentum: kept, weight_decay, nesterov };
+        let least = self.learnt.map(|learnt| learnt.min);
+        lists.add(rule, least, [&self.param, &grad, momentum]);
+        true
+    }
+
     /// d = scale g + decay p; m = momentum m + d; p -= lr (nesterov ? d + momentum m : m).
     fn step(&mut self, config: &SgdConfig, lr: f64, scale: f64) {
         let Some(mut d) = self.grad() else { return };
-        let (lr, weight_decay) = match self.learnt {
-            Some(rule) => (lr * rule.lr_factor, rule.weight_decay),
-            None => (lr, config.weight_decay),
-        };
+        let (lr, weight_decay) = self.rates(config, lr);
         let SgdConfig { momentum, nesterov, .. } = *config;
         let rule = Rule { lr, momentum, nesterov, weight_decay, scale };
         let frozen = self.frozen.as_ref();
@@ -364,12 +401,24 @@ impl Slot {
     }
 }
 
+/// The norm over all gradients, a scalar on their device; none without any. On the CPU it is that of the tensors' norms as
+/// [`Tensor::norm`] rounds them, on other devices it takes a few operators for all.
+fn norm_of(grads: &[Tensor], mut norms: Vec<Tensor>) -> Option<Tensor> {
+    if let Some(device) = grads.first().map(Tensor::device)
+        && device != Device::Cpu
+    {
+        return Some(libtorch::norm(grads).unwrap());
+    }
+    norms.extend(grads.iter().map(Tensor::norm));
+    (!norms.is_empty()).then(|| Tensor::stack(&norms, 0).norm())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::schema::check_ranges;
+    use tch::nn;
     use tch::nn::OptimizerConfig;
-    use tch::{Device, nn};
 
     const CPU: (Kind, Device) = (Kind::Double, Device::Cpu);
 

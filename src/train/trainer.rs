@@ -94,6 +94,8 @@ pub struct Trainer {
     pub(super) quantizers: Vec<(QuantizedModule, ModuleQuantizer)>,
     /// The processes that train this together.
     pub(super) together: Together,
+    /// Steps take products of convolutions in bfloat16; what is measured between them does not.
+    pub(super) in_bf16: bool,
     folder: CheckpointFolder,
     run: RunInfo,
     /// Where `last_checkpoint` is, if this run wrote or read it.
@@ -132,6 +134,7 @@ impl Trainer {
             batch_norm: None,
             quantizers: Vec::new(),
             together: Together::alone(),
+            in_bf16: false,
             run,
             saved: None,
         })
@@ -149,6 +152,13 @@ impl Trainer {
     /// pieces, one after the other. The sum of the gradients is that of the whole batch. Process 0 alone writes checkpoints.
     pub fn with_world(mut self, world: Rc<World>, accumulate: usize) -> Self {
         self.together = Together { world, accumulate, stop_told: false };
+        self
+    }
+
+    /// Has steps take products of convolutions in bfloat16. Weights, statistics, quantizers and losses stay float32, and so does
+    /// all that is measured between steps.
+    pub fn with_bf16(mut self, in_bf16: bool) -> Self {
+        self.in_bf16 = in_bf16;
         self
     }
 
@@ -342,6 +352,10 @@ impl Trainer {
                 ));
             }
         };
+        let precision = |config: &serde_json::Value| {
+            config["RUNTIME"]["PRECISION"].as_str().unwrap_or("fp32").to_owned()
+        };
+        compare("precision", &precision(&meta.config), &precision(&self.run.config));
         compare("seed", &meta.seed.to_string(), &self.run.seed.to_string());
         compare("mqat version", &meta.mqat_version, env!("CARGO_PKG_VERSION"));
         compare("device", &meta.device, &self.device());

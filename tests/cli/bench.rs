@@ -192,6 +192,9 @@ fn engines_are_for_their_files_and_a_missing_runtime_is_told() {
     }
     one_line(run(&engine(&["--engine", "torch", onnx])), &["float.onnx", "--engine ort"]);
     one_line(run(&engine(&["--engine", "ort", TINY])), &["pretrained", "mqat export"]);
+    // The same file twice does the same: what their times differ by is noise.
+    let twice = run(&engine(&[TINY, TINY, "--engine", "torch", "--device", "cpu"])).code(0);
+    assert!(twice.stdout().contains("the same arithmetic"), "{}", twice.stdout());
     let mut command = mqat(&engine(&[onnx]));
     command.env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so");
     let ran = Ran { line: format!("{command:?}"), output: command.output().unwrap() };

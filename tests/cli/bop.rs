@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::support::{mqat, run, small};
+use crate::support::{Ran, mqat, run, small};
 
 fn reference(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/14_bop_multi").join(file)
@@ -174,16 +174,9 @@ fn has_note(report: &Value, part: &str) -> bool {
 #[test]
 fn a_bop_folder_is_looked_at_before_it_is_trained_on() {
     let found = run(&["dataset", "check", text(&toy()), "--json"]).code(0).json();
-    assert_eq!(
-        (&found["num_faults"], &found["data"]["N_CLASS"]),
-        (&0.into(), &4.into()),
-        "{found}"
-    );
-    assert_eq!(found["data"]["SYMMETRIC_CLASSES"], serde_json::json!([1, 2]));
-    assert_eq!(
-        (&found["data"]["TRAIN"], &found["data"]["TEST"]),
-        (&"train_pbr".into(), &"test".into())
-    );
+    assert_eq!(found["num_faults"], 0, "{found}");
+    let command = found["init"].as_str().unwrap();
+    assert_eq!(command, format!("mqat init --data {} --problem toy", text(&toy())));
     let names: Vec<&Value> =
         found["splits"].as_array().unwrap().iter().map(|s| &s["name"]).collect();
     assert_eq!(names, ["test", "train_pbr"]);
@@ -193,6 +186,13 @@ fn a_bop_folder_is_looked_at_before_it_is_trained_on() {
         table.contains("no faults found") && table.contains("train_pbr: 1 scenes, 3 images"),
         "{table}"
     );
+    assert!(table.ends_with(&format!("\nnext:\n  {command}\n")), "{table}");
+    // The command does what it says.
+    let home = tempfile::tempdir().unwrap();
+    let words: Vec<&str> = command.split(' ').skip(1).collect();
+    let made = mqat(&words).env("MQAT_HOME", home.path()).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(home.path().join("problems/toy/Widedepth/config.json").is_file());
     run(&["dataset", "check", "src"]).code(1).says(&["src is not a BOP folder"]);
 }
 
@@ -217,10 +217,44 @@ fn faults_of_a_bop_folder_are_told_with_their_files() {
         "000003: image 0: 3 masks in mask_visib, but scene_gt.json has 4 objects",
         "object 5: its size is",
         "object 5: its diameter is 306.28",
-        "obj_id 99 is not in models_info.json",
+        "test/000007/scene_gt.json: image",
+        "models/models_info.json does not list obj_id 99",
     ] {
         assert!(table.contains(part), "{part}: {table}");
     }
+}
+
+#[test]
+fn objects_that_no_file_tells_are_refused_and_others_can_be_chosen() {
+    let copied = copied();
+    // The only object of image 1.
+    copied.edit("train_pbr/000000/scene_gt.json", |gt| gt["1"][0]["obj_id"] = 7.into());
+    let home = tempfile::tempdir().unwrap();
+    let data = copied.at("");
+    let init = |more: &[&str]| {
+        let args = ["init", "--data", text(&data), "--problem", "P", "--overwrite"];
+        let mut command = mqat(&[&args[..], more].concat());
+        command.env("MQAT_HOME", home.path());
+        let line = format!("{command:?}");
+        Ran { output: command.output().unwrap(), line }
+    };
+    init(&[]).code(1).says(&[
+        "train_pbr/000000/scene_gt.json: image 1 shows object 7",
+        "models/models_info.json does not list it",
+        "--objects 2,5",
+    ]);
+    let found = run(&["dataset", "check", text(&data), "--json"]).code(0).json();
+    let fault = found["faults"][0].as_str().unwrap();
+    for part in
+        ["000000/scene_gt.json: image 1: object 0", "models_info.json does not list obj_id 7"]
+    {
+        assert!(fault.contains(part), "{part}: {fault}");
+    }
+    // Of the others object 11 is not seen any more.
+    let command = found["init"].as_str().unwrap();
+    assert!(command.ends_with(" --objects 2,5"), "{command}");
+    init(&["--objects", "2,11"]).code(1).says(&["training images do not show object 11"]);
+    init(&["--objects", "2,5"]).code(0);
 }
 
 /// Image 12 of scene 3 is no target; 4 of scene 3 and 2 of scene 7 are.
@@ -366,13 +400,14 @@ fn what_a_bop_folder_lacks_is_said() {
     copied.remove("test");
     let root = copied.at("");
     let found = run(&["dataset", "check", text(&root), "--json"]).code(0).json();
-    assert_eq!(found["data"]["TRAIN"], "train_pbr");
-    let keys = found["data"].as_object().unwrap();
-    assert!(!keys.contains_key("VALID") && !keys.contains_key("TEST"), "{found}");
+    assert!(found["init"].is_string() && found["why_no_init"].is_null(), "{found}");
     let fault = found["faults"][0].as_str().unwrap();
     assert!(fault.contains("models_eval: there is no models_info.json"), "{found}");
+    // Training takes masks.
+    copied.remove("train_pbr/000000/mask");
+    copied.remove("train_pbr/000000/mask_visib");
     let table = run(&["dataset", "check", text(&root)]).code(0).stdout();
-    assert!(table.contains("without TEST: no folder of scenes begins with `test`"), "{table}");
+    assert!(table.contains("nothing to train on") && !table.contains("mqat init"), "{table}");
 }
 
 #[test]

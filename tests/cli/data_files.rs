@@ -172,7 +172,7 @@ fn several_objects_of_a_class_are_told_at_load_and_in_the_table() {
     assert_eq!(summary["ceiling_percent"], 50.0);
     assert_eq!(summary["num_images_with_several"], 6);
     let table = fs::read_to_string(out.join("table.txt")).unwrap();
-    assert!(table.contains("6 images hold several objects of a class"), "{table}");
+    assert!(table.contains("6 images with several objects of a class"), "{table}");
 }
 
 #[test]

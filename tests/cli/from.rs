@@ -221,6 +221,35 @@ fn a_float_network_is_quantized_for_a_file_without_training() {
 }
 
 #[test]
+fn statistics_are_estimated_before_they_are_folded() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let quantize = ["--topology", "WidedepthTiny", "--quantize", "fpn:4,backbone:3@lsq"];
+    let export =
+        |from: &str, more: &[&str]| run(&[&["export", from][..], &quantize, more].concat());
+    let (rounded, twice) = (at("rounded.safetensors"), at("twice.safetensors"));
+    export(TINY, &["--out", &rounded]).code(0).says(&["`mqat recalibrate", "regains part of it"]);
+    let (onnx, packed) = (at("net.onnx"), at("net.mqat"));
+    let folded: [&[&str]; 2] = [
+        &["--format", "onnx", "--out", &onnx],
+        &["--format", "packed", "--fold-bn", "--out", &packed],
+    ];
+    for more in folded {
+        let way =
+            ["--quantize fpn:w4,backbone:w3@lsq --out rounded", "rounded_recalibrated.safetensors"];
+        export(TINY, more).code(0).says(&way);
+    }
+    // The way works: what is rounded already is rounded to itself.
+    export(&rounded, &["--out", &twice]).code(0);
+    let tensors = |path: &str| mqat::io::tensors::read(std::path::Path::new(path)).unwrap().tensors;
+    let (once, again) = (tensors(&rounded), tensors(&twice));
+    assert_eq!(once.len(), again.len());
+    for ((name, a), (other, b)) in once.iter().zip(&again) {
+        assert!(name == other && a.equal(b), "{name} differs");
+    }
+}
+
+#[test]
 fn an_export_replaces_only_what_it_is_told_to() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("w.safetensors").display().to_string();

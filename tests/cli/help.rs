@@ -16,6 +16,25 @@ fn help_names_every_command_and_each_has_help() {
 }
 
 #[test]
+fn the_options_of_a_training_stand_under_headings() {
+    let help = run(&["train", "--help"]).code(0).stdout();
+    for (heading, option) in [
+        ("Config:", "--topology <"),
+        ("Flow:", "--flow <"),
+        ("Data and device:", "--data <"),
+        ("Saving and resuming:", "--ckpt-every-steps <"),
+        ("Messages:", "--verbose"),
+    ] {
+        let (_, below) = help.split_once(heading).unwrap_or_else(|| panic!("no {heading}\n{help}"));
+        let section = below.lines().take_while(|l| l.is_empty() || l.starts_with(' '));
+        assert!(
+            section.collect::<Vec<_>>().join("\n").contains(option),
+            "{option} under {heading}"
+        );
+    }
+}
+
+#[test]
 fn wrong_usage_exits_with_2_and_says_what_was_expected() {
     run(&["trian"]).code(2).says(&["train"]);
     run(&["train", "--resume", "never"]).code(2);

@@ -8,6 +8,7 @@ mod bop;
 mod caspacenet;
 mod config;
 mod data_files;
+mod dataset;
 mod flow;
 mod from;
 mod help;

@@ -168,8 +168,14 @@ fn verified(trained: &Trained, packed: &str, folded: &str) {
 
     // an earlier stage is another function
     let earlier = checkpoint.replace("stage_1_head", "stage_0_outputs");
-    let ran = verify(&earlier, packed, &[]).code(1).says(&["differ", "above 1e-4"]);
-    assert!(ran.stdout().contains("FAILED"), "{}", ran.stdout());
+    let ran = verify(&earlier, packed, &[]).code(1).says(&["differ", "of the limits are exceeded"]);
+    assert!(
+        ran.stdout().contains("FAILED") && ran.stdout().contains("above 1e-4"),
+        "{}",
+        ran.stdout()
+    );
+    assert!(!ran.stderr().contains("above 1e-4"), "{}", ran.stderr());
+    verify(&earlier, packed, &["--json"]).code(1).says(&["differ", "above 1e-4"]);
     verify(&earlier, packed, &["--tolerance", "1e9", "--max-changed", "1", "--max-adi", "100"])
         .code(0);
     // a file of weights alone takes the config of the other one

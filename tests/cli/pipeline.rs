@@ -88,7 +88,7 @@ fn evaluate(exp: &Path, places: &[&str]) {
     }
     assert_eq!(fs::read_dir(folder.join("overlays_0")).unwrap().count(), 6);
     let table = fs::read_to_string(folder.join("table.txt")).unwrap();
-    for word in ["near", "medium", "far", "all", "ADI-0.1d", "synthetic"] {
+    for word in ["near", "medium", "far", "all", "ADD-0.1d", "synthetic"] {
         assert!(table.contains(word), "{word} is missing in\n{table}");
     }
     // A checkpoint carries its config: no topology needed.

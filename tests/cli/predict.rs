@@ -94,14 +94,24 @@ impl Pictures {
         predict(&[&args[..], &[&boxes()], more].concat())
     }
 
-    /// A stand-in for ffmpeg: says its version, else `body`.
+    /// A stand-in for an old ffmpeg, which is asked for frames alone: says its version, else `body`.
     fn ffmpeg(&self, body: &str) {
-        fs::create_dir_all(self.at("bin")).unwrap();
-        let script = format!(
-            "#!/bin/sh\nif [ \"$1\" = -version ]; then echo 'ffmpeg version 6.1'; exit 0; fi\n{body}\n"
+        self.ffmpeg_of("4.0", body);
+    }
+
+    fn ffmpeg_of(&self, version: &str, body: &str) {
+        let says = format!("echo 'ffmpeg version {version}'");
+        self.program(
+            "ffmpeg",
+            &format!("if [ \"$1\" = -version ]; then {says}; exit 0; fi\n{body}"),
         );
-        self.write("bin/ffmpeg", &script);
-        fs::set_permissions(self.at("bin/ffmpeg"), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn program(&self, name: &str, body: &str) {
+        fs::create_dir_all(self.at("bin")).unwrap();
+        let path = format!("bin/{name}");
+        self.write(&path, &format!("#!/bin/sh\n{body}\n"));
+        fs::set_permissions(self.at(&path), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// The pictures as ffmpeg's pipe gives them.
@@ -367,6 +377,50 @@ fn videos_are_read_frame_by_frame_from_ffmpeg() {
         "apt-get",
         "frames/%06d.png",
     ]);
+}
+
+#[test]
+fn frames_of_a_video_have_the_times_and_numbers_of_its_container() {
+    let pictures = Pictures::new();
+    pictures.write("clip.ts", "not looked at by the stand-in");
+    // ffmpeg's last argument is the pipe of the times: 40 ms apart, 7 frames missing behind the third one.
+    let units: Vec<u32> = [0, 1, 2, 10, 11, 12].iter().map(|i| 3600 * i).collect();
+    let line = |at: &u32| format!("0, {at}, {at}, 3600, 12288, 0xe56fc30d\\n");
+    let lines_of_times: String = units.iter().map(line).collect();
+    let body = format!(
+        "for last; do :; done\nprintf '#tb 0: 1/90000\\n{lines_of_times}' > /dev/fd/${{last#pipe:}}\ncat {}",
+        pictures.stream()
+    );
+    pictures.ffmpeg_of("6.1", &body);
+    let run = |out: &str, mean_rate: &str| {
+        pictures.program(
+            "ffprobe",
+            &format!(
+                "echo '{{\"streams\": [{{\"r_frame_rate\": \"25/1\", \"avg_frame_rate\": \"{mean_rate}\"}}]}}'"
+            ),
+        );
+        let (clip, camera, out) =
+            (pictures.at("clip.ts"), pictures.at("camera.json"), pictures.at(out));
+        let args = [clip.as_str(), "--camera", &camera, "--out", &out, "--boxes"];
+        let mut command = mqat(&[PREDICT, &args[..], &[&boxes()]].concat());
+        command.env("PATH", format!("{}:/usr/bin:/bin", pictures.at("bin")));
+        let line = format!("{command:?}");
+        Ran { output: command.output().unwrap(), line }.code(0);
+        lines(&PathBuf::from(out).join("predictions.jsonl"))
+    };
+    let found = run("out", "25/1");
+    assert_eq!(found.len(), 6);
+    for (frame, number) in found.iter().zip([0, 1, 2, 10, 11, 12]) {
+        assert_eq!(frame["image"], format!("{}#{number:06}", pictures.at("clip.ts")));
+        assert_eq!(
+            (&frame["im_id"], &frame["time_s"]),
+            (&json!(number), &json!(number as f64 / 25.0))
+        );
+    }
+    // Frames that do not come at equal times are counted.
+    let found = run("uneven", "17/1");
+    let numbers: Vec<_> = found.iter().map(|frame| frame["im_id"].as_u64().unwrap()).collect();
+    assert_eq!((numbers, &found[5]["time_s"]), (vec![0, 1, 2, 3, 4, 5], &json!(0.48)));
 }
 
 #[test]

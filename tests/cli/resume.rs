@@ -57,6 +57,28 @@ fn assert_same(expected: &[(String, Vec<u8>)], found: &[(String, Vec<u8>)], what
 }
 
 #[test]
+fn a_run_is_trained_once_more_by_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = undisturbed(dir.path());
+    let logs = dir.path().join("undisturbed");
+    let experiment = logs.join("SwissCube/WidedepthTiny/exp000").display().to_string();
+    let again = dir.path().join("again");
+    let logs_again = again.display().to_string();
+    let like = ["train", "--like", &experiment, "--device", "cpu", "--logs", &logs_again];
+    run(&like).code(0);
+    assert_same(&expected, &tensors(&last(&again)), "--like");
+    for (more, part) in [
+        (&["--flow", "fpn:2"][..], "--flow cannot act"),
+        (&["--config", "x.json"], "--config cannot act"),
+        (&["--resume"], "--resume cannot act"),
+    ] {
+        run(&[&like[..], more].concat()).code(1).says(&[part]);
+    }
+    let none = ["train", "--like", "77", "--logs", &logs_again, "--topology", "WidedepthTiny"];
+    run(&none).code(1).says(&["no experiment exp077"]);
+}
+
+#[test]
 fn stopping_after_any_number_of_steps_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let expected = undisturbed(dir.path());

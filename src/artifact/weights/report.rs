@@ -174,7 +174,7 @@ impl LoadReport {
         let not_loaded = self.not_loaded();
         if !not_loaded.is_empty() {
             tracing::warn!(
-                "{} tensors of the network are NOT from {} and have random initial values: {}",
+                "{} tensors of the network are NOT from {} and keep their initial values: {}",
                 not_loaded.len(),
                 self.file.display(),
                 first_few(&not_loaded, SHOWN)

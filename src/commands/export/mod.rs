@@ -252,10 +252,10 @@ fn notes(request: &ExportRequest, untrained: &[String], loaded: &LoadedNetwork) 
     if !untrained.is_empty() {
         let flow = request.quantize.as_ref().map(FlowSource::text).unwrap_or_default();
         vec![format!(
-            "{} was quantized without training, which costs accuracy at low bits: `mqat recalibrate {out}` regains part of \
-             it, `mqat verify {from} {out} --rule as-good --images 0` says what is lost, and `mqat train --from {from} --flow \
-             {flow}` trains these bits",
-            untrained.join(" + ")
+            "{} was quantized without training, which costs accuracy at low bits: {}; `mqat verify {from} {out} --rule as-good \
+             --images 0` says what is lost, and `mqat train --from {from} --flow {flow}` trains these bits",
+            untrained.join(" + "),
+            regaining(request, &flow)
         )]
     } else if asks_for_integers && loaded.quantized.is_empty() {
         vec![format!(
@@ -265,6 +265,24 @@ fn notes(request: &ExportRequest, untrained: &[String], loaded: &LoadedNetwork) 
         )]
     } else {
         Vec::new()
+    }
+}
+
+/// How the statistics of batch norms are estimated for the rounded weights: in the file, or before they are folded into it.
+fn regaining(request: &ExportRequest, flow: &str) -> String {
+    let (from, out) = (request.checkpoint.display(), request.out.display());
+    let is_folded = match &request.target {
+        ExportTarget::Safetensors | ExportTarget::Pth => false,
+        ExportTarget::Packed(options) => options.fold_bn,
+        ExportTarget::Onnx(_) => true,
+    };
+    match is_folded {
+        false => format!("`mqat recalibrate {out}` regains part of it"),
+        true => format!(
+            "to regain part of it estimate the statistics of the batch norms, which are folded into this file, before: `mqat \
+             export {from} --quantize {flow} --out rounded.safetensors`, `mqat recalibrate rounded.safetensors`, then this \
+             export with rounded_recalibrated.safetensors in the place of {from}"
+        ),
     }
 }
 

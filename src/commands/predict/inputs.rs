@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fs;
 use std::io::IsTerminal;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -175,8 +175,8 @@ impl Inputs {
     fn add_glob(&mut self, given: &str, paced: bool) -> Result<()> {
         let pattern = &with_literal_folders(given);
         let hidden = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
-        let paths = glob::glob_with(&folders_as_they_are(pattern), hidden)
-            .with_context(|| format!("the glob {pattern}"))?;
+        let paths =
+            glob::glob_with(pattern, hidden).with_context(|| format!("the glob {pattern}"))?;
         let paths: Result<Vec<PathBuf>, _> = paths.collect();
         let mut paths = paths.with_context(|| format!("reading what the glob {given} matches"))?;
         paths.sort_by(|a, b| natural(&a.to_string_lossy(), &b.to_string_lossy()));
@@ -232,32 +232,6 @@ impl Picture {
 
 fn is_glob(text: &str) -> bool {
     text.contains(['*', '?', '['])
-}
-
-/// A glob in which the leading folders that are there under just these names are not patterns: `run[1]/*.png` looks into
-/// the folder `run[1]` where there is one.
-fn folders_as_they_are(pattern: &str) -> String {
-    let mut folder = PathBuf::new();
-    let mut rest = Path::new(pattern).components();
-    loop {
-        let mut ahead = rest.clone();
-        let Some(next) = ahead.next() else { return pattern.to_owned() };
-        let deeper = folder.join(next);
-        if !deeper.is_dir() || ahead.as_path().as_os_str().is_empty() {
-            break;
-        }
-        (folder, rest) = (deeper, ahead);
-    }
-    let is_plain = !folder
-        .components()
-        .any(|part| matches!(part, Component::Normal(name) if is_glob(&name.to_string_lossy())));
-    match folder.to_str() {
-        Some(folder) if !is_plain => {
-            let rest = rest.as_path();
-            Path::new(&glob::Pattern::escape(folder)).join(rest).to_string_lossy().into_owned()
-        }
-        _ => pattern.to_owned(),
-    }
 }
 
 fn has_ending(path: &Path, endings: &[&str]) -> bool {

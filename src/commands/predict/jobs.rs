@@ -10,9 +10,9 @@ use super::cameras::Cameras;
 use super::inputs::{FrameSource, Input, Inputs, Picture};
 use super::live::{self, Frame, Frames, Gate, Newest};
 use crate::data::View;
-use crate::eval::{Job, PictureSource, image_ids};
+use crate::eval::{FramePlace, Job, PictureSource, image_ids};
 use crate::io::StopFlags;
-use crate::io::video::{VideoSource, estimated_frames};
+use crate::io::video::{VideoFrame, VideoSource, estimated_frames};
 
 /// Which pictures are drawn with their poses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub(super) fn total(inputs: &Inputs) -> Option<usize> {
 }
 
 /// BOP's numbers of the pictures: those of their paths when these tell all of them apart, else the number of the input and the
-/// place in it.
+/// frame's number or the place in it.
 pub(super) struct Numbering {
     from_paths: bool,
     /// Pictures before each input, as far as known.
@@ -95,14 +95,15 @@ impl Numbering {
     }
 
     /// Scene and image number of a picture.
-    pub fn of_picture(&self, name: &str, place: usize) -> (u32, u32) {
+    pub fn of_picture(&self, name: &str, place: usize, frame: Option<FramePlace>) -> (u32, u32) {
         if self.from_paths
             && let Some(ids) = image_ids(name)
         {
             return ids;
         }
         let input = self.starts.partition_point(|start| *start <= place).saturating_sub(1);
-        let within = place - self.starts.get(input).copied().unwrap_or(0);
+        let counted = place - self.starts.get(input).copied().unwrap_or(0);
+        let within = frame.map_or(counted, |frame| frame.number);
         (input as u32, u32::try_from(within).unwrap_or(u32::MAX))
     }
 }
@@ -123,6 +124,7 @@ struct Next {
     source: PictureSource,
     /// None for a frame, whose camera is the one that was given.
     view: Option<Arc<View>>,
+    frame: Option<FramePlace>,
     arrived: Option<Instant>,
     num_dropped: u64,
 }
@@ -130,18 +132,19 @@ struct Next {
 impl Next {
     /// Of a file, or something that is no picture.
     fn unread(name: String, source: PictureSource, view: Option<Arc<View>>) -> Self {
-        Self { name, source, view, arrived: None, num_dropped: 0 }
+        Self { name, source, view, frame: None, arrived: None, num_dropped: 0 }
     }
 
     /// A frame of the source `name`.
     fn of_frame(name: &str, frame: Frame) -> Self {
-        let Frame { number, arrived, image, num_dropped } = frame;
+        let Frame { frame: VideoFrame { number, time_s, image }, arrived, num_dropped } = frame;
         let source = match image {
             Ok(image) => PictureSource::Picture(image),
             Err(why) => PictureSource::Bad(format!("{why:#}")),
         };
         let name = format!("{name}#{number:06}");
-        Self { name, source, view: None, arrived: Some(arrived), num_dropped }
+        let frame = Some(FramePlace { number, time_s });
+        Self { name, source, view: None, frame, arrived: Some(arrived), num_dropped }
     }
 }
 
@@ -167,7 +170,6 @@ enum Current {
     Frames {
         name: String,
         frames: Frames,
-        number: usize,
     },
     /// The newest frame, whenever one is asked for.
     Newest {
@@ -222,11 +224,8 @@ impl<'a> Jobs<'a> {
     fn open(&self, source: &FrameSource) -> Current {
         let name = source.name();
         let opened = match &self.realtime {
-            None => live::open(source, self.stop.clone()).map(|frames| Current::Frames {
-                name: name.clone(),
-                frames,
-                number: 0,
-            }),
+            None => live::open(source, self.stop.clone())
+                .map(|frames| Current::Frames { name: name.clone(), frames }),
             Some(_) => Newest::begin(|stop| live::open(source, stop), &self.stop)
                 .map(|newest| Current::Newest { name: name.clone(), newest }),
         };
@@ -249,12 +248,8 @@ impl<'a> Jobs<'a> {
                     Err(why) => Next::unread(name, PictureSource::Bad(why), None),
                 })
             }
-            Current::Frames { name, frames, number } => {
-                let image = frames.next()?;
-                let arrived = Instant::now();
-                let frame = Frame { number: *number, arrived, image, num_dropped: 0 };
-                *number += 1;
-                Some(Next::of_frame(name, frame))
+            Current::Frames { name, frames } => {
+                Some(Next::of_frame(name, Frame::now(frames.next()?)))
             }
             Current::Newest { name, newest } => Some(Next::of_frame(name, newest.take()?)),
             Current::Bad { name, why } => {
@@ -277,12 +272,22 @@ impl Iterator for Jobs<'_> {
         };
         loop {
             if let Some(next) = self.next_picture() {
-                let Next { name, source, view, arrived, num_dropped } = next;
+                let Next { name, source, view, frame, arrived, num_dropped } = next;
                 let place = self.place;
                 self.place += 1;
                 let view = view.or_else(|| self.cameras.any())?;
                 let keep = self.overlays.contain(place, self.total);
-                return Some(Job { place, name, source, view, keep, arrived, num_dropped, pass });
+                return Some(Job {
+                    place,
+                    name,
+                    source,
+                    view,
+                    keep,
+                    frame,
+                    arrived,
+                    num_dropped,
+                    pass,
+                });
             }
             if self.stop.are_raised() {
                 return None;
@@ -334,14 +339,14 @@ mod tests {
         ];
         let numbering = Numbering::of(&inputs(&[&bop]));
         assert!(numbering.is_from_paths());
-        assert_eq!(numbering.of_picture(bop[1], 1), (8, 42));
+        assert_eq!(numbering.of_picture(bop[1], 1, None), (8, 42));
         for other in [&["a.png"][..], &bop[..1]] {
             let mut numbering = Numbering::of(&inputs(&[&bop, other]));
             assert!(!numbering.is_from_paths());
             numbering.begin(0);
-            assert_eq!(numbering.of_picture(bop[1], 1), (0, 1));
+            assert_eq!(numbering.of_picture(bop[1], 1, None), (0, 1));
             numbering.begin(2);
-            assert_eq!(numbering.of_picture(other[0], 2), (1, 0));
+            assert_eq!(numbering.of_picture(other[0], 2, None), (1, 0));
         }
     }
 }

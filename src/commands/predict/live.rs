@@ -1,27 +1,27 @@
 //! Frames that come from outside: of videos, cameras, streams and standard input; every one of them, or with `--realtime` the
 //! newest one whenever the network is free.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufReader, Read, Stdin};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use image::RgbImage;
 
 use super::inputs::FrameSource;
 use crate::io::image_stream::ImageStream;
-use crate::io::video::Video;
+use crate::io::video::{Video, VideoFrame};
 use crate::io::{Interruptible, StopFlags};
 
 /// How long a wait lasts until the flags are looked at again.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Frames of one source; an error is one that cannot be read.
-pub(super) type Frames = Box<dyn Iterator<Item = Result<RgbImage>> + Send>;
+/// Frames of one source.
+pub(super) type Frames = Box<dyn Iterator<Item = VideoFrame> + Send>;
 
 /// Opens a source. When `stop` is raised there are no more frames, even while it waits for one.
 ///
@@ -36,7 +36,9 @@ pub(super) fn open(source: &FrameSource, stop: StopFlags) -> Result<Frames> {
             let reader = Interruptible::new(RawStdin(stdin), stop.clone());
             let images = ImageStream::new(BufReader::with_capacity(1 << 16, reader), *format);
             // An image that ends because of a signal is none that is broken.
-            Box::new(images.take_while(move |image| image.is_ok() || !stop.are_raised()))
+            let images = images.take_while(move |image| image.is_ok() || !stop.are_raised());
+            let frame = |(number, image)| VideoFrame { number, time_s: None, image };
+            Box::new(images.enumerate().map(frame))
         }
     })
 }
@@ -56,19 +58,32 @@ impl AsRawFd for RawStdin {
     }
 }
 
-/// A frame with its place in its source.
+/// A frame that was taken from its source.
 pub(super) struct Frame {
-    /// From 0, the dropped ones counted.
-    pub number: usize,
+    /// The frame; the dropped ones are counted in its number.
+    pub frame: VideoFrame,
     /// When it was complete.
     pub arrived: Instant,
-    /// The frame, or why it cannot be read.
-    pub image: Result<RgbImage>,
     /// Frames that were left out before it.
     pub num_dropped: u64,
 }
 
-/// The newest frame of a source that another thread reads as fast as it comes; those that nobody took are dropped.
+impl Frame {
+    /// One that is complete now.
+    pub fn now(frame: VideoFrame) -> Self {
+        Self { frame, arrived: Instant::now(), num_dropped: 0 }
+    }
+
+    fn is_readable(&self) -> bool {
+        self.frame.image.is_ok()
+    }
+}
+
+/// Frames that cannot be read and wait to be told; with so many a source waits.
+const MAX_UNREADABLE: usize = 256;
+
+/// The newest frame of a source that another thread reads as fast as it comes; those that nobody took are dropped. None that
+/// cannot be read is: each is told in its place.
 pub(super) struct Newest {
     slot: Arc<Slot>,
     stop: StopFlags,
@@ -84,30 +99,49 @@ struct Slot {
 
 #[derive(Default)]
 struct State {
-    frame: Option<Frame>,
-    /// The newest one that cannot be read; it takes no readable one's place.
-    bad: Option<Frame>,
-    num_read: usize,
-    /// Since the last frame that was taken.
-    num_dropped: u64,
+    /// In their order: the newest readable one, and all that cannot be read.
+    frames: VecDeque<Frame>,
     ended: bool,
 }
 
+impl State {
+    /// Puts a frame behind the others; a readable one takes the place of that before it.
+    fn push(&mut self, frame: VideoFrame) {
+        let mut frame = Frame::now(frame);
+        let older = self.frames.iter().position(Frame::is_readable);
+        if let Some(at) = older.filter(|_| frame.is_readable())
+            && let Some(older) = self.frames.remove(at)
+        {
+            let next = self.frames.get_mut(at).unwrap_or(&mut frame);
+            next.num_dropped += older.num_dropped + 1;
+        }
+        self.frames.push_back(frame);
+    }
+
+    fn is_full(&self) -> bool {
+        self.frames.iter().filter(|frame| !frame.is_readable()).count() >= MAX_UNREADABLE
+    }
+}
+
 impl Slot {
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, image: Result<RgbImage>) {
+    /// Takes a frame in, waiting while too many that cannot be read are not yet told.
+    fn put(&self, frame: VideoFrame, until: &StopFlags) {
         let mut state = self.state();
-        let number = state.num_read;
-        state.num_read += 1;
-        let slot = if image.is_ok() { &mut state.frame } else { &mut state.bad };
-        let frame = Frame { number, arrived: Instant::now(), image, num_dropped: 0 };
-        let dropped = slot.replace(frame);
-        state.num_dropped += u64::from(dropped.is_some());
+        while state.is_full() && !until.are_raised() {
+            state = self.wait(state);
+        }
+        state.push(frame);
         drop(state);
         self.changed.notify_all();
+    }
+
+    fn wait<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let waited = self.changed.wait_timeout(state, LOOK_EVERY);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -123,8 +157,8 @@ impl Newest {
         let slot = Arc::new(Slot::default());
         let filled = slot.clone();
         let reading = std::thread::spawn(move || {
-            for image in frames {
-                filled.put(image);
+            for frame in frames {
+                filled.put(frame, &until);
                 if until.are_raised() {
                     break;
                 }
@@ -135,22 +169,22 @@ impl Newest {
         Ok(Self { slot, stop: stop.clone(), closed, reading: Some(reading) })
     }
 
-    /// The newest frame, waited for; `None` at the end of the source and when it is asked to stop.
+    /// The next frame that cannot be read, else the newest one, waited for; `None` at the end of the source and when it is asked to stop.
     pub fn take(&self) -> Option<Frame> {
         let mut state = self.slot.state();
         loop {
             if self.stop.are_raised() {
                 return None;
             }
-            if let Some(frame) = state.frame.take().or_else(|| state.bad.take()) {
-                let num_dropped = std::mem::take(&mut state.num_dropped);
-                return Some(Frame { num_dropped, ..frame });
+            if let Some(frame) = state.frames.pop_front() {
+                drop(state);
+                self.slot.changed.notify_all();
+                return Some(frame);
             }
             if state.ended {
                 return None;
             }
-            let waited = self.slot.changed.wait_timeout(state, LOOK_EVERY);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state = self.slot.wait(state);
         }
     }
 }
@@ -200,56 +234,97 @@ impl Drop for Pass {
 
 #[cfg(test)]
 mod tests {
+    use image::RgbImage;
+
     use super::*;
 
     fn image(value: u8) -> RgbImage {
         RgbImage::from_pixel(1, 1, image::Rgb([value; 3]))
     }
 
+    fn numbered(images: impl Iterator<Item = Result<RgbImage>> + Send + 'static) -> Frames {
+        let frame = |(number, image)| VideoFrame { number, time_s: None, image };
+        Box::new(images.enumerate().map(frame))
+    }
+
     #[test]
     fn the_newest_frame_is_taken_and_older_ones_are_counted() {
         let (sender, receiver) = std::sync::mpsc::channel::<u8>();
         let (read, was_read) = std::sync::mpsc::channel();
-        let frames = receiver.into_iter().map(move |value| {
+        let images = receiver.into_iter().map(move |value| {
             let _ = read.send(());
             anyhow::Ok(image(value))
         });
-        let newest = Newest::begin(|_| Ok(Box::new(frames)), &StopFlags::default()).unwrap();
+        let newest = Newest::begin(|_| Ok(numbered(images)), &StopFlags::default()).unwrap();
         let send = |value: u8| {
             sender.send(value).unwrap();
             was_read.recv().unwrap();
         };
         send(1);
-        assert_eq!(newest.take().unwrap().image.unwrap(), image(1));
+        assert_eq!(newest.take().unwrap().frame.image.unwrap(), image(1));
         (2..=5).for_each(send);
         // The last one may be on its way into the slot.
-        while newest.slot.state().num_read < 5 {
+        while newest.slot.state().frames.front().is_none_or(|frame| frame.frame.number < 4) {
             std::thread::yield_now();
         }
         let frame = newest.take().unwrap();
-        assert_eq!((frame.image.unwrap(), frame.num_dropped, frame.number), (image(5), 3, 4));
+        let VideoFrame { number, image: newest_image, .. } = frame.frame;
+        assert_eq!((newest_image.unwrap(), frame.num_dropped, number), (image(5), 3, 4));
         send(6);
         let frame = newest.take().unwrap();
-        assert_eq!((frame.num_dropped, frame.number), (0, 5));
+        assert_eq!((frame.num_dropped, frame.frame.number), (0, 5));
         drop(sender);
         assert!(newest.take().is_none());
     }
 
+    fn bad(why: &str) -> Result<RgbImage> {
+        Err(anyhow::anyhow!("{why}"))
+    }
+
     #[test]
-    fn what_cannot_be_read_takes_no_readable_frames_place() {
-        let bad = |why: &str| Err(anyhow::anyhow!("{why}"));
-        let frames = [bad("a"), Ok(image(1)), bad("b"), Ok(image(2)), bad("the camera is gone")];
-        let open = |_| -> Result<Frames> { Ok(Box::new(frames.into_iter())) };
+    fn what_cannot_be_read_is_told_in_its_place() {
+        let frames = [
+            bad("a"),
+            Ok(image(1)),
+            Ok(image(2)),
+            bad("b"),
+            Ok(image(3)),
+            Ok(image(4)),
+            bad("the camera is gone"),
+        ];
+        let open = |_| Ok(numbered(frames.into_iter()));
         let newest = Newest::begin(open, &StopFlags::default()).unwrap();
         while !newest.slot.state().ended {
             std::thread::yield_now();
         }
-        let frame = newest.take().unwrap();
-        assert_eq!((frame.image.unwrap(), frame.number, frame.num_dropped), (image(2), 3, 3));
-        let frame = newest.take().unwrap();
-        assert_eq!((frame.number, frame.num_dropped), (4, 0));
-        assert_eq!(frame.image.unwrap_err().to_string(), "the camera is gone");
-        assert!(newest.take().is_none());
+        let found = std::iter::from_fn(|| newest.take()).map(|frame| {
+            let VideoFrame { number, image, .. } = frame.frame;
+            let what = image.map_or_else(|why| why.to_string(), |i| i.as_raw()[0].to_string());
+            (number, what, frame.num_dropped)
+        });
+        let found: Vec<_> = found.collect();
+        let found: Vec<_> =
+            found.iter().map(|(n, what, dropped)| (*n, what.as_str(), *dropped)).collect();
+        let expected = [(0, "a", 0), (3, "b", 2), (5, "4", 1), (6, "the camera is gone", 0)];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_source_of_broken_frames_waits_until_they_are_told() {
+        let frames = (0..3 * MAX_UNREADABLE).map(|i| bad(&i.to_string()));
+        let open = |_| Ok(numbered(frames));
+        let newest = Newest::begin(open, &StopFlags::default()).unwrap();
+        while newest.slot.state().frames.len() < MAX_UNREADABLE {
+            std::thread::yield_now();
+        }
+        let mut num = 0;
+        while let Some(frame) = newest.take() {
+            assert!(newest.slot.state().frames.len() <= MAX_UNREADABLE);
+            let VideoFrame { number, image, .. } = frame.frame;
+            assert_eq!((number, image.unwrap_err().to_string()), (num, num.to_string()));
+            num += 1;
+        }
+        assert_eq!(num, 3 * MAX_UNREADABLE);
     }
 
     #[test]

@@ -257,7 +257,7 @@ pub fn predict(
     let on_answer = |answer: Answer| {
         num_widened += answer.poses().filter(|pose| pose.prediction.inlier_px > inlier_px).count();
         let ids = match numbering.lock() {
-            Ok(numbering) => numbering.of_picture(&answer.name, answer.place),
+            Ok(numbering) => numbering.of_picture(&answer.name, answer.place, answer.frame),
             Err(_) => bail!("numbering the pictures panicked"),
         };
         results.take(answer, ids)?;
@@ -456,7 +456,8 @@ impl<'a> Results<'a> {
             let Ok(pose) = &found.outcome else { continue };
             let object = &self.objects[found.class];
             let (corners, axis_mm) = (&object.corners, object.diameter_mm / 2.0);
-            outlines.push(Outline { pose: pose.prediction.pose()?, corners, axis_mm });
+            let number = (self.objects.len() > 1).then_some(object.obj_id);
+            outlines.push(Outline { pose: pose.prediction.pose()?, corners, axis_mm, number });
             if caption.is_empty() {
                 caption = format!("Z={:.0}MM", pose.prediction.t_mm[2]);
                 if let Some(covariance) = &pose.covariance {

@@ -7,8 +7,7 @@ use serde::Serialize;
 
 use super::gather::{Point, QuantizationKind};
 use super::summary::{Group, PairedReport, PairedRow, PairedRun, WorseControl};
-use crate::data::sequence_of;
-use crate::eval::read_errors;
+use crate::eval::{read_errors, sequences_of_objects};
 use crate::pose::{Difference, Discordant, Paired, Sequences, bootstrap, holm};
 
 /// Seed of the bootstrap: a report of the same evaluations is the same.
@@ -54,9 +53,7 @@ impl RowOutcomes {
             rows.push(runs);
         }
         let (_, objects) = first.context("no evaluated run to compare")?;
-        let images: Vec<&str> = objects.iter().map(|o| o.image.as_str()).collect();
-        let names: Vec<&str> = images.iter().map(|image| sequence_of(image)).collect();
-        let sequences = Sequences::new(&names, &images);
+        let sequences = sequences_of_objects(objects.iter().map(|o| o.image.as_str()));
         Ok(Self { objects, sequences, rows })
     }
 

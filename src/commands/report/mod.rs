@@ -336,7 +336,7 @@ fn chart(summary: &ReportSummary) -> Chart {
     Chart {
         title: format!("Accuracy over compression{synthetic}"),
         x_label: "compression: 32-bit over quantized convolution weights".to_owned(),
-        y_label: "ADI-0.1d (as published), %".to_owned(),
+        y_label: "ADD-0.1d (published as ADI), %".to_owned(),
         series: QuantizationKind::ALL
             .into_iter()
             .map(of)

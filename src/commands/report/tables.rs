@@ -106,7 +106,7 @@ fn paired_notes(summary: &ReportSummary, paired: &PairedReport) -> Vec<String> {
     let unit = if paired.sequences_are_images { "images" } else { "sequences" };
     let mut notes = vec![
         format!(
-            "difference: percentage points of ADI-0.1d, row minus {} ({}), on the same {} objects; 95 % interval and p by \
+            "difference: percentage points of ADD-0.1d (published as ADI), row minus {} ({}), on the same {} objects; 95 % interval and p by \
              a bootstrap over {} {unit} and over the runs ({NUM_DRAWS} draws). An interval that holds 0: not resolved.",
             base.family, base.network, paired.num_objects, paired.num_sequences
         ),
@@ -151,7 +151,7 @@ impl ReportSummary {
     pub fn text(&self) -> String {
         let mut text = aligned(&table(self));
         if let Some(classes) = class_table(self) {
-            text += &format!("\nADI-0.1d of each class over all depths\n{}\n", aligned(&classes));
+            text += &format!("\nADD-0.1d of each class over all depths\n{}\n", aligned(&classes));
         }
         for note in notes(self) {
             let _ = writeln!(text, "{note}");
@@ -211,7 +211,7 @@ fn markdown_tables(summary: &ReportSummary) -> String {
     let mut text = markdown_table(&table(summary));
     if let Some(classes) = class_table(summary) {
         text +=
-            &format!("\nADI-0.1d of each class over all depths:\n\n{}", markdown_table(&classes));
+            &format!("\nADD-0.1d of each class over all depths:\n\n{}", markdown_table(&classes));
     }
     text
 }
@@ -229,7 +229,7 @@ fn markdown_table(table: &Table) -> String {
 pub(super) fn latex(summary: &ReportSummary) -> String {
     let mut text = latex_table(&table(summary));
     if let Some(classes) = class_table(summary) {
-        text += &format!("\n% ADI-0.1d of each class over all depths\n{}", latex_table(&classes));
+        text += &format!("\n% ADD-0.1d of each class over all depths\n{}", latex_table(&classes));
     }
     for note in notes(summary) {
         let _ = writeln!(text, "% {note}");

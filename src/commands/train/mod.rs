@@ -26,7 +26,7 @@ use crate::eval::{EvaluationInfo, evaluate};
 use crate::io;
 use crate::nn::{Network, device_name};
 use crate::pose::{EvalTable, Outcomes};
-use crate::run::config::Config;
+use crate::run::config::{Config, Precision};
 use crate::run::flow::FlowSource;
 use crate::run::folder::{Folder, Pretrained, Provenance, Start, StartEnd};
 use crate::run::home::Home;
@@ -169,7 +169,9 @@ pub fn train(
         objects: objects::of_dataset(&training, &config.data)?,
     };
     let trainer = Trainer::new(net, saving(&config, request), task, run)?;
-    let mut trainer = trainer.with_world(world.clone(), request.accumulate);
+    let mut trainer = trainer
+        .with_world(world.clone(), request.accumulate)
+        .with_bf16(config.runtime.precision == Precision::Bf16);
     let mut recorder = Recorder::new(folder.clone(), view);
     recorder.view().folder(&folder.path)?;
     warn_of_few_images(&config, world, request.accumulate);
@@ -265,6 +267,7 @@ fn provenance(
         seed: config.experiment.seed,
         device: device_name(device),
         threads: tch::get_num_threads(),
+        precision: config.runtime.precision,
         dataset: std::path::absolute(&training.root).unwrap_or_else(|_| training.root.clone()),
         pretrained,
         starts: Vec::new(),

@@ -48,7 +48,7 @@ impl Setup {
         if request.resume.is_some() {
             home = request.run.home_of_run(&existing_folder(&request, &home)?)?;
         }
-        let device = request.run.open_device_in(&config, world)?;
+        let device = request.run.open_device_to_train_in(&config, world)?;
         let training = request.run.open_split(&home, &config, Split::Train, Purpose::Training)?;
         let training = Arc::new(thinned(training, config.training.train_images));
         let validation =
@@ -63,9 +63,13 @@ impl Setup {
             && !config.experiment.pretrained
         {
             tracing::warn!(
-                "experiment.pretrained is false, and this network learns from the one that it starts from: its teacher is random \
-                 values; name trained weights by experiment.url"
+                "experiment.pretrained is false, and this network learns from the one that it starts from: its teacher keeps its \
+                 initial values; name trained weights by experiment.url"
             );
+        }
+        let begun = config.quantize.flow.iter().filter(|_| request.resume.is_none());
+        for (stage, doubt) in begun.filter_map(|stage| Some((stage, stage.doubt_of_rounding()?))) {
+            tracing::warn!("stage {}: {doubt}", stage.label());
         }
         // A pretrained start is checked before a folder is made.
         let mut pretrained = None;
@@ -235,7 +239,7 @@ fn config_of(request: &TrainRequest, home: &Home) -> Result<Config> {
     );
     ensure!(
         !request.loose || config.experiment.pretrained,
-        "--loose cannot act: the run starts from random weights (experiment.pretrained is false); leave it out"
+        "--loose cannot act: the run starts from initial values (experiment.pretrained is false); leave it out"
     );
     overruled::ensure_none(&select.set, &rulers(request), &config)?;
     config.experiment.loose |= request.loose;

@@ -182,8 +182,7 @@ impl LoadPlan {
             .with_context(|| format!("image {}", self.dataset.frames[index].image))?;
         if let Some(color) = self.data.color.as_ref().filter(|_| self.options.augment) {
             let place = [COLOR, self.options.epoch, wanted as u64, attempt];
-            let mut rng = seed::stream(self.options.seed, &place);
-            color.apply(&mut sample.pixels, self.preparer.size(), &mut rng);
+            color.apply(&mut sample.pixels, self.preparer.size(), self.options.seed, &place);
         }
         Ok(sample)
     }

@@ -14,7 +14,7 @@ use super::teacher::FeatureTeacher;
 use crate::data::Batch;
 use crate::nn::{Decode, DenseLevel, Network, OutputShape, Preprocess, Store};
 use crate::topology::family::{DecodeSetting, Family, TaskSetting};
-use crate::topology::settings::{LossSettings, TargetSettings};
+use crate::topology::settings::{LossSettings, TargetSettings, TrainingSettings};
 use crate::topology::task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
 use crate::topology::wdr::{self, Assignment, Targets};
 
@@ -31,13 +31,13 @@ impl Family for NetworkConfig {
         true
     }
 
-    fn complete(
-        &self,
-        loss: &LossSettings,
-        targets: &TargetSettings,
-    ) -> Result<(LossSettings, TargetSettings)> {
-        let (loss, targets): (LossConfig, wdr::TargetConfig) = (loss.read()?, targets.read()?);
-        Ok((LossSettings::of(&loss), TargetSettings::of(&targets)))
+    fn complete(&self, settings: &TrainingSettings) -> Result<TrainingSettings> {
+        Ok(TrainingSettings {
+            loss: LossSettings::of(&settings.loss.read::<LossConfig>()?),
+            targets: TargetSettings::of(&settings.targets.read::<wdr::TargetConfig>()?),
+            // None is allowed here, which is told with what the config says besides.
+            distill: settings.distill.clone(),
+        })
     }
 
     fn task(&self, setting: TaskSetting) -> Result<Box<dyn Task>> {
@@ -124,13 +124,14 @@ impl Task for FeatureTask {
         let Erased { assignments, pixels } = prepared.targets()?;
         let device = network.store().device();
         let erased = self.preprocess.images(pixels, device)?;
+        let targets = &self.preparer.targets;
+        let compared = targets.upload(assignments, device)?;
         let teacher = self.teach(network, &erased)?;
         let images = self.images(&prepared.batch, device)?;
         let outputs = network.run(&images, train);
         let sub = |stride: i64| outputs.get(&sub_name(stride)).map(Tensor::shallow_clone);
         let sub: Vec<Tensor> = self.config.strides().into_iter().map(sub).collect::<Result<_>>()?;
-        let targets = &self.preparer.targets;
-        let (_, losses) = targets.compare(&outputs, assignments, &self.loss.wdr)?;
+        let (_, losses) = targets.compare(&outputs, assignments, &compared, &self.loss.wdr)?;
         let wdr::Losses { cls, reg, num_positive } = losses;
         // A mean over images, where the others are sums: a slice of a batch has its part of it.
         let weight = self.loss.weight_feature / (1 + prepared.batch.num_others) as f64;

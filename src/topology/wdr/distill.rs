@@ -4,11 +4,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
-use super::anchors::AnchorGrid;
 use super::head::NUM_OFFSETS;
-use super::loss::{LIFT, by_cell, positive_rows};
+use super::loss::{LIFT, LossTargets, by_cell};
 use super::outputs::HeadOutputs;
-use super::targets::Assignment;
 
 /// Distillation: the network also learns what the float network says that the run starts from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,22 +38,19 @@ pub struct DistillLosses {
 }
 
 /// The losses of a student's outputs against those of its teacher for the same images. Both have the shapes of the grid and
-/// the assignments.
+/// of the targets.
 pub(super) fn distill(
     student: &HeadOutputs,
     teacher: &HeadOutputs,
-    grid: &AnchorGrid,
-    assignments: &[Assignment],
+    targets: &LossTargets,
     config: &DistillConfig,
 ) -> DistillLosses {
     let num_classes = student.cls[0].size()[1];
     let (q, p) = (by_cell(&student.cls, num_classes), by_cell(&teacher.cls, num_classes));
     let cls = divergence(&q, &p.detach()) * config.weight_cls;
-    let rows = Tensor::from_slice(&positive_rows(grid, assignments, num_classes));
-    let rows = rows.to_device(q.device());
     let offsets = |outputs: &HeadOutputs| {
         let all = by_cell(&outputs.reg, NUM_OFFSETS * num_classes).reshape([-1, NUM_OFFSETS]);
-        all.index_select(0, &rows) * LIFT
+        all.index_select(0, targets.rows()) * LIFT
     };
     let difference =
         offsets(student).smooth_l1_loss(&offsets(teacher).detach(), Reduction::Sum, 1.0);
@@ -75,6 +70,8 @@ mod tests {
     use super::*;
     use crate::geom::{Vec2, Vec3};
     use crate::schema::check_ranges;
+    use crate::topology::wdr::anchors::AnchorGrid;
+    use crate::topology::wdr::targets::Assignment;
     use crate::topology::wdr::{AssignedObject, NetworkConfig, Positive};
 
     fn outputs(grid: &AnchorGrid, cls: f64, reg: f64) -> HeadOutputs {
@@ -110,6 +107,10 @@ mod tests {
         }
     }
 
+    fn targets(grid: &AnchorGrid) -> LossTargets {
+        LossTargets::upload(grid, &[assignment(grid)], 2, tch::Device::Cpu).unwrap()
+    }
+
     fn values(losses: &DistillLosses) -> (f64, f64) {
         (losses.cls.double_value(&[]), losses.reg.double_value(&[]))
     }
@@ -119,7 +120,7 @@ mod tests {
         let grid = grid();
         let (student, teacher) = (outputs(&grid, -1.5, 0.25), outputs(&grid, -1.5, 0.25));
         let config = DistillConfig::default();
-        let found = distill(&student, &teacher, &grid, &[assignment(&grid)], &config);
+        let found = distill(&student, &teacher, &targets(&grid), &config);
         assert_eq!(values(&found), (0.0, 0.0));
     }
 
@@ -128,7 +129,7 @@ mod tests {
         let grid = grid();
         let (student, teacher) = (outputs(&grid, 0.0, 0.1), outputs(&grid, 3f64.ln(), 0.0));
         let config = DistillConfig { weight_cls: 2.0, weight_reg: 3.0 };
-        let found = values(&distill(&student, &teacher, &grid, &[assignment(&grid)], &config));
+        let found = values(&distill(&student, &teacher, &targets(&grid), &config));
         // p = 3/4, q = 1/2 in 2 classes of all cells
         let divergence = 0.75 * 1.5f64.ln() + 0.25 * 0.5f64.ln();
         let expected = 2.0 * divergence * 2.0 * grid.num_cells() as f64;
@@ -143,7 +144,7 @@ mod tests {
         let grid = grid();
         let (student, teacher) = (outputs(&grid, 0.0, 0.1), outputs(&grid, 1.0, 0.0));
         let config = DistillConfig::default();
-        let found = distill(&student, &teacher, &grid, &[assignment(&grid)], &config);
+        let found = distill(&student, &teacher, &targets(&grid), &config);
         (found.cls + found.reg).backward();
         let learns = |t: &Tensor| t.grad().defined();
         assert!(student.cls.iter().all(learns) && !teacher.cls.iter().any(learns));

@@ -10,6 +10,7 @@ use super::head::NUM_OFFSETS;
 use super::outputs::HeadOutputs;
 use super::targets::{Assignment, Positive};
 use crate::geom::Camera;
+use crate::libtorch::upload;
 
 /// Probabilities are kept this far from 0 and 1. In f32 1 - p is then 1.0133e-6 at the upper end; the loss of
 /// saturated logits depends on that.
@@ -78,20 +79,62 @@ pub fn losses(
     assignments: &[Assignment],
     config: &LossConfig,
 ) -> Result<Losses> {
-    let (n, num_classes) = check_shapes(outputs, grid, assignments)?;
-    let logits = by_cell(&outputs.cls, num_classes); // [n, cells, C]
-    let labels: Vec<i32> = assignments.iter().flat_map(|a| a.labels.iter().copied()).collect();
-    let labels = Tensor::from_slice(&labels).reshape([n, -1, 1]).to_device(logits.device());
-    let cls = focal_loss(&logits, &labels, config) * config.weight_cls;
+    let (_, num_classes) = check_shapes(outputs, grid, assignments)?;
+    let device = outputs.cls[0].device();
+    LossTargets::upload(grid, assignments, num_classes, device)?.losses(outputs, camera, config)
+}
 
-    let targets = LiftTargets::collect(grid, assignments, num_classes, logits.device())?;
-    let offsets = by_cell(&outputs.reg, NUM_OFFSETS * num_classes).reshape([-1, NUM_OFFSETS]);
-    let reg = targets.loss(&offsets.index_select(0, &targets.rows), camera) * config.weight_reg;
-    Ok(Losses { cls, reg, num_positive: targets.num })
+/// What the outputs of a batch are compared with, on the device of the network. Made before the forward pass, so that the
+/// device gets all of its work without a wait for these.
+pub(in crate::topology) struct LossTargets {
+    /// `[n, cells, 1]`: class + 1, 0 background, -1 ignored.
+    labels: Tensor,
+    lift: LiftTargets,
+}
+
+impl LossTargets {
+    /// Those of the assignments of a batch, for a network of so many classes.
+    ///
+    /// # Errors
+    /// If an assignment is of another grid, or a class is not among the network's.
+    pub fn upload(
+        grid: &AnchorGrid,
+        assignments: &[Assignment],
+        num_classes: i64,
+        device: Device,
+    ) -> Result<Self> {
+        check_cells(grid, assignments)?;
+        let labels: Vec<i32> = assignments.iter().flat_map(|a| a.labels.iter().copied()).collect();
+        let labels = Tensor::from_slice(&labels);
+        let labels = labels.reshape([assignments.len() as i64, grid.num_cells() as i64, 1]);
+        let lift = LiftTargets::collect(grid, assignments, num_classes, device)?;
+        Ok(Self { labels: upload(&labels, device), lift })
+    }
+
+    /// The losses of outputs that fit the grid and the assignments.
+    pub fn losses(
+        &self,
+        outputs: &HeadOutputs,
+        camera: &Camera,
+        config: &LossConfig,
+    ) -> Result<Losses> {
+        let num_classes = outputs.cls[0].size()[1];
+        let logits = by_cell(&outputs.cls, num_classes); // [n, cells, C]
+        let cls = focal_loss(&logits, &self.labels, config) * config.weight_cls;
+        let offsets = by_cell(&outputs.reg, NUM_OFFSETS * num_classes).reshape([-1, NUM_OFFSETS]);
+        let positive = offsets.index_select(0, &self.lift.rows);
+        let reg = self.lift.loss(&positive, camera) * config.weight_reg;
+        Ok(Losses { cls, reg, num_positive: self.lift.num })
+    }
+
+    /// The rows of the cells that answer for an object, in regressions seen as `[n * cells * C, 16]`; on the device.
+    pub fn rows(&self) -> &Tensor {
+        &self.lift.rows
+    }
 }
 
 /// Batch size and number of classes of outputs that fit the grid.
-fn check_shapes(
+pub(super) fn check_shapes(
     outputs: &HeadOutputs,
     grid: &AnchorGrid,
     assignments: &[Assignment],
@@ -119,6 +162,11 @@ fn check_shapes(
             );
         }
     }
+    check_cells(grid, assignments)?;
+    Ok((n, num_classes))
+}
+
+fn check_cells(grid: &AnchorGrid, assignments: &[Assignment]) -> Result<()> {
     for (i, a) in assignments.iter().enumerate() {
         ensure!(
             a.labels.len() == grid.num_cells(),
@@ -127,7 +175,7 @@ fn check_shapes(
             grid.num_cells()
         );
     }
-    Ok((n, num_classes))
+    Ok(())
 }
 
 /// The levels' `[n, c, h, w]` as one `[n, cells, c]`.
@@ -140,11 +188,7 @@ pub(super) fn by_cell(levels: &[Tensor], channels: i64) -> Tensor {
 }
 
 /// The rows of the cells that answer for an object, for its class, in regressions seen as `[n * cells * C, 16]`.
-pub(super) fn positive_rows(
-    grid: &AnchorGrid,
-    assignments: &[Assignment],
-    num_classes: i64,
-) -> Vec<i64> {
+fn positive_rows(grid: &AnchorGrid, assignments: &[Assignment], num_classes: i64) -> Vec<i64> {
     let of_image = |(image, a): (usize, &Assignment)| -> Vec<i64> {
         let row = |positive: &Positive| {
             let cell = image * grid.num_cells() + positive.cell;
@@ -207,10 +251,10 @@ impl LiftTargets {
                 numbers.extend(object.corners_cam_mm.iter().flatten().map(|v| (v * unit) as f32));
             }
         }
-        let numbers = Tensor::from_slice(&numbers).reshape([-1, 9, 3]).to_device(device);
+        let numbers = upload(&Tensor::from_slice(&numbers).reshape([-1, 9, 3]), device);
         Ok(Self {
             num: rows.len(),
-            rows: Tensor::from_slice(&rows).to_device(device),
+            rows: upload(&Tensor::from_slice(&rows), device),
             anchors: numbers.narrow(1, 0, 1),
             corners: numbers.narrow(1, 1, 8),
         })

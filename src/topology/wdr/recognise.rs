@@ -133,7 +133,10 @@ pub(super) fn advise(
     // With modules of another family, this family's part of it says little.
     let is_foreign = |name: &&str| keys::root(name).is_some_and(|root| !KEYS.roots.contains(&root));
     match shape_of(&sizes, ours).filter(|_| !sizes.keys().any(is_foreign)) {
-        Some(theirs) if theirs != *ours => advise_shape(ours, &theirs, topology_of(&theirs)),
+        Some(theirs) if theirs != *ours => {
+            advise_shape(ours, &theirs, topology_of(&theirs))
+                + &advise_classes(&sizes, num_classes, mismatched)
+        }
         Some(_) => advise_classes(&sizes, num_classes, mismatched),
         None => String::new(),
     }
@@ -151,7 +154,10 @@ pub(in crate::topology) fn advise_shape<T: Serialize>(
     topology: Option<&str>,
 ) -> String {
     if let Some(topology) = topology {
-        return format!("it is of topology {topology}: name it with --topology {topology}: ");
+        return format!(
+            "it is of topology {topology}, and the config's network is another: name it with --topology {topology}, or keep the \
+             config and take what fits with --loose: "
+        );
     }
     let difference = differences(ours, theirs);
     format!("it is another topology; for its own set network.params.{difference}: ")

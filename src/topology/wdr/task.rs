@@ -9,8 +9,8 @@ use super::anchors::{AnchorGrid, Level};
 use super::candidates::CandidateConfig;
 use super::config::NetworkConfig;
 use super::decoder::CellDecoder;
-use super::distill::distill;
-use super::loss::{LossConfig, Losses, losses};
+use super::distill::{DistillConfig, distill};
+use super::loss::{LossConfig, LossTargets, Losses, check_shapes};
 use super::net::PoseNet;
 use super::outputs::{HeadOutputs, output_names, output_shapes};
 use super::targets::{Assignment, Draw, ObjectTarget, TargetConfig, assign};
@@ -19,7 +19,7 @@ use crate::geom::Camera;
 use crate::nn::{Decode, DenseLevel, Network, OutputShape, Outputs, Preprocess, Store};
 use crate::seed;
 use crate::topology::family::{DecodeSetting, Family, TaskSetting};
-use crate::topology::settings::{LossSettings, TargetSettings};
+use crate::topology::settings::{DistillSettings, LossSettings, TargetSettings, TrainingSettings};
 use crate::topology::task::{BatchLosses, LevelTargets, Prepare, Prepared, Task};
 use crate::topology::teacher::Teacher;
 
@@ -35,18 +35,19 @@ impl Family for NetworkConfig {
         Ok(Box::new(PoseNet::build(self, num_classes, store)?))
     }
 
-    fn complete(
-        &self,
-        loss: &LossSettings,
-        targets: &TargetSettings,
-    ) -> Result<(LossSettings, TargetSettings)> {
-        let (loss, targets): (LossConfig, TargetConfig) = (loss.read()?, targets.read()?);
-        Ok((LossSettings::of(&loss), TargetSettings::of(&targets)))
+    fn complete(&self, settings: &TrainingSettings) -> Result<TrainingSettings> {
+        let distill = settings.distill.as_ref().map(DistillSettings::read::<DistillConfig>);
+        Ok(TrainingSettings {
+            loss: LossSettings::of(&settings.loss.read::<LossConfig>()?),
+            targets: TargetSettings::of(&settings.targets.read::<TargetConfig>()?),
+            distill: distill.transpose()?.as_ref().map(DistillSettings::of),
+        })
     }
 
     fn task(&self, mut setting: TaskSetting) -> Result<Box<dyn Task>> {
         let loss = setting.loss.read()?;
         let (preprocess, teacher) = (setting.preprocess, setting.teacher.take());
+        let teacher = teacher.map(Taught::new).transpose()?;
         let targets = Arc::new(Targets::new(self, setting)?);
         Ok(Box::new(CellTask { targets, loss, teacher, preprocess }))
     }
@@ -85,8 +86,21 @@ const TEACHER: &str = "teacher";
 struct CellTask {
     targets: Arc<Targets>,
     loss: LossConfig,
-    teacher: Option<Teacher>,
+    teacher: Option<Taught>,
     preprocess: Preprocess,
+}
+
+/// A teacher, and how much is learnt from it.
+struct Taught {
+    teacher: Teacher,
+    config: DistillConfig,
+}
+
+impl Taught {
+    fn new(teacher: Teacher) -> Result<Self> {
+        let config = teacher.settings().read()?;
+        Ok(Self { teacher, config })
+    }
 }
 
 impl Task for CellTask {
@@ -105,23 +119,24 @@ impl Task for CellTask {
         train: bool,
     ) -> Result<BatchLosses> {
         let assignments: &Vec<Assignment> = prepared.targets()?;
-        let grid = &self.targets.grid;
-        let images = self.images(&prepared.batch, network.store().device())?;
+        let (grid, device) = (&self.targets.grid, network.store().device());
+        let targets = self.targets.upload(assignments, device)?;
+        let images = self.images(&prepared.batch, device)?;
         let run = network.run(&images, train);
-        let (outputs, losses) = self.targets.compare(&run, assignments, &self.loss)?;
+        let (outputs, losses) = self.targets.compare(&run, assignments, &targets, &self.loss)?;
         let mut named = vec![("cls", losses.cls), ("reg", losses.reg)];
         // What is compared in validation is the loss of the task alone.
-        if let Some(teacher) = self.teacher.as_ref().filter(|_| train) {
+        if let Some(Taught { teacher, config }) = self.teacher.as_ref().filter(|_| train) {
             let says = HeadOutputs::of_named(&teacher.outputs(&images), grid)?;
-            let found = distill(&outputs, &says, grid, assignments, teacher.config());
+            let found = distill(&outputs, &says, &targets, config);
             named.extend([("distill_cls", found.cls), ("distill_reg", found.reg)]);
         }
         Ok(BatchLosses::new(named, losses.num_positive))
     }
 
     fn state(&self) -> Vec<(String, Tensor)> {
-        let teacher = self.teacher.iter();
-        teacher.map(|t| (TEACHER.to_owned(), Tensor::from(t.fingerprint().cast_signed()))).collect()
+        let fingerprints = self.teacher.iter().map(|taught| taught.teacher.fingerprint());
+        fingerprints.map(|of| (TEACHER.to_owned(), Tensor::from(of.cast_signed()))).collect()
     }
 
     /// A teacher may be taken on or left out at a resume; another one in its place is refused.
@@ -130,7 +145,7 @@ impl Task for CellTask {
             ensure!(name == TEACHER, "the checkpoint holds {name} of another task");
             let (saved, own) = (i64::try_from(value)?.cast_unsigned(), self.teacher.as_ref());
             ensure!(
-                own.is_none_or(|own| own.fingerprint() == saved),
+                own.is_none_or(|own| own.teacher.fingerprint() == saved),
                 "the run learns from a teacher with other weights than the file that experiment.url names has now \
                  (training.distill): put the run's own file back, or go on without it by --set training.distill=null"
             );
@@ -202,7 +217,19 @@ impl Targets {
         self.grid.levels.iter().map(of_level).collect()
     }
 
-    /// The losses of a network's outputs, and these level by level.
+    /// What the losses of a batch compare with, on a device.
+    ///
+    /// # Errors
+    /// If the assignments do not fit the network.
+    pub(in crate::topology) fn upload(
+        &self,
+        assignments: &[Assignment],
+        device: Device,
+    ) -> Result<LossTargets> {
+        LossTargets::upload(&self.grid, assignments, self.models.len() as i64, device)
+    }
+
+    /// The losses of a network's outputs, and these level by level; `targets` are those of the assignments.
     ///
     /// # Errors
     /// If an output is missing, or does not fit the assignments.
@@ -210,10 +237,17 @@ impl Targets {
         &self,
         outputs: &Outputs,
         assignments: &[Assignment],
+        targets: &LossTargets,
         loss: &LossConfig,
     ) -> Result<(HeadOutputs, Losses)> {
         let outputs = HeadOutputs::of_named(outputs, &self.grid)?;
-        let losses = losses(&outputs, &self.grid, &self.camera, assignments, loss)?;
+        let (_, num_classes) = check_shapes(&outputs, &self.grid, assignments)?;
+        ensure!(
+            num_classes == self.models.len() as i64,
+            "the network has {num_classes} classes, and there are {} models",
+            self.models.len()
+        );
+        let losses = targets.losses(&outputs, &self.camera, loss)?;
         Ok((outputs, losses))
     }
 

@@ -1,12 +1,13 @@
 //! Learning from a teacher, within runs.
 
 use super::*;
+use crate::topology::DistillSettings;
 use crate::topology::wdr::DistillConfig;
 
 fn teacher(seed: u64) -> Teacher {
     let config = DistillConfig { weight_cls: 0.5, weight_reg: 2.0 };
     let net = toy_config().network(1, Device::Cpu, Some(seed)).unwrap();
-    Teacher::new(net, &config).unwrap()
+    Teacher::new(net, DistillSettings::of(&config)).unwrap()
 }
 
 fn learning(config: &TrainConfig, folder: &Path, teacher: Option<Teacher>) -> Trainer {
@@ -64,7 +65,7 @@ fn a_fingerprint_knows_every_weight() {
     tch::no_grad(|| {
         let _ = weight.get(0).get(3).fill_(7.0);
     });
-    let changed = Teacher::new(net, &DistillConfig::default()).unwrap();
+    let changed = Teacher::new(net, DistillSettings::default()).unwrap();
     assert_eq!(teacher(5).fingerprint(), teacher(5).fingerprint());
     assert_ne!(teacher(5).fingerprint(), changed.fingerprint());
 }
