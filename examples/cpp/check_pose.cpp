@@ -30,7 +30,7 @@ int main() {
                 const double off = i < 3 ? 200 * anywhere(random) : 0;  // three cells are wrong
                 cells[i].corners[k] = {p[0] + 0.3 * noise(random) + off, p[1] + 0.3 * noise(random) - off};
             }
-        const auto found = solve(camera, box, cells, {5.0, 0.15});
+        const auto found = solve(camera, box, cells, {5.0, 0.15, true});
         require(found.has_value(), "a pose is found in spite of outliers");
         require(found->inliers >= 50 && found->residual_px < 1, "the right cells agree");
         double trace = 0;
@@ -42,6 +42,18 @@ int main() {
     std::printf("300 poses: worst rotation %.2f deg, worst translation %.4f of the distance\n", worst_turn, worst_shift);
     require(worst_turn < 3 && worst_shift < 0.02, "poses are those that were made");
     require(!solve(camera, box, {}, {}), "no pose without a cell");
+
+    // Cells that disagree by more than the inlier distance have a pose within a multiple of it.
+    std::vector<Cell> coarse(10);
+    const Pose near{{{{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}}, {10, 20, 300}};
+    for (Cell& cell : coarse)
+        for (int k = 0; k < 8; ++k) {
+            const Vec2 p = project(camera, transformed(near, box[k]));
+            cell.corners[k] = {p[0] + 2 * noise(random), p[1] + 2 * noise(random)};
+        }
+    require(!solve(camera, box, coarse, {0.5, 0.15, false}), "few agree within half a pixel");
+    const auto wide = solve(camera, box, coarse, {0.5, 0.15, true});
+    require(wide && (wide->inlier_px == 1 || wide->inlier_px == 2), "more agree within one or two");
 
     Picture picture{64, 48, std::vector<uint8_t>(64 * 48 * 3)};
     for (size_t i = 0; i < picture.rgb.size(); ++i) picture.rgb[i] = uint8_t(random());

@@ -57,7 +57,8 @@ struct Network {
         decode = {number_of(config, "CONFIDENCE_TH"), int(number_of(config, "positive_num")), number_of(config, "positive_lambda")};
         // older files say share
         const bool old = config.find("\"min_inlier_share\":") != std::string::npos;
-        pnp = {number_of(config, "inlier_px"), number_of(config, old ? "min_inlier_share" : "min_inlier_fraction")};
+        pnp = {number_of(config, "inlier_px"), number_of(config, old ? "min_inlier_share" : "min_inlier_fraction"),
+               config.find("\"widen\":false") == std::string::npos};
     }
 
     std::string entry(const char* key) {
@@ -94,7 +95,8 @@ struct Network {
     }
 };
 
-static void print(const char* picture, size_t c, const std::vector<mqat::Cell>& cells, const std::optional<mqat::Solution>& found) {
+static void print(const char* picture, size_t c, const std::vector<mqat::Cell>& cells, const std::optional<mqat::Solution>& found,
+                  double asked_px) {
     std::printf("{\"image\": \"%s\", \"class\": %zu", picture, c);
     if (!found) {
         std::printf(", \"no_pose\": \"%s\"}\n", cells.empty() ? "no_cell" : "no_consensus");
@@ -102,11 +104,12 @@ static void print(const char* picture, size_t c, const std::vector<mqat::Cell>& 
     }
     float score = 0;
     for (const auto& cell : cells) score = std::max(score, cell.score);
-    const auto& [pose, inliers, residual] = *found;
+    const auto& [pose, inliers, residual, inlier_px] = *found;
+    score *= float(asked_px / inlier_px);
     std::printf(", \"score\": %.6f, \"R\": [", score);
     for (int i = 0; i < 9; ++i) std::printf("%s%.12g", i ? ", " : "", pose.r[i / 3][i % 3]);
-    std::printf("], \"t\": [%.9g, %.9g, %.9g], \"inliers\": %d, \"correspondences\": %zu, \"residual\": %.6f}\n", pose.t[0],
-                pose.t[1], pose.t[2], inliers, 8 * cells.size(), residual);
+    std::printf("], \"t\": [%.9g, %.9g, %.9g], \"inliers\": %d, \"correspondences\": %zu, \"residual\": %.6f, \"inlier_px\": %g}\n",
+                pose.t[0], pose.t[1], pose.t[2], inliers, 8 * cells.size(), residual, inlier_px);
 }
 
 int main(int argc, char** argv) try {
@@ -122,7 +125,7 @@ int main(int argc, char** argv) try {
         const auto outputs = network.run(picture);
         for (size_t c = 0; c < network.boxes.size(); ++c) {
             const auto cells = mqat::select(network.levels, int(c), network.decode);
-            print(argv[i], c, cells, mqat::solve(network.internal, network.boxes[c], cells, network.pnp));
+            print(argv[i], c, cells, mqat::solve(network.internal, network.boxes[c], cells, network.pnp), network.pnp.inlier_px);
         }
     }
 } catch (const std::exception& error) {

@@ -196,12 +196,14 @@ inline std::vector<Cell> select(const std::vector<Level>& levels, int c, const D
 struct PnpSettings {
     double inlier_px = 5.0;  // evaluation.ransac
     double min_inlier_fraction = 0.15;
+    bool widen = true;
 };
 
 struct Solution {
     Pose pose;
     int inliers;
     double residual_px;  // mean distance of the inliers
+    double inlier_px;  // within which they agree
 };
 
 // Points of the object with the pixels where they are seen, and what each counts (all the same where empty).
@@ -425,8 +427,8 @@ inline Pose reweighted(const Camera& camera, Sightings seen, Pose pose, double l
 
 // The pose of an object whose 8 box corners each cell predicts. Hypotheses are the poses of single cells and of the median
 // corners: as many as there are cells, so none is drawn at random. The best by truncated squared distances is refined.
-inline std::optional<Solution> solve(const Camera& camera, const std::array<Vec3, 8>& box, const std::vector<Cell>& cells,
-                                     const PnpSettings& settings) {
+inline std::optional<Solution> solve_within(const Camera& camera, const std::array<Vec3, 8>& box, const std::vector<Cell>& cells,
+                                            const PnpSettings& settings) {
     if (cells.empty()) return std::nullopt;
     Sightings seen;
     std::array<std::array<std::vector<double>, 2>, 8> by_corner;
@@ -475,7 +477,19 @@ inline std::optional<Solution> solve(const Camera& camera, const std::array<Vec3
     if (double(used.size()) < wanted) return std::nullopt;
     double sum = 0;
     for (int i : used) sum += std::sqrt(squared_cost(camera, seen, {i}, *best));
-    return Solution{*best, int(used.size()), sum / double(used.size())};
+    return Solution{*best, int(used.size()), sum / double(used.size()), limit};
+}
+
+// The same; where nothing is found, within twice and four times the inlier distance.
+inline std::optional<Solution> solve(const Camera& camera, const std::array<Vec3, 8>& box, const std::vector<Cell>& cells,
+                                     const PnpSettings& settings) {
+    for (const double factor : {1.0, 2.0, 4.0}) {
+        PnpSettings wider = settings;
+        wider.inlier_px *= factor;
+        const auto found = solve_within(camera, box, cells, wider);
+        if (found || !settings.widen) return found;
+    }
+    return std::nullopt;
 }
 
 }  // namespace mqat

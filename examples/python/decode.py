@@ -150,10 +150,10 @@ def robust_weights(residuals, limit):
     return weights * np.clip(1 - (residuals / cut) ** 2, 0, None) ** 2
 
 
-def reweighted(points, pixels, r, t, network):
+def reweighted(points, pixels, r, t, limit, network):
     """The pose after rounds of weighted Gauss-Newton."""
     for _ in range(6):
-        weights = robust_weights(distances(points, pixels, r, t, network), network.ransac["inlier_px"])
+        weights = robust_weights(distances(points, pixels, r, t, network), limit)
         if weights is None:
             break
         for _ in range(4):
@@ -165,8 +165,16 @@ def reweighted(points, pixels, r, t, network):
 
 
 def pose(points, pixels, network):
+    """R, t (mm), inliers and the factor of the inlier distance: 1, where that finds no pose 2, then 4."""
+    for factor in (1, 2, 4) if network.ransac.get("widen", True) else (1,):
+        found = pose_within(points, pixels, factor * network.ransac["inlier_px"], network)
+        if found is not None:
+            return *found, factor
+    return None
+
+
+def pose_within(points, pixels, limit, network):
     """R, t (mm), inliers: RANSAC, least squares on the inliers, chosen anew until they stay, then the robust fit."""
-    limit = network.ransac["inlier_px"]
     cv2.setRNGSeed(0)
     found, r, t, inliers = cv2.solvePnPRansac(
         points, pixels, network.k, None, iterationsCount=network.ransac["max_iterations"], reprojectionError=limit,
@@ -180,7 +188,7 @@ def pose(points, pixels, network):
         if np.array_equal(now, inliers) or len(now) < 4:
             break
         inliers = now
-    r, t = reweighted(points, pixels, r, t, network)
+    r, t = reweighted(points, pixels, r, t, limit, network)
     inliers = np.flatnonzero(distances(points, pixels, r, t, network) < limit)
     if t[2] <= 0 or len(inliers) < max(4, network.min_inliers * len(points)):
         return None
@@ -214,9 +222,9 @@ def predict(path, k, distortion, network):
         if solved is None:
             yield {**line, "no_pose": "no_consensus"}
             continue
-        r, t, inliers = solved
-        yield {**line, "score": score, "R": r.reshape(-1).tolist(), "t": t.tolist(), "inliers": len(inliers),
-               "correspondences": len(points)}
+        r, t, inliers, factor = solved
+        yield {**line, "score": score / factor, "R": r.reshape(-1).tolist(), "t": t.tolist(), "inliers": len(inliers),
+               "correspondences": len(points), "inlier_px": factor * network.ransac["inlier_px"]}
 
 
 def compare(lines, path):

@@ -58,6 +58,11 @@ pub struct PredictArgs {
     #[arg(long, value_name = "FILE")]
     pub boxes: Option<PathBuf>,
 
+    /// metrics.json of a `mqat test` of this network: the poses' standard deviations are multiplied by the factors that it
+    /// measured, so that they tell the errors to expect.
+    #[arg(long, value_name = "METRICS")]
+    pub calibrated: Option<PathBuf>,
+
     /// Take the images in the folders of a folder, too.
     #[arg(long)]
     pub recursive: bool,
@@ -122,6 +127,7 @@ pub(super) fn run(args: PredictArgs) -> Result<CommandEnd> {
         recursive: args.recursive,
         camera: args.camera,
         boxes: args.boxes,
+        calibrated: args.calibrated,
         out: args.out,
         overwrite: args.overwrite,
         overlays: args.overlays,

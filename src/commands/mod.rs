@@ -38,8 +38,8 @@ pub use inspect::{
 };
 pub use plan::{PlanReport, PlanRequest, PlannedEpoch, PlannedStage, plan};
 pub use predict::{
-    CameraReport, LatencyReport, Overlays, Percentiles, PredictProgress, PredictReport,
-    PredictRequest, predict,
+    Calibration, CameraReport, LatencyReport, Overlays, Percentiles, PredictProgress,
+    PredictReport, PredictRequest, predict,
 };
 pub use preview::{PreviewReport, PreviewRequest, preview};
 pub use recalibrate::{

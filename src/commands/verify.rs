@@ -734,6 +734,8 @@ mod tests {
             t_mm: [x_mm, 0.0, 1000.0],
             inliers: 8,
             residual_px: 1.0,
+            inlier_px: 0.0,
+            sigma: None,
         }
     }
 

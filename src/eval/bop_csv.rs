@@ -75,6 +75,8 @@ impl Row {
             t_mm: self.t_mm,
             inliers: 0,
             residual_px: 0.0,
+            inlier_px: 0.0,
+            sigma: None,
         };
         prediction.pose()?;
         Ok(prediction)

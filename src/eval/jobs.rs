@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use image::RgbImage;
 
-use super::estimate::ClassResult;
+use super::estimate::{ClassResult, PoseEstimate};
 use super::options::{InferOptions, preprocess};
 use super::pipeline::{PictureBatch, PictureInfo, Pipeline, SolvedPicture};
 use super::solver::Solver;
@@ -89,6 +89,13 @@ pub struct Answer {
     pub picture: Option<RgbImage>,
     /// The job's.
     pub pass: Option<Box<dyn Send>>,
+}
+
+impl Answer {
+    /// The poses that were found.
+    pub fn poses(&self) -> impl Iterator<Item = &PoseEstimate> {
+        self.found.iter().flatten().filter_map(|class| class.outcome.as_ref().ok())
+    }
 }
 
 /// What whoever waits for a picture's poses waits for, from its arrival (or the beginning of reading it) to the moment when its
@@ -323,7 +330,7 @@ mod tests {
         let split = infer(&engine, &decoder, &dataset, &options, |_| ()).unwrap();
         options.workers = 3;
         let mut answers = Vec::new();
-        let solver = Solver::new(&decoder, vec![1], &options).unwrap().with_covariance();
+        let solver = Solver::new(&decoder, vec![1], &options).unwrap();
         let on_answer = |answer| {
             answers.push(answer);
             Ok(())

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::prediction::Prediction;
+use super::prediction::{Prediction, Sigma};
 use super::split_index::SplitIndex;
 use crate::io::write_atomic;
 use crate::schema::plain;
@@ -44,6 +44,17 @@ struct Line {
     inliers: usize,
     #[serde(default)]
     residual: f64,
+    #[serde(default)]
+    inlier_px: f64,
+    sigma_r_rad: Option<[f64; 3]>,
+    sigma_t_mm: Option<[f64; 3]>,
+}
+
+impl Line {
+    fn sigma(&self) -> Option<Sigma> {
+        let (rotation_rad, translation_mm) = (self.sigma_r_rad?, self.sigma_t_mm?);
+        Some(Sigma { rotation_rad, translation_mm })
+    }
 }
 
 /// What a line that says why there is no pose has.
@@ -83,6 +94,7 @@ pub(super) fn parse_line(text: &str, index: &SplitIndex) -> Result<Option<Predic
         (None, None) => bail!("neither class (from 0) nor obj_id is given"),
     };
     ensure!(line.score.is_finite(), "score is {}, expected a finite number", line.score);
+    let sigma = line.sigma();
     let prediction = Prediction {
         image,
         class,
@@ -92,6 +104,8 @@ pub(super) fn parse_line(text: &str, index: &SplitIndex) -> Result<Option<Predic
         t_mm: line.t_mm,
         inliers: line.inliers,
         residual_px: line.residual,
+        inlier_px: line.inlier_px,
+        sigma,
     };
     prediction.pose()?;
     Ok(Some(prediction))
@@ -126,6 +140,11 @@ mod tests {
             t_mm: [1.0 / 3.0, -2e-17, 1784.6],
             inliers: 80,
             residual_px: 0.4,
+            inlier_px: 1.25,
+            sigma: Some(Sigma {
+                rotation_rad: [0.01, 1.0 / 7.0, 0.03],
+                translation_mm: [0.1, 0.2, 3e-17],
+            }),
         }
     }
 
@@ -143,7 +162,12 @@ mod tests {
         let read: Vec<Prediction> = text.lines().map(|l| parse(l).unwrap()).collect();
         assert_eq!(read, all);
         assert!(text.starts_with(r#"{"image":"3.png","class":0,"obj_id":1,"score":0.3000"#));
-        for key in ["\"R\":[0.0,-1.0", "\"t\":[0.33", "\"inliers\":80", "\"residual\":0.4}"] {
+        for key in [
+            "\"R\":[0.0,-1.0",
+            "\"t\":[0.33",
+            "\"inliers\":80",
+            "\"residual\":0.4,\"inlier_px\":1.25,\"sigma_r_rad\":[0.01",
+        ] {
             assert!(text.contains(key), "{text}");
         }
         write_predictions(&path, &[]).unwrap();
@@ -158,6 +182,7 @@ mod tests {
             parse(&format!(r#"{{"net": "x", "image": "./3.png", "obj_id": 1, {rest}}}"#)).unwrap();
         assert_eq!(by_class, by_id);
         assert_eq!((by_id.inliers, by_id.residual_px, by_id.obj_id), (0, 0.0, Some(1)));
+        assert_eq!((by_id.inlier_px, by_id.sigma), (0.0, None));
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod pose_records;
 mod prediction;
 mod report;
 mod result_file;
+mod sigma;
 mod solver;
 mod split;
 mod split_index;
@@ -53,12 +54,13 @@ pub use paired::sequences_of_objects;
 pub use pipeline::{Forwarded, PictureBatch, PictureInfo, Pipeline, SolvedPicture};
 pub use plots::{depth_chart, recall_over_depth, write_depth_chart};
 pub use pose_records::{PoseWriter, Written};
-pub use prediction::Prediction;
+pub use prediction::{Prediction, Sigma};
 pub use report::{
     BinLimits, ClassSummary, DatasetSummary, Definition, Evaluation, EvaluationInfo, Report,
     SYNTHETIC_FILE, evaluate, read_errors, write_errors,
 };
 pub use result_file::{ResultFile, ResultFormat, odd_distances, read_predictions};
+pub use sigma::{SigmaFactor, SigmaFactors};
 pub use solver::{ImageResult, Solver};
 pub use split::{Inference, Pair, Progress, infer, infer_pair, pictures_of};
 pub use split_index::image_ids;

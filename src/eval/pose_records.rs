@@ -28,8 +28,6 @@ struct PoseLine<'a> {
     /// Correspondences that were worth something on their own.
     effective: Option<f64>,
     sigma_px: Option<f64>,
-    sigma_r_rad: Option<[f64; 3]>,
-    sigma_t_mm: Option<[f64; 3]>,
     /// 6 x 6, row-major.
     covariance: Option<Vec<f64>>,
     #[serde(flatten)]
@@ -242,8 +240,6 @@ fn pose_line(pose: &PoseEstimate, place: Place, latency: LatencyMs) -> PoseLine<
         correspondences: pose.num_correspondences,
         effective: covariance.map(|c| c.effective),
         sigma_px: covariance.map(|c| c.sigma_px),
-        sigma_r_rad: covariance.map(|c| c.sigma_rotation_rad()),
-        sigma_t_mm: covariance.map(|c| c.sigma_translation_mm()),
         // Symmetric: by columns is by rows.
         covariance: covariance.map(|c| c.matrix.as_slice().to_vec()),
         latency,

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::config::EvalConfig;
 use super::json_lines::write_lines;
 use super::prediction::Prediction;
+use super::sigma::SigmaFactors;
 use super::timing::Timing;
-use crate::data::{BadSample, DataConfig, Dataset, Frame};
+use crate::data::{BadSample, DataConfig, Dataset, Frame, ModelSymmetries};
 use crate::io::{read_json, read_json_lines, write_json};
 use crate::pose::{
     BopScores, Counting, DepthBins, Estimate, EvalTable, Target, TargetErrors, TargetModel,
@@ -103,6 +104,12 @@ pub struct Report {
     pub config: EvalConfig,
     /// Where the inference's time went, when it was run here.
     pub timing: Option<Timing>,
+    /// Poses that were found only within 2 or 4 times `evaluation.ransac.inlier_px`.
+    #[serde(default)]
+    pub num_widened: usize,
+    /// What the poses' standard deviations have to be multiplied by; none where no pose has any.
+    #[serde(default)]
+    pub sigma: Option<SigmaFactors>,
     /// The BOP benchmark's average recalls, where they were computed.
     #[serde(default)]
     pub bop: Option<BopScores>,
@@ -194,6 +201,14 @@ pub fn evaluate(
         ceiling_percent: ceiling_percent(&frames),
     };
     let table = EvalTable::new(&errors, &models, config.depth_bins);
+    let is_widened = |p: &&Prediction| p.inlier_px > config.ransac.inlier_px;
+    let sigma = {
+        let symmetries = |class: usize| &dataset.models[class].symmetries;
+        let is_symmetric = |class: usize| {
+            classes[class].symmetric || *symmetries(class) != ModelSymmetries::default()
+        };
+        SigmaFactors::of(&frames, predictions, is_symmetric)
+    };
     let report = Report {
         name: info.name.to_owned(),
         headline_percent: table.headline(),
@@ -205,6 +220,8 @@ pub fn evaluate(
         table,
         config: config.clone(),
         timing: info.timing,
+        num_widened: predictions.iter().filter(is_widened).count(),
+        sigma,
         bop: None,
         bop_notes: Vec::new(),
     };

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::estimate::{ClassResult, PoseEstimate};
 use super::options::InferOptions;
-use super::prediction::Prediction;
+use super::prediction::{Prediction, Sigma};
 use crate::geom::{Camera, Correspondences, Pose};
 use crate::nn::{Decode, Decoded, Detection, Evidence, HostOutputs, NoDetection, OutputShape};
 use crate::pose::{NoPose, RansacConfig, find_pose, pose_covariance};
@@ -19,7 +19,8 @@ pub struct Solver<'a> {
     camera: Camera,
     ransac: RansacConfig,
     seed: u64,
-    covariance: bool,
+    /// What standard deviations of rotation and translation are multiplied by.
+    calibration: [f64; 2],
 }
 
 /// What became of an image.
@@ -45,13 +46,14 @@ impl<'a> Solver<'a> {
             camera: options.input.camera()?,
             ransac: options.ransac.clone(),
             seed: options.seed,
-            covariance: false,
+            calibration: [1.0; 2],
         })
     }
 
-    /// The same, that says of each pose how sure it is.
-    pub fn with_covariance(self) -> Self {
-        Self { covariance: true, ..self }
+    /// The same, whose poses have their standard deviations of rotation and translation multiplied by measured factors
+    /// ([`super::SigmaFactors`]).
+    pub fn calibrated(self, rotation: f64, translation: f64) -> Self {
+        Self { calibration: [rotation, translation], ..self }
     }
 
     /// The outputs that it takes, in order.
@@ -90,39 +92,42 @@ impl<'a> Solver<'a> {
         name: &str,
         detection: Detection,
     ) -> Result<PoseEstimate, NoDetection> {
-        let prediction = |pose: &Pose, inliers, residual_px| Prediction {
+        let prediction = |pose: &Pose| Prediction {
             image: name.to_owned(),
             class,
             obj_id: Some(self.obj_ids[class]),
             score: detection.score,
             r: pose.r_row_major(),
             t_mm: pose.t_array(),
-            inliers,
-            residual_px,
+            inliers: 0,
+            residual_px: 0.0,
+            inlier_px: 0.0,
+            sigma: None,
         };
         let seen = match &detection.evidence {
             Evidence::Correspondences(seen) => seen,
             Evidence::Pose(pose) => {
-                let prediction = prediction(pose, 0, 0.0);
+                let prediction = prediction(pose);
                 return Ok(PoseEstimate { prediction, num_correspondences: 0, covariance: None });
             }
         };
         let Correspondences { points, pixels, .. } = seen;
         let seed = pnp_seed(self.seed, place, class, instance);
         let solution = find_pose(&self.camera, points, pixels, &self.ransac, seed)
-            .map_err(|why| no_pose(why, seen.len()))?;
-        let covariance = self
-            .covariance
-            .then(|| pose_covariance(&self.camera, &solution.pose, seen, &solution.inliers));
-        Ok(PoseEstimate {
-            prediction: prediction(
-                &solution.pose,
-                solution.inliers.len(),
-                solution.mean_residual_px,
-            ),
-            num_correspondences: seen.len(),
-            covariance: covariance.flatten(),
-        })
+            .map_err(|why| no_pose(why, seen.len(), &self.ransac))?;
+        let widening = solution.inlier_px / self.ransac.inlier_px;
+        let [rotation, translation] = self.calibration.map(|factor| factor * widening);
+        let covariance = pose_covariance(&self.camera, &solution.pose, seen, &solution.inliers)
+            .map(|covariance| covariance.scaled(rotation, translation));
+        let prediction = Prediction {
+            score: detection.score / widening,
+            inliers: solution.inliers.len(),
+            residual_px: solution.mean_residual_px,
+            inlier_px: solution.inlier_px,
+            sigma: covariance.as_ref().map(Sigma::of),
+            ..prediction(&solution.pose)
+        };
+        Ok(PoseEstimate { prediction, num_correspondences: seen.len(), covariance })
     }
 }
 
@@ -133,7 +138,7 @@ fn pnp_seed(seed: u64, image: usize, class: usize, instance: usize) -> u64 {
 }
 
 /// Why PnP found no pose from `num` correspondences.
-fn no_pose(why: NoPose, num: usize) -> NoDetection {
+fn no_pose(why: NoPose, num: usize, ransac: &RansacConfig) -> NoDetection {
     let (reason, detail) = match why {
         NoPose::TooFew => (
             "too_few_correspondences",
@@ -141,7 +146,10 @@ fn no_pose(why: NoPose, num: usize) -> NoDetection {
         ),
         NoPose::NoConsensus => (
             "no_consensus",
-            format!("PnP found no pose that enough of the {num} correspondences agree with"),
+            format!(
+                "PnP found no pose that enough of the {num} correspondences agree with, within {} px",
+                ransac.distances_px().map(|d| d.to_string()).collect::<Vec<_>>().join(", then ")
+            ),
         ),
         NoPose::Undetermined => (
             "undetermined",
@@ -171,7 +179,7 @@ mod tests {
 
     fn solve(found: Result<Detection, NoDetection>) -> Result<PoseEstimate, NoDetection> {
         let decoder = Fixed(found);
-        let solver = Solver::new(&decoder, vec![7], &options()).unwrap().with_covariance();
+        let solver = Solver::new(&decoder, vec![7], &options()).unwrap();
         let outputs = HostOutputs::new(vec![], 1, vec![]).unwrap();
         let [class] = solver.solve(3, "a.png", &outputs, 0).classes.try_into().unwrap();
         assert_eq!((class.class, class.obj_id), (0, 7));

@@ -3,6 +3,7 @@
 use super::bop_table;
 use super::grid::{TextTable, difference, number, range, wrap};
 use super::report::{BinLimits, Report};
+use super::sigma::SigmaFactors;
 use crate::pose::{BopScores, DepthBins, EvalTable, Recall, Section, row_label};
 
 /// Rows of a comparison that are recalls, by their names in the table.
@@ -128,7 +129,7 @@ impl Report {
     }
 
     /// How to read the table, a line each.
-    fn footnotes(&self) -> Vec<String> {
+    fn meanings(&self) -> Vec<String> {
         let bins = match self.table.depth_bins {
             DepthBins::Equal => {
                 "depth bins `equal`: three equal widths of the evaluated set's depths (z), as in the \
@@ -170,6 +171,27 @@ impl Report {
             ));
         }
         lines.extend(self.bop_notes.iter().cloned());
+        lines
+    }
+
+    /// What is to be known about its poses, a line each.
+    fn pose_notes(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.num_widened > 0 {
+            lines.push(format!(
+                "{} found only within 2 or 4 times evaluation.ransac.inlier_px ({} px), at a half or a quarter of the score",
+                counted(self.num_widened, "pose"),
+                self.config.ransac.inlier_px
+            ));
+        }
+        lines.extend(self.sigma.iter().map(SigmaFactors::text));
+        lines
+    }
+
+    /// Everything below the table, a line each.
+    fn footnotes(&self) -> Vec<String> {
+        let mut lines = self.meanings();
+        lines.extend(self.pose_notes());
         if let Some(t) = &self.timing {
             lines.push(format!(
                 "time: {:.1} s for {}; network {:.1} s, waiting for images {:.1} s; on all threads \
@@ -281,8 +303,11 @@ impl<'a> Comparison<'a> {
 
     fn notes(&self) -> Vec<String> {
         let Some((first, others)) = self.reports.split_first() else { return Vec::new() };
-        let mut notes = first.footnotes();
-        notes.retain(|n| !n.starts_with("time:"));
+        let mut notes = first.meanings();
+        for report in self.reports {
+            let named = |note| format!("`{}`: {note}", report.name);
+            notes.extend(report.pose_notes().into_iter().map(named));
+        }
         for other in others {
             if let Some(what) = unlike(first, other) {
                 notes.push(format!(

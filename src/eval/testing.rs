@@ -117,6 +117,8 @@ pub fn predictions_of(dataset: &Dataset) -> Vec<Prediction> {
                 t_mm: object.pose.t_array(),
                 inliers: 80,
                 residual_px: 0.5,
+                inlier_px: 0.0,
+                sigma: None,
             })
         })
         .collect()

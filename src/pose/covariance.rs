@@ -21,6 +21,17 @@ pub struct PoseCovariance {
 }
 
 impl PoseCovariance {
+    /// With the standard deviations of the rotation and of the translation multiplied by factors; correlations stay.
+    pub fn scaled(mut self, rotation: f64, translation: f64) -> Self {
+        let factor = |i: usize| if i < 3 { rotation } else { translation };
+        for row in 0..6 {
+            for column in 0..6 {
+                self.matrix[(row, column)] *= factor(row) * factor(column);
+            }
+        }
+        self
+    }
+
     /// Standard deviations about the camera's x, y, z, rad.
     pub fn sigma_rotation_rad(&self) -> [f64; 3] {
         std::array::from_fn(|i| self.matrix[(i, i)].max(0.0).sqrt())
@@ -358,6 +369,26 @@ mod tests {
         assert!((a[0] / b[1] - 1.0).abs() < 0.3 && (a[2] / b[2] - 1.0).abs() < 0.3, "{a:?} {b:?}");
         let moved = moved_by(&pose, &Vector6::new(0.0, 0.0, 0.01, 0.0, 0.0, 5.0));
         assert!((moved.t_mm.z - pose.t_mm.z - 5.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn factors_scale_standard_deviations_and_leave_correlations() {
+        let (points, camera) = (points(), camera());
+        let mut rng = seed::stream(34, &[]);
+        let pixels = disturbed(&points, [1.0, 0.0, 0.0], &mut rng);
+        let (pose, inliers) = least_squares(&points, &pixels, 0);
+        let seen = correspondences(&points, pixels);
+        let given = pose_covariance(&camera, &pose, &seen, &inliers).unwrap();
+        let scaled = given.clone().scaled(5.0, 3.0);
+        let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-12, "{a} {b}");
+        for i in 0..3 {
+            near(scaled.sigma_rotation_rad()[i], 5.0 * given.sigma_rotation_rad()[i]);
+            near(scaled.sigma_translation_mm()[i], 3.0 * given.sigma_translation_mm()[i]);
+        }
+        let correlation = |m: &Matrix6<f64>| m[(1, 3)] / (m[(1, 1)] * m[(3, 3)]).sqrt();
+        near(correlation(&scaled.matrix), correlation(&given.matrix));
+        assert_eq!(scaled.matrix, scaled.matrix.transpose());
+        assert_eq!(scaled.effective, given.effective);
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::seed;
 /// Samples drawn at least: with noise a sample without outliers need not be a good one.
 const MIN_SAMPLES: u32 = 12;
 
+/// Multiples of the inlier distance that are tried one after the other.
+const DISTANCES: [f64; 3] = [1.0, 2.0, 4.0];
+
 /// Settings of [`solve_pnp_ransac`]. The default is the published setting.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -35,6 +38,9 @@ pub struct RansacConfig {
     #[schemars(range(min = 0, max = 1))]
     #[serde(alias = "min_inlier_share")]
     pub min_inlier_fraction: f64,
+    /// Where no pose has enough inliers: try again with twice and four times `inlier_px`. The pose says which distance it took; its
+    /// score is divided by that factor, and its standard deviations are multiplied by it.
+    pub widen: bool,
 }
 
 impl Default for RansacConfig {
@@ -45,6 +51,7 @@ impl Default for RansacConfig {
             confidence: 0.99,
             refine: true,
             min_inlier_fraction: 0.15,
+            widen: true,
         }
     }
 }
@@ -59,6 +66,12 @@ impl RansacConfig {
             && self.confidence < 1.0
             && (0.0..=1.0).contains(&self.min_inlier_fraction)
     }
+
+    /// The inlier distances that are tried, px.
+    pub fn distances_px(&self) -> impl Iterator<Item = f64> {
+        let num = if self.widen { DISTANCES.len() } else { 1 };
+        DISTANCES.iter().take(num).map(|factor| factor * self.inlier_px)
+    }
 }
 
 /// What [`solve_pnp_ransac`] found.
@@ -70,6 +83,9 @@ pub struct PnpSolution {
     pub inliers: Vec<usize>,
     /// Mean reprojection distance of the inliers, px.
     pub mean_residual_px: f64,
+    /// The inlier distance, px: that of the settings, or twice or four times it where there was no pose within it
+    /// ([`RansacConfig::widen`]).
+    pub inlier_px: f64,
 }
 
 /// Why there is no pose.
@@ -90,6 +106,9 @@ pub enum NoPose {
 /// correspondences; a hypothesis that leads is refined on its inliers. Where points are seen repeatedly, the pose of the
 /// median pixels is one more hypothesis. The winner is compared with EPnP on its inliers and refined, and its inliers
 /// are chosen anew up to 4 times; a last fit weighs all correspondences by Tukey's biweight of their residual.
+///
+/// Where no pose has enough inliers, the same is tried with twice and four times the inlier distance
+/// ([`RansacConfig::widen`]): the corners of an object that is near are farther off in pixels.
 ///
 /// The result is a function of the *set* of correspondences and the seed: their order does not matter. Correspondences that are
 /// not finite are left out. `None` when no pose in front of the camera is determined: fewer than 4 usable correspondences or
@@ -124,12 +143,30 @@ pub fn find_pose(
         return Err(NoPose::NoConsensus);
     }
     let data = SortedCorrespondences::new(camera, points, pixels).ok_or(NoPose::TooFew)?;
-    let fit = Fit { camera, data: &data, inlier_px: config.inlier_px };
-    let search = Search { camera, data: &data, config, fit };
+    for inlier_px in config.distances_px() {
+        let config = RansacConfig { inlier_px, ..config.clone() };
+        let found = find_within(camera, &data, &config, seed);
+        if !matches!(found, Err(NoPose::NoConsensus)) {
+            return found;
+        }
+    }
+    Err(NoPose::NoConsensus)
+}
+
+/// The pose that enough correspondences agree with within `config.inlier_px`.
+fn find_within(
+    camera: &Camera,
+    data: &SortedCorrespondences,
+    config: &RansacConfig,
+    seed: u64,
+) -> Result<PnpSolution, NoPose> {
+    let inlier_px = config.inlier_px;
+    let fit = Fit { camera, data, inlier_px };
+    let search = Search { camera, data, config, fit };
     let leader = search.sample(seed).ok_or(NoPose::NoConsensus)?;
     let pose = if config.refine { fit.finish(&leader.pose) } else { search.with_epnp(leader) };
     let pose = pose.ok_or(NoPose::NoConsensus)?;
-    let inliers = data.inliers(camera, &pose, config.inlier_px).ok_or(NoPose::NoConsensus)?;
+    let inliers = data.inliers(camera, &pose, inlier_px).ok_or(NoPose::NoConsensus)?;
     let wanted = (config.min_inlier_fraction * data.points.len() as f64).max(4.0);
     if (inliers.len() as f64) < wanted {
         return Err(NoPose::NoConsensus);
@@ -144,7 +181,8 @@ pub fn find_pose(
     let mut inliers: Vec<usize> = inliers.iter().map(|&i| data.given_index(i)).collect();
     inliers.sort_unstable();
     let finite = pose.is_finite() && mean_residual_px.is_finite();
-    finite.then_some(PnpSolution { pose, inliers, mean_residual_px }).ok_or(NoPose::Undetermined)
+    let solution = PnpSolution { pose, inliers, mean_residual_px, inlier_px };
+    finite.then_some(solution).ok_or(NoPose::Undetermined)
 }
 
 /// A pose with its truncated squared cost.
@@ -523,6 +561,35 @@ mod tests {
     }
 
     #[test]
+    fn where_cells_are_far_off_a_wider_distance_finds_the_pose() {
+        let points = cells();
+        let narrow = RansacConfig { inlier_px: 1.25, ..RansacConfig::default() };
+        let only = RansacConfig { widen: false, ..narrow.clone() };
+        let mut rng = seed::stream(24, &[]);
+        let (mut lost, mut widened) = (0, 0);
+        for case in 0..60 {
+            // A near object: each cell, as a whole, is some pixels off.
+            let mut truth = some_pose(&mut rng);
+            truth.t_mm *= 250.0 / truth.t_mm.z;
+            let (mut pixels, _) = disturbed(&truth, &points, 1.0, 0.0, &mut rng);
+            for cell in pixels.chunks_mut(8) {
+                let shift = Vec2::new(gauss(&mut rng, 3.0), gauss(&mut rng, 3.0));
+                cell.iter_mut().for_each(|p| *p += shift);
+            }
+            let found = find_pose(&camera(), &points, &pixels, &narrow, case).unwrap();
+            assert!([1.25, 2.5, 5.0].contains(&found.inlier_px), "{}", found.inlier_px);
+            assert!(errors::re_deg(&found.pose, &truth) < 15.0, "case {case}");
+            widened += usize::from(found.inlier_px > 1.25);
+            let without = find_pose(&camera(), &points, &pixels, &only, case);
+            lost += usize::from(without == Err(NoPose::NoConsensus));
+            // Whatever is found without widening is found with it, unchanged.
+            assert!(without.is_err() || without == Ok(found));
+        }
+        assert!(lost >= 5, "{lost}");
+        assert_eq!(widened, lost);
+    }
+
+    #[test]
     fn what_determines_no_pose_gives_none() {
         let points = cells();
         let mut rng = seed::stream(18, &[]);
@@ -585,11 +652,12 @@ mod tests {
             let pixels: Vec<Vec2> = (0..n).map(|_| Vec2::from_fn(|_, _| draw(500.0))).collect();
             let Some(found) = solve(&points, &pixels, case) else { continue };
             assert!(found.pose.is_finite() && found.inliers.len() >= 4);
-            assert!((0.0..5.0).contains(&found.mean_residual_px));
+            assert!((0.0..found.inlier_px).contains(&found.mean_residual_px));
             for &i in &found.inliers {
                 let x_cam = found.pose.apply(&points[i]);
                 assert!(x_cam.z > 0.0, "case {case}");
-                assert!((camera().project(&x_cam) - pixels[i]).norm() < 5.0 + 1e-3, "case {case}");
+                let off = (camera().project(&x_cam) - pixels[i]).norm();
+                assert!(off < found.inlier_px + 1e-3, "case {case}");
             }
         }
     }
@@ -600,8 +668,8 @@ mod tests {
             inlier_px: 0.0,
             max_iterations: 0,
             confidence: 1.0,
-            refine: true,
             min_inlier_fraction: -0.1,
+            ..RansacConfig::default()
         };
         let mut problems = Vec::new();
         check_ranges(&broken, "pnp", &mut problems);

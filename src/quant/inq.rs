@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rand::RngCore;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use super::affine::by_channel;
 use super::checks::{check_on_grid, check_order};
@@ -238,7 +238,7 @@ impl InqWeight {
         let grid = self.grid.as_ref().context("the grid was set above")?;
         no_grad(|| -> Result<()> {
             let frozen_before = self.trainable.eq(0.0).reshape([-1]);
-            let frozen = self.choose(&frozen_before, target, epoch);
+            let frozen = self.choose(&frozen_before, target, epoch)?;
             let shape = self.site.weight.size();
             let newly = frozen.logical_and(&frozen_before.logical_not()).reshape(&shape);
             let weight = self.site.weight.detach();
@@ -281,46 +281,42 @@ impl InqWeight {
     }
 
     /// Which weights are frozen after the step, as a flat bool tensor in row-major order.
-    fn choose(&self, frozen: &Tensor, target: usize, epoch: u32) -> Tensor {
+    fn choose(&self, frozen: &Tensor, target: usize, epoch: u32) -> Result<Tensor> {
         let n = self.site.num_weights();
-        let strategy = self.settings.quant_strategy;
         if target == n {
-            return frozen.ones_like();
+            return Ok(frozen.ones_like());
         }
-        let magnitudes = || self.site.weight.detach().reshape([-1]).abs();
-        // The weights to freeze come first; a stable sort breaks ties by index, on every device.
-        let (ranked, chosen_before) = match strategy {
+        let before = match self.settings.quant_strategy {
+            QuantStrategy::Rpr => vec![false; n],
+            _ => Vec::<bool>::try_from(frozen.to_device(Device::Cpu))?,
+        };
+        let num_new = target - before.iter().filter(|frozen| **frozen).count();
+        let chosen = match self.settings.quant_strategy {
+            // Magnitudes are ordered as their bits are.
             QuantStrategy::Magnitude => {
-                (magnitudes().masked_fill(frozen, -1.0).sort_stable(true, 0, true).1, frozen)
+                with_first(before, &self.magnitudes()?, num_new, |m: f32| !m.to_bits())
             }
             QuantStrategy::LowMagnitude => {
-                let keys = magnitudes().masked_fill(frozen, f64::INFINITY);
-                (keys.sort_stable(true, 0, false).1, frozen)
+                with_first(before, &self.magnitudes()?, num_new, f32::to_bits)
             }
-            QuantStrategy::Random => {
-                let keys = self.random_keys(epoch).masked_fill(frozen, i64::MAX);
-                (keys.sort_stable(true, 0, false).1, frozen)
-            }
-            QuantStrategy::Rpr => {
-                (self.random_keys(epoch).sort_stable(true, 0, false).1, &frozen.zeros_like())
+            QuantStrategy::Random | QuantStrategy::Rpr => {
+                with_first(before, &self.random_keys(epoch), num_new, |key: u64| key)
             }
         };
-        let num_new = match strategy {
-            QuantStrategy::Rpr => target,
-            _ => target - self.num_frozen,
-        };
-        let mut chosen = chosen_before.copy();
-        let _ = chosen.index_fill_(0, &ranked.narrow(0, 0, num_new as i64), 1);
-        chosen
+        Ok(Tensor::from_slice(&chosen).to_device(frozen.device()))
+    }
+
+    /// The magnitudes of the weights, in row-major order.
+    fn magnitudes(&self) -> Result<Vec<f32>> {
+        let flat = self.site.weight.detach().reshape([-1]).abs();
+        Ok(Vec::try_from(flat.to_device(Device::Cpu))?)
     }
 
     /// A random number for each weight, a function of seed, layer, epoch and index.
-    fn random_keys(&self, epoch: u32) -> Tensor {
+    fn random_keys(&self, epoch: u32) -> Vec<u64> {
         let place = [STREAM_INQ, seed::fnv1a(self.site.name.as_bytes()), u64::from(epoch)];
         let mut rng = seed::stream(self.context.seed, &place);
-        let keys: Vec<i64> =
-            (0..self.site.num_weights()).map(|_| (rng.next_u64() >> 1) as i64).collect();
-        Tensor::from_slice(&keys).to_device(self.site.weight.device())
+        (0..self.site.num_weights()).map(|_| rng.next_u64() >> 1).collect()
     }
 
     /// Number of frozen weights.
@@ -350,6 +346,25 @@ impl InqWeight {
     }
 }
 
+/// `chosen` with `num` more: of those that are not chosen yet the ones of the lowest keys, of equal keys the first.
+fn with_first<T: Copy, K: Ord>(
+    mut chosen: Vec<bool>,
+    values: &[T],
+    num: usize,
+    key: impl Fn(T) -> K,
+) -> Vec<bool> {
+    let free = values.iter().enumerate().filter(|(i, _)| !chosen[*i]);
+    let mut ranked: Vec<(K, usize)> = free.map(|(i, &value)| (key(value), i)).collect();
+    if num > 0 && num < ranked.len() {
+        ranked.select_nth_unstable(num - 1);
+    }
+    ranked.truncate(num);
+    for (_, i) in ranked {
+        chosen[i] = true;
+    }
+    chosen
+}
+
 /// Number of frozen weights at a fraction: truncated, in f64, as published.
 pub fn num_frozen_at(fraction: f64, num_weights: usize) -> usize {
     (fraction * num_weights as f64) as usize
@@ -358,6 +373,10 @@ pub fn num_frozen_at(fraction: f64, num_weights: usize) -> usize {
 impl WeightQuantizer for InqWeight {
     fn site(&self) -> &Rc<Site> {
         &self.site
+    }
+
+    fn frozen_fraction(&self) -> f64 {
+        self.num_frozen as f64 / self.site.num_weights() as f64
     }
 
     fn start_epoch(&mut self, epoch: u32) -> Result<WeightStep> {
@@ -443,7 +462,7 @@ impl WeightQuantizer for InqWeight {
     fn report(&self, report: &mut SiteReport) {
         report.method = InqWeights::NAME.to_owned();
         report.set_spacing(&self.context.spacing);
-        report.frozen_fraction = self.num_frozen as f64 / self.site.num_weights() as f64;
+        report.frozen_fraction = self.frozen_fraction();
         if let Some(grid) = &self.grid {
             let frozen = self.trainable.eq(0.0);
             report.set_grid(grid, &self.site.weight, Some(&frozen));

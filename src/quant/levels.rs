@@ -11,13 +11,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use tch::{Kind, Tensor};
+use rayon::prelude::*;
+use tch::kind::Element;
+use tch::{Device, Kind, Tensor};
 
 use super::settings::CodeRange;
 use crate::libtorch::upload;
 
 /// Most levels a grid may have: an index fits 8 bits.
 pub const MAX_LEVELS: u32 = 256;
+/// Values of one task, where rows are not channels.
+const ROW: usize = 1 << 15;
 
 /// How the levels of a grid are spaced; a range for the tensor or for each channel makes it a [`Grid`].
 #[derive(Debug, Clone, PartialEq)]
@@ -384,7 +388,10 @@ impl Grid {
     /// # Errors
     /// If `x` is not f32 or its first dimension is not the number of channels.
     pub fn index(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self.index_by_channel(x)?.reshape(x.size()))
+        Ok(match self.map_even(x, |levels, v| levels.index(v) as i64)? {
+            Some(index) => index,
+            None => self.index_by_channel(x)?.reshape(x.size()),
+        })
     }
 
     /// The nearest level; same shape as `x`, contiguous. See [`Grid::index`].
@@ -392,6 +399,9 @@ impl Grid {
     /// # Errors
     /// As [`Grid::index`].
     pub fn nearest(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(nearest) = self.map_even(x, |levels, v| levels.levels[levels.index(v)])? {
+            return Ok(nearest);
+        }
         let index = self.index_by_channel(x)?;
         Ok(self.level_table(x).gather(1, &index, false).reshape(x.size()))
     }
@@ -444,6 +454,39 @@ impl Grid {
         Ok([channels, x.numel() as i64 / channels])
     }
 
+    /// What becomes of each value of a tensor of the CPU, in row-major order, where the levels of a channel are evenly spaced;
+    /// shape of `x`. `None` elsewhere.
+    fn map_even<T: Element + Send + Default>(
+        &self,
+        x: &Tensor,
+        of: impl Fn(&EvenLevels, f32) -> T + Sync,
+    ) -> Result<Option<Tensor>> {
+        ensure!(x.kind() == Kind::Float, "a tensor of kind {:?}, expected Float", x.kind());
+        let [channels, per_channel] = self.rows(x)?.map(|n| n as usize);
+        if self.spacing.multiples().is_none() || x.device() != Device::Cpu {
+            return Ok(None);
+        }
+        let rows: Vec<EvenLevels> = (0..channels).map(|c| self.even_levels(c)).collect();
+        let values = Vec::<f32>::try_from(x.detach().reshape([-1]))?;
+        let row = if channels == 1 { ROW } else { per_channel.max(1) };
+        let mut out: Vec<T> = std::iter::repeat_with(T::default).take(values.len()).collect();
+        let chunks = out.par_chunks_mut(row).zip(values.par_chunks(row)).enumerate();
+        chunks.for_each(|(i, (out, values))| {
+            let levels = &rows[i.min(channels - 1)];
+            for (out, &v) in out.iter_mut().zip(values) {
+                *out = of(levels, v);
+            }
+        });
+        Ok(Some(Tensor::from_slice(&out).reshape(x.size())))
+    }
+
+    fn even_levels(&self, channel: usize) -> EvenLevels {
+        let levels = self.levels(channel);
+        let span = f64::from(levels[levels.len() - 1]) - f64::from(levels[0]);
+        let inverse = ((levels.len() - 1) as f64 / span) as f32;
+        EvenLevels { limits: self.limits(channel), levels, inverse }
+    }
+
     fn index_by_channel(&self, x: &Tensor) -> Result<Tensor> {
         ensure!(x.kind() == Kind::Float, "a tensor of kind {:?}, expected Float", x.kind());
         let rows = self.rows(x)?;
@@ -473,6 +516,34 @@ impl Grid {
         let levels: Vec<f32> = (0..self.range.len()).flat_map(|c| self.levels(c)).collect();
         let levels = Tensor::from_slice(&levels).reshape([self.range.len() as i64, -1]);
         upload(&levels, x.device())
+    }
+}
+
+/// Evenly spaced levels of a channel, at least two: the number of the nearest is computed, not searched for.
+struct EvenLevels {
+    levels: Vec<f32>,
+    /// The largest f32 that still goes to each level but the last.
+    limits: Vec<f32>,
+    /// Over the distance of two levels.
+    inverse: f32,
+}
+
+impl EvenLevels {
+    /// The number of limits below `v`: what a search finds. Rounding is right but for values next to a limit, and those are
+    /// compared with it.
+    #[inline]
+    fn index(&self, v: f32) -> usize {
+        let last = self.limits.len();
+        // From a float that is negative or not a number comes 0, from a large one the largest number.
+        let rounded = ((v - self.levels[0]) * self.inverse + 0.5) as usize;
+        let mut i = rounded.min(last);
+        while i > 0 && v <= self.limits[i - 1] {
+            i -= 1;
+        }
+        while i < last && v > self.limits[i] {
+            i += 1;
+        }
+        i
     }
 }
 
@@ -506,6 +577,26 @@ mod tests {
             }
         }
         grids
+    }
+
+    #[test]
+    fn even_levels_are_numbered_as_a_search_numbers_them() {
+        for grid in grids() {
+            let channels = grid.num_ranges();
+            let mut values: Vec<Vec<f32>> = vec![];
+            for channel in 0..channels {
+                let (levels, limits) = (grid.levels(channel), grid.limits(channel));
+                let at = levels.iter().chain(&limits).copied();
+                let around = at.flat_map(|v| [v, v.next_up(), v.next_down(), v * 1.0001, -v]);
+                let far = [0.0, -0.0, 1e-40, 3e38, -3e38, f32::INFINITY, f32::NEG_INFINITY];
+                values.push(around.chain(far).collect());
+            }
+            let x = Tensor::from_slice(&values.concat()).reshape([channels as i64, -1]);
+            let by_search = grid.index_by_channel(&x).unwrap();
+            assert!(grid.index(&x).unwrap().equal(&by_search), "{grid:?}");
+            let levels = grid.level_table(&x).gather(1, &by_search, false);
+            assert_eq!(bits(&grid.nearest(&x).unwrap()), bits(&levels), "{grid:?}");
+        }
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub trait WeightQuantizer {
     fn trainable(&self) -> Option<Tensor>;
     /// The levels, once known.
     fn grid(&self) -> Option<Grid>;
+    /// Fraction of the weights that is on its levels for good, 0 to 1: [`SiteReport::frozen_fraction`].
+    fn frozen_fraction(&self) -> f64;
     /// Makes sure that every weight is quantized and has exactly the bits of a level.
     ///
     /// # Errors
@@ -79,6 +81,11 @@ pub trait WeightQuantizer {
     }
     /// Before the forward pass of a step: computes the effective weight once for all its uses.
     fn begin_step(&mut self) {}
+    /// Before an evaluation, with true: computes the effective weight once for all its uses in all batches. After it, before
+    /// any weight changes, with false.
+    fn hold_effective(&self, hold: bool) {
+        let _ = hold;
+    }
     /// Where the gradient of the stored weight is found after [`WeightQuantizer::end_step`], if not in
     /// the weight itself. Stays the same tensor.
     fn gradient_source(&self) -> Option<Tensor> {

@@ -157,6 +157,19 @@ impl ModuleQuantizer {
         })
     }
 
+    /// Number of weights that are to be quantized, and how many of them are on their levels for good.
+    pub fn count_frozen(&self) -> (usize, f64) {
+        self.weight_quantizers().fold((0, 0.0), |(all, frozen), weight| {
+            let num = weight.site().num_weights();
+            (all + num, frozen + weight.frozen_fraction() * num as f64)
+        })
+    }
+
+    /// Whether weights that are to be quantized are not yet, some or all.
+    pub fn is_partial(&self) -> bool {
+        self.weight_quantizers().any(|weight| weight.frozen_fraction() < 1.0)
+    }
+
     /// By weight key, 1 where the weight is trainable and 0 where it is frozen; f32, shape and memory
     /// format of the weight. The tensors are the quantizer's own and follow its steps: not to be
     /// changed.
@@ -219,6 +232,26 @@ impl ModuleQuantizer {
             }
         }
         Ok(())
+    }
+
+    /// Does something with the network during which no weight changes, in evaluation mode and without a gradient: each
+    /// effective weight is computed once.
+    pub fn holding<T>(quantizers: &[&Self], task: impl FnOnce() -> T) -> T {
+        struct Held<'a>(&'a [&'a ModuleQuantizer]);
+        impl Held<'_> {
+            fn set(&self, hold: bool) {
+                let weights = self.0.iter().flat_map(|quantizer| quantizer.weight_quantizers());
+                weights.for_each(|weight| weight.hold_effective(hold));
+            }
+        }
+        impl Drop for Held<'_> {
+            fn drop(&mut self) {
+                self.set(false);
+            }
+        }
+        let held = Held(quantizers);
+        held.set(true);
+        task()
     }
 
     /// What quantizers have recorded of activations in the epoch, in a fixed order.

@@ -222,6 +222,28 @@ fn every_activation_method_resumes_bit_for_bit_at_any_batch() {
 }
 
 #[test]
+fn during_an_evaluation_every_weight_is_quantized_once_and_none_afterwards() {
+    for config in weight_configs() {
+        let store = network();
+        let mut quantizer = attach(&store, Some(&config), None);
+        run(&store, &mut quantizer, (0, 0), (1, 0));
+        let site = store.sites()[3].clone();
+        let shown = || no_grad(|| site.effective_weight(false));
+        let before = bits(&shown());
+        ModuleQuantizer::holding(&[&quantizer], || {
+            assert_eq!(bits(&shown()), before, "{config:?}");
+            if config.method().name() != "inq" {
+                let (one, other) = (shown(), shown());
+                assert_eq!(one.data_ptr(), other.data_ptr(), "{config:?}: computed twice");
+            }
+        });
+        // What changes afterwards is seen.
+        no_grad(|| drop(site.weight.shallow_clone().g_mul_scalar_(-1.0)));
+        assert_ne!(bits(&shown()), before, "{config:?}");
+    }
+}
+
+#[test]
 fn codes_and_reports_are_those_of_the_weight_that_layers_compute_with() {
     for config in weight_configs() {
         let store = network();

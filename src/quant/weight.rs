@@ -216,6 +216,8 @@ struct Slot {
     mode: Cell<WeightMode>,
     /// The quantized weight of the step under way.
     current: RefCell<Option<Tensor>>,
+    /// The quantized weight of the evaluation under way.
+    held: RefCell<Option<Tensor>>,
     /// Weights that oscillate, where they are watched.
     oscillation: RefCell<Option<Oscillation>>,
 }
@@ -271,6 +273,9 @@ impl WeightSlot for Slot {
     fn forward(&self, weight: &Tensor, train: bool) -> Tensor {
         if self.mode.get() != WeightMode::Quantizing {
             return weight.shallow_clone();
+        }
+        if let (false, Some(held)) = (train, self.held.borrow().as_ref()) {
+            return held.shallow_clone();
         }
         match self.current.borrow().as_ref() {
             Some(current) if train => current.shallow_clone(),
@@ -342,6 +347,7 @@ impl FakeWeight {
             levels,
             mode: Cell::new(WeightMode::Float),
             current: RefCell::new(None),
+            held: RefCell::new(None),
         });
         site.set_weight_slot(Some(slot.clone()));
         Ok(Self {
@@ -392,6 +398,10 @@ impl FakeWeight {
 impl WeightQuantizer for FakeWeight {
     fn site(&self) -> &Rc<Site> {
         &self.site
+    }
+
+    fn frozen_fraction(&self) -> f64 {
+        if self.slot.mode.get() == WeightMode::Float { 0.0 } else { 1.0 }
     }
 
     fn start_epoch(&mut self, epoch: u32) -> Result<WeightStep> {
@@ -510,7 +520,7 @@ impl WeightQuantizer for FakeWeight {
         if self.slot.mode.get() == WeightMode::Float {
             return;
         }
-        report.frozen_fraction = 1.0;
+        report.frozen_fraction = self.frozen_fraction();
         if let Some(grid) = self.grid() {
             report.set_grid(&grid, &self.effective(), None);
         }
@@ -527,6 +537,11 @@ impl WeightQuantizer for FakeWeight {
             }
             _ => Vec::new(),
         }
+    }
+
+    fn hold_effective(&self, hold: bool) {
+        let held = hold && self.slot.mode.get() == WeightMode::Quantizing;
+        *self.slot.held.borrow_mut() = held.then(|| self.effective());
     }
 
     fn begin_step(&mut self) {

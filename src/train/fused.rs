@@ -11,6 +11,10 @@ use crate::nn::{are_disjoint, flags, floats, floats_mut, is_dense, same_layout};
 
 /// Numbers of one task.
 const ROW: usize = 1 << 15;
+/// Numbers whose squares are added up in f32 before they go to f64.
+const BLOCK: usize = 256;
+/// Independent sums of a block.
+const LANES: usize = 16;
 
 /// How a parameter is updated, see [`super::SgdConfig`].
 #[derive(Debug, Clone, Copy)]
@@ -85,28 +89,43 @@ pub(super) fn update(
     true
 }
 
-/// Sets gradients to 0 where `frozen`; false, and nothing is done, for tensors as in [`update`].
-pub(super) fn clear_frozen(grad: &mut Tensor, frozen: &Tensor) -> bool {
+/// The norm of gradients that count as 0 where `frozen`; none for tensors as in [`update`].
+///
+/// Squares are added up in f32 over 256 numbers, then in f64, in the order of the memory: the result does not depend on
+/// threads.
+pub(super) fn norm_of_others(grad: &Tensor, frozen: &Tensor) -> Option<f64> {
     if !(is_dense(grad, Kind::Float)
         && is_dense(frozen, Kind::Bool)
         && same_layout(grad, frozen)
         && are_disjoint(&[grad, frozen]))
     {
-        return false;
+        return None;
     }
-    let clear = |(grad, frozen): (&mut [f32], &[u8])| {
-        for (g, &frozen) in grad.iter_mut().zip(frozen) {
-            *g = unless(frozen, *g);
-        }
+    // SAFETY: nothing writes to either until the end of this function.
+    let (grad, frozen) = unsafe { (floats(grad), flags(frozen)) };
+    let of_row = |(grad, frozen): (&[f32], &[u8])| -> f64 {
+        let blocks = grad.chunks(BLOCK).zip(frozen.chunks(BLOCK));
+        blocks.map(|(grad, frozen)| f64::from(sum_of_squares(grad, frozen))).sum()
     };
-    // SAFETY: the two share no memory, and until the end of this function only `clear` uses them.
-    let (grad, frozen) = unsafe { (floats_mut(grad), flags(frozen)) };
-    if grad.len() <= ROW {
-        clear((grad, frozen));
-    } else {
-        grad.par_chunks_mut(ROW).zip(frozen.par_chunks(ROW)).for_each(clear);
+    let rows = grad.par_chunks(ROW).zip(frozen.par_chunks(ROW));
+    let sums: Vec<f64> = match grad.len() <= ROW {
+        true => vec![of_row((grad, frozen))],
+        false => rows.map(of_row).collect(),
+    };
+    Some(sums.into_iter().sum::<f64>().sqrt())
+}
+
+/// Of the numbers that are not flagged, in lanes that compilers make vector instructions of.
+fn sum_of_squares(values: &[f32], flags: &[u8]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (values, flags) = (values.chunks(LANES), flags.chunks(LANES));
+    for (values, flags) in values.zip(flags) {
+        for ((lane, &v), &flag) in lanes.iter_mut().zip(values).zip(flags) {
+            let v = unless(flag, v);
+            *lane += v * v;
+        }
     }
-    true
+    lanes.into_iter().sum()
 }
 
 /// The value, or +0 where the flag is 1: without a branch, so that compilers make vector instructions of it.
@@ -241,13 +260,25 @@ mod tests {
     }
 
     #[test]
-    fn frozen_gradients_are_cleared_and_others_keep_their_bits() {
+    fn frozen_gradients_count_as_zero_in_the_norm_and_stay() {
         for shape in [[2, 3, 3, 3], [50, 90, 3, 3]] {
             let (mut grad, frozen) = (values(&shape, 1.0), values(&shape, 3.0).gt(0.0));
-            let expected = grad.masked_fill(&frozen, 0.0);
-            assert!(clear_frozen(&mut grad, &frozen));
-            assert_eq!(bits(&grad), bits(&expected));
+            // What is frozen does not count even where it is no number.
+            let _ = grad.masked_fill_(&frozen, f64::NAN);
+            let before = bits(&grad);
+            let expected = grad.masked_fill(&frozen, 0.0).to_kind(Kind::Double).norm();
+            let norm = norm_of_others(&grad, &frozen).unwrap();
+            assert!((norm / expected.double_value(&[]) - 1.0).abs() < 1e-6, "{norm}");
+            assert_eq!(bits(&grad), before);
+            let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            let (grad, frozen) = (grad.shallow_clone(), frozen.shallow_clone());
+            let alone = one.install(move || norm_of_others(&grad, &frozen)).unwrap();
+            assert_eq!(alone, norm);
         }
+        let grad = values(&[40, 100, 3, 3], 1.0);
+        let none = grad.isnan();
+        let _ = grad.get(3).get(1).fill_(f64::NAN);
+        assert!(norm_of_others(&grad, &none).unwrap().is_nan(), "it must be seen");
     }
 
     #[test]
@@ -264,6 +295,6 @@ mod tests {
         refused(x.copy(), x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]));
         refused(x.slice(1, 0, 4, 2), x.slice(1, 0, 4, 2));
         refused(x.copy(), values(&[16], 0.0));
-        assert!(!clear_frozen(&mut x.to_kind(Kind::Double), &x.gt(0.0)));
+        assert!(norm_of_others(&x.to_kind(Kind::Double), &x.gt(0.0)).is_none());
     }
 }

@@ -213,21 +213,25 @@ impl Sgd {
         slots.map(|slot| (slot.name.as_str(), slot.grad(), &slot.param)).collect()
     }
 
-    /// Zeroes the gradients of frozen entries and returns the norm over all gradients, a scalar on their device;
-    /// no host synchronisation. `None` if no parameter has a gradient.
+    /// The norm over all gradients, those of frozen entries counting as 0; a scalar on their device, no host
+    /// synchronisation. `None` if no parameter has a gradient.
     pub fn grad_norm(&self) -> Option<Tensor> {
         tch::no_grad(|| {
             let mut grads = Vec::with_capacity(self.slots.len());
+            // Of gradients that are frozen in part, where one pass over them gives it.
+            let mut norms = Vec::new();
             for slot in &self.slots {
                 let Some(mut grad) = slot.grad() else { continue };
-                if let Some(frozen) = &slot.frozen
-                    && !fused::clear_frozen(&mut grad, frozen)
-                {
+                if let Some(frozen) = &slot.frozen {
+                    if let Some(norm) = fused::norm_of_others(&grad, frozen) {
+                        norms.push(Tensor::from(norm).to_kind(grad.kind()));
+                        continue;
+                    }
                     let _ = grad.masked_fill_(frozen, 0.0);
                 }
                 grads.push(grad);
             }
-            norm_of(&grads)
+            norm_of(&grads, norms)
         })
     }
 
@@ -399,15 +403,14 @@ impl Slot {
 
 /// The norm over all gradients, a scalar on their device; none without any. On the CPU it is that of the tensors' norms as
 /// [`Tensor::norm`] rounds them, on other devices it takes a few operators for all.
-fn norm_of(grads: &[Tensor]) -> Option<Tensor> {
-    let first = grads.first()?;
-    Some(match first.device() {
-        Device::Cpu => {
-            let norms: Vec<Tensor> = grads.iter().map(Tensor::norm).collect();
-            Tensor::stack(&norms, 0).norm()
-        }
-        _ => libtorch::norm(grads).unwrap(),
-    })
+fn norm_of(grads: &[Tensor], mut norms: Vec<Tensor>) -> Option<Tensor> {
+    if let Some(device) = grads.first().map(Tensor::device)
+        && device != Device::Cpu
+    {
+        return Some(libtorch::norm(grads).unwrap());
+    }
+    norms.extend(grads.iter().map(Tensor::norm));
+    (!norms.is_empty()).then(|| Tensor::stack(&norms, 0).norm())
 }
 
 #[cfg(test)]

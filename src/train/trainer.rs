@@ -494,6 +494,8 @@ impl Trainer {
 
     /// Does something with the network as it is evaluated: with averaged weights where there are any.
     pub(super) fn evaluated<T>(&self, task: impl FnOnce() -> T) -> T {
+        let quantizers: Vec<_> = self.quantizers.iter().map(|(_, quantizer)| quantizer).collect();
+        let task = || ModuleQuantizer::holding(&quantizers, task);
         match &self.ema {
             Some(ema) => ema.evaluate(task),
             None => task(),
@@ -642,20 +644,14 @@ impl Trainer {
         }
     }
 
-    fn current_sites(&self) -> Vec<SiteReport> {
-        let of_stage = |(module, _): &&(QuantizedModule, _)| module.stage == self.position.stage;
-        self.quantizers.iter().find(of_stage).map_or_else(Vec::new, |(_, q)| q.report())
-    }
-
     /// Fraction of the weights of the stage's module that are frozen on a level; `None` if they stay float.
     pub(super) fn frozen_fraction(&self) -> Option<f64> {
-        let sites = self.current_sites();
-        let quantized: Vec<_> = sites.iter().filter(|s| s.num_levels.is_some()).collect();
-        let all: usize = quantized.iter().map(|s| s.num_weights).sum();
-        if quantized.iter().all(|s| s.frozen_fraction == 1.0) {
-            return (all > 0).then_some(1.0); // exactly, whatever the sum below rounds to
+        let of_stage = |(module, _): &&(QuantizedModule, _)| module.stage == self.position.stage;
+        let (_, quantizer) = self.quantizers.iter().find(of_stage)?;
+        let (all, frozen) = quantizer.count_frozen();
+        if !quantizer.is_partial() {
+            return (all > 0).then_some(1.0); // exactly, whatever the sum rounds to
         }
-        let frozen: f64 = quantized.iter().map(|s| s.frozen_fraction * s.num_weights as f64).sum();
         Some(frozen / all as f64)
     }
 

@@ -451,3 +451,82 @@ fn a_signal_ends_an_endless_video_with_whole_records() {
     assert_eq!(lines(&partial).len(), done);
     assert!(done >= 4 && !partial.with_file_name("predictions.jsonl").exists());
 }
+
+#[test]
+fn calibrated_standard_deviations_are_as_large_as_the_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let data = dataset().to_str().unwrap();
+    let test = ["test", "--checkpoint", WEIGHTS, "--topology", "WidedepthTiny", "--device", "cpu"];
+    let more = ["--set", "RUNTIME.NUM_THREADS=1", "--data", data, "--split", "train", "--out"];
+    let measured = run(&[&test[..], &more, &[&at("measured")]].concat()).code(0);
+    assert!(measured.stdout().contains("errors over told standard deviations"));
+    let metrics = at("measured/metrics.json");
+
+    let list = dataset().join("training.txt").display().to_string();
+    let plain = predict(&[&list, "--out", &at("plain")]).code(0);
+    assert!(!plain.stdout().contains("calibrated"));
+    let args = [list.as_str(), "--out", &at("out"), "--calibrated", &metrics, "--json"];
+    let report = predict(&args).code(0).json();
+    let score = |from: &str| {
+        let file = at(&format!("{from}/predictions.jsonl"));
+        let args = ["score", "--predictions", &file, "--split", "train", "--json"];
+        let more = ["--topology", "WidedepthTiny", "--data", data];
+        run(&[&args[..], &more].concat()).code(0).json()["evaluations"][0]["report"].clone()
+    };
+    let (before, after) = (score("plain"), score("out"));
+    assert_eq!(before["table"], after["table"]);
+    for of in ["rotation", "translation"] {
+        let factor = |report: &Value| report["sigma"][of]["factor"].as_f64().unwrap();
+        assert_eq!(report["calibrated"][of].as_f64().unwrap(), factor(&before), "{of}");
+        assert!((factor(&before) - 1.0).abs() > 0.05, "{of} was right already");
+        assert!((factor(&after) - 1.0).abs() < 1e-9, "{of}: {}", factor(&after));
+    }
+    let lines =
+        [at("plain"), at("out")].map(|out| lines(&Path::new(&out).join("predictions.jsonl")));
+    let pose = |i: usize| lines[i].iter().find(|line| line["covariance"].is_array()).unwrap();
+    let factor = report["calibrated"]["translation"].as_f64().unwrap();
+    let entry = |i: usize| pose(i)["covariance"][35].as_f64().unwrap();
+    assert!((entry(1) / entry(0) / factor.powi(2) - 1.0).abs() < 1e-9);
+
+    // Of several reports that of the checkpoint counts; without factors there is nothing to take.
+    let two: Value = serde_json::from_slice(&fs::read(&metrics).unwrap()).unwrap();
+    fs::create_dir(at("two")).unwrap();
+    let write = |name: &str, value: &Value| fs::write(at(name), value.to_string()).unwrap();
+    write("two/metrics.json", &json!([two[0], two[0]]));
+    write("two/checkpoints.json", &json!(["/elsewhere/a.pth", "/elsewhere/b.pth"]));
+    let refused = predict(&[&list, "--out", &at("x"), "--calibrated", &at("two/metrics.json")]);
+    refused.code(1).says(&["has 2 reports, none of", "name the metrics.json of a test"]);
+    write(
+        "two/metrics.json",
+        &json!([two[0].as_object().map(|report| {
+            let mut report = report.clone();
+            report.remove("sigma");
+            report
+        })]),
+    );
+    let refused = predict(&[&list, "--out", &at("x"), "--calibrated", &at("two/metrics.json")]);
+    refused.code(1).says(&["tells no factors of standard deviations"]);
+    assert!(!Path::new(&at("x")).exists());
+}
+
+#[test]
+fn objects_that_few_cells_agree_on_are_found_within_a_wider_distance_and_say_so() {
+    let pictures = Pictures::new();
+    let narrow = ["--set", "evaluation.ransac.inlier_px=0.2", "--json"];
+    let report = pictures.predict("in", "camera.json", "wide", &narrow).code(0).json();
+    let only = [&narrow[..], &["--set", "evaluation.ransac.widen=false"]].concat();
+    let without = pictures.predict("in", "camera.json", "only", &only).code(0).json();
+    let num = |report: &Value, key: &str| report[key].as_u64().unwrap();
+    assert!(num(&report, "num_widened") > 0, "{report}");
+    assert_eq!(num(&without, "num_widened"), 0);
+    let found = num(&without, "num_poses") + num(&report, "num_widened");
+    assert_eq!(num(&report, "num_poses"), found);
+    for line in lines(Path::new(&pictures.at("wide/predictions.jsonl"))) {
+        let Some(px) = line["inlier_px"].as_f64() else { continue };
+        assert!([0.2, 0.4, 0.8].contains(&px), "{line}");
+        assert!(
+            line["residual"].as_f64().unwrap() < px && line["score"].as_f64().unwrap() <= 0.2 / px
+        );
+    }
+}

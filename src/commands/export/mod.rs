@@ -215,6 +215,14 @@ pub fn export(request: &ExportRequest) -> Result<ExportReport> {
         ExportTarget::Onnx(options) => write_onnx(request, &exported, config, options),
     }?;
     let mut notes = notes(request, &untrained, &exported.loaded);
+    if let Some(onnx) = &report.onnx {
+        notes.extend(onnx.partly_quantized.iter().map(|module| {
+            format!(
+                "module {module} is only partly quantized: {} holds the float weights that it computes with",
+                out.display()
+            )
+        }));
+    }
     if report.num_objects == Some(0) {
         notes.push(format!(
             "{} carries no objects, as {} has none: `mqat predict` of it needs --data or --boxes, which export takes, too",
@@ -295,7 +303,10 @@ fn write_onnx(
 ) -> Result<ExportReport> {
     let written = onnx::write(exported, config, options)?;
     let WrittenOnnx { report, num_tensors, bytes, num_objects, quantized } = written;
-    let weights = weights_of(request, &exported.loaded);
+    let weights = match quantized.is_empty() {
+        true => ExportWeights::Float,
+        false => ExportWeights::Quantized,
+    };
     let file = FileFacts { num_tensors, bytes, quantized };
     let num_objects = Some(num_objects);
     Ok(ExportReport {

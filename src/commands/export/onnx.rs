@@ -33,7 +33,7 @@ use crate::run::config::Config;
 use crate::run::home::Home;
 use crate::run::objects;
 use crate::run::options::num_workers;
-use crate::train::ObjectInfo;
+use crate::train::{ObjectInfo, QuantizedModule};
 
 /// Largest difference between an integer of ONNX Runtime's and libtorch's from the same integers in front of it: sums of
 /// products whose rounding falls on the other side of a half.
@@ -123,6 +123,8 @@ pub struct OnnxReport {
     pub quantized_after_training: Vec<String>,
     /// Layers whose trained grid no integer type holds: they are float here.
     pub grids_as_floats: Vec<String>,
+    /// Modules that training has quantized in part only: the file holds the floats that the network computes with.
+    pub partly_quantized: Vec<String>,
     /// The file in ONNX Runtime.
     pub check: Option<CheckReport>,
 }
@@ -199,7 +201,10 @@ pub(super) fn write(
         batch: options.batch,
         decode: options.decode,
     };
-    let quantized = module_names(&loaded.quantized);
+    let partly_quantized = partly_quantized(exported);
+    let is_whole = |module: &&QuantizedModule| !partly_quantized.contains(&module.claim.module);
+    let whole: Vec<QuantizedModule> = loaded.quantized.iter().filter(is_whole).cloned().collect();
+    let quantized = module_names(&whole);
     let objects = match &images.dataset {
         Some(dataset) if exported.objects.is_empty() => objects::of_dataset(dataset, &config.data)?,
         _ => exported.objects.clone(),
@@ -235,9 +240,16 @@ pub(super) fn write(
             .filter(|name| !grids_as_floats.contains(name))
             .collect(),
         grids_as_floats,
+        partly_quantized,
         check,
     };
     Ok(WrittenOnnx { report, num_tensors, bytes: bytes.len() as u64, num_objects, quantized })
+}
+
+/// Modules whose stage has not ended.
+fn partly_quantized(exported: &Exported) -> Vec<String> {
+    let partial = exported.loaded.quantizers.iter().filter(|quantizer| quantizer.is_partial());
+    partial.map(|quantizer| quantizer.module().to_owned()).collect()
 }
 
 /// A graph whose values are rounded as the file has them.

@@ -1,5 +1,6 @@
 //! `mqat predict`: poses in any pictures, with how sure they are.
 
+mod calibration;
 mod cameras;
 mod inputs;
 mod jobs;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
+pub use calibration::Calibration;
 pub use cameras::CameraReport;
 pub use jobs::Overlays;
 pub use latency::{LatencyReport, Percentiles};
@@ -68,6 +70,8 @@ pub struct PredictRequest {
     pub camera: Option<PathBuf>,
     /// The boxes of the objects, instead of the dataset's.
     pub boxes: Option<PathBuf>,
+    /// `metrics.json` of a test of this network: the standard deviations of poses are multiplied by its factors.
+    pub calibrated: Option<PathBuf>,
     /// Folder of the results; none makes a new one.
     pub out: Option<PathBuf>,
     /// Replace results that are there.
@@ -111,6 +115,11 @@ pub struct PredictReport {
     pub num_images: usize,
     /// Poses found.
     pub num_poses: usize,
+    /// Of these, poses that were found only within 2 or 4 times `evaluation.ransac.inlier_px`.
+    pub num_widened: usize,
+    /// What the standard deviations of poses were multiplied by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibrated: Option<Calibration>,
     /// Records without a pose, by their reason.
     pub no_pose: BTreeMap<String, usize>,
     /// Pictures that could not be read.
@@ -157,6 +166,10 @@ impl PredictReport {
     /// For a terminal.
     pub fn text(&self) -> String {
         let mut text = format!("{} images, {} poses\n", self.num_images, self.num_poses);
+        if self.num_widened > 0 {
+            let distance = "evaluation.ransac.inlier_px";
+            let _ = writeln!(text, "  only within 2 or 4 times {distance}: {}", self.num_widened);
+        }
         for (reason, count) in &self.no_pose {
             let _ = writeln!(text, "  no pose: {reason:24} {count}");
         }
@@ -196,6 +209,8 @@ pub fn predict(
 ) -> Result<PredictReport> {
     let file = &request.checkpoint;
     ensure!(file.is_file(), "no checkpoint {}", file.display());
+    let calibration =
+        request.calibrated.as_ref().map(|metrics| Calibration::read(metrics, file)).transpose()?;
     let home = request.run.home()?;
     let select = request.run.select.for_evaluation();
     let names = names_of(request)?;
@@ -238,7 +253,9 @@ pub fn predict(
     let ends = Ends { realtime, stop: StopFlags::of([stop.clone(), over.clone()]), ended: &ended };
     let pictures = Jobs::new(inputs, &cameras, &numbering, (request.overlays, total), ends);
     let mut results = Results::begin(&out, request.overwrite, &objects, lines)?;
+    let (mut num_widened, inlier_px) = (0, config.evaluation.ransac.inlier_px);
     let on_answer = |answer: Answer| {
+        num_widened += answer.poses().filter(|pose| pose.prediction.inlier_px > inlier_px).count();
         let ids = match numbering.lock() {
             Ok(numbering) => numbering.of_picture(&answer.name, answer.place, answer.frame),
             Err(_) => bail!("numbering the pictures panicked"),
@@ -250,7 +267,11 @@ pub fn predict(
         Ok(())
     };
     let obj_ids = objects.iter().map(|object| object.obj_id).collect();
-    let solver = Solver::new(decoder.as_ref(), obj_ids, &options)?.with_covariance();
+    let mut solver = Solver::new(decoder.as_ref(), obj_ids, &options)?;
+    if let Some(calibration) = &calibration {
+        calibration.warn_of_other_settings(&config.evaluation.ransac);
+        solver = solver.calibrated(calibration.rotation, calibration.translation);
+    }
     let pictures = pictures.take_while(|_| !stop.load(Ordering::SeqCst));
     let engine = opened.engine.as_ref();
     let ran = infer_stream(engine, &solver, &options, pictures, over, on_answer);
@@ -268,6 +289,8 @@ pub fn predict(
         request,
         network: opened.name,
         cameras: cameras.reports(),
+        calibration,
+        num_widened,
         interrupted: !ended.load(Ordering::SeqCst),
         are_live,
         timing,
@@ -463,6 +486,8 @@ struct Ending<'a> {
     request: &'a PredictRequest,
     network: String,
     cameras: Vec<CameraReport>,
+    calibration: Option<Calibration>,
+    num_widened: usize,
     interrupted: bool,
     /// Whether the input ends only when somebody ends it.
     are_live: bool,
@@ -478,7 +503,7 @@ impl Results<'_> {
             tracing::warn!("{} images could not be read in all", self.num_bad_told);
         }
         let Ending { request, network, cameras, interrupted, are_live, .. } = ending;
-        let Ending { timing, batch, ids_from_paths, .. } = ending;
+        let Ending { timing, batch, ids_from_paths, calibration, num_widened, .. } = ending;
         let (written, [predictions, csv]) = self.writer.end(are_live || !interrupted)?;
         Ok(PredictReport {
             checkpoint: request.checkpoint.clone(),
@@ -488,6 +513,8 @@ impl Results<'_> {
             interrupted,
             num_images: written.num_images,
             num_poses: written.num_poses,
+            num_widened,
+            calibrated: calibration,
             num_bad: written.num_bad(),
             no_pose: written.no_pose,
             bad: self.bad,

@@ -6,7 +6,7 @@
 //! a model of QuantizeLinear/DequantizeLinear pairs, which runtimes fuse into integer kernels. [`Reference`] computes with
 //! libtorch what the model should. [`OnnxSession`] runs a file in ONNX Runtime, a [`Profile`] says which kernels ran.
 //!
-//! Refused: partly quantized modules, files that are truncated, no ONNX, or of another network.
+//! Refused: files that are truncated, no ONNX, or of another network. A partly quantized module's weights are floats.
 
 mod bias;
 pub mod calibrate;

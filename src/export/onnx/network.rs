@@ -44,20 +44,20 @@ pub fn graph_of(
 ///
 /// A batch norm is folded into the convolution in front of it where nothing else reads that. A weight on a grid keeps its
 /// integers: the fold goes into its scale, which becomes one per output channel. A grid whose levels are not multiples of
-/// one step that fit 8 bits becomes floats, and so does a transposed convolution's of several scales.
+/// one step that fit 8 bits becomes floats, and so do a transposed convolution's of several scales and the weights of a module that
+/// is only partly quantized: those that it computes with.
 ///
 /// # Errors
-/// If a module is only partly quantized.
+/// If a weight of a quantized module is not on its levels.
 pub fn graph_of_trace(
     store: &Store,
     trace: &Trace,
     quantizers: &[ModuleQuantizer],
 ) -> Result<Graph> {
     let mut codes = HashMap::new();
-    for quantizer in quantizers {
+    for quantizer in quantizers.iter().filter(|quantizer| !quantizer.is_partial()) {
         let module = quantizer.module();
-        let found = quantizer.codes();
-        for weight in found.with_context(|| format!("module {module} is only partly quantized"))? {
+        for weight in quantizer.codes().with_context(|| format!("module {module}"))? {
             codes.insert(weight.name.clone(), weight);
         }
     }

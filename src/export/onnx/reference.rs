@@ -442,6 +442,30 @@ mod tests {
     }
 
     #[test]
+    fn a_partly_frozen_module_keeps_the_floats_that_it_computes_with() {
+        let net = Odd::new();
+        let config: WeightQuantConfig =
+            serde_json::from_str(r#"{"bits": 2, "schedule": {"0": 0.5, "1": 1}}"#).unwrap();
+        let claim = |module| Claim::of(module).with_weights(&config);
+        let quantizers = [("dilated", 0), ("grouped", 1)].map(|(module, epoch)| {
+            let mut quantizer = ModuleQuantizer::attach(&claim(module), &net.store).unwrap();
+            for epoch in 0..=epoch {
+                quantizer.start_epoch(epoch).unwrap();
+            }
+            quantizer
+        });
+        assert_eq!([quantizers[0].is_partial(), quantizers[1].is_partial()], [true, false]);
+        let graph = graph_of_trace(&net.store, &net.trace(), &quantizers).unwrap();
+        let conv = |name: &str| graph.convs.iter().find(|conv| conv.name == name).unwrap();
+        assert!(matches!(conv("dilated").weight, Weight::Float(_)));
+        assert!(matches!(conv("grouped").weight, Weight::Codes(_)));
+        assert_eq!(conv("dilated").trained_bits, 32);
+        let images = images(2, 16, 12);
+        let ours = Reference::new(&graph).run(&images, None, |_, _| {}).unwrap();
+        assert!(difference(&ours, &net.outputs(&images)) < 1e-5);
+    }
+
+    #[test]
     fn the_graph_computes_what_the_network_does() {
         let odd = NetworkConfig {
             finest_level: 2,
