@@ -603,9 +603,10 @@ mod tests {
     #[test]
     fn a_jpeg_that_breaks_off_in_what_its_camera_says_gives_no_thumbnail() {
         let (small, next) = (noise(4, ImageFormat::Jpeg), noise(9, ImageFormat::Jpeg));
-        let said = [&exif(&small)[..], &[7; 40]].concat();
+        // Of the next image less than its header of 39 bytes may be taken for the segment's end: without it that one is lost.
+        let said = [&exif(&small)[..], &[7; 38]].concat();
         let whole = with_segment(&noise(12, ImageFormat::Jpeg), 0xe1, &said, false);
-        for cut in 6 + said.len() - 40..6 + said.len() {
+        for cut in 6 + said.len() - 38..6 + said.len() {
             for behind in [&next[..], &[]] {
                 let found = read(&[&whole[..cut], behind].concat());
                 // Where the segment ends at a marker of the next image it is that one's.

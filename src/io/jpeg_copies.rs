@@ -13,7 +13,7 @@ const THUMBNAIL_BYTES: u16 = 0x0202;
 /// List of images.
 const IMAGES: u16 = 0xb002;
 
-/// Copies that are expected behind an image, by where they begin and how long they may be.
+/// Copies that are expected behind an image, by where they begin and how long they are.
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     /// Counted from the image's begin.
@@ -34,11 +34,12 @@ impl Copies {
         self.expected.iter().any(|copy| copy.start >= self.at)
     }
 
-    /// Goes on by an image; whether it is one of the copies.
+    /// Goes on by an image; whether it is one of the copies: at its place, and of its size (CIPA DC-007, section 5.2.3.3: that
+    /// from SOI to EOI).
     pub fn take(&mut self, num_bytes: usize) -> bool {
         let begins = self.at;
         self.at = self.at.saturating_add(num_bytes);
-        self.expected.iter().any(|copy| copy.start == begins && num_bytes <= copy.len())
+        self.expected.iter().any(|copy| copy.start == begins && num_bytes == copy.len())
     }
 }
 
@@ -166,5 +167,7 @@ mod tests {
         assert!(!copies.pass(1) && !copies.take(10));
         let mut copies = Copies::behind(100, &[100..150, 0..0]);
         assert!(!copies.take(51));
+        let mut copies = Copies::behind(100, &[100..150]);
+        assert!(!copies.take(49));
     }
 }

@@ -212,7 +212,7 @@ fn a_resnet_trains_quantizes_and_is_exported() {
     let (logs, data) = (at("logs"), dataset().to_str().unwrap());
     let network = [
         "--set",
-        "network.params={\"backbone\":\"resnet18\",\"resnet_width\":4,\"fpn_channels\":16,\
+        "network.params={\"backbone\":\"resnet18\",\"resnet_width\":8,\"fpn_channels\":16,\
          \"head_channels\":16,\"head_convs\":1,\"group_norm_groups\":4,\
          \"anchor_sizes\":[8,16,32,64,128]}",
         "--set",

@@ -47,7 +47,7 @@ const INQ: &[&str] = &[
     "--set",
     "training.full_precision=null",
     "--set",
-    "quantize.flow=[{\"module\":\"fpn\",\"epochs\":1,\"weights\":{\"bits\":2,\"schedule\":{\"0\":0.5}},\
+    "quantize.flow=[{\"module\":\"fpn\",\"epochs\":2,\"weights\":{\"bits\":2,\"schedule\":{\"0\":0.5,\"1\":1}},\
      \"activations\":{\"n_levels\":255,\"quant_start_epoch\":0}}]",
 ];
 
@@ -209,7 +209,7 @@ fn an_evaluation_finds_the_poses_that_the_cpu_finds() {
     let test = |device: &str| {
         let logs = Logs::new();
         let threads = ["--set", "RUNTIME.NUM_THREADS=1", "--set", "RUNTIME.NUM_WORKERS=1"];
-        let places = ["--data", dataset(), "--logs", logs.text(), "--device", device, "--json"];
+        let places = ["--data", dataset(), "--out", logs.text(), "--device", device, "--json"];
         let args = [&["test", "--checkpoint", file.to_str().unwrap()], &threads[..], &places];
         let ran = run(folder, &args.concat(), &[]).code(0);
         let reports: serde_json::Value = serde_json::from_str(&ran.stdout()).unwrap();
@@ -236,7 +236,7 @@ fn devices_that_are_not_there_are_errors_of_one_line() {
     train("cuda", &old).code(1).says(&["libtorch sees no GPU", driver, "driver 580 or newer"]);
     let told = ["WARN", "computing on the CPU: libtorch sees no GPU", driver];
     train("auto", &old).code(0).says(&told);
-    let full = train("cuda", &[("FAKE_CUDA_MEMORY", "2000000")]).code(1);
+    let full = train("cuda", &[("FAKE_CUDA_MEMORY", "300000")]).code(1);
     assert!(!full.stderr().contains("frame #"), "{}", full.stderr());
     full.says(&["CUDA out of memory", "lower the batch size"]);
 }

@@ -47,9 +47,10 @@ pub struct NetworkConfig {
     #[schemars(extend("default" = Backbone::default()))]
     pub backbone: Backbone,
     /// Channels of a ResNet's first convolution and first layer; 64 is the published width, and the other layers'
-    /// channels are multiples of it.
+    /// channels are multiples of it. Below 8 the gradient of a 1x1 convolution of stride 2 in libtorch 2.11 (oneDNN) writes beyond
+    /// its memory on CPUs without AVX-512.
     #[serde(skip_serializing_if = "is_published_width")]
-    #[schemars(range(min = 1, max = 8192), extend("default" = RESNET_WIDTH))]
+    #[schemars(range(min = 8, max = 8192), extend("default" = RESNET_WIDTH))]
     pub resnet_width: i64,
     /// Channels of Darknet's first convolution.
     #[schemars(range(min = 1, max = 8192))]
