@@ -30,7 +30,7 @@ for tool in fmt clippy; do
     }
 done
 if command -v shellcheck >/dev/null; then
-    step 'shellcheck' shellcheck -x setup.sh train.sh test.sh check.sh scripts/common.sh scripts/onnx_venv.sh scripts/check_examples.sh .ci/run
+    step 'shellcheck' shellcheck -x setup.sh train.sh test.sh check.sh scripts/common.sh scripts/onnx_venv.sh scripts/check_examples.sh scripts/peers.sh .ci/run
 fi
 step 'format' cargo fmt --check
 step 'lints' cargo clippy --release --locked --all-targets -- -D warnings

@@ -2,11 +2,13 @@
 //!
 //! Start at `rounds`, which every bench shares: a `rounds::Subject` is something to be called, `rounds::measure`
 //! calls all of them in each round. `machine` says what the numbers hold for. One file for each bench; what needs
-//! images takes them from `images`.
+//! images takes them from `images`. `all` runs the benches one after the other.
 
+mod all;
 mod engine;
 mod forward;
 mod images;
+mod int8;
 mod loader;
 mod networks;
 mod pnp;
@@ -14,6 +16,7 @@ mod report;
 mod rounds;
 mod train_step;
 
+pub use all::{AllBenchReport, AllBenchRequest, bench_all};
 pub use engine::{EngineBenchRequest, bench_engine};
 pub use forward::{ForwardBenchRequest, bench_forward};
 pub use loader::{LoaderBenchRequest, bench_loader};

@@ -230,7 +230,12 @@ fn subject<'a>(
 }
 
 /// Random bytes as images, in the memory order that the program uses; `[n, 3, h, w]`.
-fn images(input: &InputConfig, batch: usize, seed: u64, device: Device) -> Result<Tensor> {
+pub(super) fn images(
+    input: &InputConfig,
+    batch: usize,
+    seed: u64,
+    device: Device,
+) -> Result<Tensor> {
     let mut pixels = vec![0; batch * input.height * input.width * 3];
     seed::stream(seed, &[STREAM_IMAGES]).fill_bytes(&mut pixels);
     preprocess(input).images(&pixels, device)

@@ -33,15 +33,16 @@ pub struct BenchReport {
 }
 
 impl BenchReport {
+    /// The settings in a line.
+    pub(super) fn settings_text(&self) -> String {
+        let one = |(k, v): (&String, &Value)| format!("{}: {}", k.replace('_', " "), plain(v));
+        self.settings.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+
     /// For a terminal.
     pub fn text(&self) -> String {
         let mut out = String::new();
-        let settings: Vec<String> = self
-            .settings
-            .iter()
-            .map(|(k, v)| format!("{}: {}", k.replace('_', " "), plain(v)))
-            .collect();
-        let _ = writeln!(out, "{}: {}", self.bench, settings.join(", "));
+        let _ = writeln!(out, "{}: {}", self.bench, self.settings_text());
         let _ = writeln!(out, "{}", self.machine.text());
         let Rounds { rounds, warm_up } = self.rounds;
         let _ = writeln!(

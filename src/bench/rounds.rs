@@ -90,27 +90,31 @@ pub(super) fn measure(
     let all = rounds.warm_up + rounds.rounds;
     let num_all = all * subjects.len();
     let mut samples = vec![Vec::with_capacity(rounds.rounds); subjects.len()];
+    let mut cpu_samples = samples.clone();
     let mut num_done = 0;
     for round in 0..all {
         for i in order(round, subjects.len()) {
             let subject = &mut subjects[i];
+            let since = cpu_seconds();
             let seconds =
                 (subject.call)().with_context(|| format!("measuring {}", subject.name))?;
             if round >= rounds.warm_up {
                 samples[i].push(seconds);
+                cpu_samples[i].push(cpu_seconds() - since);
             }
             num_done += 1;
             progress(BenchProgress { doing: "measuring", unit: "calls", num_done, num_all });
         }
     }
-    let per_item = |i: usize| -> Vec<f64> {
+    let per_item = |samples: &[Vec<f64>], i: usize| -> Vec<f64> {
         samples[i].iter().map(|seconds| seconds / subjects[i].per_call.max(1) as f64).collect()
     };
-    let first = per_item(0);
+    let ratios = |samples: &[Vec<f64>], i: usize| {
+        let (own, first) = (per_item(samples, i), per_item(samples, 0));
+        Quartiles::of(own.iter().zip(&first).map(|(own, first)| own / first).collect())
+    };
     let reports = subjects.iter().enumerate().map(|(i, subject)| {
-        let seconds = per_item(i);
-        let ratios = seconds.iter().zip(&first).map(|(own, first)| own / first).collect();
-        let seconds_per_item = Quartiles::of(seconds).context("no sample")?;
+        let seconds_per_item = Quartiles::of(per_item(&samples, i)).context("no sample")?;
         Ok(SubjectReport {
             name: subject.name.clone(),
             details: subject.details.clone(),
@@ -118,8 +122,10 @@ pub(super) fn measure(
             samples_s: samples[i].clone(),
             call_s: Quartiles::of(samples[i].clone()).context("no sample")?,
             items_per_s: 1.0 / seconds_per_item.median,
-            over_first: Quartiles::of(ratios).context("no sample")?,
+            over_first: ratios(&samples, i).context("no sample")?,
             seconds_per_item,
+            cpu_seconds_per_item: Quartiles::of(per_item(&cpu_samples, i)).context("no sample")?,
+            cpu_over_first: ratios(&cpu_samples, i).context("no sample")?,
         })
     });
     reports.collect()
@@ -144,6 +150,19 @@ pub struct SubjectReport {
     pub items_per_s: f64,
     /// Seconds of an item over those of the first subject in the same round.
     pub over_first: Quartiles,
+    /// Seconds of CPU time, user and system, of all threads of the process, for an item: what other programs do changes them
+    /// little.
+    pub cpu_seconds_per_item: Quartiles,
+    /// These over those of the first subject in the same round.
+    pub cpu_over_first: Quartiles,
+}
+
+/// CPU time that the process has used, s.
+fn cpu_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is that of a local variable, which the call fills in.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
 }
 
 /// Some numbers in short.
@@ -205,8 +224,10 @@ pub(super) fn table(subjects: &[SubjectReport], item: &str) -> String {
         format!("{unit}/{item}"),
         "quartiles".to_owned(),
         "min".to_owned(),
+        "CPU".to_owned(),
         "over first".to_owned(),
         "quartiles".to_owned(),
+        "CPU".to_owned(),
         format!("{item}s/s"),
     ];
     let row = |s: &SubjectReport| {
@@ -216,14 +237,16 @@ pub(super) fn table(subjects: &[SubjectReport], item: &str) -> String {
             number(time.median),
             format!("{}-{}", number(time.q1), number(time.q3)),
             number(time.min),
+            number(s.cpu_seconds_per_item.median),
             format!("{:.3}", ratio.median),
             format!("{:.3}-{:.3}", ratio.q1, ratio.q3),
+            format!("{:.3}", s.cpu_over_first.median),
             rate(s.items_per_s),
         ]
     };
-    let rows: Vec<[String; 7]> = std::iter::once(header).chain(subjects.iter().map(row)).collect();
+    let rows: Vec<[String; 9]> = std::iter::once(header).chain(subjects.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 7] = std::array::from_fn(width);
+    let widths: [usize; 9] = std::array::from_fn(width);
     let mut out = String::new();
     for (i, row) in rows.iter().enumerate() {
         let _ = write!(out, "{:<w$}", row[0], w = widths[0]);
@@ -232,7 +255,7 @@ pub(super) fn table(subjects: &[SubjectReport], item: &str) -> String {
         }
         out.push('\n');
         if i == 0 {
-            let _ = writeln!(out, "{}", "-".repeat(widths.iter().sum::<usize>() + 2 * 6));
+            let _ = writeln!(out, "{}", "-".repeat(widths.iter().sum::<usize>() + 2 * 8));
         }
     }
     out

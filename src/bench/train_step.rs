@@ -33,6 +33,8 @@ pub struct TrainStepRequest {
     pub rounds: Rounds,
     /// Weight methods, each on all modules.
     pub methods: Vec<WeightMethod>,
+    /// Leave out all but the float step.
+    pub float_only: bool,
     /// Their bits.
     pub bits: Bits,
     /// Instead of methods: the stages of a flow, each with the ones before it.
@@ -61,7 +63,10 @@ pub fn bench_train_step(
         config.runtime.num_threads = threads;
     }
     config.data.bs_train = request.batch.unwrap_or(config.data.bs_train);
-    let runs = runs(request, &config)?;
+    let mut runs = runs(request, &config)?;
+    if request.float_only {
+        runs.truncate(1);
+    }
     let problems = config.problems();
     ensure!(problems.is_empty(), "{}", problems.join("; "));
     let device = request.run.open_device_to_train(&config)?;
@@ -230,6 +235,7 @@ mod tests {
             run: Request::default(),
             rounds: Rounds { rounds: 1, warm_up: 0 },
             methods: methods.to_vec(),
+            float_only: false,
             bits: "4".parse().unwrap(),
             flow: flow.map(|text| text.parse().unwrap()),
             size_px: None,

@@ -4,15 +4,17 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
 
 use super::print::{print_json, print_text};
 use super::shared::{ConfigSelect, select};
 use super::terminal::JobProgress;
 use crate::artifact::EngineChoice;
 use crate::bench::{
-    BenchProgress, BenchReport, EngineBenchRequest, ForwardBenchRequest, LoaderBenchRequest,
-    NetworkSettings, PnpBenchRequest, Rounds, TrainStepRequest, bench_engine, bench_forward,
-    bench_loader, bench_pnp, bench_train_step,
+    AllBenchReport, AllBenchRequest, BenchProgress, BenchReport, EngineBenchRequest,
+    ForwardBenchRequest, LoaderBenchRequest, NetworkSettings, PnpBenchRequest, Rounds,
+    TrainStepRequest, bench_all, bench_engine, bench_forward, bench_loader, bench_pnp,
+    bench_train_step,
 };
 use crate::quant::WeightMethod;
 use crate::run::{Bits, DeviceChoice, FlowSource, Request, parse_weight_method};
@@ -38,6 +40,44 @@ pub enum BenchCommand {
     Pnp(PnpArgs),
     /// Files of a network side by side: libtorch for checkpoints, ONNX Runtime for ONNX files.
     Engine(EngineArgs),
+    /// All of it for this machine: steps and their memory, forward passes in libtorch and ONNX Runtime (float and int8), loader, PnP.
+    All(AllArgs),
+}
+
+/// Arguments of `mqat bench all`.
+#[derive(Debug, Clone, Args)]
+pub struct AllArgs {
+    #[command(flatten)]
+    pub select: ConfigSelect,
+
+    /// Weight methods that steps are measured with, each on all modules.
+    #[arg(long, value_name = "METHOD,...", value_delimiter = ',', default_value = "inq,lsq", value_parser = weight_method)]
+    pub method: Vec<WeightMethod>,
+
+    /// Their bits: 4, w4a8, ...
+    #[arg(long, value_name = "BITS", default_value = "4")]
+    pub bits: Bits,
+
+    /// Width and height of the network's input, px [default: the config's].
+    #[arg(long, value_name = "PX")]
+    pub size: Option<usize>,
+
+    /// Images of a step and of a forward pass.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    pub batch: usize,
+
+    /// Threads of libtorch and ONNX Runtime [default: RUNTIME.NUM_THREADS of the config].
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+
+    #[command(flatten)]
+    pub data: DataArgs,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    #[command(flatten)]
+    pub rounds: RoundArgs,
 }
 
 /// How often, and in which form.
@@ -307,16 +347,50 @@ pub(super) fn run(args: BenchArgs) -> Result<()> {
     if json { print_json(&report) } else { print_text(&report.text()) }
 }
 
+/// What was measured.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Measured {
+    One(BenchReport),
+    All(AllBenchReport),
+}
+
+impl Measured {
+    fn text(&self) -> String {
+        match self {
+            Self::One(report) => report.text(),
+            Self::All(report) => report.text(),
+        }
+    }
+}
+
+fn measure_all(
+    args: AllArgs,
+    progress: &mut (dyn FnMut(BenchProgress) + Send),
+) -> Result<AllBenchReport> {
+    let request = AllBenchRequest {
+        run: request_with_data(args.select, args.data, args.device.device),
+        rounds: args.rounds.rounds(),
+        methods: args.method,
+        bits: args.bits,
+        size_px: args.size,
+        batch: args.batch,
+        threads: args.threads,
+    };
+    bench_all(&request, progress)
+}
+
 fn measure(
     what: BenchCommand,
     progress: &mut (dyn FnMut(BenchProgress) + Send),
-) -> Result<(BenchReport, bool)> {
+) -> Result<(Measured, bool)> {
     let (report, rounds) = match what {
         BenchCommand::TrainStep(args) => {
             let request = TrainStepRequest {
                 run: request_with_data(args.select, args.data, args.device.device),
                 rounds: args.rounds.rounds(),
                 methods: args.method,
+                float_only: false,
                 bits: args.bits,
                 flow: args.flow,
                 size_px: args.size,
@@ -370,6 +444,10 @@ fn measure(
             };
             (bench_pnp(&request, progress)?, args.rounds)
         }
+        BenchCommand::All(args) => {
+            let json = args.rounds.json;
+            return Ok((Measured::All(measure_all(args, progress)?), json));
+        }
     };
-    Ok((report, rounds.json))
+    Ok((Measured::One(report), rounds.json))
 }

@@ -212,3 +212,26 @@ fn engines_are_for_their_files_and_a_missing_runtime_is_told() {
     assert!(report["machine"]["onnxruntime"].is_string(), "{}", report["machine"]);
     one_line(bench(&library, &[onnx, "--size", "64"]), &["float.onnx", "128 x 128", "--size"]);
 }
+
+#[test]
+fn all_measures_every_part_in_one_document() {
+    let size = ["--size", "64", "--batch", "1", "--threads", "1", "--json"];
+    let rounds = ["--rounds", "2", "--warm-up", "0", "--data", dataset().to_str().unwrap()];
+    let report = run(&small("all", &[&size[..], &rounds].concat())).code(0).json();
+    let parts = report["parts"].as_array().unwrap();
+    let names: Vec<Vec<String>> = parts
+        .iter()
+        .zip(["train-step", "forward", "loader", "pnp"])
+        .map(|(part, bench)| check(part, bench, 2))
+        .collect();
+    assert_eq!(names[0].len(), 3, "{names:?}");
+    assert_eq!(names[1][0], "libtorch");
+    let ort = report["notes"].to_string().contains("not run: ONNX Runtime");
+    assert_eq!(names[1].len(), if ort { 1 } else { 3 }, "{report}");
+    assert_eq!((names[2].len(), names[3].len()), (2, 2));
+    assert!(report["train_step_peak_mb"].as_f64().unwrap() > 50.0);
+    for subject in parts.iter().flat_map(|part| part["subjects"].as_array().unwrap()) {
+        let cpu = |key: &str| subject["cpu_seconds_per_item"][key].as_f64().unwrap();
+        assert!(cpu("min") > 0.0 && cpu("min") <= cpu("median"), "{subject}");
+    }
+}
