@@ -31,6 +31,10 @@ def module(name):
 
 
 np, torch, ort, ov, cv2 = (module(name) for name in ("numpy", "torch", "onnxruntime", "openvino", "cv2"))
+if ort and "ORT_DYLIB_PATH" not in os.environ:
+    # mqat runs its ONNX files in the same library.
+    for library in sorted(Path(ort.__file__).parent.glob("capi/libonnxruntime.so*")):
+        os.environ["ORT_DYLIB_PATH"] = str(library)
 
 
 # ---- the network, in PyTorch -------------------------------------------------------------------------------------------
@@ -237,9 +241,10 @@ class Files:
         run("import", at("net.pth"), "--out", at("net.safetensors"), *base)
         sized = ["--set", f"INPUT.INTERNAL_WIDTH={size}", "--set", f"INPUT.INTERNAL_HEIGHT={size}"]
         self.net, self.onnx, self.int8 = at("net.safetensors"), at("net.onnx"), at("int8.onnx")
-        run("export", self.net, "--format", "onnx", "--out", self.onnx, *(sized if size != 512 else []))
+        sized = sized if size != 512 else []
+        run("export", self.net, "--format", "onnx", "--out", self.onnx, *sized)
         if data:
-            run("export", self.net, "--format", "onnx", "--out", self.int8, "--calibrate", "4", "--data", data)
+            run("export", self.net, "--format", "onnx", "--out", self.int8, "--calibrate", "4", "--data", data, *sized)
         else:
             self.int8 = None
 
@@ -274,7 +279,7 @@ def forward(arguments, files, net):
         except Exception as error:
             NOT_RUN["torch.compile"] = str(error).splitlines()[0]
     common = ["--batch", str(n), "--threads", str(arguments.threads), "--device", "cpu"]
-    subjects["mqat libtorch"] = Ours(arguments.mqat, ["forward", "--checkpoint", files.net, *common])
+    subjects["mqat libtorch"] = Ours(arguments.mqat, ["forward", "--checkpoint", files.net, "--size", str(size), *common])
     if ort:
         for name, file in (("float", files.onnx), ("int8 of mqat", files.int8)):
             if file is None:

@@ -216,13 +216,13 @@ fn engines_are_for_their_files_and_a_missing_runtime_is_told() {
 #[test]
 fn all_measures_every_part_in_one_document() {
     let size = ["--size", "64", "--batch", "1", "--threads", "1", "--json"];
-    let rounds = ["--rounds", "2", "--warm-up", "0", "--data", dataset().to_str().unwrap()];
+    let rounds = ["--rounds", "3", "--warm-up", "0", "--data", dataset().to_str().unwrap()];
     let report = run(&small("all", &[&size[..], &rounds].concat())).code(0).json();
     let parts = report["parts"].as_array().unwrap();
     let names: Vec<Vec<String>> = parts
         .iter()
         .zip(["train-step", "forward", "loader", "pnp"])
-        .map(|(part, bench)| check(part, bench, 2))
+        .map(|(part, bench)| check(part, bench, 3))
         .collect();
     assert_eq!(names[0].len(), 3, "{names:?}");
     assert_eq!(names[1][0], "libtorch");

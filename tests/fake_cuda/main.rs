@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use device::{Counts, Ran, folder, run};
 use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
 
 /// A network of few weights, on images of 64 px.
 const SMALL: &[&str] = &[
@@ -201,6 +202,23 @@ fn a_run_goes_from_the_device_to_the_cpu_and_back() {
     assert!(logs.checkpoint("stage_0_head").exists());
 }
 
+/// Whether documents are the same but for the last digits of their numbers.
+fn agree(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => {
+            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+            (a - b).abs() <= 1e-4 * b.abs().max(1e-3)
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| agree(a, b))
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| agree(a, b)))
+        }
+        _ => a == b,
+    }
+}
+
 #[test]
 fn an_evaluation_finds_the_poses_that_the_cpu_finds() {
     let Some(folder) = folder() else { return };
@@ -212,11 +230,13 @@ fn an_evaluation_finds_the_poses_that_the_cpu_finds() {
         let places = ["--data", dataset(), "--out", logs.text(), "--device", device, "--json"];
         let args = [&["test", "--checkpoint", file.to_str().unwrap()], &threads[..], &places];
         let ran = run(folder, &args.concat(), &[]).code(0);
-        let reports: serde_json::Value = serde_json::from_str(&ran.stdout()).unwrap();
-        (reports[0]["table"].clone(), reports[0]["headline_percent"].as_f64(), ran.counts)
+        let reports: Value = serde_json::from_str(&ran.stdout()).unwrap();
+        let report = &reports["evaluations"][0]["report"];
+        assert!(report["table"].is_object(), "{reports}");
+        (report["table"].clone(), report["headline_percent"].as_f64(), ran.counts)
     };
     let ((found, percent, counts), (expected, ..)) = (test("cuda"), test("cpu"));
-    assert_eq!(found, expected);
+    assert!(agree(&found, &expected), "{found}\n{expected}");
     assert!(percent.unwrap() >= 50.0, "{percent:?}");
     assert!(num_convolutions(&counts) > 10 && counts.num_waits() > 0, "{counts:?}");
 }
