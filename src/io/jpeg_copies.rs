@@ -167,7 +167,7 @@ mod tests {
         assert!(!copies.pass(1) && !copies.take(10));
         let mut copies = Copies::behind(100, &[100..150, 0..0]);
         assert!(!copies.take(51));
-        let mut copies = Copies::behind(100, &[100..150]);
+        let mut copies = Copies::behind(100, &[100..150, 0..0]);
         assert!(!copies.take(49));
     }
 }
