@@ -10,7 +10,7 @@ const PARALLEL: f64 = 1e-3;
 /// The turn S about the given lines (direction, a point on it in mm) after which the rotation `seen` S is the smallest; none without
 /// a line. Of two lines or more, which make the object a ball, S undoes `seen`.
 ///
-/// The angle about the unit axis a is atan2(tr(R [a]x), tr R - a^T R a): the trace of R S has its maximum there.
+/// The angle about the unit axis a is `atan2(tr(R [a]x), tr R - a^T R a)`: the trace of R S has its maximum there.
 pub fn best_turn(lines: &[(Vec3, Vec3)], seen: &Matrix3<f64>) -> Pose {
     let Some((first, offset)) = lines.first() else { return Pose::identity() };
     let is_other =
