@@ -164,7 +164,7 @@ fn pnp(request: &AllBenchRequest) -> PnpBenchRequest {
     }
 }
 
-/// The network with initial weights in every engine that is there.
+/// Measures the forward pass of the network, with initial weights, in each engine that is installed.
 fn forward(
     request: &AllBenchRequest,
     config: &Config,

@@ -104,7 +104,7 @@ pub struct Report {
     pub config: EvalConfig,
     /// Where the inference's time went, when it was run here.
     pub timing: Option<Timing>,
-    /// Poses that were found only within 2 or 4 times `evaluation.ransac.inlier_px`.
+    /// Poses that were found only within 2 or 4 times `evaluation.ransac.inlier_px`; 0 of a file of poses.
     #[serde(default)]
     pub num_widened: usize,
     /// What the poses' standard deviations have to be multiplied by; none where no pose has any.
@@ -201,7 +201,9 @@ pub fn evaluate(
         ceiling_percent: ceiling_percent(&frames),
     };
     let table = EvalTable::new(&errors, &models, config.depth_bins);
-    let is_widened = |p: &&Prediction| p.inlier_px > config.ransac.inlier_px;
+    // Poses of a file may be found with another setting than this config's.
+    let is_own = info.timing.is_some();
+    let is_widened = |p: &&Prediction| is_own && p.inlier_px > config.ransac.inlier_px;
     let sigma = {
         let symmetries = |class: usize| &dataset.models[class].symmetries;
         let is_symmetric = |class: usize| {

@@ -43,7 +43,7 @@ impl Copies {
     }
 }
 
-/// Where the thumbnail lies in what a segment says, as far as that is there; `None` where it names none.
+/// The byte range of the thumbnail in the content of an EXIF segment, cut at the content's end; `None` without a thumbnail.
 pub(super) fn thumbnail(said: &[u8]) -> Option<Range<usize>> {
     let tiff = Tiff::of(said.strip_prefix(EXIF)?)?;
     let (_, second) = tiff.directory(tiff.number(4, 4)?)?;

@@ -127,7 +127,7 @@ impl Fit<'_> {
             None => {
                 let HeldOutTexts { train, valid } = self.held_out(&all);
                 let why = format!(
-                    "there is no folder with poses whose name begins with `val`{passed}: {} of the training images are held \
+                    "no folder whose name begins with `val` has poses{passed}: {} of the training images are held \
                      out (whole scenes where there are enough), by seed {}",
                     self.wishes.validation, self.wishes.seed
                 );

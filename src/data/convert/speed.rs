@@ -200,7 +200,7 @@ impl<'a> Writer<'a> {
 
     /// A link to the picture, or the picture without distortion.
     fn picture(&self, from: &Path, scene: &Path, number: u32) -> Result<()> {
-        ensure!(from.is_file(), "there is no file {}", from.display());
+        ensure!(from.is_file(), "{} does not exist", from.display());
         let ending = from.extension().map_or("jpg".into(), |e| e.to_string_lossy());
         let dir = scene.join("rgb");
         fs::create_dir_all(&dir).with_context(|| format!("making the folder {}", dir.display()))?;
@@ -415,7 +415,7 @@ mod tests {
             ("img000001.jpg", "2,0,0,0", "0,0,5", "has the norm 2, expected 1"),
             ("img000001.jpg", "1,0,0,0", "0,0,-5", "is not in front of the camera"),
             ("img.jpg", "1,0,0,0", "0,0,5", "its name has no number"),
-            ("img000002.jpg", "1,0,0,0", "0,0,5", "there is no file"),
+            ("img000002.jpg", "1,0,0,0", "0,0,5", "does not exist"),
         ] {
             label(name, q, t);
             let error = error();
